@@ -1,0 +1,65 @@
+# Each command sets up the environment it needs; nothing else is needed by hand.
+# PYTHON=python3.12 chooses another interpreter, ARGS="-k placement" goes to the command.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+OLDEST := .venv-oldest
+
+# The oldest of all we promise to work with: the floors in pyproject.toml, on Python 3.10
+# where there is one that runs.
+OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
+FLOORS = $(shell sed -n '/^dependencies/,/^]/ s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint test-oldest clean
+# A recipe that fails leaves no half-made target behind.
+.DELETE_ON_ERROR:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo  ## Run the image pipeline on real photographs
+	$(VENV)/bin/python notebooks/image_pipeline.py $(ARGS)
+
+test: $(VENV)/.installed-test  ## Run the tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test  ## Check style and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+test-oldest: $(OLDEST)/.installed-test  ## Run the tests with the oldest Dask we support
+	$(OLDEST)/bin/python -m pytest $(ARGS)
+
+clean:  ## Remove environments, builds, caches and what the demo made
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info image_pipeline_output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call make-venv,python,folder)
+define make-venv
+	@$(1) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo 'handoff_dask needs Python 3.10 or newer, and "$(1)" is not one.' \
+	         'Say which to use: make PYTHON=/path/to/python3.12'; exit 1; } >&2
+	@$(1) -m venv $(2) || { rm -rf $(2); \
+	    echo '"$(1) -m venv" failed: is the venv module installed?' \
+	         '(Debian and Ubuntu: apt install python3-venv)'; exit 1; } >&2
+endef
+
+$(VENV)/bin/pip:
+	$(call make-venv,$(PYTHON),$(VENV))
+
+$(OLDEST)/bin/pip:
+	$(call make-venv,$(OLDEST_PYTHON),$(OLDEST))
+
+# One stamp per extra; installed again only when the metadata changed.
+$(VENV)/.installed-%: pyproject.toml setup.cfg | $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+$(OLDEST)/.installed-%: pyproject.toml setup.cfg | $(OLDEST)/bin/pip
+	$(OLDEST)/bin/python -m pip install --quiet --editable '.[$*]' $(FLOORS)
+	@touch $@

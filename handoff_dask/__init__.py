@@ -1,0 +1,72 @@
+"""Handoff for Python on Dask: DAGs of functions with resource costs."""
+
+from handoff_dask._version import __version__
+from handoff_dask.collection import DAG
+from handoff_dask.errors import (
+    AllocationError,
+    ClusterLostError,
+    CyclicDependencyError,
+    DAGError,
+    DuplicateFunctionError,
+    FunctionFailedError,
+    HandoffError,
+    InvalidFunctionError,
+    MissingFunctionError,
+    RunCancelledError,
+    RunTimeoutError,
+    UnknownFunctionError,
+    UnknownRunError,
+    UnknownWorkerError,
+    WorkerLostError,
+)
+from handoff_dask.execution import execute, submit
+from handoff_dask.local import execute_local
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.function import Argument, Function, collocated
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.nodes import (
+    discover_nodes,
+    register_local_node,
+    register_node,
+    resources_available,
+)
+from handoff_dask.options import Allocator
+from handoff_dask.plugin import HandoffPlugin
+from handoff_dask.results import ExecutionResult
+from handoff_dask.run import Run
+
+__all__ = [
+    "DAG",
+    "AllocationError",
+    "Allocator",
+    "Argument",
+    "Attempt",
+    "ClusterLostError",
+    "CyclicDependencyError",
+    "DAGError",
+    "DuplicateFunctionError",
+    "ExecutionResult",
+    "Function",
+    "FunctionFailedError",
+    "HandoffError",
+    "HandoffPlugin",
+    "InvalidFunctionError",
+    "MissingFunctionError",
+    "RetryPolicy",
+    "Run",
+    "RunCancelledError",
+    "RunTimeoutError",
+    "UnknownFunctionError",
+    "UnknownRunError",
+    "UnknownWorkerError",
+    "WorkerLostError",
+    "__version__",
+    "collocated",
+    "discover_nodes",
+    "execute",
+    "execute_local",
+    "register_local_node",
+    "register_node",
+    "resources_available",
+    "submit",
+]

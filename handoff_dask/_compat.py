@@ -1,0 +1,125 @@
+"""Every touch of Dask that is not public API, and nothing else.
+
+Tried with dask and distributed 2025.1.0 and 2026.8.0.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dask._task_spec import GraphNode, Task, TaskRef
+from distributed.worker import get_worker, thread_state
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+    from distributed.scheduler import TaskState
+
+__all__ = [
+    "GraphNode",
+    "Task",
+    "TaskRef",
+    "claimed_by_task",
+    "died_under",
+    "fail_task",
+    "hold",
+    "keep_unrunnable",
+    "log_from_task",
+    "release_hold",
+    "task_annotations",
+    "worker_address",
+]
+
+#: The address that no worker answers to. A task restricted to it waits in ``no-worker``.
+_NOWHERE = frozenset({"held://handoff"})
+#: Where the count of workers that died under a task starts: Dask never gives up, the plugin does.
+_NEVER_SUSPICIOUS = -(2**31)
+
+
+# On the scheduler
+
+
+def hold(ts: TaskState) -> None:
+    """Keep a task from every worker until it is placed.
+
+    Its resources are put aside too: Dask would compare them with every worker each time one joins.
+    """
+    ts.worker_restrictions = set(_NOWHERE)
+    ts.host_restrictions = None
+    ts.resource_restrictions = None
+    ts.suspicious = _NEVER_SUSPICIOUS
+
+
+def release_hold(ts: TaskState, worker: str, resources: dict[str, float]) -> None:
+    """Let a held task run on one worker, claiming resources of it."""
+    ts.worker_restrictions = {worker}
+    ts.resource_restrictions = resources
+
+
+def died_under(ts: TaskState) -> bool:
+    """Whether a worker was lost, out of order, under a task since it was held."""
+    return ts.suspicious != _NEVER_SUSPICIOUS
+
+
+def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
+    """Return the worker of a task in processing and what it claims there, if it claims anything."""
+    if ts.resource_restrictions and ts.processing_on:
+        return ts.processing_on.address, ts.resource_restrictions
+    return None
+
+
+def fail_task(scheduler: Scheduler, key: Any, error: BaseException, stimulus_id: str) -> None:
+    """Fail a task that runs nowhere, with an error of ours."""
+    recommendations = scheduler.transition(
+        key, "erred", exception=pickle.dumps(error), cause=key, stimulus_id=stimulus_id
+    )
+    # Without these, dependents and clients hear nothing and wait for ever.
+    scheduler.transitions(recommendations, stimulus_id)
+
+
+def keep_unrunnable(scheduler: Scheduler, keys: Collection[Any]) -> None:
+    """Restart the clock of ``distributed.scheduler.no-workers-timeout`` for held tasks.
+
+    They wait on purpose: an operator's limit for tasks that no worker can take is not meant for
+    them. The tasks are put at the end, since Dask expects the oldest first.
+    """
+    if scheduler.no_workers_timeout is None:
+        return
+    now = time.monotonic()
+    for key in keys:
+        ts = scheduler.tasks.get(key)
+        if ts is not None and ts in scheduler.unrunnable:
+            del scheduler.unrunnable[ts]
+            scheduler.unrunnable[ts] = now
+
+
+# On a worker
+
+
+def worker_address() -> str:
+    """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
+    try:
+        return get_worker().address
+    except ValueError:
+        return "local"
+
+
+def task_annotations() -> Mapping[str, Any]:
+    """Return the annotations of the task that this thread runs."""
+    try:
+        return get_worker().state.tasks[thread_state.key].annotations or {}
+    except (ValueError, AttributeError, KeyError):
+        return {}
+
+
+def log_from_task(topic: str, message: dict[str, Any]) -> None:
+    """Send an event about the task that this thread runs, ahead of Dask's word of its end."""
+    try:
+        worker = get_worker()
+        key = thread_state.key
+        run_id = worker.state.tasks[key].run_id
+    except (ValueError, AttributeError, KeyError):
+        return
+    worker.log_event(topic, {**message, "key": key, "run_id": run_id})

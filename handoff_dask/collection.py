@@ -1,0 +1,132 @@
+"""The DAG that users see: the model's, and a Dask collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import dask
+from dask.base import DaskMethodsMixin
+
+from handoff_dask.errors import DAGError
+from handoff_dask.graph import Key, translate_plain
+from handoff_dask.model import dag as model
+from handoff_dask.model.function import Function
+
+
+class DAG(model.DAG, DaskMethodsMixin):
+    """A directed acyclic graph of functions (``Handoff.DAG``).
+
+    It is a Dask collection too: ``dask.compute(dag)``, ``dask.visualize(dag)`` and
+    ``client.persist(dag)`` run or draw it with any Dask scheduler. Costs, pins, retries and what
+    else the plugin does is :func:`execute`'s; transforms then run where their consumer does.
+
+    Parameters
+    ----------
+    id
+        Name of the DAG, any hashable; None draws a fresh one.
+
+    Examples
+    --------
+    >>> import operator
+    >>> from handoff_dask import DAG, Function
+    >>> dag = (
+    ...     DAG("doubled")
+    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
+    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
+    ... )
+    >>> dag.validate()
+    >>> dag
+    <DAG 'doubled': 2 functions>
+    >>> dag.compute()
+    {'source': 42, 'double': 84}
+    """
+
+    def __init__(self, id: Hashable = None) -> None:
+        super().__init__(id)
+        self._token = uuid4().hex
+        self._plain: tuple[Any, list[Key]] | None = None
+
+    def add_function(self, function: Function) -> DAG:
+        """Add a function and return the DAG, so that calls chain.
+
+        The functions that it depends on may be added later.
+
+        Raises
+        ------
+        DuplicateFunctionError
+            The DAG has a function of that id.
+        InvalidFunctionError
+            The id cannot be hashed.
+        """
+        super().add_function(function)
+        # Another graph needs other keys, or Dask would take it for the one it knows.
+        self._token = uuid4().hex
+        self._plain = None
+        return self
+
+    def _translated(self) -> tuple[Any, list[Key]]:
+        if self._plain is None:
+            self.validate()
+            self._plain = translate_plain(self.functions, self._token)
+        return self._plain
+
+    def _regular(self) -> list[Hashable]:
+        return [f.id for f in self.functions.values() if f.type == "regular"]
+
+    @staticmethod
+    def __dask_optimize__(graph: Any, keys: Any, **kwargs: Any) -> Any:
+        return graph
+
+    __dask_scheduler__ = staticmethod(dask.threaded.get)
+
+    def __dask_graph__(self) -> Any:
+        return self._translated()[0]
+
+    def __dask_keys__(self) -> list[Key]:
+        return self._translated()[1]
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, self._token
+
+    def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _by_id, (self._regular(),)
+
+    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _persisted, (self.id, dict(self.functions), self.__dask_keys__())
+
+
+class _PersistedDAG(DAG):
+    """A DAG whose results Dask has, or is at work on."""
+
+    def __init__(
+        self,
+        id: Hashable,
+        functions: Mapping[Hashable, Function],
+        graph: Mapping[Key, Any],
+        keys: list[Key],
+    ) -> None:
+        super().__init__(id)
+        self._functions.update(functions)
+        self._plain = graph, keys
+
+    def add_function(self, function: Function) -> DAG:
+        raise DAGError("a persisted DAG is complete: add functions to the DAG it came from")
+
+
+def _by_id(values: Sequence[Any], ids: Sequence[Hashable]) -> dict[Hashable, Any]:
+    return dict(zip(ids, values, strict=True))
+
+
+def _persisted(
+    graph: Mapping[Key, Any],
+    id: Hashable,
+    functions: Mapping[Hashable, Function],
+    keys: list[Key],
+    *,
+    rename: Mapping[str, str] | None = None,
+) -> DAG:
+    names = rename or {}
+    keys = [(names.get(name, name), index) for name, index in keys]
+    return _PersistedDAG(id, functions, graph, keys)

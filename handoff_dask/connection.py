@@ -1,0 +1,84 @@
+"""The way to a cluster: the client at hand or an embedded cluster, and the plugin on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, get_client
+from distributed.core import clean_exception
+
+from handoff_dask import config
+from handoff_dask.errors import ClusterLostError
+from handoff_dask.plugin import HandoffPlugin
+
+
+def current_client(client: Client | None = None) -> Client | None:
+    """Return the client given, else the default one, else None."""
+    if client is not None:
+        if not isinstance(client, Client):
+            raise TypeError(f"client must be a dask.distributed.Client or None, not {client!r}")
+        return client
+    try:
+        return get_client()
+    except ValueError:
+        return None
+
+
+def require_client(client: Client | None = None) -> Client:
+    """Return the client given or the default one.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    found = current_client(client)
+    if found is None:
+        raise ValueError("no client: create a dask.distributed.Client first, or pass client=")
+    return found
+
+
+class EmbeddedCluster:
+    """A cluster of this process's own, for as long as a run needs it."""
+
+    def __init__(self) -> None:
+        self.cluster = LocalCluster(
+            n_workers=1,
+            threads_per_worker=CPU_COUNT,
+            processes=config.get("embedded.processes"),
+            dashboard_address=None,
+        )
+        self.client = Client(self.cluster, set_as_default=False)
+
+    def close(self) -> None:
+        """Stop the cluster."""
+        self.client.close()
+        self.cluster.close()
+
+
+async def install(client: Client) -> None:
+    """Have the plugin on a client's scheduler; nothing happens if it is there.
+
+    Raises
+    ------
+    HandoffError
+        The scheduler takes no plugins from clients.
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    if client.status != "running":
+        raise ClusterLostError(None, f"the client is {client.status}: it has no scheduler")
+    await client.register_plugin(HandoffPlugin(), name=HandoffPlugin.name)
+
+
+def exception(error: Any, traceback: Any) -> BaseException:
+    """Return an exception that a task raised, as the scheduler keeps it, with its traceback."""
+    _, found, frames = clean_exception(error, traceback)
+    assert found is not None
+    return found.with_traceback(frames)
+
+
+async def call(client: Client, handler: str, **kwargs: Any) -> Any:
+    """Call a handler of the plugin."""
+    return await getattr(client.scheduler, f"handoff_{handler}")(**kwargs)

@@ -1,0 +1,305 @@
+"""The errors of this project: each names its culprit, carries its facts and survives pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "AllocationError",
+    "ClusterLostError",
+    "CyclicDependencyError",
+    "DAGError",
+    "DuplicateFunctionError",
+    "FunctionFailedError",
+    "HandoffError",
+    "InvalidFunctionError",
+    "MissingFunctionError",
+    "RunCancelledError",
+    "RunTimeoutError",
+    "UnknownFunctionError",
+    "UnknownRunError",
+    "UnknownWorkerError",
+    "WorkerLostError",
+]
+
+_SHOWN = 5
+
+
+def _list(items: Sequence[object]) -> str:
+    """Name the first few of many culprits."""
+    shown = ", ".join(str(item) for item in items[:_SHOWN])
+    more = len(items) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+class HandoffError(Exception):
+    """Base of every error that handoff_dask raises by itself."""
+
+
+class DAGError(HandoffError, ValueError):
+    """A mistake in a DAG, found before anything is sent to a cluster."""
+
+
+class MissingFunctionError(DAGError):
+    """Functions refer to ids that are not in the DAG.
+
+    Parameters
+    ----------
+    references
+        Pairs of (id of the function that refers, id that does not exist).
+    similar
+        An id of the DAG that resembles the first missing one, if there is one.
+
+    Attributes
+    ----------
+    function_id : Hashable
+        The first function with a reference to nowhere.
+    missing : tuple of Hashable
+        Every id that does not exist, each once.
+    """
+
+    def __init__(
+        self, references: Sequence[tuple[Hashable, Hashable]], similar: Hashable = None
+    ) -> None:
+        super().__init__(references, similar)
+        self.references = tuple(references)
+        self.similar = similar
+        self.function_id = self.references[0][0]
+        self.missing = tuple(dict.fromkeys(missing for _, missing in self.references))
+
+    def __str__(self) -> str:
+        pairs = [f"{user!r} refers to {missing!r}" for user, missing in self.references]
+        hint = f" Did you mean {self.similar!r}?" if self.similar is not None else ""
+        return (
+            f"unknown functions in the DAG: {_list(pairs)}.{hint} "
+            "Add the missing functions or correct the ids."
+        )
+
+
+class CyclicDependencyError(DAGError):
+    """Functions wait for each other in a circle.
+
+    Parameters
+    ----------
+    cycle
+        The functions of the circle, each once, in the order in which results would flow.
+    relation
+        What ties them: ``"depends on"`` or ``"is collocated with"``.
+    """
+
+    def __init__(self, cycle: Sequence[Hashable], relation: str = "depends on") -> None:
+        super().__init__(cycle, relation)
+        self.cycle = tuple(cycle)
+        self.relation = relation
+
+    def __str__(self) -> str:
+        if len(self.cycle) == 1:
+            return f"function {self.cycle[0]!r} {self.relation} itself"
+        path = " -> ".join(repr(i) for i in (*self.cycle, self.cycle[0]))
+        what = "dependencies" if self.relation == "depends on" else "collocations"
+        return f"the {what} form a cycle: {path}"
+
+
+class DuplicateFunctionError(DAGError):
+    """Two functions of a DAG have the same id."""
+
+    def __init__(self, function_id: Hashable) -> None:
+        super().__init__(function_id)
+        self.function_id = function_id
+
+    def __str__(self) -> str:
+        return f"the DAG already has a function with the id {self.function_id!r}"
+
+
+class InvalidFunctionError(DAGError):
+    """A function is not well formed.
+
+    Parameters
+    ----------
+    function_id
+        The function.
+    field
+        The field of it that is wrong.
+    problem
+        What is wrong with the field, and what to do.
+    """
+
+    def __init__(self, function_id: Hashable, field: str, problem: str) -> None:
+        super().__init__(function_id, field, problem)
+        self.function_id = function_id
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"function {self.function_id!r}, field {self.field!r}: {self.problem}"
+
+
+class UnknownFunctionError(HandoffError, KeyError):
+    """A function id that the run does not know, or whose result it does not keep."""
+
+    def __init__(self, function_id: Hashable, problem: str) -> None:
+        super().__init__(function_id, problem)
+        self.function_id = function_id
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"function {self.function_id!r}: {self.problem}"
+
+
+class UnknownRunError(HandoffError, KeyError):
+    """A dag_id that no run kept on the cluster answers to."""
+
+    def __init__(self, dag_id: Hashable) -> None:
+        super().__init__(dag_id)
+        self.dag_id = dag_id
+
+    def __str__(self) -> str:
+        return (
+            f"the cluster keeps no run with the dag_id {self.dag_id!r}. Runs are kept while their "
+            "client holds them, or until forget() when submitted with detach=True."
+        )
+
+
+class UnknownWorkerError(HandoffError, KeyError):
+    """A worker that the cluster does not have."""
+
+    def __init__(self, worker: str, known: Sequence[str] = ()) -> None:
+        super().__init__(worker, known)
+        self.worker = worker
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        known = _list(self.known) or "none"
+        return f"no worker answers to {self.worker!r}; the cluster's workers are: {known}"
+
+
+class AllocationError(HandoffError, RuntimeError):
+    """No worker can ever hold a function.
+
+    Parameters
+    ----------
+    function_id
+        The function.
+    cost
+        What it asks for: {resource: amount}; memory in MB.
+    problem
+        What stands in the way, in a sentence.
+    nearest
+        Address of the worker that comes nearest to the cost, if there is one.
+    shortfall
+        What that worker lacks: {resource: (asked for, offered)}.
+    node
+        The pin of the function, if it has one.
+    """
+
+    def __init__(
+        self,
+        function_id: Hashable,
+        cost: Mapping[str, float],
+        problem: str,
+        nearest: str | None = None,
+        shortfall: Mapping[str, tuple[float, float]] | None = None,
+        node: str | None = None,
+    ) -> None:
+        cost, shortfall = dict(cost), dict(shortfall or {})
+        super().__init__(function_id, cost, problem, nearest, shortfall, node)
+        self.function_id = function_id
+        self.cost = cost
+        self.problem = problem
+        self.nearest = nearest
+        self.shortfall = shortfall
+        self.node = node
+
+    def __str__(self) -> str:
+        return f"function {self.function_id!r} cannot be placed: {self.problem}"
+
+
+class FunctionFailedError(HandoffError, RuntimeError):
+    """A function failed for good; the original exception is the ``__cause__``.
+
+    Parameters
+    ----------
+    function_id
+        The function.
+    attempts
+        Every start of it, as :class:`~handoff_dask.Attempt` records.
+    problem
+        The last failure in a line.
+    partial
+        The :class:`~handoff_dask.ExecutionResult` of what did finish.
+    """
+
+    def __init__(
+        self,
+        function_id: Hashable,
+        attempts: Sequence[Any] = (),
+        problem: str = "",
+        partial: Any = None,
+    ) -> None:
+        super().__init__(function_id, attempts, problem, partial)
+        self.function_id = function_id
+        self.attempts = tuple(attempts)
+        self.problem = problem
+        self.partial = partial
+
+    def __str__(self) -> str:
+        n = len(self.attempts)
+        tries = f" after {n} attempt{'s' if n > 1 else ''}" if n else ""
+        return f"function {self.function_id!r} failed{tries}: {self.problem}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions leave their cause behind when pickled; for this one it is half the message.
+        return (*super().__reduce__()[:2], {**self.__dict__, "_cause": self.__cause__})
+
+    def __setstate__(self, state: dict[str, Any] | None) -> None:
+        facts = dict(state or {})
+        self.__cause__ = facts.pop("_cause", None)
+        self.__dict__.update(facts)
+
+
+class WorkerLostError(HandoffError, RuntimeError):
+    """The workers that ran a function died: the cause of a ``FunctionFailedError``.
+
+    Parameters
+    ----------
+    function_id
+        The function.
+    workers
+        Addresses of the workers, one for each death.
+    """
+
+    def __init__(self, function_id: Hashable, workers: Sequence[str]) -> None:
+        super().__init__(function_id, workers)
+        self.function_id = function_id
+        self.workers = tuple(workers)
+
+    def __str__(self) -> str:
+        n = len(self.workers)
+        times = "its worker died" if n == 1 else f"its workers died, {n} times in all"
+        return f"{times} while function {self.function_id!r} ran: {_list(self.workers)}"
+
+
+class _RunEndedError(HandoffError, RuntimeError):
+    """What the errors that end a whole run have in common."""
+
+    def __init__(self, dag_id: Hashable, problem: str, partial: Any = None) -> None:
+        super().__init__(dag_id, problem, partial)
+        self.dag_id = dag_id
+        self.problem = problem
+        self.partial = partial
+
+    def __str__(self) -> str:
+        return f"run {self.dag_id!r}: {self.problem}"
+
+
+class ClusterLostError(_RunEndedError):
+    """The scheduler went away while a run was under way, or could not be reached."""
+
+
+class RunCancelledError(_RunEndedError):
+    """The run was cancelled: by ``run.cancel()``, Ctrl-C, or its client going away."""
+
+
+class RunTimeoutError(_RunEndedError, TimeoutError):
+    """The run did not end within the time it was given."""

@@ -1,0 +1,144 @@
+"""Running a DAG in this process, without a cluster."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Hashable, Mapping
+from graphlib import TopologicalSorter
+from typing import Any
+
+from handoff_dask.errors import FunctionFailedError
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.expansion import Node, evaluate, expand
+from handoff_dask.model.function import retry_limit
+from handoff_dask.options import OnError, RunOptions
+from handoff_dask.results import ExecutionResult, select
+
+#: The worker, so to speak.
+HERE = "local"
+
+
+def execute_local(
+    dag: DAG,
+    *,
+    max_retries: int = 3,
+    results: Any = "all",
+    on_error: OnError = "raise",
+) -> ExecutionResult:
+    """Run a DAG in this process, one function after the other; costs and pins are ignored.
+
+    For debugging with pdb and for tests: the functions run in the calling thread.
+
+    Parameters
+    ----------
+    dag, max_retries, results, on_error
+        As for :func:`execute`.
+
+    Returns
+    -------
+    ExecutionResult
+        With ``"local"`` as the worker of every function.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid.
+    ValueError
+        An option is wrong.
+    FunctionFailedError
+        A function failed in its last attempt.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, Function, execute_local
+    >>> dag = DAG().add_function(Function(id="answer", args=[], code=int, extra_args=["42"]))
+    >>> execute_local(dag).results
+    {'answer': 42}
+    """
+    dag.validate()
+    RunOptions(max_retries=max_retries, on_error=on_error)
+    nodes = expand(dag.functions)
+    wanted = set(select(dag.functions, nodes, results))
+    values: dict[int, Any] = {}
+    attempts: dict[Hashable, tuple[Attempt, ...]] = {}
+    errors: dict[Hashable, BaseException] = {}
+    failed: dict[int, BaseException] = {}
+
+    def result() -> ExecutionResult:
+        return ExecutionResult(
+            dag_id=dag.id,
+            results={
+                node.function.id: values[node.index]
+                for node in nodes
+                if node.kind == "function" and node.index in values and node.function.id in wanted
+            },
+            allocations={id_: HERE for id_, tried in attempts.items() if tried[-1].outcome == "ok"},
+            attempts=attempts,
+            errors=errors,
+            dag_functions=dict(dag.functions),
+        )
+
+    for index in _order(nodes):
+        node = nodes[index]
+        id_ = node.function.id
+        cause = next((failed[i] for i in node.dependencies if i in failed), None)
+        if cause is not None:
+            failed[index] = errors[id_] = cause
+            continue
+        tries, value, error = _attempt(node, values, max_retries)
+        if node.kind == "function":
+            attempts[id_] = tries
+        if error is None:
+            values[index] = value
+            continue
+        failure = FunctionFailedError(id_, tries, f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        if on_error == "raise":
+            failure.partial = result()
+            raise failure
+        failed[index] = errors[id_] = failure
+    return result()
+
+
+def _order(nodes: list[Node]) -> tuple[int, ...]:
+    return tuple(
+        TopologicalSorter({node.index: node.dependencies for node in nodes}).static_order()
+    )
+
+
+def _attempt(
+    node: Node, values: Mapping[int, Any], default: int
+) -> tuple[tuple[Attempt, ...], Any, BaseException | None]:
+    """Call a node until it succeeds or its retries are used up."""
+    limit = retry_limit(node.function, default)
+    call = node.call
+    if node.kind != "function":
+        call = call._replace(extra_args=(HERE, HERE, *call.extra_args))
+    arguments = [values[i] for i in node.dependencies]
+    tries: list[Attempt] = []
+    while True:
+        started = time.time()
+        error: Exception | None = None
+        value = None
+        try:
+            value = evaluate(call, arguments, lambda: HERE)
+        except Exception as raised:
+            error = raised
+        tries.append(
+            Attempt(
+                len(tries) + 1,
+                HERE,
+                HERE,
+                platform.node(),
+                started,
+                time.time(),
+                node.cost,
+                "ok" if error is None else "error",
+                None if error is None else type(error).__name__,
+                None if error is None else str(error),
+            )
+        )
+        if error is None or len(tries) > limit:
+            return tuple(tries), value, error

@@ -1,0 +1,1 @@
+"""The model: functions, DAGs, policies and records. It knows nothing of Dask."""

@@ -1,0 +1,296 @@
+"""From the functions a user wrote to the nodes that are scheduled.
+
+Inline functions disappear into the calls of the functions that use them; the transforms of an
+``Argument`` become nodes of their own. What is left is a plain graph of calls, which the Dask graph,
+the simulation and the local executor are all made from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Union
+
+from handoff_dask.model.function import Argument, Collocated, Function, Transform, argument_id
+
+NodeKind = Literal["function", "serializer", "deserializer"]
+
+
+class Listed(NamedTuple):
+    """Values that arrive as one list."""
+
+    items: tuple[Entry, ...]
+
+
+class Transformed(NamedTuple):
+    """A value that passes transforms in the place where it is used, having been made there."""
+
+    item: Entry
+    transforms: tuple[tuple[Any, tuple[Any, ...]], ...]
+
+
+class Call(NamedTuple):
+    """A function and where its arguments come from.
+
+    `code` is the callable, or stands for it: whoever ships calls may replace it.
+    """
+
+    code: Any
+    args: tuple[Entry, ...]
+    extra_args: tuple[Any, ...]
+    extra_kwargs: Mapping[str, Any]
+
+
+#: An argument of a call: the position of a dependency, or something to evaluate.
+Entry = Union[int, Call, Listed, Transformed]  # noqa: UP007 - recursive, evaluated at run time
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One schedulable call.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the expansion; regular functions come first, in the order of the DAG.
+    kind : str
+        ``"function"``, or the transform it is.
+    function : Function
+        The function it runs; for a transform, the consumer that asked for it.
+    call : Call
+        What to call; its positions count `dependencies`.
+    dependencies : tuple of int
+        Nodes whose results the call needs.
+    cost : Mapping
+        Its own claim or, resource by resource, that of an inline function in it, if larger. Lower
+        case names, no zeros.
+    pin : str or None
+        Name, address or host of a worker.
+    collocated : int or None
+        The node whose worker it shares.
+    source, target : int or None
+        For a transform: the producer and the consumer.
+    inlined : tuple of Function
+        The inline functions that the call holds.
+    """
+
+    index: int
+    kind: NodeKind
+    function: Function
+    call: Call
+    dependencies: tuple[int, ...]
+    cost: Mapping[str, float]
+    pin: str | None = None
+    collocated: int | None = None
+    source: int | None = None
+    target: int | None = None
+    inlined: tuple[Function, ...] = ()
+
+    @property
+    def binds(self) -> int | None:
+        """The node that must have a worker before this one may start."""
+        return self.target if self.kind == "serializer" else None
+
+
+def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
+    """Return the nodes of a valid DAG."""
+    regular = [f for f in functions.values() if f.type == "regular"]
+    indices = {f.id: i for i, f in enumerate(regular)}
+    transforms: list[Node] = []
+    nodes = [
+        _Expansion(functions, indices, function, transforms).node() for function in regular
+    ]
+    return nodes + transforms
+
+
+def sinks(nodes: Sequence[Node]) -> list[Hashable]:
+    """Return the functions whose results no other node needs."""
+    used = {i for node in nodes for i in node.dependencies}
+    return [n.function.id for n in nodes if n.kind == "function" and n.index not in used]
+
+
+def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
+    """Return a cost map with lower case names and without what costs nothing."""
+    return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
+
+
+class _Expansion:
+    """Expands one regular function; transform nodes are appended to a shared list."""
+
+    def __init__(
+        self,
+        functions: Mapping[Hashable, Function],
+        indices: Mapping[Hashable, int],
+        function: Function,
+        transforms: list[Node],
+    ) -> None:
+        self.functions = functions
+        self.indices = indices
+        self.function = function
+        self.index = indices[function.id]
+        self.transforms = transforms
+        self.positions: dict[int, int] = {}
+        self.inlined: dict[Hashable, Function] = {}
+        self.cost: dict[str, float] = {}
+
+    def node(self) -> Node:
+        function = self.function
+        call = self.call(function)
+        pin, collocated = None, None
+        if isinstance(function.node, Collocated):
+            collocated = self.indices[function.node.id]
+        elif function.node is not None:
+            pin = str(function.node)
+        return Node(
+            self.index,
+            "function",
+            function,
+            call,
+            tuple(self.positions),
+            self.cost,
+            pin,
+            collocated,
+            inlined=tuple(self.inlined.values()),
+        )
+
+    def call(self, function: Function) -> Call:
+        for name, amount in effective_cost(function.cost).items():
+            self.cost[name] = max(amount, self.cost.get(name, 0))
+        entries: list[Entry] = []
+        listing: list[Entry] | None = None
+        # One inline function that a function names twice is evaluated once for it.
+        inline: dict[Hashable, Call] = {}
+        for arg in function.args:
+            entry = self.entry(function, arg, inline)
+            if isinstance(arg, Argument) and arg.argument_inclusion == "as_list":
+                if listing is None:
+                    listing = []
+                listing.append(entry)
+                continue
+            if listing is not None:
+                entries.append(Listed(tuple(listing)))
+                listing = None
+            entries.append(entry)
+        if function.argument_inclusion == "as_list":
+            flat = [*entries, *(listing or ())]
+            entries = [
+                Listed(
+                    tuple(i for e in flat for i in (e.items if isinstance(e, Listed) else (e,)))
+                )
+            ]
+        elif listing is not None:
+            entries.append(Listed(tuple(listing)))
+        return Call(
+            function.code, tuple(entries), tuple(function.extra_args), function.extra_kwargs
+        )
+
+    def entry(
+        self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]
+    ) -> Entry:
+        id_ = argument_id(arg)
+        producer = self.functions[id_]
+        if producer.type == "inline":
+            if id_ not in inline:
+                self.inlined[id_] = producer
+                inline[id_] = self.call(producer)
+            if isinstance(arg, Argument):
+                both = (arg.serialization_fn, arg.deserialization_fn)
+                steps = tuple(_step(t) for t in both if t is not None)
+                return Transformed(inline[id_], steps) if steps else inline[id_]
+            return inline[id_]
+        index = self.indices[id_]
+        if isinstance(arg, Argument):
+            index = self.transformed(arg, index)
+        return self.positions.setdefault(index, len(self.positions))
+
+    def transformed(self, arg: Argument, producer: int) -> int:
+        """Append the nodes of an argument's transforms; return the index of the last one."""
+        last = producer
+        for kind, transform, collocated in (
+            ("serializer", arg.serialization_fn, producer),
+            ("deserializer", arg.deserialization_fn, self.index),
+        ):
+            if transform is None:
+                continue
+            code, static = _step(transform)
+            index = len(self.indices) + len(self.transforms)
+            self.transforms.append(
+                Node(
+                    index,
+                    kind,  # type: ignore[arg-type]
+                    self.function,
+                    Call(code, (0,), static, {}),
+                    (last,),
+                    {},
+                    None,
+                    collocated,
+                    producer,
+                    self.index,
+                )
+            )
+            last = index
+        return last
+
+
+def _step(transform: Transform) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    if callable(transform):
+        return transform, ()
+    code, static = transform
+    return code, tuple(static)
+
+
+def evaluate(
+    call: Call,
+    values: Sequence[Any],
+    here: Callable[[], str],
+    code: Callable[[Any], Any] = lambda code: code,
+) -> Any:
+    """Make a call; coroutines that it returns, or that anything in it returns, are run.
+
+    Parameters
+    ----------
+    call
+        The call.
+    values
+        Results of the node's dependencies.
+    here
+        Tells the worker it is made on: source and target of transforms applied in place.
+    code
+        Turns what stands in ``Call.code`` into the callable.
+    """
+    # An inline function that one function names twice is one object: made once, passed twice.
+    made: dict[int, Any] = {}
+
+    def value(entry: Entry) -> Any:
+        if isinstance(entry, int):
+            return values[entry]
+        if isinstance(entry, Call):
+            if id(entry) not in made:
+                made[id(entry)] = evaluate(entry, values, here, code)
+            return made[id(entry)]
+        if isinstance(entry, Listed):
+            return [value(item) for item in entry.items]
+        data, node = value(entry.item), here()
+        for transform, static in entry.transforms:
+            data = finish(code(transform)(data, node, node, *static))
+        return data
+
+    args = [value(entry) for entry in call.args]
+    return finish(code(call.code)(*args, *call.extra_args, **call.extra_kwargs))
+
+
+def finish(result: Any) -> Any:
+    """Run what a coroutine function returned to its end and return its result; pass on all else."""
+    if not inspect.iscoroutine(result):
+        return result
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(result)
+    # A loop runs in this thread already, as in a notebook: the coroutine needs one elsewhere.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, asyncio.run, result).result()

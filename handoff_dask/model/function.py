@@ -1,0 +1,170 @@
+"""Functions, the arguments they take from each other, and where they may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from handoff_dask.model.retry import RetryPolicy
+
+#: A transform: a callable, or a callable and the static arguments that follow the fixed three.
+Transform = Callable[..., Any] | tuple[Callable[..., Any], Sequence[Any]]
+ArgumentInclusion = Literal["variadic", "as_list"]
+FunctionType = Literal["regular", "inline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Collocated:
+    """A pin to wherever another function runs; made by :func:`collocated`."""
+
+    id: Hashable
+
+
+def collocated(id: Hashable) -> Collocated:
+    """Pin a function to the worker where another function runs.
+
+    Handoff writes ``{:collocated, id}``.
+
+    Parameters
+    ----------
+    id
+        The other function. It may be collocated itself; chains are followed.
+
+    Examples
+    --------
+    >>> from handoff_dask import Function, collocated
+    >>> Function(id="thumbnail", args=["load"], code=len, node=collocated("load")).node
+    Collocated(id='load')
+    """
+    return Collocated(id)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A dependency whose value is transformed on its way (``Handoff.Function.Argument``).
+
+    The serializer runs on the producer's worker, the deserializer on the consumer's. Each is a
+    callable, or a pair ``(callable, static_args)``, and is called as
+    ``fn(data, source_node, target_node, *static_args)``, the nodes being worker addresses.
+
+    Parameters
+    ----------
+    id
+        The function whose result is passed.
+    serialization_fn, deserialization_fn
+        The transforms; None passes the value as it is.
+    argument_inclusion
+        ``"variadic"``: an argument of its own. ``"as_list"``: arrives in a list, together with the
+        as_list arguments next to it.
+
+    Examples
+    --------
+    >>> import zlib
+    >>> from handoff_dask import DAG, Argument, Function, execute_local
+    >>> pack = lambda data, source, target, level: zlib.compress(data, level)
+    >>> unpack = lambda data, source, target: zlib.decompress(data)
+    >>> dag = (
+    ...     DAG()
+    ...     .add_function(Function(id="text", args=[], code=bytes, extra_args=[1000]))
+    ...     .add_function(Function(id="size", args=[Argument("text", (pack, [9]), unpack)], code=len))
+    ... )
+    >>> execute_local(dag).results["size"]
+    1000
+    """
+
+    id: Hashable
+    serialization_fn: Transform | None = None
+    deserialization_fn: Transform | None = None
+    argument_inclusion: ArgumentInclusion = "variadic"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a DAG (``Handoff.Function``).
+
+    Parameters
+    ----------
+    id
+        Unique in the DAG; any hashable.
+    args
+        The functions whose results are passed, in order: ids, or :class:`Argument` objects.
+    code
+        What is called, with the dependencies' results, then `extra_args`, then `extra_kwargs`.
+        A coroutine function is run to its end.
+    extra_args, extra_kwargs
+        Further arguments, fixed when the DAG is built.
+    cost
+        What one attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
+        (10**6 bytes) and units; any further name is a custom resource. Names are compared without
+        case, fractions are allowed, None costs nothing.
+    node
+        A pin: a worker's name, address or host, or ``collocated(id)``.
+    type
+        ``"regular"``, or ``"inline"``: evaluated again inside every function that uses it, never
+        scheduled alone. A consumer claims the larger of its own and its inline functions' costs.
+    argument_inclusion
+        ``"variadic"``, or ``"as_list"``: the dependencies' results arrive as one list, first.
+    max_retries
+        Further attempts after the first; None inherits the run's.
+    retry
+        The full :class:`RetryPolicy`, of which `max_retries` is the shorthand.
+    timeout
+        Seconds an attempt may run; None is no limit.
+    results
+        Output storage: filled on the copies in ``ExecutionResult.functions``.
+
+    Notes
+    -----
+    A function is checked when its DAG is validated, so that every mistake is found in one place.
+
+    Examples
+    --------
+    >>> import operator
+    >>> from handoff_dask import Function
+    >>> double = Function(id="double", args=["source"], code=operator.mul, extra_args=[2])
+    >>> double.extra_args
+    (2,)
+    """
+
+    id: Hashable
+    args: Sequence[Hashable | Argument]
+    code: Callable[..., Any]
+    extra_args: Sequence[Any] = ()
+    extra_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, float] | None = None
+    node: str | int | Collocated | None = None
+    type: FunctionType = "regular"
+    argument_inclusion: ArgumentInclusion = "variadic"
+    max_retries: int | None = None
+    retry: RetryPolicy | None = None
+    timeout: float | None = None
+    results: Any = None
+
+    def __post_init__(self) -> None:
+        # Copies, so that a list changed after the fact does not change the function. What is not a
+        # list or tuple stays as it is, for validate() to complain about.
+        for name in ("args", "extra_args"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        for name in ("extra_kwargs", "cost"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, dict(value))
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def argument_id(arg: Hashable | Argument) -> Hashable:
+    """Return the id that an entry of ``Function.args`` refers to."""
+    return arg.id if isinstance(arg, Argument) else arg
+
+
+def retry_limit(function: Function, default: int) -> int:
+    """Return how often a function is retried: its own word first, then its policy's, the run's last."""
+    if function.max_retries is not None:
+        return function.max_retries
+    return default if function.retry is None else function.retry.max_retries

@@ -1,0 +1,114 @@
+"""What happens after a failed attempt, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
+
+#: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
+Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When and where a failed function is tried again.
+
+    Parameters
+    ----------
+    max_retries
+        Attempts after the first, whatever ended the earlier ones: an exception, a timeout or the
+        death of the worker. 0 means one attempt.
+    delay
+        Seconds before the first retry.
+    backoff
+        Factor by which each further delay grows.
+    max_delay
+        Seconds that no delay exceeds.
+    jitter
+        Fraction of a delay by which it varies at random, so that retries do not come in step.
+    retry_on
+        Exception types that are retried.
+    give_up_on
+        Exception types that are not, though `retry_on` holds them.
+    avoid_last_worker
+        Retry on another worker if another can hold the function.
+    escalate
+        ``(attempt, cost, last_error) -> cost``: what the next attempt claims.
+
+    Examples
+    --------
+    >>> from handoff_dask import RetryPolicy
+    >>> policy = RetryPolicy(max_retries=2, delay=1.0, jitter=0)
+    >>> [policy.delay_before(attempt) for attempt in (2, 3)]
+    [1.0, 2.0]
+    """
+
+    max_retries: int = 3
+    delay: float = 0.0
+    backoff: float = 2.0
+    max_delay: float = 60.0
+    jitter: float = 0.1
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    give_up_on: tuple[type[BaseException], ...] = ()
+    avoid_last_worker: bool = True
+    escalate: Escalate | None = None
+
+    def delay_before(self, attempt: int, random: float = 0.5) -> float:
+        """Seconds to wait before an attempt.
+
+        Parameters
+        ----------
+        attempt
+            Number of the attempt to come: 2 for the first retry.
+        random
+            A number in [0, 1) that picks the jitter; 0.5 is none.
+        """
+        try:
+            delay = min(self.delay * float(self.backoff) ** max(attempt - 2, 0), self.max_delay)
+        except OverflowError:
+            delay = self.max_delay if self.delay else 0.0
+        return min(max(delay * (1 + self.jitter * (2 * random - 1)), 0.0), self.max_delay)
+
+    def with_max_retries(self, max_retries: int) -> RetryPolicy:
+        """Return the same policy with another number of retries."""
+        return replace(self, max_retries=max_retries)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, what is wrong with it) for each field that is wrong."""
+        if problem := count_problem(self.max_retries):
+            yield "max_retries", problem
+        for name, least in (("delay", 0), ("backoff", 1), ("max_delay", 0), ("jitter", 0)):
+            if problem := number_problem(getattr(self, name), least):
+                yield name, problem
+        for name in ("retry_on", "give_up_on"):
+            types: Any = getattr(self, name)
+            if not isinstance(types, tuple) or not all(
+                isinstance(t, type) and issubclass(t, BaseException) for t in types
+            ):
+                yield name, f"must be a tuple of exception types, not {types!r}"
+        if self.escalate is not None and not callable(self.escalate):
+            yield "escalate", f"must be callable or None, not {self.escalate!r}"
+
+
+def count_problem(value: object) -> str | None:
+    """Say why a value is not a whole number >= 0, or return None."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        return f"must be a whole number >= 0, not {value!r}"
+    return None
+
+
+def number_problem(value: object, least: float = 0) -> str | None:
+    """Say why a value is not a finite number >= `least`, or return None."""
+    bound = "" if least == -math.inf else f" >= {least}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return f"must be a number{bound}, not {value!r}"
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        finite = False
+    if not finite or value < least:
+        return f"must be a finite number{bound}, not {value!r}"
+    return None

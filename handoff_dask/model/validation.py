@@ -1,0 +1,262 @@
+"""Every check that a DAG goes through before anything is sent to a cluster."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+from handoff_dask.errors import (
+    CyclicDependencyError,
+    InvalidFunctionError,
+    MissingFunctionError,
+)
+from handoff_dask.model.function import Argument, Collocated, Function, argument_id
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
+
+_INCLUSIONS = ("variadic", "as_list")
+_TYPES = ("regular", "inline")
+
+
+def validate(functions: Mapping[Hashable, Function]) -> None:
+    """Raise the error of the first mistake found in the functions of a DAG."""
+    fit = _SignatureCheck()
+    for function in functions.values():
+        for field, problem in _problems(function):
+            raise InvalidFunctionError(function.id, field, problem)
+    _check_references(functions)
+    _check_cycles(
+        {
+            f.id: [argument_id(a) for a in f.args]
+            for f in functions.values()
+        },
+        "depends on",
+    )
+    _check_cycles(
+        {
+            f.id: [f.node.id] if isinstance(f.node, Collocated) else []
+            for f in functions.values()
+        },
+        "is collocated with",
+    )
+    for function in functions.values():
+        if problem := fit.problem(function):
+            raise InvalidFunctionError(function.id, "args", problem)
+
+
+def _problems(function: Function) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the fields of one function, seen by itself."""
+    if not isinstance(function.args, tuple):
+        yield "args", f"must be a list of function ids, not {function.args!r}"
+        return
+    if not callable(function.code):
+        yield "code", f"must be callable, not {function.code!r}"
+    if not isinstance(function.extra_args, tuple):
+        yield "extra_args", f"must be a list or tuple, not {function.extra_args!r}"
+    if not isinstance(function.extra_kwargs, dict) or not all(
+        isinstance(name, str) for name in function.extra_kwargs
+    ):
+        yield "extra_kwargs", f"must be a mapping with string keys, not {function.extra_kwargs!r}"
+    if function.type not in _TYPES:
+        yield "type", f"must be one of {_TYPES}, not {function.type!r}"
+    if function.argument_inclusion not in _INCLUSIONS:
+        yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
+    for arg in function.args:
+        yield from _argument_problems(arg)
+    if function.cost is not None:
+        if problem := cost_problem(function.cost):
+            yield "cost", problem
+    if function.node is not None:
+        yield from _node_problems(function)
+    yield from _limit_problems(function)
+
+
+def _inclusion_problem(value: object) -> str:
+    return f"must be one of {_INCLUSIONS}, not {value!r}"
+
+
+def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
+    id_ = argument_id(arg)
+    try:
+        hash(id_)
+    except TypeError:
+        yield "args", f"holds {id_!r}, which is no id: ids are hashable"
+    if not isinstance(arg, Argument):
+        return
+    for name in ("serialization_fn", "deserialization_fn"):
+        transform = getattr(arg, name)
+        if transform is None or callable(transform):
+            continue
+        if (
+            not isinstance(transform, (tuple, list))
+            or len(transform) != 2
+            or not callable(transform[0])
+            or not isinstance(transform[1], (tuple, list))
+        ):
+            yield (
+                "args",
+                f"{name} of the argument {id_!r} must be a callable or (callable, static_args), "
+                f"not {transform!r}",
+            )
+    if arg.argument_inclusion not in _INCLUSIONS:
+        yield (
+            "args",
+            f"argument_inclusion of the argument {id_!r} "
+            + _inclusion_problem(arg.argument_inclusion),
+        )
+
+
+def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
+    node = function.node
+    if function.type == "inline":
+        yield (
+            "node",
+            "an inline function runs inside each function that uses it: it cannot have a node or "
+            "be collocated",
+        )
+    elif isinstance(node, Collocated):
+        try:
+            hash(node.id)
+        except TypeError:
+            yield "node", f"collocated({node.id!r}) is no id: ids are hashable"
+    elif isinstance(node, bool) or not isinstance(node, (str, int)) or node == "":
+        yield (
+            "node",
+            f"must be a worker's name, address or host, or collocated(id), not {node!r}",
+        )
+
+
+def _limit_problems(function: Function) -> Iterator[tuple[str, str]]:
+    if function.max_retries is not None:
+        if problem := count_problem(function.max_retries):
+            yield "max_retries", problem
+    if function.retry is not None:
+        if not isinstance(function.retry, RetryPolicy):
+            yield "retry", f"must be a RetryPolicy or None, not {function.retry!r}"
+        else:
+            for field, problem in function.retry.problems():
+                yield f"retry.{field}", problem
+    if function.timeout is not None:
+        if problem := number_problem(function.timeout):
+            yield "timeout", f"{problem} (seconds)"
+
+
+def cost_problem(cost: object) -> str | None:
+    """Say why a value is not a cost map, or return None."""
+    if not isinstance(cost, Mapping):
+        return f"must be a mapping such as {{'cpu': 2, 'memory': 2048}} or None, not {cost!r}"
+    seen: dict[str, str] = {}
+    for name, amount in cost.items():
+        if not isinstance(name, str) or not name:
+            return f"resource names are strings, not {name!r}"
+        if problem := number_problem(amount):
+            return f"the amount of {name!r} {problem}"
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name:
+            return f"{twin!r} and {name!r} are one resource: names are compared without case"
+    return None
+
+
+def _check_references(functions: Mapping[Hashable, Function]) -> None:
+    missing: list[tuple[Hashable, Hashable]] = []
+    for function in functions.values():
+        for arg in function.args:
+            id_ = argument_id(arg)
+            if id_ not in functions:
+                missing.append((function.id, id_))
+        if isinstance(function.node, Collocated):
+            target = functions.get(function.node.id)
+            if target is None:
+                missing.append((function.id, function.node.id))
+            elif target.type == "inline":
+                raise InvalidFunctionError(
+                    function.id,
+                    "node",
+                    f"is collocated with {target.id!r}, an inline function, which has no place of "
+                    "its own",
+                )
+    if missing:
+        known = {str(i): i for i in functions}
+        near = difflib.get_close_matches(str(missing[0][1]), known, n=1)
+        raise MissingFunctionError(missing, known[near[0]] if near else None)
+
+
+def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str) -> None:
+    """Raise for the first cycle met; `towards` leads from a function to what it waits for."""
+    done: set[Hashable] = set()
+    for start in towards:
+        if start in done:
+            continue
+        # Depth first without recursion: chains may be longer than Python's stack.
+        path: dict[Hashable, Iterator[Hashable]] = {start: iter(towards[start])}
+        while path:
+            here = next(reversed(path))
+            for there in path[here]:
+                if there in path:
+                    ids = list(path)
+                    # The path leads against the flow of results: turned, it reads in order.
+                    raise CyclicDependencyError(ids[ids.index(there) :][::-1], relation)
+                if there not in done:
+                    path[there] = iter(towards[there])
+                    break
+            else:
+                done.add(here)
+                # Not `del`: the next look at the end would walk past every entry deleted so far.
+                path.popitem()
+
+
+class _SignatureCheck:
+    """Binds each kind of call to its code once: DAGs repeat the same few calls many times."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, str | None] = {}
+        self._signatures: dict[int, inspect.Signature | None] = {}
+
+    def problem(self, function: Function) -> str | None:
+        """Say why a function's arguments do not fit its code, or return None."""
+        positional = self._positional(function) + len(function.extra_args)
+        shape = (id(function.code), positional, *function.extra_kwargs)
+        if shape not in self._known:
+            self._known[shape] = self._bind(function, positional)
+        return self._known[shape]
+
+    @staticmethod
+    def _positional(function: Function) -> int:
+        if function.argument_inclusion == "as_list":
+            return 1
+        count, listed = 0, False
+        for arg in function.args:
+            as_list = isinstance(arg, Argument) and arg.argument_inclusion == "as_list"
+            count += not (as_list and listed)
+            listed = as_list
+        return count
+
+    def _bind(self, function: Function, positional: int) -> str | None:
+        code = function.code
+        if id(code) not in self._signatures:
+            self._signatures[id(code)] = _signature(code)
+        signature = self._signatures[id(code)]
+        if signature is None:
+            return None
+        try:
+            signature.bind(*[None] * positional, **function.extra_kwargs)
+        except TypeError as error:
+            name = getattr(code, "__qualname__", None) or repr(code)
+            given = f"{positional} positional arguments"
+            if function.extra_kwargs:
+                given += f" and {', '.join(map(repr, function.extra_kwargs))}"
+            return f"{name}{signature} cannot be called with {given}: {error}"
+        return None
+
+
+def _signature(code: Any) -> inspect.Signature | None:
+    """Return what a callable takes, or None where only a call can tell, as for some builtins."""
+    # A decorator may fill in arguments: its own signature says what the caller gives. What has
+    # none, such as a cached function, takes what it wraps.
+    for follow in (False, True):
+        try:
+            return inspect.signature(code, follow_wrapped=follow)
+        except (TypeError, ValueError):
+            continue
+    return None

@@ -1,0 +1,149 @@
+"""The workers of a cluster as Handoff sees them: what they offer, and what of it is free."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from distributed import Client, get_worker
+from distributed.utils import sync
+
+from handoff_dask import connection
+from handoff_dask.errors import UnknownWorkerError
+from handoff_dask.model.validation import cost_problem
+from handoff_dask.worker import HandoffWorkerPlugin, check_capabilities
+
+
+def register_node(
+    worker: str, capabilities: Mapping[str, float], *, client: Client | None = None
+) -> dict[str, float]:
+    """Declare what a worker offers (``Handoff.SimpleResourceTracker.register``).
+
+    Parameters
+    ----------
+    worker
+        Its address or name.
+    capabilities
+        {resource: amount}: cores, MB, units. Resources not named keep what they had.
+    client
+        A client of the cluster; None takes the current one.
+
+    Returns
+    -------
+    dict
+        All that the worker offers now.
+
+    Raises
+    ------
+    UnknownWorkerError
+        The cluster has no such worker.
+    ValueError
+        A capability is not a finite number >= 0.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from handoff_dask import discover_nodes, register_node
+    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    ...     (worker,) = discover_nodes()
+    ...     _ = register_node(worker, {"licence": 2})
+    ...     discover_nodes()[worker]["licence"]
+    2
+    """
+    client = connection.require_client(client)
+    capabilities = check_capabilities(capabilities)
+
+    async def register() -> dict[str, float]:
+        await connection.install(client)
+        answer = await connection.call(
+            client, "declare", worker=str(worker), capabilities=capabilities
+        )
+        return _found(worker, answer)
+
+    return client.sync(register)
+
+
+def register_local_node(capabilities: Mapping[str, float]) -> dict[str, float]:
+    """Declare what this worker offers (``Handoff.DistributedExecutor.register_local_node``).
+
+    Called from code that runs on a worker, for example through ``client.run``.
+
+    Parameters
+    ----------
+    capabilities
+        {resource: amount}.
+
+    Raises
+    ------
+    ValueError
+        A capability is not a finite number >= 0, or this is no Dask worker.
+    """
+    capabilities = check_capabilities(capabilities)
+    worker = get_worker()
+    plugin = worker.plugins.get(HandoffWorkerPlugin.name)
+    if plugin is None:
+        raise ValueError(
+            f"worker {worker.address} does not have the Handoff plugin yet: run a DAG, "
+            "discover_nodes() or the preload first"
+        )
+    return sync(worker.loop, plugin.declare, capabilities)
+
+
+def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
+    """Return what each worker offers (``Handoff.DistributedExecutor.discover_nodes``).
+
+    Returns
+    -------
+    dict
+        {worker address: {resource: amount}}; names in lower case, memory in MB.
+    """
+    client = connection.require_client(client)
+
+    async def discover() -> dict[str, dict[str, float]]:
+        await connection.install(client)
+        nodes = await connection.call(client, "nodes")
+        return {address: dict(node["capabilities"]) for address, node in nodes.items()}
+
+    return client.sync(discover)
+
+
+def resources_available(
+    worker: str, cost: Mapping[str, float], *, client: Client | None = None
+) -> bool:
+    """Tell whether a worker has a cost free at this moment (``Handoff.ResourceTracker.available?``).
+
+    Free, not declared: what runs now is subtracted.
+
+    Parameters
+    ----------
+    worker
+        Its address or name.
+    cost
+        {resource: amount}.
+
+    Raises
+    ------
+    UnknownWorkerError
+        The cluster has no such worker.
+    ValueError
+        The cost is not a mapping of names to finite numbers >= 0.
+    """
+    client = connection.require_client(client)
+    if problem := cost_problem(cost):
+        raise ValueError(f"cost: {problem}")
+    lower = {name.lower(): amount for name, amount in cost.items()}
+
+    async def available() -> bool:
+        await connection.install(client)
+        answer = await connection.call(client, "available", worker=str(worker), cost=lower)
+        return _found(worker, answer)
+
+    return client.sync(available)
+
+
+def _found(worker: str, answer: bytes) -> Any:
+    address, value = pickle.loads(answer)
+    if address is None:
+        raise UnknownWorkerError(str(worker), value)
+    return value

@@ -1,0 +1,85 @@
+"""The options of a run, checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
+
+from handoff_dask.model.function import Function
+from handoff_dask.model.retry import count_problem, number_problem
+from handoff_dask.placement.strategies import STRATEGIES
+
+OnError = Literal["raise", "continue"]
+#: Which results are kept and gathered: all, those that no function needs, or these.
+ResultSelection = Union[Literal["all", "sinks"], Sequence[Hashable]]  # noqa: UP007 - 3.10
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """A strategy of the user's own (``Handoff.Allocator``), asked once, at submission."""
+
+    def allocate(
+        self, functions: Sequence[Function], capabilities: Mapping[str, Mapping[str, float]]
+    ) -> Mapping[Hashable, str]:
+        """Assign functions to workers.
+
+        Parameters
+        ----------
+        functions
+            The regular functions of the DAG.
+        capabilities
+            {worker address: {resource: amount}}.
+
+        Returns
+        -------
+        Mapping
+            {function id: worker}, the worker by address, name or host, for every function.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
+
+    max_retries: int = 3
+    max_concurrency: int | None = None
+    allocation_strategy: str | Allocator = "packed"
+    results: Any = "all"
+    on_error: OnError = "raise"
+    timeout: float | None = None
+    placement_timeout: float = 0.0
+    priority: float = 0
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        problems = {
+            "max_retries": count_problem(self.max_retries),
+            "placement_timeout": number_problem(self.placement_timeout),
+        }
+        if self.timeout is not None:
+            problems["timeout"] = number_problem(self.timeout)
+        if self.max_concurrency is not None:
+            problems["max_concurrency"] = count_problem(self.max_concurrency) or (
+                None if self.max_concurrency else "must be at least 1, not 0: nothing could run"
+            )
+        problems["priority"] = number_problem(self.priority, -math.inf)
+        if self.on_error not in get_args(OnError):
+            problems["on_error"] = f"must be one of {get_args(OnError)}, not {self.on_error!r}"
+        strategy = self.allocation_strategy
+        if isinstance(strategy, str):
+            if strategy not in STRATEGIES:
+                problems["allocation_strategy"] = (
+                    f"must be one of {', '.join(map(repr, STRATEGIES))} or an Allocator, "
+                    f"not {strategy!r}"
+                )
+        elif isinstance(strategy, type) or not isinstance(strategy, Allocator):
+            problems["allocation_strategy"] = (
+                f"must be the name of a strategy or an object with an allocate() method, "
+                f"not {strategy!r}"
+            )
+        for name, problem in problems.items():
+            if problem:
+                raise ValueError(f"{name} {problem}")

@@ -1,0 +1,124 @@
+"""Handing a busy worker more than it can run, so that short functions need no round trip each."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from handoff_dask.placement.events import Place, Refuse
+
+if TYPE_CHECKING:
+    from handoff_dask.placement.ledger import Worker
+    from handoff_dask.placement.placer import Placer
+    from handoff_dask.placement.queues import Entry, Queue
+    from handoff_dask.placement.runs import Function
+
+__all__ = ["Ahead"]
+
+
+class Ahead:
+    """The pass that commits short functions ahead, after all that fits was placed.
+
+    Parameters
+    ----------
+    horizon
+        Seconds of work that a worker may have waiting.
+    most
+        Functions that may wait per function of their kind that it runs.
+    """
+
+    __slots__ = ("_horizon", "_most", "_placer")
+
+    def __init__(self, placer: Placer, *, horizon: float, most: int) -> None:
+        self._placer = placer
+        self._horizon = horizon
+        self._most = most
+
+    def commit(self, came: bool, out: list[Place | Refuse]) -> None:
+        """Top up the workers that changed; all of some, when functions came."""
+        placer = self._placer
+        if self._horizon <= 0 or self._most <= 0:
+            return
+        if not placer.short_queues:
+            return
+        workers = dict(placer.gained)
+        if came:
+            workers.update(dict.fromkeys(placer.cluster.sample()))
+        for worker in workers:
+            if worker.running and worker.counts and worker.reservation is None:
+                while self._top_up(worker, out):
+                    pass
+
+    @staticmethod
+    def _seconds(function: Function) -> float:
+        return float("inf") if function.seconds is None else function.seconds
+
+    def _top_up(self, worker: Worker, out: list[Place | Refuse]) -> bool:
+        """Commit from the most urgent queue that may use a worker; True if it is worth another look.
+
+        Nothing is committed if a function of another kind could start at once, or comes first:
+        it would wait behind what it does not compete with.
+        """
+        placer = self._placer
+        capacity = worker.shape.capacity
+        if min(worker.free) < 0:
+            return False
+        waiting = next(iter(worker.ahead)).cost if worker.ahead else None
+        best: Queue | None = None
+        first: Entry | None = None
+        second: Entry | None = None
+        for queue in chain(placer.anywhere, worker.watchers):
+            if (
+                not placer.usable(queue)
+                or queue.avoid == worker.address
+                or not queue.need.fits(capacity)
+            ):
+                continue
+            if queue.cost is not waiting and queue.cost.fits(worker.free):
+                return False
+            head = queue.head()
+            assert head is not None
+            if first is None or head < first:
+                best, first, second = queue, head, first
+            elif second is None or head < second:
+                second = head
+        if best is None or (waiting is not None and best.cost is not waiting):
+            return False
+        slots = worker.counts.get(best.cost, 0)
+        if not slots:
+            return False
+        # Near the end of a queue everybody gets a share of what is left.
+        fair = 1 + best.live // len(placer.cluster.workers)
+        most = min(self._most * slots, fair)
+        budget = self._horizon * slots
+        while len(worker.ahead) < most and placer.usable(best):
+            head = best.head()
+            if head is None or (second is not None and second < head):
+                return len(worker.ahead) > 0 and second is not None
+            function = placer.suited(best, head[4], worker)
+            if (
+                worker.ahead_work + self._seconds(function) > budget
+                or function.binds is not None
+                or self._elsewhere(function, worker)
+            ):
+                return False
+            placer.assign(function, worker, out, ahead=True)
+        return False
+
+    def _elsewhere(self, function: Function, worker: Worker) -> bool:
+        """Whether another worker that holds more of the inputs will take it as soon."""
+        inputs = function.inputs
+        if not inputs or worker.address in inputs:
+            return False
+        workers = self._placer.cluster.workers
+        for address in inputs:
+            holder = workers.get(address)
+            if (
+                holder is not None
+                and holder.running
+                and holder.reservation is None
+                and holder.ahead_work < self._horizon
+                and len(holder.ahead) < self._most
+            ):
+                return True
+        return False

@@ -1,0 +1,79 @@
+"""How long functions take, learned from those that ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+__all__ = ["Durations"]
+
+#: The mean of the last so many attempts, roughly: older ones fade.
+_MEMORY = 16
+
+
+class _Averages:
+    """Fading averages of the most recently used keys."""
+
+    __slots__ = ("_limit", "_values")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Hashable) -> float | None:
+        found = self._values.get(key)
+        return None if found is None else found[0]
+
+    def add(self, key: Hashable, value: float) -> float:
+        """Take `value` in and return the average."""
+        values = self._values
+        found = values.get(key)
+        if found is None:
+            mean, count = value, 1
+            if len(values) >= self._limit:
+                values.popitem(last=False)
+            values[key] = (mean, count)
+        else:
+            mean, count = found
+            count = min(count + 1, _MEMORY)
+            mean += (value - mean) / count
+            values[key] = (mean, count)
+            values.move_to_end(key)
+        return mean
+
+
+class Durations:
+    """Measured seconds per function over runs, and per family of code.
+
+    Parameters
+    ----------
+    tokens, codes
+        How many of each to remember, the most recently measured ones.
+    """
+
+    __slots__ = ("_codes", "_tokens")
+
+    def __init__(self, *, tokens: int = 200_000, codes: int = 10_000) -> None:
+        self._tokens = _Averages(tokens)
+        self._codes = _Averages(codes)
+
+    def learn(self, token: Hashable | None, code: str, seconds: float) -> float:
+        """Take a measured duration in; returns the family's average."""
+        if token is not None:
+            self._tokens.add(token, seconds)
+        return self._codes.add(code, seconds)
+
+    def know(self, token: Hashable, seconds: float) -> None:
+        """Take a duration over that was measured elsewhere; says nothing of the family."""
+        self._tokens.add(token, seconds)
+
+    def of_token(self, token: Hashable | None) -> float | None:
+        """Seconds of this very function, if it was measured."""
+        return None if token is None else self._tokens.get(token)
+
+    def of_code(self, code: str) -> float | None:
+        """Seconds of a family, if one of it was measured."""
+        return self._codes.get(code)

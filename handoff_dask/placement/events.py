@@ -1,0 +1,217 @@
+"""What goes into the placement engine and what comes out of it: plain frozen records."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Counts", "Finding", "FunctionSpec", "Place", "Refuse", "Waiting", "WorkerSpec"]
+
+#: The name under which reports show the resource that every worker offers and every function
+#: takes one of. It is no part of a worker's `capacity`.
+THREADS = "threads"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """A worker as the cluster describes it.
+
+    Parameters
+    ----------
+    address
+        Unique; what `Place.worker` names.
+    name, host
+        Other things a pin may call it by.
+    capacity
+        Amount of each resource it declares. A resource not named is 0.
+    slots
+        How many functions it runs at once, whatever they cost (its threads).
+    running
+        False while it is paused or closing: it gets nothing.
+    """
+
+    address: str
+    name: str
+    host: str
+    capacity: Mapping[str, float]
+    slots: int
+    running: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """A function of a run, as far as placing it goes.
+
+    Parameters
+    ----------
+    key
+        Unique in the engine, over all runs.
+    cost
+        Amount of each resource, >= 0. Empty: it takes a slot and nothing else.
+    dependencies
+        Keys of the same run; what the remaining path is computed from.
+    pin
+        A worker's address, name or host.
+    collocated
+        Key of another function of the run: same worker as that one. Chains are fine.
+    binds
+        Key of another function of the run. Before this one is placed, that one's
+        collocation group is bound to a worker, which `Place.target` names.
+    code
+        Duration family (Dask's key prefix).
+    token
+        Identity of the function over runs, for learned durations: finer than `code`.
+    expected
+        Seconds, as far as the caller knows.
+    """
+
+    key: Hashable
+    cost: Mapping[str, float]
+    dependencies: tuple[Hashable, ...] = ()
+    pin: str | None = None
+    collocated: Hashable | None = None
+    binds: Hashable | None = None
+    code: str = ""
+    token: Hashable | None = None
+    expected: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Run `key` on `worker`.
+
+    Parameters
+    ----------
+    target
+        The worker that the function named by `binds` is bound to.
+    ahead
+        The worker is busy and starts it itself, once one of its functions ends.
+    """
+
+    key: Hashable
+    worker: str
+    target: str | None = None
+    ahead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Which workers could ever hold a cost, or what is missing.
+
+    Parameters
+    ----------
+    able
+        Addresses of the registered workers that could, in registration order.
+    pin
+        The pin asked for, if any.
+    pin_known
+        Whether a registered worker answers to the pin; True without one.
+    nearest
+        When no worker is able: the one that lacks the least.
+    shortfall
+        What `nearest` lacks: resource -> (needed, offered).
+    """
+
+    able: tuple[str, ...]
+    pin: str | None = None
+    pin_known: bool = True
+    nearest: str | None = None
+    shortfall: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.able)
+
+    def __str__(self) -> str:
+        if self.able:
+            shown = ", ".join(self.able[:4]) + (", ..." if len(self.able) > 4 else "")
+            return f"can run on {shown}"
+        if not self.pin_known:
+            return f"no worker answers to {self.pin!r}"
+        if self.nearest is None:
+            return "no workers"
+        lacks = ", ".join(
+            f"needs {name} {needed:g}, offers {offered:g}"
+            for name, (needed, offered) in self.shortfall.items()
+        )
+        where = f" (pinned to {self.pin!r})" if self.pin is not None else ""
+        return f"no worker can hold it{where}; nearest is {self.nearest}: {lacks}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Nothing can place `key` any more; `finding` says why."""
+
+    key: Hashable
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a ready function is not placed.
+
+    Parameters
+    ----------
+    reason
+        ``"delay"`` (a retry's), ``"impossible"``, ``"max_concurrency"``, ``"no workers"``,
+        ``"binding"`` (the function it binds has no worker), ``"data"`` (waits for the worker
+        that holds its inputs), ``"paused"`` (those that could hold it don't run),
+        ``"reserved"`` (a worker with room is kept for another), ``"ahead"`` (a worker with
+        room works off what it was handed ahead first), ``"resources"`` or ``"next"`` (the
+        next poll places it).
+    workers
+        The workers it waits for.
+    resources
+        What these are short of now: resource -> (needed, the most that one has free).
+    until
+        When the wait ends by itself (s, the caller's clock), if it does.
+    finding
+        For ``"impossible"`` and ``"binding"``: what is missing.
+    """
+
+    reason: str
+    workers: tuple[str, ...] = ()
+    resources: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    until: float | None = None
+    finding: Finding | None = None
+
+    def __str__(self) -> str:
+        text = self.reason
+        if self.resources:
+            text += ": " + ", ".join(
+                f"{name} {needed:g}, at most {free:g} free"
+                for name, (needed, free) in self.resources.items()
+            )
+        if self.workers:
+            shown = ", ".join(self.workers[:4]) + (", ..." if len(self.workers) > 4 else "")
+            text += f" on {shown}"
+        if self.finding is not None:
+            text += f": {self.finding}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many functions of a run are where.
+
+    Parameters
+    ----------
+    waiting
+        Not ready, or ended and not ready again.
+    held
+        Ready and not placed.
+    delayed
+        Of the held ones: those whose retry delay is not over.
+    running
+        Placed, with a claim.
+    ahead
+        Placed, waiting on their worker.
+    done
+        Ended for good.
+    """
+
+    waiting: int = 0
+    held: int = 0
+    delayed: int = 0
+    running: int = 0
+    ahead: int = 0
+    done: int = 0

@@ -1,0 +1,206 @@
+"""Workers with room, findable without looking at each.
+
+Workers of equal capacity and equal free amounts stand in one bucket. A view sorts the buckets that
+have room for one cost by one strategy's score. It catches up lazily, from a log of the buckets
+that got a worker, so that what nobody asks for costs nothing.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush, heapreplace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from handoff_dask.placement.ledger import Cost, Shape, Worker
+    from handoff_dask.placement.strategies import Strategy
+
+__all__ = ["Bucket", "Index", "View"]
+
+
+class Bucket:
+    """Open workers of equal capacity and equal free amounts."""
+
+    __slots__ = ("free", "order", "shape", "size", "workers")
+
+    def __init__(self, shape: Shape, free: tuple[int, ...], order: int) -> None:
+        self.shape = shape
+        self.free = free
+        #: A heap of (registration order, worker), with some that left.
+        self.workers: list[tuple[int, Worker]] = []
+        self.size = 0
+        #: Breaks ties between buckets.
+        self.order = order
+
+    def first(self) -> Worker:
+        """The worker registered first."""
+        workers = self.workers
+        while True:
+            worker = workers[0][1]
+            if worker.bucket is self:
+                return worker
+            heappop(workers)
+
+    def members(self) -> list[Worker]:
+        """Return its workers in order of registration."""
+        return list(dict.fromkeys(w for _, w in sorted(self.workers) if w.bucket is self))
+
+    def join(self, worker: Worker) -> None:
+        """Take a worker in."""
+        workers = self.workers
+        if len(workers) > 2 * self.size + 16:
+            workers[:] = sorted({(w.order, w) for _, w in workers if w.bucket is self})
+        worker.bucket = self
+        self.size += 1
+        heappush(workers, (worker.order, worker))
+
+
+class View:
+    """The buckets with room for a cost, best first.
+
+    Parameters
+    ----------
+    need
+        What the worker's capacity must hold as well, for a collocation group.
+    """
+
+    __slots__ = ("_cursor", "_epoch", "_heap", "_index", "_known", "_strategy", "cost", "need", "used")
+
+    def __init__(self, index: Index, strategy: Strategy, cost: Cost, need: Cost) -> None:
+        self._index = index
+        self._strategy = strategy
+        self.cost = cost
+        self.need = need
+        self._heap: list[tuple[float, int, Bucket]] = []
+        #: Score of each bucket met; None: no room. A bucket with a score is in the heap.
+        self._known: dict[Bucket, float | None] = {}
+        self._cursor = 0
+        self._epoch = -1
+        #: Epoch in which somebody last asked.
+        self.used = 0
+
+    def best(self) -> Bucket | None:
+        """The best bucket that has a worker."""
+        index = self._index
+        if self._epoch != index.epoch or self._cursor != len(index.log):
+            self._catch_up()
+        heap = self._heap
+        while heap:
+            score, _, bucket = heap[0]
+            if not bucket.size:
+                heappop(heap)
+                self._known.pop(bucket, None)
+            elif self._strategy.score is None and bucket.first().order != score:
+                # Its first worker left, or one before it came.
+                order = bucket.first().order
+                self._known[bucket] = order
+                heapreplace(heap, (order, bucket.order, bucket))
+            else:
+                return bucket
+        return None
+
+    def buckets(self) -> list[Bucket]:
+        """Return all buckets with room, best first."""
+        self.best()
+        return list(dict.fromkeys(b for _, _, b in sorted(self._heap, key=_rank) if b.size))
+
+    def _catch_up(self) -> None:
+        index = self._index
+        log = index.log
+        if self._epoch != index.epoch:
+            self._known.clear()
+            self._heap.clear()
+            self._epoch = self.used = index.epoch
+            fresh = list(index.buckets.values())
+        else:
+            fresh = log[self._cursor :]
+        self._cursor = len(log)
+        known = self._known
+        heap = self._heap
+        items = self.cost.items
+        score_of = self._strategy.score
+        for bucket in fresh:
+            if not bucket.size:
+                continue
+            if bucket in known:
+                old = known[bucket]
+                if score_of is None and old is not None and bucket.first().order < old:
+                    old = known[bucket] = bucket.first().order
+                    heappush(heap, (old, bucket.order, bucket))
+                continue
+            index.checks += 1
+            free = bucket.free
+            score: float | None = None
+            for i, amount in items:
+                if free[i] < amount:
+                    break
+            else:
+                capacity = bucket.shape.capacity
+                if self.need is self.cost or self.need.fits(capacity):
+                    if score_of is None:
+                        score = bucket.first().order
+                    else:
+                        score = score_of(self.cost, capacity, free, index.scarce)
+                    heappush(heap, (score, bucket.order, bucket))
+            known[bucket] = score
+
+
+def _rank(entry: tuple[float, int, Bucket]) -> tuple[float, int]:
+    return entry[:2]
+
+
+class Index:
+    """All open workers with room, by what they have free."""
+
+    __slots__ = ("_order", "_views", "buckets", "checks", "epoch", "log", "scarce")
+
+    def __init__(self) -> None:
+        self.buckets: dict[tuple[Shape, tuple[int, ...]], Bucket] = {}
+        #: Buckets that got a worker, since the epoch began.
+        self.log: list[Bucket] = []
+        #: Views start over when it changes.
+        self.epoch = 0
+        #: Resources that not every worker offers.
+        self.scarce: frozenset[int] = frozenset()
+        #: Buckets compared with a cost so far; what the scaling tests count.
+        self.checks = 0
+        self._views: dict[tuple[Strategy, Cost, Cost], View] = {}
+        self._order = 0
+
+    def view(self, strategy: Strategy, cost: Cost, need: Cost) -> View:
+        """The view of a cost by a strategy."""
+        key = (strategy, cost, need)
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = View(self, strategy, cost, need)
+        return view
+
+    def sync(self, worker: Worker) -> None:
+        """Move a worker to the bucket it belongs to now, if any."""
+        old = worker.bucket
+        if worker.open:
+            free = tuple(worker.free)
+            if old is not None:
+                if old.free == free and old.shape is worker.shape:
+                    return
+                old.size -= 1
+            key = (worker.shape, free)
+            bucket = self.buckets.get(key)
+            if bucket is None:
+                self._order += 1
+                bucket = self.buckets[key] = Bucket(worker.shape, free, self._order)
+            grown = not bucket.size or worker.order < bucket.first().order
+            bucket.join(worker)
+            if grown:
+                self.log.append(bucket)
+                if len(self.log) > 4096:
+                    self.restart()
+        elif old is not None:
+            old.size -= 1
+            worker.bucket = None
+
+    def restart(self) -> None:
+        """Begin a new epoch: forget empty buckets and views that nobody asks for."""
+        self._views = {k: v for k, v in self._views.items() if v.used >= self.epoch - 1}
+        self.buckets = {k: b for k, b in self.buckets.items() if b.size}
+        self.log.clear()
+        self.epoch += 1

@@ -1,0 +1,168 @@
+"""Ready functions, in queues of those that only differ in urgency."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from handoff_dask.placement.runs import QUEUED
+
+if TYPE_CHECKING:
+    from handoff_dask.placement.index import View
+    from handoff_dask.placement.ledger import Cost, Worker
+    from handoff_dask.placement.reservations import Reservation
+    from handoff_dask.placement.runs import Function, Run
+    from handoff_dask.placement.strategies import Strategy
+
+__all__ = ["Entry", "Kind", "Queue"]
+
+#: What functions are sorted by, the most urgent lowest: priority, remaining path, footprint, order.
+Entry = tuple[float, float, float, int, "Function"]
+
+#: What functions of one queue share: cost, what a worker must be able to hold (None: the cost),
+#: pin, the worker it is bound to, whether that is for its inputs only, the worker to avoid,
+#: the run if it has a limit.
+Kind = tuple[
+    "Cost", "Cost | None", "str | None", "Worker | None", bool, "str | None", "Run | None"
+]
+
+#: A function is looked up by the workers that hold most of its inputs; this many of them.
+_HOLDERS = 2
+
+
+class Queue:
+    """Functions of one cost that may go to the same workers, the most urgent first."""
+
+    __slots__ = (
+        "able", "able_epoch", "avoid", "bound", "closed", "cost", "debt", "deferred", "heap", "kind", "live",
+        "local", "need", "opened", "patience", "pin", "reservations", "run", "since", "stuck", "views", "watched",
+    )  # fmt: skip
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.cost, need, self.pin, self.bound, self.deferred, self.avoid, self.run = kind
+        self.need = need or self.cost
+        self.heap: list[Entry] = []
+        #: Functions in it; the heap may hold more entries, of functions that left.
+        self.live = 0
+        #: The same entries by address of a worker that holds inputs.
+        self.local: dict[str, list[Entry]] = {}
+        self.views: dict[Strategy, View] = {}
+        #: Workers that could ever hold the need, if these are few; None: any. As of `able_epoch`.
+        self.able: tuple[Worker, ...] | None = None
+        self.able_epoch = -1
+        #: Whether no registered worker could ever hold the need, and since when that is known.
+        self.stuck = False
+        self.since: float | None = None
+        #: The least patience of a function in it.
+        self.patience = float("inf")
+        #: Shares of a worker that others got while the head was waiting.
+        self.debt = 0.0
+        self.reservations: list[Reservation] = []
+        #: Whether no open worker has room, but those that gained since the last pass, if any.
+        self.closed = False
+        #: Whether the pass under way has yet to look at it.
+        self.opened = False
+        #: Workers whose `watchers` it stands in.
+        self.watched: tuple[Worker, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.cost} {self.live}>"
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether any worker that is able may take its functions."""
+        return self.pin is None and self.bound is None
+
+    def push(self, function: Function, footprint: float) -> None:
+        """Take a function in."""
+        run = function.run
+        entry = (-run.priority, -function.rank, -footprint, function.seq, function)
+        function.entry = entry
+        function.queue = self
+        function.state = QUEUED
+        self.live += 1
+        if run.patience < self.patience:
+            self.patience = run.patience
+        heap = self.heap
+        if len(heap) > 2 * self.live + 32:
+            self._tidy(heap)
+        heappush(heap, entry)
+        if function.inputs:
+            self._push_local(function, entry)
+
+    def remove(self, function: Function) -> None:
+        """Let a function go; its entries are dropped when met."""
+        function.entry = None
+        function.queue = None
+        self.live -= 1
+        if not self.live:
+            self.heap.clear()
+            self.local.clear()
+            self.patience = float("inf")
+
+    def head(self) -> Entry | None:
+        """The most urgent entry."""
+        return _top(self.heap)
+
+    def head_at(self, address: str) -> Entry | None:
+        """The most urgent entry of those whose inputs a worker holds."""
+        heap = self.local.get(address)
+        if heap is None:
+            return None
+        entry = _top(heap)
+        if entry is None:
+            del self.local[address]
+        return entry
+
+    def functions(self) -> list[Function]:
+        """Return all its functions, the most urgent first."""
+        return [entry[4] for entry in sorted(e for e in self.heap if e[4].entry is e)]
+
+    def rekey(self, run: Run, footprint: float) -> float:
+        """Sort the functions of a run anew; return the seconds that the shortest takes."""
+        least = float("inf")
+        entries = [entry for entry in self.heap if entry[4].entry is entry]
+        if not any(entry[4].run is run for entry in entries):
+            return least
+        self.heap.clear()
+        self.local.clear()
+        for entry in entries:
+            function = entry[4]
+            if function.run is run:
+                entry = (-run.priority, -function.rank, -footprint, function.seq, function)
+                function.entry = entry
+                if function.seconds is not None and function.seconds < least:
+                    least = function.seconds
+            self.heap.append(entry)
+            if function.inputs:
+                self._push_local(function, entry)
+        heapify(self.heap)
+        return least
+
+    def _push_local(self, function: Function, entry: Entry) -> None:
+        inputs = function.inputs
+        assert inputs is not None
+        if len(inputs) > _HOLDERS:
+            best = sorted(inputs, key=lambda address: -inputs[address])[:_HOLDERS]
+        else:
+            best = list(inputs)
+        for address in best:
+            heap = self.local.setdefault(address, [])
+            heappush(heap, entry)
+            if len(heap) > 2 * self.live + 32:
+                self._tidy(heap)
+
+    @staticmethod
+    def _tidy(heap: list[Entry]) -> None:
+        heap[:] = [entry for entry in heap if entry[4].entry is entry]
+        heapify(heap)
+
+
+def _top(heap: list[Entry]) -> Entry | None:
+    while heap:
+        entry = heap[0]
+        if entry[4].entry is entry:
+            return entry
+        heappop(heap)
+    return None

@@ -1,0 +1,222 @@
+"""The engine under simulated time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import Finding, FunctionSpec, Place, Refuse, WorkerSpec
+
+__all__ = ["Simulated", "SimulatedRun", "simulate"]
+
+_RUN = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """Where and when a function runs: a worker's address; seconds from the start of the run."""
+
+    worker: str
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRun:
+    """What a simulation found.
+
+    Parameters
+    ----------
+    placements
+        By function key, in order of start.
+    makespan
+        Seconds until the last function ends.
+    utilisation
+        Per resource: the share of what all workers offer over the makespan that is used.
+    refused
+        Functions that no worker could hold; what depends on them did not run either.
+    """
+
+    placements: Mapping[Hashable, Simulated]
+    makespan: float
+    utilisation: Mapping[str, float]
+    refused: Mapping[Hashable, Finding]
+
+
+class _Simulation:
+    def __init__(
+        self,
+        engine: Engine,
+        functions: Sequence[FunctionSpec],
+        durations: Mapping[Hashable, float],
+        sizes: Mapping[Hashable, float],
+        overhead: float,
+        bandwidth: float,
+        latency: float,
+    ) -> None:
+        self.engine = engine
+        self.durations = durations
+        self.sizes = sizes
+        self.overhead = overhead
+        self.bandwidth = bandwidth
+        self.latency = latency
+        self.specs = {f.key: f for f in functions}
+        self.dependents: dict[Hashable, list[Hashable]] = {}
+        self.missing: dict[Hashable, int] = {}
+        for f in functions:
+            inside = {d for d in f.dependencies if d in self.specs}
+            self.missing[f.key] = len(inside)
+            for d in inside:
+                self.dependents.setdefault(d, []).append(f.key)
+        self.now = 0.0
+        self.placements: dict[Hashable, Simulated] = {}
+        self.refused: dict[Hashable, Finding] = {}
+        self._ends: list[tuple[float, int, Hashable]] = []
+        self._count = 0
+        #: Functions handed to each worker ahead, in order.
+        self._ahead: dict[str, deque[Hashable]] = {}
+
+    def run(self) -> None:
+        engine = self.engine
+        for key, missing in self.missing.items():
+            if not missing:
+                self._ready(key)
+        self._poll()
+        while True:
+            wake = engine.wake_at()
+            if self._ends and (wake is None or self._ends[0][0] <= wake):
+                self.now = self._ends[0][0]
+                while self._ends and self._ends[0][0] <= self.now:
+                    self._end(heappop(self._ends)[2])
+            elif wake is not None:
+                self.now = max(self.now, wake)
+            else:
+                break
+            self._poll()
+
+    def _ready(self, key: Hashable) -> None:
+        inputs: dict[str, float] = {}
+        for dependency in self.specs[key].dependencies:
+            size = self.sizes.get(dependency, 0.0)
+            if size and dependency in self.placements:
+                worker = self.placements[dependency].worker
+                inputs[worker] = inputs.get(worker, 0.0) + size
+        self.engine.function_ready(key, self.now, inputs=inputs)
+
+    def _start(self, key: Hashable, worker: str, overhead: float) -> None:
+        missing = sum(
+            self.sizes.get(d, 0.0)
+            for d in self.specs[key].dependencies
+            if d in self.placements and self.placements[d].worker != worker
+        )
+        start = self.now + overhead
+        stop = start + self.durations[key]
+        if missing:
+            stop += missing / self.bandwidth + self.latency
+        self.placements[key] = Simulated(worker, start, stop)
+        self._count += 1
+        heappush(self._ends, (stop, self._count, key))
+
+    def _end(self, key: Hashable) -> None:
+        done = self.placements[key]
+        self.engine.attempt_ended(key, self.now, duration=done.stop - done.start, done=True)
+        # The worker starts what it was handed ahead by itself, as the engine knows.
+        waiting = self._ahead.get(done.worker)
+        while waiting and not self.engine.waits_ahead(waiting[0]):
+            self._start(waiting.popleft(), done.worker, 0.0)
+        for after in self.dependents.get(key, ()):
+            self.missing[after] -= 1
+            if not self.missing[after]:
+                self._ready(after)
+
+    def _poll(self) -> None:
+        for decision in self.engine.poll(self.now):
+            if isinstance(decision, Refuse):
+                self.refused[decision.key] = decision.finding
+            elif decision.ahead:
+                self._ahead.setdefault(decision.worker, deque()).append(decision.key)
+            else:
+                assert isinstance(decision, Place)
+                self._start(decision.key, decision.worker, self.overhead)
+
+
+def simulate(
+    functions: Sequence[FunctionSpec],
+    workers: Iterable[WorkerSpec],
+    durations: Mapping[Hashable, float],
+    *,
+    strategy: str = "packed",
+    known: bool = True,
+    max_concurrency: int | None = None,
+    sizes: Mapping[Hashable, float] | None = None,
+    overhead: float = 0.0,
+    bandwidth: float = 100e6,
+    latency: float = 0.005,
+    engine: Engine | None = None,
+) -> SimulatedRun:
+    """Run a DAG on workers without running it.
+
+    Parameters
+    ----------
+    functions, workers
+        What runs where.
+    durations
+        Seconds of each function, by key.
+    strategy, max_concurrency
+        As for `Engine.run_opened`.
+    known
+        Whether the engine knows the durations in advance; else it learns them as functions
+        end, by their `code`.
+    sizes
+        Bytes of each function's result, by key; where to move them takes time.
+    overhead
+        Seconds from the decision to place a function to its start.
+    bandwidth, latency
+        Bytes per second, and seconds, of moving results.
+    engine
+        The one to drive, with what it learned before; it must have no workers.
+
+    Raises
+    ------
+    KeyError
+        A function without a duration.
+    """
+    if engine is None:
+        engine = Engine(bandwidth=bandwidth, latency=latency, lost_grace=0.0)
+    workers = list(workers)
+    for worker in workers:
+        engine.worker_added(worker)
+    engine.run_opened(_RUN, strategy=strategy, max_concurrency=max_concurrency)
+    if known:
+        for f in functions:
+            engine.duration_known((_RUN, f.key), durations[f.key])
+        specs = [replace(f, token=(_RUN, f.key)) for f in functions]
+    else:
+        specs = list(functions)
+    engine.functions_added(_RUN, specs)
+    simulation = _Simulation(
+        engine, specs, durations, sizes or {}, overhead, bandwidth, latency
+    )
+    simulation.run()
+    engine.run_closed(_RUN)
+    for worker in workers:
+        engine.worker_removed(worker.address)
+    placements = simulation.placements
+    makespan = max((p.stop for p in placements.values()), default=0.0)
+    offered: dict[str, float] = {}
+    for worker in workers:
+        for name, amount in worker.capacity.items():
+            offered[name] = offered.get(name, 0.0) + amount
+    used = dict.fromkeys(offered, 0.0)
+    for key, place in placements.items():
+        for name, amount in simulation.specs[key].cost.items():
+            if name in used:
+                used[name] += amount * (place.stop - place.start)
+    utilisation = {
+        name: used[name] / (total * makespan) if total * makespan else 0.0
+        for name, total in offered.items()
+    }
+    return SimulatedRun(placements, makespan, utilisation, simulation.refused)

@@ -1,0 +1,92 @@
+"""Which of the workers that have a cost free gets the function.
+
+A strategy scores a worker by its capacity and what is free of it: the lowest wins, and among
+equals the one registered first. So workers of equal capacity and equal load are scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from handoff_dask.placement.ledger import SLOT, Cost
+
+__all__ = ["STRATEGIES", "Strategy", "strategy"]
+
+Score = Callable[[Cost, Sequence[int], Sequence[int], Collection[int]], float]
+
+#: Outweighs any difference in fit.
+_SPARE = 1000.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Strategy:
+    """How a run chooses among the workers that have room.
+
+    Parameters
+    ----------
+    name
+        What `run_opened` knows it by.
+    score
+        ``(cost, capacity, free, scarce) -> float``; None: the order of registration.
+    local
+        Whether a worker with room that holds the inputs is taken at once.
+    """
+
+    name: str
+    score: Score | None
+    local: bool
+
+
+def load(capacity: Sequence[int], free: Sequence[int]) -> float:
+    """The dominant share of what is claimed: 0 is idle, 1 is full in some resource."""
+    return max(1 - left / all_ for left, all_ in zip(free, capacity, strict=False) if all_)
+
+
+def _load_balanced(
+    cost: Cost, capacity: Sequence[int], free: Sequence[int], scarce: Collection[int]
+) -> float:
+    return load(capacity, free)
+
+
+def _packed(
+    cost: Cost, capacity: Sequence[int], free: Sequence[int], scarce: Collection[int]
+) -> float:
+    """Least left over of what the cost is made of; nothing scarce that it does not need.
+
+    A function that costs nothing packs nowhere: it goes where most threads are free.
+    """
+    if not cost.rest:
+        score = -free[SLOT] / capacity[SLOT]
+    else:
+        score = sum([(free[i] - amount) / capacity[i] for i, amount in cost.rest])
+    if scarce:
+        used = {i for i, _ in cost.rest}
+        score += _SPARE * sum(i not in used for i in scarce if capacity[i])
+    return score
+
+
+_PACKED = Strategy("packed", _packed, local=True)
+
+#: By name; an alias is a second name of the same strategy.
+STRATEGIES = {
+    "cost_optimized": _PACKED,
+    "first_available": Strategy("first_available", None, local=False),
+    "load_balanced": Strategy("load_balanced", _load_balanced, local=False),
+    "packed": _PACKED,
+}
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy of a name.
+
+    Raises
+    ------
+    ValueError
+        No strategy has that name; the message lists those that exist.
+    """
+    try:
+        return STRATEGIES[name]
+    except (KeyError, TypeError):
+        known = ", ".join(sorted(STRATEGIES))
+        raise ValueError(f"unknown allocation strategy {name!r}; known are {known}") from None

@@ -1,0 +1,320 @@
+"""The scheduler's half: scheduler events in, engine events out, and the engine's decisions back.
+
+An adapter. It keeps the records of the runs; who runs where and when is decided in
+``handoff_dask.placement``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import time
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from distributed import SchedulerPlugin
+
+from handoff_dask import _compat, config
+from handoff_dask.errors import AllocationError, HandoffError, WorkerLostError
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import Place, Refuse
+from handoff_dask.records import FunctionRecord, RunRecord
+from handoff_dask.service import Service
+from handoff_dask.task import TOPIC
+from handoff_dask.worker import HandoffWorkerPlugin
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+    from distributed.scheduler import TaskState
+
+
+logger = logging.getLogger(__name__)
+
+
+class HandoffPlugin(SchedulerPlugin):
+    """Places the functions of Handoff runs, records where they ran, and enforces their retries.
+
+    Registered by :func:`handoff_dask.execute` on first use, or by the operator's preload.
+    """
+
+    name = "handoff"
+    idempotent = True
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Begin: install the handlers and ask every worker what it offers."""
+        self.scheduler = scheduler
+        self.engine = Engine(
+            horizon=config.seconds("commit-ahead"),
+            lost_grace=config.seconds("lost-capacity-grace"),
+        )
+        self.runs: dict[str, RunRecord] = {}
+        #: Every node that Dask knows, by key.
+        self.records: dict[Hashable, FunctionRecord] = {}
+        #: Held tasks whose attempts are used up.
+        self.spent: list[FunctionRecord] = []
+        #: Tasks of others that hold resources.
+        self.foreign: set[Hashable] = set()
+        #: {address: {resource in lower case: the worker's own name for it}}
+        self.names: dict[str, dict[str, str]] = {}
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.service = Service(self)
+        scheduler.handlers.update(self.service.handlers)
+        await scheduler.register_worker_plugin(
+            None,  # type: ignore[arg-type]
+            pickle.dumps(HandoffWorkerPlugin()),
+            name=HandoffWorkerPlugin.name,
+            idempotent=True,
+        )
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # Workers
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Forget a worker."""
+        if self.names.pop(worker, None) is not None:
+            self.engine.worker_removed(worker)
+            self.ask()
+
+    # Runs
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Forget the runs of a client that went away."""
+        for run in [run for run in self.runs.values() if run.spec.client == client]:
+            self.forget(run)
+
+    def forget(self, run: RunRecord) -> None:
+        """Drop all there is of a run."""
+        if self.runs.pop(run.spec.run_id, None) is None:
+            return
+        self.engine.run_closed(run.spec.run_id)
+        for record in run.functions:
+            self.records.pop(record.key, None)
+        self.ask()
+
+    # The gate
+
+    def update_graph(
+        self,
+        scheduler: Scheduler,
+        *,
+        annotations: Mapping[str, Mapping[Hashable, Any]],
+        **kwargs: Any,
+    ) -> None:
+        """Hold every function of a new graph, before any of them can start."""
+        for key, mark in annotations.get("handoff", {}).items():
+            run = self.runs.get(mark["run"])
+            if run is None or key in self.records:
+                continue
+            self.records[key] = run.functions[mark["index"]]
+            run.alive += 1
+            _compat.hold(scheduler.tasks[key])
+
+    def transition(
+        self, key: Hashable, start: str, finish: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Follow a task from one state to the next."""
+        record = self.records.get(key)
+        if record is None:
+            if start == "processing" or finish == "processing":
+                self._foreign(key, finish)
+            return
+        if finish == "no-worker":
+            self._ready(record)
+        elif start == "processing":
+            self._left(record, finish, kwargs)
+        elif start == "no-worker" and finish != "processing":
+            self.engine.function_withdrawn(key)
+            record.move("waiting")
+        if finish == "forgotten":
+            del self.records[key]
+            record.run.alive -= 1
+            if not record.run.alive:
+                self.forget(record.run)
+        elif finish == "erred" and record.state != "failed":
+            record.move("failed")
+
+    def _ready(self, record: FunctionRecord) -> None:
+        """Ask the engine for a place: the function's inputs are there."""
+        record.move("held")
+        if record.failures > record.row.max_retries:
+            self.spent.append(record)
+        else:
+            inputs: dict[str, float] = {}
+            for dependency in self.scheduler.tasks[record.key].dependencies:
+                for ws in dependency.who_has or ():
+                    inputs[ws.address] = inputs.get(ws.address, 0) + dependency.nbytes
+            self.engine.function_ready(record.key, time.monotonic(), inputs=inputs)
+        self.ask()
+
+    def _left(self, record: FunctionRecord, finish: str, facts: Mapping[str, Any]) -> None:
+        """Take down how an attempt ended."""
+        ts = self.scheduler.tasks[record.key]
+        failure, record.failure = record.failure, None
+        run, started, stopped = record.run, record.placed, time.time()
+        for span in facts.get("startstops") or ():
+            if span["action"] == "compute":
+                started, stopped = span["start"], span["stop"]
+        self.engine.attempt_ended(
+            record.key,
+            time.monotonic(),
+            duration=stopped - started if finish == "memory" else None,
+            done=finish == "memory",
+        )
+        if finish == "memory":
+            run.ended(record, "ok", started, stopped)
+            record.move("done")
+        elif failure is not None:
+            record.failures += 1
+            run.ended(
+                record,
+                "error",
+                failure["started"],
+                failure["stopped"],
+                failure["error_type"],
+                failure["message"],
+            )
+            if finish == "erred":
+                run.failed[record.index] = failure["message"]
+        elif record.worker not in self.scheduler.workers:
+            record.failures += _compat.died_under(ts)
+            run.ended(record, "worker-lost", started, stopped)
+        else:
+            run.ended(record, "cancelled", started, stopped)
+        if record.state == "running":
+            record.move("waiting")
+        _compat.hold(ts)
+        self.ask()
+
+    def _foreign(self, key: Hashable, finish: str) -> None:
+        """Count what the tasks of others claim."""
+        if finish == "processing":
+            claim = _compat.claimed_by_task(self.scheduler.tasks[key])
+            if claim is not None:
+                worker, resources = claim
+                self.foreign.add(key)
+                lower = {name.lower(): amount for name, amount in resources.items()}
+                self.engine.foreign_claimed(key, worker, lower)
+        elif key in self.foreign:
+            self.foreign.discard(key)
+            self.engine.foreign_released(key)
+            self.ask()
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Hear of failed attempts, and of workers that pause, resume or close."""
+        if not isinstance(msg, dict):
+            return
+        action = msg.get("action")
+        if topic == TOPIC and action == "attempt-failed":
+            record = self.records.get(msg["key"])
+            ts = self.scheduler.tasks.get(msg["key"])
+            if record is not None and ts is not None and ts.run_id == msg["run_id"]:
+                record.failure = msg
+        elif action == "worker-status-change" and topic in self.names:
+            running = self.scheduler.workers[topic] in self.scheduler.running
+            self.engine.worker_running(topic, running)
+            self.ask()
+
+    def ask(self) -> None:
+        """Have the engine decide once, when the events of this tick of the loop are in."""
+        if not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._asked = False
+        stimulus_id = f"handoff-{time.time()}"
+        for record in self.spent:
+            lost = [
+                attempt[2]
+                for attempt in record.run.attempts
+                if attempt[0] == record.index and attempt[5] == "worker-lost"
+            ]
+            self._fail(record, WorkerLostError(record.row.label, lost), stimulus_id)
+        self.spent.clear()
+        placed: dict[Hashable, str] = {}
+        for decision in self._poll(stimulus_id):
+            if isinstance(decision, Place):
+                if self._place(decision):
+                    placed[decision.key] = "processing"
+            else:
+                self._refuse(decision, stimulus_id)
+        if placed:
+            self.scheduler.transitions(placed, stimulus_id)  # type: ignore[arg-type]
+        self._wake()
+
+    def _poll(self, stimulus_id: str) -> list[Place | Refuse]:
+        """Ask the engine. Should it break, the functions that wait for it fail: nothing hangs."""
+        try:
+            return self.engine.poll(time.monotonic())
+        except Exception as error:
+            logger.exception("The placement engine failed")
+            problem = HandoffError(f"the placement engine failed, which is a bug: {error!r}")
+            for record in [r for r in self.records.values() if r.state == "held"]:
+                self._fail(record, problem, stimulus_id)
+            return []
+
+    def _place(self, place: Place) -> bool:
+        record = self.records.get(place.key)
+        ws = self.scheduler.workers.get(place.worker)
+        if record is None or ws is None or ws not in self.scheduler.running:
+            # The worker changed without a word.
+            self.engine.attempt_ended(place.key, time.monotonic())
+            self.engine.worker_running(place.worker, False)
+            if record is not None:
+                self._ready(record)
+            return False
+        names = self.names[place.worker]
+        ts = self.scheduler.tasks[place.key]
+        row = record.row
+        _compat.release_hold(ts, place.worker, {names[n]: v for n, v in row.cost.items()})
+        ts.retries = max(row.max_retries - record.failures, 0)
+        record.attempt += 1
+        record.worker = place.worker
+        record.placed = time.time()
+        record.move("running")
+        record.run.workers[place.worker] = (str(ws.name), ws.host)
+        if row.source is not None or record.attempt > 1:
+            self._annotate(ts, record, place)
+        return True
+
+    def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
+        """Tell the worker what it cannot know: the number of the attempt, the ends of a transfer."""
+        mark = {**(ts.annotations or {})["handoff"], "attempt": record.attempt}
+        if record.row.source is not None:
+            mark["source"] = record.run.functions[record.row.source].worker
+            mark["target"] = place.target or place.worker
+        ts.annotations = {**(ts.annotations or {}), "handoff": mark}
+
+    def _refuse(self, refuse: Refuse, stimulus_id: str) -> None:
+        record = self.records.get(refuse.key)
+        if record is not None:
+            finding = refuse.finding
+            error = AllocationError(
+                record.row.label,
+                record.row.cost,
+                str(finding),
+                finding.nearest,
+                finding.shortfall,
+                finding.pin,
+            )
+            self._fail(record, error, stimulus_id)
+
+    def _fail(self, record: FunctionRecord, error: Exception, stimulus_id: str) -> None:
+        record.run.failed[record.index] = str(error)
+        _compat.fail_task(self.scheduler, record.key, error, stimulus_id)
+
+    def _wake(self) -> None:
+        """Be called again when the engine has to act without an event."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self.engine.wake_at()
+        if at is not None:
+            delay = max(0.0, at - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._decide)

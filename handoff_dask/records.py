@@ -1,0 +1,172 @@
+"""What the scheduler remembers of a run: its functions, their attempts, what became of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from handoff_dask.model.attempt import Attempt, Outcome
+from handoff_dask.model.expansion import Node
+
+#: States of a function: not ready, ready but without a place, on a worker, and the three ends.
+STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRow:
+    """One node of a run, as it travels to the scheduler. Other nodes go by their index.
+
+    Rows are built from tuples in this order, since there are many.
+    """
+
+    prefix: str
+    label: str
+    cost: Mapping[str, float]
+    dependencies: tuple[int, ...] = ()
+    pin: str | None = None
+    collocated: int | None = None
+    binds: int | None = None
+    source: int | None = None
+    target: int | None = None
+    max_retries: int = 0
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a client tells the scheduler of a run before its graph arrives."""
+
+    run_id: str
+    dag_id: str
+    client: str
+    rows: tuple[tuple[Any, ...], ...]
+    strategy: str = "packed"
+    max_concurrency: int | None = None
+    placement_timeout: float = 0.0
+    priority: float = 0
+
+
+@dataclass(slots=True, eq=False)
+class FunctionRecord:
+    """One node of a run on the scheduler."""
+
+    key: Hashable
+    index: int
+    run: RunRecord
+    row: FunctionRow
+    state: str = "waiting"
+    #: Starts so far, and how many of them count against `max_retries`.
+    attempt: int = 0
+    failures: int = 0
+    #: Where it was placed last, and when.
+    worker: str | None = None
+    placed: float = 0.0
+    #: What a worker said of the attempt that failed, until Dask's own message comes.
+    failure: dict[str, Any] | None = None
+
+    def move(self, state: str) -> None:
+        """Change the state, and the run's counts with it."""
+        if self.row.source is None:  # transforms are not what users count
+            counts = self.run.counts
+            counts[self.state] -= 1
+            counts[state] += 1
+        self.state = state
+
+
+@dataclass(eq=False)
+class RunRecord:
+    """A run on the scheduler."""
+
+    spec: RunSpec
+    functions: list[FunctionRecord] = field(default_factory=list)
+    #: (index, number, worker, started, stopped, outcome, error type, message) of every start.
+    attempts: list[tuple[Any, ...]] = field(default_factory=list)
+    #: address: (name, host) of every worker that ran something.
+    workers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Nodes that failed for good by themselves.
+    failed: dict[int, str] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    #: Nodes that Dask has not forgotten.
+    alive: int = 0
+
+    def ended(
+        self,
+        record: FunctionRecord,
+        outcome: Outcome,
+        started: float,
+        stopped: float,
+        error_type: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Record the end of an attempt."""
+        self.attempts.append(
+            (
+                record.index,
+                record.attempt,
+                record.worker,
+                started,
+                stopped,
+                outcome,
+                error_type,
+                message,
+            )
+        )
+
+    def report(self) -> RunReport:
+        """Return what the client is told."""
+        costs = {a[0]: self.functions[a[0]].row.cost for a in self.attempts}
+        return RunReport(
+            attempts=tuple(self.attempts),
+            workers=dict(self.workers),
+            costs=costs,
+            failed=dict(self.failed),
+            counts={state: self.counts[state] for state in STATES},
+        )
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What happened in a run, by the index of the node."""
+
+    attempts: tuple[tuple[Any, ...], ...] = ()
+    workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    costs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    failed: Mapping[int, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def attempts_by_index(self) -> dict[int, list[Attempt]]:
+        """Return the attempts of each node, the first first."""
+        found: dict[int, list[Attempt]] = {}
+        for index, number, worker, started, stopped, outcome, error_type, message in self.attempts:
+            name, host = self.workers[worker]
+            found.setdefault(index, []).append(
+                Attempt(
+                    number,
+                    worker,
+                    name,
+                    host,
+                    started,
+                    stopped,
+                    self.costs[index],
+                    outcome,
+                    error_type,
+                    message,
+                )
+            )
+        return found
+
+    def attempts_by_function(self, nodes: Sequence[Node]) -> dict[Hashable, tuple[Attempt, ...]]:
+        """Return the attempts of each function, transforms left out."""
+        found = self.attempts_by_index()
+        return {
+            nodes[i].function.id: tuple(found[i]) for i in found if nodes[i].kind == "function"
+        }
+
+    def allocations(self, nodes: Sequence[Node]) -> dict[Hashable, str]:
+        """Return the worker that made the result of each function."""
+        return {
+            nodes[a[0]].function.id: a[2]
+            for a in self.attempts
+            if a[5] == "ok" and nodes[a[0]].kind == "function"
+        }

@@ -1,0 +1,298 @@
+"""A DAG on its way through a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from distributed import CancelledError, Client, Future, wait
+
+from handoff_dask import connection
+from handoff_dask.errors import (
+    AllocationError,
+    ClusterLostError,
+    FunctionFailedError,
+    HandoffError,
+    RunCancelledError,
+    RunTimeoutError,
+)
+from handoff_dask.options import Allocator
+from handoff_dask.records import RunReport
+from handoff_dask.results import ExecutionResult
+from handoff_dask.submission import Submission
+
+
+class Run:
+    """A DAG on its way through a cluster; made by :func:`submit`.
+
+    With an asynchronous client, the methods return awaitables.
+
+    Attributes
+    ----------
+    dag_id : Hashable
+        The id of the DAG.
+    futures : Mapping
+        {function id: Future} of the results that were asked for. The values stay on the workers
+        while the run or its futures are referenced.
+    """
+
+    def __init__(self, submission: Submission, client: Client) -> None:
+        self.dag_id = submission.dag_id
+        self.futures: Mapping[Hashable, Future] = {}
+        self._submission = submission
+        self._client = client
+        #: Every future that the end of the run hangs on.
+        self._awaited: dict[Hashable, Future] = {}
+        #: Why the run was stopped, once it was.
+        self._stopped: HandoffError | None = None
+        self._outcome: asyncio.Task[ExecutionResult] | None = None
+        self._limit: asyncio.TimerHandle | None = None
+        self._close: Callable[[], Any] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<Run of {self.dag_id!r}: {len(self._submission.functions)} functions>"
+
+    def start(self) -> Any:
+        """Send the run on its way; :func:`submit` does."""
+        try:
+            return self._sync(self._start)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def complete(self) -> Any:
+        """Return the result and leave nothing behind; :func:`execute` does."""
+        if self._client.asynchronous:
+            return self._complete()
+        try:
+            return self.result()
+        except BaseException:
+            # Ctrl-C, that is: what else ends the wait has ended the run.
+            self.cancel()
+            raise
+        finally:
+            self.futures = {}
+            self._awaited = {}
+            self._close()
+
+    def owns(self, embedded: connection.EmbeddedCluster) -> None:
+        """Have a cluster stop when nobody refers to the run any more."""
+        self._close = weakref.finalize(self, embedded.close)
+
+    def status(self) -> dict[str, Any]:
+        """Return how many functions are in which state, and the attempts so far.
+
+        Returns
+        -------
+        dict
+            Counts under ``"waiting"``, ``"held"``, ``"running"``, ``"done"``, ``"failed"`` and
+            ``"cancelled"``; under ``"attempts"`` {function id: tuple of Attempt}.
+        """
+        return self._sync(self._status)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the run to end, well or not.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits without end.
+
+        Raises
+        ------
+        TimeoutError
+            It had not ended by then; it goes on.
+        """
+        return self._sync(self._wait, timeout)
+
+    def result(self, timeout: float | None = None) -> ExecutionResult:
+        """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
+        """
+        return self._sync(self._result, timeout)
+
+    def cancel(self) -> None:
+        """Stop the run: what has not started never does, what runs finishes unseen."""
+        return self._sync(self._stop, RunCancelledError(self.dag_id, "it was cancelled"))
+
+    def _sync(self, method: Callable[..., Any], *args: Any) -> Any:
+        return self._client.sync(method, *args)
+
+    # The same, on the event loop of the client.
+
+    async def _complete(self) -> ExecutionResult:
+        try:
+            return await self._result(None)
+        except BaseException:
+            # Also when the task that waits here is cancelled.
+            await self._stop(RunCancelledError(self.dag_id, "nobody waits for it any more"))
+            raise
+        finally:
+            self.futures = {}
+            self._awaited = {}
+
+    async def _start(self) -> Run:
+        client, submission = self._client, self._submission
+        await connection.install(client)
+        pins = None
+        if isinstance(submission.options.allocation_strategy, Allocator):
+            nodes = await connection.call(client, "nodes")
+            names = {name for node in nodes.values() for name in node["names"]}
+            pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
+        refused = await connection.call(client, "open", spec=submission.spec(client.id, pins))
+        if refused is not None:
+            raise submission.allocation_error(*pickle.loads(refused))
+        if self._stopped is not None:  # cancelled on its way here
+            await connection.call(client, "close", run_id=submission.run_id)
+            raise self._stopped
+        keys = submission.translation.keys
+        futures = client.get(
+            submission.translation.graph,
+            [keys[index] for index in submission.awaited.values()],
+            sync=False,
+            priority=submission.options.priority,
+        )
+        self._awaited = dict(zip(submission.awaited, futures, strict=True))
+        self.futures = {id_: self._awaited[id_] for id_ in submission.wanted}
+        if submission.options.timeout is not None:
+            self._limit = asyncio.get_running_loop().call_later(
+                submission.options.timeout, self._out_of_time
+            )
+        self._outcome = asyncio.create_task(self._finish())
+        # Who never asks for the outcome is not told of it.
+        self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self
+
+    def _out_of_time(self) -> None:
+        error = RunTimeoutError(
+            self.dag_id, f"it did not end within {self._submission.options.timeout} s"
+        )
+        self._stopping = asyncio.create_task(self._stop(error))
+
+    async def _stop(self, reason: HandoffError) -> None:
+        if self._outcome is not None and self._outcome.done():
+            return
+        self._stopped = self._stopped or reason
+        await self._release()
+
+    async def _release(self) -> None:
+        """Have the scheduler forget every task of the run."""
+        with contextlib.suppress(OSError, CancelledError):
+            await self._client.cancel(list(self._awaited.values()), asynchronous=True)
+
+    async def _status(self) -> dict[str, Any]:
+        report, _ = await self._report()
+        return {**report.counts, "attempts": report.attempts_by_function(self._submission.nodes)}
+
+    async def _wait(self, timeout: float | None) -> None:
+        with contextlib.suppress(HandoffError):
+            await self._result(timeout)
+
+    async def _result(self, timeout: float | None) -> ExecutionResult:
+        if self._outcome is None:
+            raise self._stopped or RunCancelledError(self.dag_id, "it was never started")
+        # The run goes on when one who waits for it gives up.
+        return await asyncio.wait_for(asyncio.shield(self._outcome), timeout)
+
+    async def _finish(self) -> ExecutionResult:
+        futures = list(self._awaited.values())
+        try:
+            if self._submission.options.on_error == "continue":
+                await wait(futures)
+            else:
+                values = await self._client.gather(futures, asynchronous=True)
+                return await self._assemble(dict(zip(self._awaited, values, strict=True)))
+        except CancelledError:
+            raise self._cancelled() from None
+        except Exception:
+            error = await self._failure()
+            raise error from error.__cause__
+        finally:
+            if self._limit is not None:
+                self._limit.cancel()
+        return await self._assemble(await self._gather_finished())
+
+    def _cancelled(self) -> HandoffError:
+        if self._stopped is not None:
+            return self._stopped
+        if self._client.status != "running":
+            return ClusterLostError(self.dag_id, "the scheduler went away")
+        return RunCancelledError(self.dag_id, "its functions were cancelled on the cluster")
+
+    async def _failure(self) -> HandoffError:
+        """Stop the run; return the error of the function that failed first."""
+        report, errors = await self._report()
+        partial = await self._assemble(await self._gather_finished())
+        await self._release()
+        error = self._error(next(iter(errors)), errors, report)
+        if isinstance(error, FunctionFailedError):
+            error.partial = partial
+        return error
+
+    async def _gather_finished(self) -> dict[Hashable, Any]:
+        done = {id_: f for id_, f in self._awaited.items() if f.status == "finished"}
+        values = await self._client.gather(list(done.values()), asynchronous=True)
+        return dict(zip(done, values, strict=True))
+
+    async def _report(self) -> tuple[RunReport, dict[int, BaseException]]:
+        """Ask the scheduler what happened, and for the errors of what failed, the first first."""
+        answer = await connection.call(
+            self._client, "report", run_id=self._submission.run_id
+        )
+        if answer is None:
+            return RunReport(), {}
+        errors = {i: connection.exception(*error) for i, *error in answer["errors"]}
+        return pickle.loads(answer["report"]), errors
+
+    def _error(
+        self, index: int, errors: Mapping[int, BaseException], report: RunReport
+    ) -> HandoffError:
+        """Return the error of a node that failed by itself."""
+        node, cause = self._submission.nodes[index], errors[index]
+        id_ = node.function.id
+        if isinstance(cause, AllocationError):
+            return AllocationError(
+                id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
+            )
+        problem = f"{type(cause).__name__}: {cause}"
+        if node.kind != "function":
+            problem = f"the {node.kind} of one of its arguments: {problem}"
+        error = FunctionFailedError(id_, report.attempts_by_index().get(index, ()), problem)
+        error.__cause__ = cause
+        return error
+
+    async def _assemble(self, values: Mapping[Hashable, Any]) -> ExecutionResult:
+        """Put the result together."""
+        submission = self._submission
+        report, causes = await self._report()
+        failed = {index: self._error(index, causes, report) for index in causes}
+        # Nodes come after what they depend on in no particular order: follow failures to their end.
+        errors: dict[Hashable, BaseException] = {}
+        users: dict[int, list[int]] = {}
+        for node in submission.nodes:
+            for dependency in node.dependencies:
+                users.setdefault(dependency, []).append(node.index)
+        spreading = list(failed)
+        while spreading:
+            index = spreading.pop()
+            errors.setdefault(submission.nodes[index].function.id, failed[index])
+            for user in users.get(index, ()):
+                if user not in failed:
+                    failed[user] = failed[index]
+                    spreading.append(user)
+        return ExecutionResult(
+            dag_id=self.dag_id,
+            results={id_: values[id_] for id_ in submission.wanted if id_ in values},
+            allocations=report.allocations(submission.nodes),
+            attempts=report.attempts_by_function(submission.nodes),
+            errors=errors,
+            dag_functions=submission.functions,
+        )

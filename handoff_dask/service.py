@@ -1,0 +1,200 @@
+"""What clients and workers may ask the scheduler's plugin."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
+from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord
+from handoff_dask.worker import check_capabilities
+
+if TYPE_CHECKING:
+    from handoff_dask.plugin import HandoffPlugin
+
+#: Seconds that a question waits for workers that have joined but not said what they offer.
+PATIENCE = 10.0
+
+
+class Service:
+    """The handlers of a plugin, installed on its scheduler under ``handoff_...``."""
+
+    def __init__(self, plugin: HandoffPlugin) -> None:
+        self.plugin = plugin
+        self.scheduler = plugin.scheduler
+        self.engine = plugin.engine
+        self._news = asyncio.Event()
+
+    @property
+    def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """The handlers by the name under which the scheduler knows them."""
+        handlers = (
+            self.open,
+            self.close,
+            self.report,
+            self.capabilities,
+            self.declare,
+            self.nodes,
+            self.available,
+        )
+        return {f"handoff_{handler.__name__}": handler for handler in handlers}
+
+    # Runs
+
+    async def open(self, spec: bytes) -> bytes | None:
+        """Take down a run; the answer is None, or a node that no worker can hold and why."""
+        run = RunRecord(pickle.loads(spec))
+        await self._settled()
+        run_id = run.spec.run_id
+        self.engine.run_opened(
+            run_id,
+            priority=run.spec.priority,
+            strategy=run.spec.strategy,
+            max_concurrency=run.spec.max_concurrency,
+            placement_timeout=run.spec.placement_timeout,
+        )
+        self.plugin.runs[run_id] = run
+        self._add_functions(run)
+        # Without any worker, and with time to wait for one, nothing is impossible yet.
+        if not run.spec.placement_timeout and self.plugin.names:
+            for key, finding in self.engine.verdicts(run_id):
+                if not finding.able:
+                    self.plugin.forget(run)
+                    return pickle.dumps((key[1], finding))
+        return None
+
+    def _add_functions(self, run: RunRecord) -> None:
+        rows = [FunctionRow(*row) for row in run.spec.rows]
+        keys = [(f"{row.prefix}-{run.spec.run_id}", index) for index, row in enumerate(rows)]
+        run.functions = [
+            FunctionRecord(key, index, run, row) for index, (key, row) in enumerate(zip(keys, rows, strict=True))
+        ]
+        run.counts["waiting"] = sum(row.source is None for row in rows)
+        prefixes = self.scheduler.task_prefixes
+        # What Dask measured of the same code, whoever ran it.
+        expected = {
+            name: prefixes[name].duration_average
+            for name in {row.prefix for row in rows}
+            if name in prefixes and prefixes[name].duration_average >= 0
+        }
+
+        def key(index: int | None) -> Any:
+            return None if index is None else keys[index]
+
+        self.engine.functions_added(
+            run.spec.run_id,
+            [
+                FunctionSpec(
+                    key=keys[index],
+                    cost=row.cost,
+                    dependencies=tuple(keys[i] for i in row.dependencies),
+                    pin=row.pin,
+                    collocated=key(row.collocated),
+                    binds=key(row.binds),
+                    code=row.prefix,
+                    token=(row.prefix, row.label),
+                    expected=expected.get(row.prefix),
+                )
+                for index, row in enumerate(rows)
+            ],
+        )
+
+    async def report(self, run_id: str) -> dict[str, Any] | None:
+        """Return the report of a run, and the errors of its nodes as Dask keeps them."""
+        run = self.plugin.runs.get(run_id)
+        if run is None:
+            return None
+        errors = []
+        for index in run.failed:
+            ts = self.scheduler.tasks.get(run.functions[index].key)
+            if ts is not None and ts.exception is not None:
+                errors.append((index, ts.exception, ts.traceback))
+        return {"report": pickle.dumps(run.report()), "errors": errors}
+
+    async def close(self, run_id: str) -> None:
+        """Forget a run whose graph never came."""
+        if run := self.plugin.runs.get(run_id):
+            self.plugin.forget(run)
+
+    # Workers
+
+    async def capabilities(self, worker: str, capabilities: dict[str, float]) -> None:
+        """Take down what a worker offers; from then on it is given functions."""
+        ws = self.scheduler.workers.get(worker)
+        if ws is None:
+            return
+        names: dict[str, str] = {}
+        offered: dict[str, float] = {}
+        for name, amount in capabilities.items():
+            if names.setdefault(name.lower(), name) == name:
+                offered[name.lower()] = amount
+        self.plugin.names[worker] = names
+        self.engine.worker_added(
+            WorkerSpec(
+                address=worker,
+                name=str(ws.name),
+                host=ws.host,
+                capacity=offered,
+                slots=ws.nthreads,
+                running=ws in self.scheduler.running,
+            )
+        )
+        self._news.set()
+        self.plugin.ask()
+
+    async def _settled(self) -> None:
+        """Wait until every worker has said what it offers."""
+        deadline = time.monotonic() + PATIENCE
+        while self.scheduler.workers.keys() - self.plugin.names.keys():
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                return
+
+    def _resolve(self, worker: str) -> str | None:
+        """Return the address of a worker called by its address or name."""
+        if worker in self.scheduler.workers:
+            return worker
+        for address, ws in self.scheduler.workers.items():
+            if str(ws.name) == worker:
+                return address
+        return None
+
+    def _unknown(self) -> bytes:
+        return pickle.dumps((None, [str(ws.name) for ws in self.scheduler.workers.values()]))
+
+    async def declare(self, worker: str, capabilities: dict[str, float]) -> bytes:
+        """Have a worker declare capabilities; the answer is what it offers then."""
+        await self._settled()
+        address = self._resolve(worker)
+        if address is None:
+            return self._unknown()
+        offered = await self.scheduler.rpc(address).handoff_declare(
+            capabilities=check_capabilities(capabilities)
+        )
+        return pickle.dumps((address, offered))
+
+    async def nodes(self) -> dict[str, dict[str, Any]]:
+        """Return what each worker offers, and what it answers to."""
+        await self._settled()
+        return {
+            address: {
+                "capabilities": dict(self.engine.capacity(address)),
+                "names": [address, str(ws.name), ws.host],
+            }
+            for address, ws in self.scheduler.workers.items()
+            if address in self.plugin.names
+        }
+
+    async def available(self, worker: str, cost: dict[str, float]) -> bytes:
+        """Tell whether a worker has a cost free at this moment."""
+        await self._settled()
+        address = self._resolve(worker)
+        if address is None:
+            return self._unknown()
+        free = self.engine.free(address)
+        return pickle.dumps((address, all(free.get(n, 0) >= v for n, v in cost.items())))

@@ -1,0 +1,149 @@
+"""What is made of a DAG before the cluster hears of it: checks, graph, specification."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from handoff_dask.errors import AllocationError, UnknownWorkerError
+from handoff_dask.graph import Translation, translate
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.expansion import expand
+from handoff_dask.model.function import Function, retry_limit
+from handoff_dask.options import Allocator, RunOptions
+from handoff_dask.placement.events import Finding
+from handoff_dask.records import RunSpec
+from handoff_dask.results import select
+
+
+class Submission:
+    """A DAG and the options of its run, checked and translated.
+
+    Attributes
+    ----------
+    run_id : str
+        Tells this run from every other on the cluster.
+    nodes : list of Node
+        What the DAG expands to.
+    wanted : list of Hashable
+        The functions whose results are asked for.
+    awaited : dict
+        {function id: index} of those, and of the functions that run only for what they do.
+    translation : Translation
+        The Dask graph.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid, or holds what cannot be pickled.
+    """
+
+    def __init__(self, dag: DAG, options: RunOptions) -> None:
+        dag.validate()
+        self.dag_id = dag.id
+        self.functions: dict[Hashable, Function] = dict(dag.functions)
+        self.options = options
+        self.run_id = uuid4().hex
+        self.nodes = expand(self.functions)
+        self.wanted = select(self.functions, self.nodes, options.results)
+        wanted = set(self.wanted)
+        used = {i for node in self.nodes for i in node.dependencies}
+        regular = [node for node in self.nodes if node.kind == "function"]
+        # Functions that nobody needs run for what they do; what they return is dropped.
+        discard = frozenset(
+            n.index for n in regular if n.index not in used and n.function.id not in wanted
+        )
+        self.awaited = {
+            n.function.id: n.index
+            for n in regular
+            if n.function.id in wanted or n.index in discard
+        }
+        self.translation: Translation = translate(
+            self.nodes, self.run_id, retries=options.max_retries, discard=discard
+        )
+
+    @property
+    def regular(self) -> list[Function]:
+        """The functions that are scheduled."""
+        return [f for f in self.functions.values() if f.type == "regular"]
+
+    def pins(self, capabilities: Mapping[str, Mapping[str, float]], names: set[str]) -> Any:
+        """Ask the user's allocator where everything runs.
+
+        Parameters
+        ----------
+        capabilities
+            {worker address: {resource: amount}}.
+        names
+            Everything that a worker of the cluster answers to.
+        """
+        allocator = self.options.allocation_strategy
+        assert isinstance(allocator, Allocator)
+        answer = dict(allocator.allocate(self.regular, capabilities))
+        for function in self.regular:
+            if function.id not in answer:
+                raise AllocationError(
+                    function.id,
+                    function.cost or {},
+                    f"{type(allocator).__name__}.allocate() returned no worker for it",
+                )
+            if str(answer[function.id]) not in names:
+                raise UnknownWorkerError(str(answer[function.id]), sorted(capabilities))
+        return {id_: str(worker) for id_, worker in answer.items()}
+
+    def spec(self, client: str, pins: Mapping[Hashable, str] | None = None) -> bytes:
+        """Return what the scheduler's plugin is told, pickled.
+
+        Parameters
+        ----------
+        client
+            Id of the client.
+        pins
+            The allocator's word, which stands above pins and collocations of the DAG.
+        """
+        rows = []
+        for node, prefix in zip(self.nodes, self.translation.prefixes, strict=True):
+            pin, collocated = node.pin, node.collocated
+            if pins and node.kind == "function":
+                pin, collocated = pins[node.function.id], None
+            rows.append(
+                (
+                    prefix,
+                    repr(node.function.id),
+                    node.cost,
+                    node.dependencies,
+                    pin,
+                    collocated,
+                    node.binds,
+                    node.source,
+                    node.target,
+                    retry_limit(node.function, self.options.max_retries),
+                )
+            )
+        strategy = self.options.allocation_strategy
+        return pickle.dumps(
+            RunSpec(
+                run_id=self.run_id,
+                dag_id=self.dag_id if isinstance(self.dag_id, str) else repr(self.dag_id),
+                client=client,
+                rows=tuple(rows),
+                strategy=strategy if isinstance(strategy, str) else "packed",
+                max_concurrency=self.options.max_concurrency,
+                placement_timeout=self.options.placement_timeout,
+                priority=self.options.priority,
+            )
+        )
+
+    def allocation_error(self, index: int, finding: Finding) -> AllocationError:
+        """Return the error for a node that no worker can hold."""
+        node = self.nodes[index]
+        return AllocationError(
+            node.function.id,
+            node.cost,
+            str(finding),
+            finding.nearest,
+            finding.shortfall,
+            finding.pin,
+        )

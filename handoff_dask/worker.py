@@ -1,0 +1,76 @@
+"""What lives on each worker: its capabilities, found and declared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from distributed import WorkerPlugin
+
+from handoff_dask.model.validation import cost_problem
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+#: Bytes in the unit of ``memory``.
+MB = 10**6
+
+
+class HandoffWorkerPlugin(WorkerPlugin):
+    """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
+
+    A worker that declares no ``cpu`` or ``memory`` offers its threads and its memory limit in MB;
+    without a limit, its share of the host's memory by threads. What an operator declared stays.
+    """
+
+    name = "handoff"
+
+    async def setup(self, worker: Worker) -> None:  # type: ignore[override]
+        self.worker = worker
+        self.found: dict[str, float] = {}
+        worker.handlers["handoff_declare"] = self.declare
+        declared = {name.lower() for name in worker.state.total_resources}
+        self.found = {n: v for n, v in find_capabilities(worker).items() if n not in declared}
+        await self.declare(self.found)
+
+    async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
+        """Declare resources, under the names that the worker has for them if it has any."""
+        own = {name.lower(): name for name in self.worker.state.total_resources}
+        await self.worker.set_resources(
+            **{own.get(name.lower(), name.lower()): value for name, value in capabilities.items()}
+        )
+        total = dict(self.worker.state.total_resources)
+        await self.worker.scheduler.handoff_capabilities(
+            worker=self.worker.contact_address, capabilities=total
+        )
+        return total
+
+    async def teardown(self, worker: Worker) -> None:  # type: ignore[override]
+        worker.handlers.pop("handoff_declare", None)
+
+
+def find_capabilities(worker: Worker) -> dict[str, float]:
+    """Find what a worker offers: cores, memory in MB, GPUs."""
+    threads = worker.state.nthreads
+    limit = worker.memory_manager.memory_limit
+    if not limit:
+        # Without a limit the workers of a host share its memory, by their threads.
+        share = min(1.0, threads / (os.cpu_count() or threads))
+        limit = int(psutil.virtual_memory().total * share)
+    found: dict[str, float] = {"cpu": threads, "memory": limit // MB}
+    return found
+
+
+def check_capabilities(capabilities: Any) -> dict[str, float]:
+    """Return capabilities with lower case names.
+
+    Raises
+    ------
+    ValueError
+        They are not a mapping of names to finite numbers >= 0.
+    """
+    if problem := cost_problem(capabilities):
+        raise ValueError(f"capabilities: {problem}")
+    return {name.lower(): value for name, value in capabilities.items()}

@@ -1,0 +1,329 @@
+"""What the functions of a DAG expand to: schedulable nodes and the calls in them."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+
+import pytest
+
+from handoff_dask.model.expansion import (
+    Call,
+    Listed,
+    Transformed,
+    effective_cost,
+    evaluate,
+    expand,
+    finish,
+    sinks,
+)
+from handoff_dask.model.function import Argument, Function, collocated
+
+
+def accept(*args, **kwargs):
+    return args
+
+
+def pack(data, source, target):
+    return data
+
+
+def unpack(data, source, target):
+    return data
+
+
+def nodes_of(*functions):
+    return expand({f.id: f for f in functions})
+
+
+def inline(id_, *args, **kwargs):
+    return Function(id_, args, accept, type="inline", **kwargs)
+
+
+# Nodes
+
+
+def test_regular_functions_come_first_in_order():
+    """A node's index is its function's place among the regular ones, whatever else there is."""
+    nodes = nodes_of(
+        Function("c", [Argument("a", pack), "i"], accept),
+        inline("i"),
+        Function("a", [], accept),
+        Function("b", [Argument("a", pack, unpack)], accept),
+    )
+    assert [n.index for n in nodes] == list(range(6))
+    assert [n.function.id for n in nodes[:3]] == ["c", "a", "b"]
+    assert [n.kind for n in nodes] == ["function"] * 3 + ["serializer"] * 2 + ["deserializer"]
+
+
+def test_a_result_used_twice_is_one_dependency():
+    """A node names each node it needs once, in the order of first use."""
+    node = nodes_of(
+        Function("a", [], accept), Function("b", [], accept), Function("c", ["b", "a", "b"], accept)
+    )[2]
+    assert node.dependencies == (1, 0)
+    assert node.call == Call(accept, (0, 1, 0), (), {})
+
+
+def test_transforms_are_nodes():
+    """The serializer sits with the producer, the deserializer with the consumer."""
+    producer, consumer, serializer, deserializer = nodes_of(
+        Function("a", [], accept, cost={"gpu": 1}),
+        Function("b", [Argument("a", (pack, [1, 2]), unpack)], accept, cost={"gpu": 1}),
+    )
+    assert consumer.dependencies == (deserializer.index,)
+    assert deserializer.dependencies == (serializer.index,)
+    assert serializer.dependencies == (producer.index,)
+    assert (serializer.collocated, deserializer.collocated) == (0, 1)
+    assert {(n.source, n.target) for n in (serializer, deserializer)} == {(0, 1)}
+    assert (serializer.call.code, serializer.call.extra_args) == (pack, (1, 2))
+    assert (deserializer.call.code, deserializer.call.extra_args) == (unpack, ())
+    assert serializer.function.id == deserializer.function.id == "b"
+    assert dict(serializer.cost) == dict(deserializer.cost) == {}
+
+
+def test_the_consumer_is_bound_before_its_serializer_runs():
+    """Only a serializer must know where another node will run."""
+    nodes = nodes_of(
+        Function("a", [], accept), Function("b", [Argument("a", pack, unpack)], accept)
+    )
+    assert [n.binds for n in nodes] == [None, None, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("argument", "kinds"),
+    [
+        (Argument("a"), []),
+        (Argument("a", pack), ["serializer"]),
+        (Argument("a", None, unpack), ["deserializer"]),
+    ],
+)
+def test_transforms_that_are_not_there(argument, kinds):
+    """A transform that is None is no node."""
+    nodes = nodes_of(Function("a", [], accept), Function("b", [argument], accept))
+    assert [n.kind for n in nodes[2:]] == kinds
+    assert nodes[1].dependencies == ((2,) if kinds else (0,))
+
+
+def test_each_argument_has_its_own_transforms():
+    """One producer transformed in two ways, and plain, arrives as three values."""
+    nodes = nodes_of(
+        Function("a", [], accept),
+        Function("b", [Argument("a", pack), "a", Argument("a", unpack)], accept),
+    )
+    assert nodes[1].dependencies == (2, 0, 3)
+    assert [nodes[i].call.code for i in (2, 3)] == [pack, unpack]
+
+
+@pytest.mark.parametrize(
+    ("node", "pin", "with_"),
+    [(None, None, None), ("alice", "alice", None), (0, "0", None), (collocated("a"), None, 0)],
+)
+def test_places(node, pin, with_):
+    """A pin is text, as workers' names are compared; a collocation is a node's index."""
+    expanded = nodes_of(Function("a", [], accept), Function("b", [], accept, node=node))[1]
+    assert (expanded.pin, expanded.collocated) == (pin, with_)
+
+
+@pytest.mark.parametrize(
+    ("cost", "effective"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"cpu": 0, "gpu": 0.0}, {}),
+        ({"CPU": 2, "Licence": 0.5, "gpu": 0}, {"cpu": 2, "licence": 0.5}),
+    ],
+)
+def test_effective_cost(cost, effective):
+    """Names are lower case and what costs nothing is not named."""
+    assert effective_cost(cost) == effective
+
+
+def test_costs_of_inline_functions():
+    """A consumer claims the larger of its own and its inline functions' costs, by resource."""
+    outer, other = nodes_of(
+        inline("inner", cost={"GPU": 1, "memory": 100}),
+        inline("middle", "inner", cost={"cpu": 4}),
+        Function("outer", ["middle"], accept, cost={"cpu": 2, "memory": 500}),
+        Function("other", [], accept, cost={"cpu": 1}),
+    )
+    assert dict(outer.cost) == {"cpu": 4, "memory": 500, "gpu": 1}
+    assert dict(other.cost) == {"cpu": 1}
+
+
+def test_inlined():
+    """A node names the inline functions in its call, each once."""
+    one, two = nodes_of(
+        inline("i"),
+        inline("j", "i"),
+        inline("unused"),
+        Function("one", ["i", "j", "i"], accept),
+        Function("two", ["one"], accept),
+    )
+    assert {f.id for f in one.inlined} == {"i", "j"}
+    assert len(one.inlined) == 2
+    assert two.inlined == ()
+
+
+def test_sinks():
+    """Sinks are the functions that no node needs: not by an inline function or a transform."""
+    nodes = nodes_of(
+        Function("direct", [], accept),
+        Function("through inline", [], accept),
+        Function("transformed", [], accept),
+        Function("for an unused inline", [], accept),
+        inline("i", "through inline"),
+        inline("unused", "for an unused inline"),
+        Function("end", ["direct", "i", Argument("transformed", pack)], accept),
+    )
+    assert sinks(nodes) == ["for an unused inline", "end"]
+
+
+# Calls
+
+
+def call_of(*functions):
+    """Return the call of the first function."""
+    return nodes_of(*functions)[0].call
+
+
+def test_inline_functions_become_part_of_the_call():
+    """An inline function's own dependencies are its consumer's."""
+    node = nodes_of(
+        Function("f", ["i", "b"], accept),
+        inline("i", "a", "b", extra_args=[7], extra_kwargs={"k": 8}),
+        Function("a", [], accept),
+        Function("b", [], accept),
+    )[0]
+    assert node.dependencies == (1, 2)
+    assert node.call.args == (Call(accept, (0, 1), (7,), {"k": 8}), 1)
+
+
+def test_an_inline_function_named_twice_is_one_object():
+    """What one function names twice is made once; what two functions name is made for each."""
+    first, second, used = call_of(
+        Function("f", ["i", Argument("i", pack), "j"], accept), inline("i"), inline("j", "i")
+    ).args
+    assert isinstance(second, Transformed)
+    assert second.item is first
+    assert used.args[0] == first
+    assert used.args[0] is not first
+
+
+def test_transforms_of_an_inline_result_stay_in_place():
+    """A value made where it is used passes its transforms there, serializer first."""
+    nodes = nodes_of(Function("f", [Argument("i", pack, (unpack, [1]))], accept), inline("i"))
+    assert len(nodes) == 1
+    (entry,) = nodes[0].call.args
+    assert entry.transforms == ((pack, ()), (unpack, (1,)))
+
+
+AS_LIST = {"argument_inclusion": "as_list"}
+
+
+@pytest.mark.parametrize(
+    ("args", "inclusion", "entries"),
+    [
+        (["a", "b"], "variadic", (0, 1)),
+        (["a", "b"], "as_list", (Listed((0, 1)),)),
+        ([], "as_list", (Listed(()),)),
+        ([Argument("a", **AS_LIST), "b"], "variadic", (Listed((0,)), 1)),
+        (["a", Argument("b", **AS_LIST)], "variadic", (0, Listed((1,)))),
+        (
+            [Argument("a", **AS_LIST), Argument("b", **AS_LIST), "a", Argument("b", **AS_LIST)],
+            "variadic",
+            (Listed((0, 1)), 0, Listed((1,))),
+        ),
+        (
+            [Argument("a", **AS_LIST), "b", Argument("a", **AS_LIST)],
+            "as_list",
+            (Listed((0, 1, 0)),),
+        ),
+    ],
+)
+def test_argument_inclusion(args, inclusion, entries):
+    """as_list arguments next to each other share a list; an as_list function has one, flat."""
+    call = call_of(
+        Function("f", args, accept, argument_inclusion=inclusion),
+        Function("a", [], accept),
+        Function("b", [], accept),
+    )
+    assert call.args == entries
+
+
+# Evaluation
+
+
+def here():
+    return "tcp://here"
+
+
+def test_evaluate():
+    """Values, lists, nested calls, extra arguments and keywords arrive in their places."""
+    nested = Call(operator.add, (0, 1), (), {})
+    call = Call(lambda *a, **k: (a, k), (1, nested, Listed((0, nested))), (7,), {"k": 8})
+    assert evaluate(call, [1, 2], here) == ((2, 3, [1, 3], 7), {"k": 8})
+
+
+def test_evaluate_transforms_in_place():
+    """A value transformed in place comes from and goes to the same worker."""
+    seen = lambda data, source, target, *static: [data, source, target, *static]  # noqa: E731
+    call = Call(list, (Transformed(0, ((seen, (1,)), (seen, ()))),), (), {})
+    assert evaluate(call, ["x"], here) == [["x", here(), here(), 1], here(), here()]
+
+
+def test_evaluate_makes_one_object_once():
+    """What is one object in a call is evaluated once in it, and again in the next evaluation."""
+    count = iter(range(10)).__next__
+    shared = Call(count, (), (), {})
+    call = Call(accept, (shared, Transformed(shared, ()), Listed((shared,))), (), {})
+    assert evaluate(call, [], here) == (0, 0, [0])
+    assert evaluate(call, [], here) == (1, 1, [1])
+
+
+def test_evaluate_with_codes_that_stand_for_callables():
+    """Whoever ships calls may put anything in the callables' place."""
+    codes = {"add": operator.add, "neg": lambda data, *_: -data}
+    call = Call("add", (Call("add", (0, 0), (), {}), Transformed(0, (("neg", ()),))), (), {})
+    assert evaluate(call, [3], here, codes.__getitem__) == 3
+
+
+async def later(value, *_):
+    await asyncio.sleep(0)
+    return value + 1
+
+
+def test_evaluate_runs_coroutines_everywhere():
+    """A coroutine is run to its end in a call, in an inline call and in a transform."""
+    inner = Call(later, (0,), (), {})
+    call = Call(later, (Transformed(inner, ((later, ()),)),), (), {})
+    assert evaluate(call, [1], here) == 4
+
+
+def test_coroutines_finish_where_a_loop_runs():
+    """In a notebook, whose thread has a running loop, coroutines are run as well."""
+
+    async def notebook():
+        return finish(later(1))
+
+    assert asyncio.run(notebook()) == 2
+
+
+def test_failure_of_a_coroutine():
+    """What a coroutine raises reaches the caller, with and without a running loop."""
+
+    async def fail():
+        raise KeyError("why")
+
+    async def notebook():
+        finish(fail())
+
+    for run in (lambda: finish(fail()), lambda: asyncio.run(notebook())):
+        with pytest.raises(KeyError, match="why"):
+            run()
+
+
+@pytest.mark.parametrize("value", [None, [1], asyncio.sleep, (i for i in ())], ids=repr)
+def test_what_is_no_coroutine_is_passed_on(value):
+    """Only coroutines are run: generators and functions are values."""
+    assert finish(value) is value

@@ -1,0 +1,136 @@
+"""Functions and arguments: what they hold and what they promise as values."""
+
+from __future__ import annotations
+
+import operator
+import pickle
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    argument_id,
+    collocated,
+    retry_limit,
+)
+from handoff_dask.model.retry import RetryPolicy
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Function("a", [], int), Argument("a"), collocated("a")],
+    ids=["Function", "Argument", "Collocated"],
+)
+@pytest.mark.parametrize("field", ["id", "unheard_of"])
+def test_values_do_not_change(value, field):
+    """What a DAG was built from cannot be changed under it."""
+    # A frozen class with slots raises TypeError for names it does not have, on some Pythons.
+    with pytest.raises((FrozenInstanceError, TypeError)):
+        setattr(value, field, "b")
+    assert value.id == "a"
+
+
+@pytest.mark.parametrize("missing", ["id", "args", "code"])
+def test_required_fields(missing):
+    """A function without an id, args or code cannot be written."""
+    given = {"id": "a", "args": [], "code": int}
+    del given[missing]
+    with pytest.raises(TypeError, match=missing):
+        Function(**given)
+
+
+def test_defaults():
+    """All other fields have the defaults of the design's table."""
+    function = Function(id="a", args=[], code=int)
+    optional = {f.name: getattr(function, f.name) for f in fields(function)[3:]}
+    assert optional == {
+        "extra_args": (),
+        "extra_kwargs": {},
+        "cost": None,
+        "node": None,
+        "type": "regular",
+        "argument_inclusion": "variadic",
+        "max_retries": None,
+        "retry": None,
+        "timeout": None,
+        "results": None,
+    }
+
+
+def test_argument_defaults():
+    """An argument without transforms passes its value as it is, by itself."""
+    argument = Argument("a")
+    assert (argument.serialization_fn, argument.deserialization_fn) == (None, None)
+    assert argument.argument_inclusion == "variadic"
+
+
+def test_later_changes_of_what_was_passed():
+    """Lists and mappings changed after the fact do not change the function."""
+    args, extra_args, extra_kwargs, cost = ["a"], [1], {"x": 1}, {"cpu": 1}
+    function = Function("b", args, max, extra_args, extra_kwargs, cost)
+    args.append("c")
+    extra_args.append(2)
+    extra_kwargs["y"] = 2
+    cost["cpu"] = 100
+    assert (function.args, function.extra_args) == (("a",), (1,))
+    assert (function.extra_kwargs, function.cost) == ({"x": 1}, {"cpu": 1})
+
+
+@pytest.mark.parametrize("field", ["args", "extra_args"])
+@pytest.mark.parametrize("value", ["abc", 3, None])
+def test_what_is_no_sequence_is_left_for_validation(field, value):
+    """A string where a list belongs is not taken apart into its letters."""
+    function = Function(**{"id": "a", "args": [], "code": int, field: value})
+    assert getattr(function, field) == value
+
+
+def test_hashable_whatever_it_holds():
+    """Equal functions hash alike, also when their fields cannot be hashed."""
+    one = Function("a", [], max, extra_args=[[1], {}], cost={"cpu": 1})
+    two = Function("a", (), max, extra_args=([1], {}), cost={"cpu": 1})
+    assert {one, two} == {one}
+    assert one != Function("a", [], max)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Function("a", ["b", Argument("c", (operator.mul, [2]))], max, cost={"cpu": 1}),
+        Function(("a", 1), [], int, node=collocated("b"), retry=RetryPolicy(delay=2)),
+    ],
+    ids=["costs", "collocated"],
+)
+def test_pickle(function):
+    """A function of importable code is the same after a journey."""
+    assert pickle.loads(pickle.dumps(function)) == function
+
+
+def test_collocated_is_no_plain_id():
+    """A pin to a function is told from a pin to a worker of the same name."""
+    assert collocated("a") == Collocated("a") != "a"
+
+
+@pytest.mark.parametrize("id_", ["a", ("a", 1), None])
+def test_argument_id(id_):
+    """An argument refers to the same function with transforms as without."""
+    assert argument_id(id_) == argument_id(Argument(id_)) == id_
+
+
+@pytest.mark.parametrize(
+    ("max_retries", "retry", "limit"),
+    [
+        (None, None, 7),
+        (0, None, 0),
+        (2, None, 2),
+        (None, RetryPolicy(max_retries=0), 0),
+        (None, RetryPolicy(), 3),
+        (0, RetryPolicy(max_retries=5), 0),
+    ],
+)
+def test_retry_limit(max_retries, retry, limit):
+    """A function's own word goes first, also when it is 0; then its policy's; the run's last."""
+    function = Function("a", [], int, max_retries=max_retries, retry=retry)
+    assert retry_limit(function, 7) == limit

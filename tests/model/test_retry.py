@@ -1,0 +1,143 @@
+"""The retry policy: what it refuses and how long it waits."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
+
+import pytest
+
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
+
+BEYOND_FLOAT = 10**400
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, 2.5, True, "3", None, math.inf])
+def test_no_count(value):
+    """A number of retries is a whole number >= 0, and what is not is shown."""
+    assert repr(value) in count_problem(value)
+
+
+@pytest.mark.parametrize("value", [0, 1, 10**30])
+def test_count(value):
+    """Whole numbers from 0 on count retries."""
+    assert count_problem(value) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-1, -0.001, math.nan, math.inf, -math.inf, True, False, "1", None, 1j, BEYOND_FLOAT, []],
+)
+def test_no_number(value):
+    """What is not a finite number >= 0 is refused and shown; a bool is no number."""
+    assert repr(value) in number_problem(value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 0.25, Fraction(1, 3)])
+def test_number(value):
+    """Fractions of any type are numbers."""
+    assert number_problem(value) is None
+
+
+def test_number_with_another_bound():
+    """The bound is part of the complaint, when there is one."""
+    assert ">= 1" in number_problem(0.5, 1)
+    assert number_problem(-5, -math.inf) is None
+    assert "inf" not in number_problem("x", -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_retries", -1),
+        ("max_retries", 1.5),
+        ("delay", -1),
+        ("delay", math.nan),
+        ("backoff", 0.5),
+        ("backoff", "2"),
+        ("max_delay", math.inf),
+        ("jitter", -0.1),
+        ("jitter", True),
+        ("retry_on", ValueError),
+        ("retry_on", (int,)),
+        ("retry_on", [ValueError]),
+        ("give_up_on", (ValueError(),)),
+        ("escalate", "more"),
+    ],
+)
+def test_problems(field, value):
+    """A field that is wrong is the one named, and the only one."""
+    ((named, problem),) = RetryPolicy(**{field: value}).problems()
+    assert named == field
+    assert repr(value) in problem
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        RetryPolicy(),
+        RetryPolicy(0, 0, 1, 0, 0, (), (), False, max),
+        RetryPolicy(retry_on=(KeyboardInterrupt, OSError), give_up_on=(FileNotFoundError,)),
+    ],
+)
+def test_no_problems(policy):
+    """The defaults and the bounds themselves are right."""
+    assert list(policy.problems()) == []
+
+
+def test_every_problem_is_found():
+    """Of a policy with two mistakes both are told."""
+    assert [f for f, _ in RetryPolicy(-1, -1).problems()] == ["max_retries", "delay"]
+
+
+def test_delays_grow_by_the_factor():
+    """The first retry waits `delay`, each further one `backoff` times as long."""
+    policy = RetryPolicy(delay=2, backoff=3, jitter=0)
+    assert [policy.delay_before(n) for n in (2, 3, 4)] == [2, 6, 18]
+
+
+def test_no_delay_by_default():
+    """A policy that names no delay retries at once, at every attempt."""
+    assert {RetryPolicy().delay_before(n, 0.9) for n in (2, 3, 5000)} == {0}
+
+
+@pytest.mark.parametrize("attempt", [10, 500, 10**6])
+@pytest.mark.parametrize("backoff", [2, 2.0, 1e9])
+@pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
+def test_no_delay_exceeds_the_longest(attempt, backoff, random):
+    """However many attempts came before and however the dice fall, `max_delay` holds."""
+    policy = RetryPolicy(delay=1, backoff=backoff, max_delay=5, jitter=0.2)
+    assert 4 <= policy.delay_before(attempt, random) <= 5
+
+
+def test_a_zero_delay_stays_zero_when_the_power_overflows():
+    """Nothing, however often multiplied, is nothing."""
+    assert RetryPolicy(delay=0, backoff=1e9).delay_before(10**6) == 0
+
+
+@pytest.mark.parametrize(("random", "delay"), [(0.0, 8.0), (0.5, 10.0), (0.75, 11.0)])
+def test_jitter(random, delay):
+    """The jitter is a fraction of the delay, to either side."""
+    assert RetryPolicy(delay=10, jitter=0.2).delay_before(2, random) == pytest.approx(delay)
+
+
+def test_jitter_never_makes_a_delay_negative():
+    """A jitter larger than the delay waits at least no time."""
+    assert RetryPolicy(delay=1, jitter=3).delay_before(2, 0.0) == 0
+
+
+def test_a_policy_is_data():
+    """Policies do not change, compare by value and travel."""
+    policy = RetryPolicy(max_retries=5, delay=1.5, give_up_on=(KeyError,), escalate=max)
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    with pytest.raises(FrozenInstanceError):
+        policy.delay = 0
+
+
+def test_with_max_retries():
+    """The number of retries changes, all else stays, and so does the original."""
+    policy = RetryPolicy(delay=4, jitter=0)
+    assert policy.with_max_retries(9) == RetryPolicy(max_retries=9, delay=4, jitter=0)
+    assert policy.max_retries == 3

@@ -1,0 +1,229 @@
+"""Errors name their culprits, carry their facts and survive every journey."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from distributed.protocol import pickle as dask_pickle
+
+from handoff_dask import errors
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.results import ExecutionResult
+
+ATTEMPT = Attempt(1, "tcp://a", "alice", "a", 1.0, 2.0, {"cpu": 1}, "error", "ValueError", "no")
+PARTIAL = ExecutionResult("d", {"a": 1})
+
+#: Each error with its facts, and the words that must be in its text.
+EXAMPLES = [
+    (errors.HandoffError("why"), {}, ["why"]),
+    (errors.DAGError("why"), {}, ["why"]),
+    (
+        errors.MissingFunctionError([("a", "x"), ("b", ("y", 1)), ("c", "x")], "xx"),
+        {
+            "references": (("a", "x"), ("b", ("y", 1)), ("c", "x")),
+            "similar": "xx",
+            "function_id": "a",
+            "missing": ("x", ("y", 1)),
+        },
+        ["'a' refers to 'x'", "'b' refers to ('y', 1)", "Did you mean 'xx'?"],
+    ),
+    (
+        errors.CyclicDependencyError(["a", "b"]),
+        {"cycle": ("a", "b"), "relation": "depends on"},
+        ["dependencies", "'a' -> 'b' -> 'a'"],
+    ),
+    (
+        errors.CyclicDependencyError(["a", "b"], "is collocated with"),
+        {"cycle": ("a", "b"), "relation": "is collocated with"},
+        ["collocations", "'a' -> 'b' -> 'a'"],
+    ),
+    (errors.DuplicateFunctionError(("a", 1)), {"function_id": ("a", 1)}, ["('a', 1)"]),
+    (
+        errors.InvalidFunctionError("a", "cost", "is wrong"),
+        {"function_id": "a", "field": "cost", "problem": "is wrong"},
+        ["'a'", "'cost'", "is wrong"],
+    ),
+    (
+        errors.UnknownFunctionError("a", "is not kept"),
+        {"function_id": "a", "problem": "is not kept"},
+        ["function 'a': is not kept"],
+    ),
+    (errors.UnknownRunError("d"), {"dag_id": "d"}, ["'d'", "forget()"]),
+    (
+        errors.UnknownWorkerError("bob", ["alice", "carol"]),
+        {"worker": "bob", "known": ("alice", "carol")},
+        ["'bob'", "alice, carol"],
+    ),
+    (
+        errors.AllocationError(
+            "a", {"gpu": 2}, "too few gpus", "tcp://a", {"gpu": (2, 1)}, node="alice"
+        ),
+        {
+            "function_id": "a",
+            "cost": {"gpu": 2},
+            "problem": "too few gpus",
+            "nearest": "tcp://a",
+            "shortfall": {"gpu": (2, 1)},
+            "node": "alice",
+        },
+        ["'a'", "too few gpus"],
+    ),
+    (
+        errors.FunctionFailedError("a", [ATTEMPT, ATTEMPT], "ValueError: no", PARTIAL),
+        {
+            "function_id": "a",
+            "attempts": (ATTEMPT, ATTEMPT),
+            "problem": "ValueError: no",
+            "partial": PARTIAL,
+        },
+        ["'a'", "2 attempts", "ValueError: no"],
+    ),
+    (
+        errors.WorkerLostError("a", ["tcp://a", "tcp://b"]),
+        {"function_id": "a", "workers": ("tcp://a", "tcp://b")},
+        ["'a'", "2 times", "tcp://a, tcp://b"],
+    ),
+    *(
+        (
+            error("d", "ended early", PARTIAL),
+            {"dag_id": "d", "problem": "ended early", "partial": PARTIAL},
+            ["run 'd': ended early"],
+        )
+        for error in (errors.ClusterLostError, errors.RunCancelledError, errors.RunTimeoutError)
+    ),
+]
+
+
+def name(value):
+    return type(value).__name__ if isinstance(value, Exception) else ""
+
+
+def test_every_error_has_an_example():
+    """No error is added without these tests."""
+    assert {type(error).__name__ for error, _, _ in EXAMPLES} == set(errors.__all__)
+
+
+@pytest.mark.parametrize(("error", "facts", "words"), EXAMPLES, ids=name)
+def test_facts_and_text(error, facts, words):
+    """An error's facts are attributes, and its text names the culprits."""
+    assert vars(error) == facts
+    for word in words:
+        assert word in str(error)
+
+
+@pytest.mark.parametrize(
+    "journey",
+    [
+        lambda error: pickle.loads(pickle.dumps(error, protocol=2)),
+        lambda error: dask_pickle.loads(dask_pickle.dumps(error)),
+        copy.copy,
+        copy.deepcopy,
+    ],
+    ids=["pickle", "dask", "copy", "deepcopy"],
+)
+@pytest.mark.parametrize(("error", "facts", "words"), EXAMPLES, ids=name)
+def test_journeys(error, facts, words, journey):
+    """An error arrives as it left: type, facts and text."""
+    arrived = journey(error)
+    assert type(arrived) is type(error)
+    assert vars(arrived) == facts
+    assert str(arrived) == str(error)
+
+
+def test_the_cause_of_a_failed_function_travels():
+    """The original exception, and what came of the run after the error was made, arrive."""
+    error = errors.FunctionFailedError("a", [ATTEMPT], "KeyError: 'x'")
+    error.__cause__ = KeyError("x")
+    error.partial = PARTIAL
+    arrived = pickle.loads(pickle.dumps(error))
+    assert isinstance(arrived.__cause__, KeyError)
+    assert arrived.__cause__.args == ("x",)
+    assert arrived.partial == PARTIAL
+    assert arrived.__suppress_context__
+    assert "_cause" not in vars(arrived)
+
+
+def test_a_failure_caused_by_a_failure():
+    """A chain of our own errors arrives whole."""
+    inner = errors.FunctionFailedError("inner")
+    inner.__cause__ = ValueError("root")
+    outer = errors.FunctionFailedError("outer")
+    outer.__cause__ = inner
+    arrived = pickle.loads(pickle.dumps(outer))
+    assert arrived.__cause__.function_id == "inner"
+    assert arrived.__cause__.__cause__.args == ("root",)
+
+
+def test_a_failure_without_cause():
+    """No cause is invented on the way."""
+    assert pickle.loads(pickle.dumps(errors.FunctionFailedError("a"))).__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        ("DAGError", [ValueError]),
+        ("MissingFunctionError", [errors.DAGError, ValueError]),
+        ("CyclicDependencyError", [errors.DAGError, ValueError]),
+        ("DuplicateFunctionError", [errors.DAGError, ValueError]),
+        ("InvalidFunctionError", [errors.DAGError, ValueError]),
+        ("UnknownFunctionError", [KeyError]),
+        ("UnknownRunError", [KeyError]),
+        ("UnknownWorkerError", [KeyError]),
+        ("AllocationError", [RuntimeError]),
+        ("FunctionFailedError", [RuntimeError]),
+        ("WorkerLostError", [RuntimeError]),
+        ("ClusterLostError", [RuntimeError]),
+        ("RunCancelledError", [RuntimeError]),
+        ("RunTimeoutError", [RuntimeError, TimeoutError]),
+    ],
+)
+def test_hierarchy(error, bases):
+    """One `except HandoffError` catches all, and each is the builtin one would look for."""
+    error = getattr(errors, error)
+    for base in (errors.HandoffError, *bases):
+        assert issubclass(error, base)
+
+
+@pytest.mark.parametrize("error", ["FunctionFailedError", "AllocationError", "RunCancelledError"])
+def test_failures_of_a_run_are_no_mistakes_in_a_dag(error):
+    """`except DAGError` catches mistakes only."""
+    assert not issubclass(getattr(errors, error), ValueError)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (errors.CyclicDependencyError(["a"]), "function 'a' depends on itself"),
+        (
+            errors.CyclicDependencyError(["a"], "is collocated with"),
+            "function 'a' is collocated with itself",
+        ),
+        (
+            errors.FunctionFailedError("a", [ATTEMPT], "no"),
+            "function 'a' failed after 1 attempt: no",
+        ),
+        (errors.FunctionFailedError("a", [], "no"), "function 'a' failed: no"),
+        (
+            errors.WorkerLostError("a", ["tcp://a"]),
+            "its worker died while function 'a' ran: tcp://a",
+        ),
+        (
+            errors.UnknownWorkerError("bob"),
+            "no worker answers to 'bob'; the cluster's workers are: none",
+        ),
+    ],
+)
+def test_one_and_none(error, text):
+    """The text reads well for one culprit and for none."""
+    assert str(error) == text
+
+
+def test_many_culprits():
+    """Of hundreds of culprits the text names a few and counts the rest; the facts hold all."""
+    error = errors.MissingFunctionError([(i, "x") for i in range(500)])
+    assert "4 refers to 'x' and 495 more" in str(error)
+    assert "5 refers" not in str(error)
+    assert len(error.references) == 500

@@ -1,0 +1,475 @@
+"""The facade on a cluster in the test's own event loop, with Dask's validation on."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import threading
+from functools import partial
+
+import pytest
+from distributed import Event, get_worker
+from distributed.utils_test import gen_cluster
+
+from handoff_dask import (
+    DAG,
+    AllocationError,
+    Argument,
+    Function,
+    FunctionFailedError,
+    InvalidFunctionError,
+    MissingFunctionError,
+    RunCancelledError,
+    RunTimeoutError,
+    UnknownFunctionError,
+    UnknownWorkerError,
+    collocated,
+    discover_nodes,
+    execute,
+    register_node,
+    resources_available,
+    submit,
+)
+from tests.support import assert_clean, where
+
+WORKERS = [
+    ("127.0.0.1", 2, {"resources": {"cpu": 2, "memory": 1000}}),
+    ("127.0.0.1", 2, {"resources": {"cpu": 2, "memory": 1000, "gpu": 1}}),
+]
+on_cluster = partial(gen_cluster, nthreads=WORKERS, client=True)
+
+
+#: What note() was called with; workers run in this process.
+RAN = []
+
+
+def note(*args):
+    RAN.append(args)
+    return len(args)
+
+
+def note_and_fail(*args):
+    RAN.append(args)
+    raise ValueError("always")
+
+
+def dag_of(*functions):
+    dag = DAG("a dag")
+    for function in functions:
+        dag.add_function(function)
+    return dag
+
+
+@on_cluster()
+async def test_readme_example(c, s, a, b):
+    """The seeds' three functions run: dag_id, results and allocations are what Handoff gives."""
+    dag = dag_of(
+        Function(id="source", args=[], code=lambda x: x, extra_args=[42]),
+        Function(id="transform", args=["source"], code=operator.mul, extra_args=[2]),
+        Function(id="sink", args=["transform"], code="The final answer is: {}".format),
+    )
+    result = await execute(dag)
+    assert result.dag_id == "a dag"
+    assert result.results == {"source": 42, "transform": 84, "sink": "The final answer is: 84"}
+    assert result.allocations.keys() == result.results.keys()
+    assert set(result.allocations.values()) <= {a.address, b.address}
+    assert result.errors == {}
+    assert result.makespan > 0
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_every_field_of_a_call(c, s, a, b):
+    """Results, extra_args and extra_kwargs arrive in that order; as_list makes one list of results."""
+
+    def show(*args, **kwargs):
+        return args, kwargs
+
+    dag = dag_of(
+        Function(id=("a", 1), args=[], code=int, extra_args=["1"]),
+        Function(id=2, args=[], code=int, extra_args=["2"]),
+        Function(
+            id="variadic", args=[("a", 1), 2], code=show, extra_args=[3], extra_kwargs={"k": 4}
+        ),
+        Function(
+            id="listed", args=[("a", 1), 2], code=show, extra_args=[3], argument_inclusion="as_list"
+        ),
+    )
+    result = await execute(dag)
+    assert result.results["variadic"] == ((1, 2, 3), {"k": 4})
+    assert result.results["listed"] == (([1, 2], 3), {})
+    assert result.functions[2].results == 2
+    assert result.functions[2].node == result.allocations[2]
+
+
+@on_cluster()
+async def test_inline_functions_are_evaluated_in_each_user(c, s, a, b):
+    """An inline function runs inside each function that uses it, and shows up nowhere."""
+    dag = dag_of(
+        Function(id="base", args=[], code=int, extra_args=["10"]),
+        Function(id="where", args=["base"], code=lambda base: (base, where()), type="inline"),
+        Function(id="nested", args=["where"], code=lambda w: w, type="inline"),
+        Function(id="one", args=["nested"], code=lambda w: w, node=a.address),
+        Function(id="two", args=["nested"], code=lambda w: w, node=b.address),
+    )
+    result = await execute(dag)
+    assert result.results["one"] == (10, a.address)
+    assert result.results["two"] == (10, b.address)
+    assert result.results.keys() == result.allocations.keys() == {"base", "one", "two"}
+
+
+@on_cluster()
+async def test_transforms_see_both_ends(c, s, a, b):
+    """The serializer runs where the producer ran, the deserializer where the consumer runs."""
+
+    def pack(data, source, target, tag):
+        return {"data": data, "packed": (source, target, where()), "tag": tag}
+
+    def unpack(data, source, target):
+        return {**data, "unpacked": (source, target, where())}
+
+    dag = dag_of(
+        Function(id="make", args=[], code=lambda: "payload", node=a.address),
+        Function(
+            id="use",
+            args=[Argument("make", (pack, ["tag"]), unpack)],
+            code=lambda data: (data, where()),
+            node=b.address,
+        ),
+        Function(
+            id="free", args=[Argument("make", (pack, ["tag"]), unpack)], code=lambda d: (d, where())
+        ),
+    )
+    result = await execute(dag)
+    for id_ in ("use", "free"):
+        data, place = result.results[id_]
+        assert place == result.allocations[id_]
+        assert data["packed"] == (a.address, place, a.address)
+        assert data["unpacked"] == (a.address, place, place)
+        assert data["tag"] == "tag"
+        assert data["data"] == "payload"
+    assert result.allocations["use"] == b.address
+    assert result.allocations.keys() == {"make", "use", "free"}
+    await assert_clean(s, a, b)
+
+
+@gen_cluster(nthreads=[("127.0.0.1", 1)] * 2, client=True)
+async def test_pins_by_name_address_and_host(c, s, a, b):
+    """A pin is a worker's name, also a number, its address, or its host."""
+    dag = dag_of(
+        Function(id="number", args=[], code=where, node=1),
+        Function(id="name", args=[], code=where, node="1"),
+        Function(id="address", args=[], code=where, node=b.address),
+        Function(id="host", args=[], code=where, node="127.0.0.1"),
+    )
+    result = await execute(dag)
+    assert result.results == result.allocations
+    assert {result.results[i] for i in ("number", "name", "address")} == {b.address}
+    assert result.results["host"] in {a.address, b.address}
+
+
+@on_cluster()
+async def test_collocation_follows_chains(c, s, a, b):
+    """A function runs wherever the one it is collocated with runs, over any number of steps."""
+    dag = dag_of(
+        Function(id="last", args=[], code=where, node=collocated("middle")),
+        Function(id="middle", args=[], code=where, node=collocated("first")),
+        Function(id="first", args=[], code=where, cost={"gpu": 1}),
+    )
+    result = await execute(dag)
+    assert set(result.results.values()) == {b.address}
+
+
+@on_cluster()
+async def test_costs_and_custom_resources(c, s, a, b):
+    """A function runs where its cost is offered; names are compared without case."""
+    await register_node(a.address, {"licence": 1})
+    dag = dag_of(
+        Function(id="gpu", args=[], code=where, cost={"GPU": 1, "cpu": 0.5}),
+        Function(id="licence", args=[], code=where, cost={"Licence": 1, "memory": 10}),
+    )
+    result = await execute(dag)
+    assert result.results == {"gpu": b.address, "licence": a.address}
+    (attempt,) = result.attempts["gpu"]
+    assert attempt.cost == {"gpu": 1, "cpu": 0.5}
+
+
+@gen_cluster(
+    nthreads=[("127.0.0.1", 1, {"resources": {"GPU": 2}, "memory_limit": "512 MB"})] * 2,
+    client=True,
+)
+async def test_workers_offer_what_they_have(c, s, a, b):
+    """Workers that declare no cpu or memory offer threads and limit; what is declared stays."""
+    nodes = await discover_nodes()
+    assert nodes == {w.address: {"gpu": 2, "cpu": 1, "memory": 512} for w in (a, b)}
+    result = await execute(dag_of(Function(id=1, args=[], code=where, cost={"gpu": 2, "cpu": 1})))
+    assert result.results[1] in nodes
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_resources_available_is_what_is_free(c, s, a, b):
+    """resources_available looks at what is free, not at what is declared."""
+    started, go = await Event("started"), await Event("go")
+    assert await resources_available(b.address, {"gpu": 1})
+
+    def hold():
+        Event("started").set()
+        Event("go").wait()
+
+    run = await submit(dag_of(Function(id="hold", args=[], code=hold, cost={"gpu": 1})))
+    await started.wait()
+    assert not await resources_available(b.address, {"gpu": 1})
+    assert await resources_available(b.address, {"cpu": 2})
+    await go.set()
+    await run.result()
+    assert await resources_available(b.address, {"gpu": 1})
+    with pytest.raises(UnknownWorkerError, match="nobody"):
+        await resources_available("nobody", {"gpu": 1})
+    with pytest.raises(ValueError, match="gpu"):
+        await resources_available(b.address, {"gpu": -1})
+
+
+@on_cluster()
+async def test_results_selection(c, s, a, b):
+    """Sinks or a list: only these are in the results, though every function ran."""
+    RAN.clear()
+
+    def dag():
+        return dag_of(
+            Function(id="root", args=[], code=note),
+            Function(id="left", args=["root"], code=note),
+            Function(id="right", args=["root"], code=note),
+        )
+
+    assert (await execute(dag(), results="sinks")).results == {"left": 1, "right": 1}
+    result = await execute(dag(), results=["root"])
+    assert result.results == {"root": 0}
+    assert result.allocations.keys() == {"root", "left", "right"}
+    assert len(RAN) == 6
+    with pytest.raises(UnknownFunctionError, match="centre"):
+        await execute(dag(), results=["centre"])
+    with pytest.raises(ValueError, match="results"):
+        await execute(dag(), results="some")
+
+
+@on_cluster()
+async def test_a_function_that_raises(c, s, a, b):
+    """FunctionFailedError: the cause with its traceback, the attempts, what did finish."""
+
+    def fail(x):
+        raise LookupError("no such thing")
+
+    dag = dag_of(
+        Function(id="fine", args=[], code=int, extra_args=["1"]),
+        Function(id="bad", args=["fine"], code=fail, max_retries=1),
+        Function(id="after", args=["bad"], code=str),
+    )
+    with pytest.raises(FunctionFailedError, match="'bad'.*no such thing") as caught:
+        await execute(dag)
+    error = caught.value
+    assert error.function_id == "bad"
+    assert [attempt.outcome for attempt in error.attempts] == ["error", "error"]
+    assert [attempt.number for attempt in error.attempts] == [1, 2]
+    assert error.attempts[0].error_type == "LookupError"
+    assert isinstance(error.__cause__, LookupError)
+    frames = []
+    tb = error.__cause__.__traceback__
+    while tb is not None:
+        frames.append(tb.tb_frame.f_code.co_name)
+        tb = tb.tb_next
+    assert frames[-1] == "fail"
+    assert error.partial.results == {"fine": 1}
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+@pytest.mark.parametrize("run_retries, own_retries, starts", [(0, None, 1), (2, None, 3), (5, 1, 2)])
+async def test_max_retries(c, s, a, b, run_retries, own_retries, starts):
+    """A function starts max_retries + 1 times, by its own word or the run's."""
+    RAN.clear()
+    with pytest.raises(FunctionFailedError) as caught:
+        await execute(
+            dag_of(Function(id=1, args=[], code=note_and_fail, max_retries=own_retries)),
+            max_retries=run_retries,
+        )
+    assert len(caught.value.attempts) == len(RAN) == starts
+
+
+@on_cluster()
+async def test_on_error_continue(c, s, a, b):
+    """What does not depend on the failed function runs; errors name it and what it held back."""
+
+    def fail():
+        raise ValueError("always")
+
+    dag = dag_of(
+        Function(id="bad", args=[], code=fail),
+        Function(id="after", args=["bad"], code=str),
+        Function(id="fine", args=[], code=int, extra_args=["1"]),
+        Function(id="end", args=["fine"], code=int),
+    )
+    result = await execute(dag, on_error="continue", max_retries=0)
+    assert result.results == {"fine": 1, "end": 1}
+    assert result.errors.keys() == {"bad", "after"}
+    assert {error.function_id for error in result.errors.values()} == {"bad"}
+    assert isinstance(result.errors["after"].__cause__, ValueError)
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_impossible_cost(c, s, a, b):
+    """A cost that no worker could ever hold is an error at once, with the nearest worker's lack."""
+    RAN.clear()
+    dag = dag_of(
+        Function(id="fine", args=[], code=note),
+        Function(id="big", args=[], code=where, cost={"gpu": 2, "cpu": 1}),
+    )
+    with pytest.raises(AllocationError, match="'big'") as caught:
+        await execute(dag)
+    assert caught.value.function_id == "big"
+    assert caught.value.cost == {"gpu": 2, "cpu": 1}
+    assert caught.value.nearest == b.address
+    assert caught.value.shortfall == {"gpu": (2, 1)}
+    assert not RAN
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_pin_that_nobody_answers_to(c, s, a, b):
+    """A pin without a worker is an error at once that names it."""
+    with pytest.raises(AllocationError, match="somewhere") as caught:
+        await execute(dag_of(Function(id="lost", args=[], code=where, node="somewhere")))
+    assert caught.value.node == "somewhere"
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_mistakes_are_found_before_anything_is_sent(c, s, a, b):
+    """An invalid DAG, or what cannot be pickled, reaches neither scheduler nor workers."""
+    with pytest.raises(MissingFunctionError):
+        await execute(dag_of(Function(id=1, args=[2], code=int)))
+    with pytest.raises(InvalidFunctionError, match="'locked'.*extra_args"):
+        await execute(dag_of(Function(id="locked", args=[], code=str, extra_args=[threading.Lock()])))
+    lock = threading.Lock()
+    with pytest.raises(InvalidFunctionError, match="'closed'.*code"):
+        await execute(dag_of(Function(id="closed", args=[], code=lambda: lock)))
+    with pytest.raises(ValueError, match="allocation_strategy.*packed.*fastest"):
+        await execute(dag_of(Function(id=1, args=[], code=int)), allocation_strategy="fastest")
+    assert "handoff" not in s.plugins
+    assert not s.tasks
+
+
+@on_cluster()
+async def test_cancel(c, s, a, b):
+    """A cancelled run raises RunCancelledError and leaves nothing behind."""
+    started, go = await Event("started"), await Event("go")
+
+    def hold():
+        Event("started").set()
+        Event("go").wait()
+
+    run = await submit(
+        dag_of(
+            Function(id="hold", args=[], code=hold, cost={"gpu": 1}),
+            Function(id="held", args=[], code=where, cost={"gpu": 1}),
+        )
+    )
+    await started.wait()
+    status = await run.status()
+    assert (status["running"], status["held"]) == (1, 1)
+    await run.cancel()
+    with pytest.raises(RunCancelledError, match="a dag"):
+        await run.result()
+    await go.set()
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_run_timeout(c, s, a, b):
+    """A run past its time is stopped and raises RunTimeoutError."""
+    go = await Event("go")
+    with pytest.raises(RunTimeoutError, match="0.05 s"):
+        await execute(dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())), timeout=0.05)
+    await go.set()
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_waiting_for_a_run_may_be_given_up(c, s, a, b):
+    """result(timeout) raises TimeoutError, and the run goes on."""
+    go = await Event("go")
+    run = await submit(dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())))
+    with pytest.raises(asyncio.TimeoutError):
+        await run.result(timeout=0.01)
+    await go.set()
+    assert (await run.result()).results == {1: True}
+    status = await run.status()
+    assert status["done"] == 1
+    assert len(status["attempts"][1]) == 1
+
+
+@on_cluster()
+async def test_futures_of_a_run(c, s, a, b):
+    """run.futures holds the results on the workers while the run is referenced."""
+    run = await submit(dag_of(Function(id="x", args=[], code=where)))
+    assert await run.futures["x"] in {a.address, b.address}
+    await run.result()
+    del run
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_allocator_of_the_users_own(c, s, a, b):
+    """An Allocator is asked once for everything; what it leaves out or invents is an error."""
+
+    class Everything:
+        def __init__(self, worker, but=()):
+            self.worker, self.but, self.asked = worker, but, []
+
+        def allocate(self, functions, capabilities):
+            self.asked.append(({f.id for f in functions}, set(capabilities)))
+            return {f.id: self.worker for f in functions if f.id not in self.but}
+
+    dag = dag_of(Function(id=1, args=[], code=where), Function(id=2, args=[1], code=lambda x: where()))
+    allocator = Everything(b.address)
+    result = await execute(dag, allocation_strategy=allocator)
+    assert set(result.allocations.values()) == {b.address}
+    assert allocator.asked == [({1, 2}, {a.address, b.address})]
+    with pytest.raises(AllocationError, match=r"2.*Everything.allocate\(\)"):
+        await execute(dag, allocation_strategy=Everything(b.address, but=[2]))
+    with pytest.raises(UnknownWorkerError, match="nowhere"):
+        await execute(dag, allocation_strategy=Everything("nowhere"))
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_concurrent_runs_do_not_collide(c, s, a, b):
+    """Runs with the same dag id and function ids keep their results apart."""
+
+    def dag(value):
+        return dag_of(
+            Function(id="x", args=[], code=int, extra_args=[str(value)], cost={"cpu": 1}),
+            Function(id="y", args=["x"], code=operator.neg),
+        )
+
+    results = await asyncio.gather(*(execute(dag(value)) for value in range(20)))
+    assert [result.results["y"] for result in results] == [-value for value in range(20)]
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_the_worker_of_a_function_is_the_schedulers_word(c, s, a, b):
+    """Allocations are what the scheduler saw, function by function."""
+    dag = dag_of(*(Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(20)))
+    result = await execute(dag)
+    assert result.allocations == result.results
+    assert {tried[-1].worker for tried in result.attempts.values()} == set(
+        result.results.values()
+    )
+
+
+def test_worker_of_this_module_is_found():
+    """Outside a worker, where() has no answer: the tests above really ask a worker."""
+    with pytest.raises(ValueError):
+        get_worker()
