@@ -19,7 +19,7 @@ from handoff_dask.errors import (
     UnknownWorkerError,
     WorkerLostError,
 )
-from handoff_dask.execution import execute, submit
+from handoff_dask.execution import execute, forget, get_result, submit
 from handoff_dask.local import execute_local
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Function, collocated
@@ -65,6 +65,8 @@ __all__ = [
     "discover_nodes",
     "execute",
     "execute_local",
+    "forget",
+    "get_result",
     "register_local_node",
     "register_node",
     "resources_available",

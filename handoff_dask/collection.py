@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import dask
 from dask.base import DaskMethodsMixin
+from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
 from handoff_dask.graph import Key, translate_plain
@@ -75,10 +76,9 @@ class DAG(model.DAG, DaskMethodsMixin):
     def _regular(self) -> list[Hashable]:
         return [f.id for f in self.functions.values() if f.type == "regular"]
 
-    @staticmethod
-    def __dask_optimize__(graph: Any, keys: Any, **kwargs: Any) -> Any:
-        return graph
-
+    # Delayed's own, which drops unused keys only: dask.compute() groups collections by this and
+    # returns the results group by group, mixed up where two kinds alternate.
+    __dask_optimize__ = staticmethod(optimize)
     __dask_scheduler__ = staticmethod(dask.threaded.get)
 
     def __dask_graph__(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from dask.system import CPU_COUNT
@@ -72,13 +74,22 @@ async def install(client: Client) -> None:
     await client.register_plugin(HandoffPlugin(), name=HandoffPlugin.name)
 
 
-def exception(error: Any, traceback: Any) -> BaseException:
-    """Return an exception that a task raised, as the scheduler keeps it, with its traceback."""
-    _, found, frames = clean_exception(error, traceback)
-    assert found is not None
-    return found.with_traceback(frames)
+async def exceptions(errors: Iterable[tuple[int, Any, Any]]) -> dict[int, BaseException]:
+    """Return exceptions as the scheduler keeps them, (index, exception, traceback), for raising."""
+
+    def restore() -> dict[int, BaseException]:
+        found = {}
+        for index, error, traceback in errors:
+            _, exception, frames = clean_exception(error, traceback)
+            assert exception is not None
+            found[index] = exception.with_traceback(frames)
+        return found
+
+    # A restored traceback refers to the frames that it was restored under, and these to whatever
+    # they hold: results, for example, which would stay on the cluster. A thread has none of them.
+    return await asyncio.get_running_loop().run_in_executor(None, restore)
 
 
-async def call(client: Client, handler: str, **kwargs: Any) -> Any:
+async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:
     """Call a handler of the plugin."""
     return await getattr(client.scheduler, f"handoff_{handler}")(**kwargs)

@@ -280,11 +280,12 @@ class WorkerLostError(HandoffError, RuntimeError):
         return f"{times} while function {self.function_id!r} ran: {_list(self.workers)}"
 
 
-class _RunEndedError(HandoffError, RuntimeError):
+class _RunEndedError(HandoffError):
     """What the errors that end a whole run have in common."""
 
     def __init__(self, dag_id: Hashable, problem: str, partial: Any = None) -> None:
-        super().__init__(dag_id, problem, partial)
+        # Not super(): an OSError, as RunTimeoutError is one, would take these for its own fields.
+        Exception.__init__(self, dag_id, problem, partial)
         self.dag_id = dag_id
         self.problem = problem
         self.partial = partial
@@ -293,11 +294,11 @@ class _RunEndedError(HandoffError, RuntimeError):
         return f"run {self.dag_id!r}: {self.problem}"
 
 
-class ClusterLostError(_RunEndedError):
+class ClusterLostError(_RunEndedError, RuntimeError):
     """The scheduler went away while a run was under way, or could not be reached."""
 
 
-class RunCancelledError(_RunEndedError):
+class RunCancelledError(_RunEndedError, RuntimeError):
     """The run was cancelled: by ``run.cancel()``, Ctrl-C, or its client going away."""
 
 

@@ -230,8 +230,10 @@ class _Packer:
             return numbered[id(entry)]
 
         try:
-            data = number(call)
-            return tuple(codes), _dumps(tuple(data) if isinstance(data, Call) else data)
+            flat = all(type(entry) is int for entry in call.args)  # nearly every call is
+            code, args, *rest = call if flat else number(call)
+            data = (add(code), args, *rest) if flat else (code, args, *rest)
+            return tuple(codes), _dumps(data)
         except Exception as error:
             function, field = _unpicklable(node)
             raise InvalidFunctionError(

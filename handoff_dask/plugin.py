@@ -85,8 +85,9 @@ class HandoffPlugin(SchedulerPlugin):
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Forget the runs of a client that went away."""
-        for run in [run for run in self.runs.values() if run.spec.client == client]:
-            self.forget(run)
+        for run in list(self.runs.values()):
+            if run.spec.client == client and not run.spec.detach:
+                self.forget(run)
 
     def forget(self, run: RunRecord) -> None:
         """Drop all there is of a run."""
@@ -103,10 +104,12 @@ class HandoffPlugin(SchedulerPlugin):
         self,
         scheduler: Scheduler,
         *,
+        keys: set[Any],
         annotations: Mapping[str, Mapping[Hashable, Any]],
         **kwargs: Any,
     ) -> None:
         """Hold every function of a new graph, before any of them can start."""
+        run: RunRecord | None = None
         for key, mark in annotations.get("handoff", {}).items():
             run = self.runs.get(mark["run"])
             if run is None or key in self.records:
@@ -114,6 +117,10 @@ class HandoffPlugin(SchedulerPlugin):
             self.records[key] = run.functions[mark["index"]]
             run.alive += 1
             _compat.hold(scheduler.tasks[key])
+        if run is not None:
+            if run.spec.detach:
+                scheduler.client_desires_keys(keys, run.spec.keeper)
+            run.arrived.set()
 
     def transition(
         self, key: Hashable, start: str, finish: str, *args: Any, **kwargs: Any

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,14 @@ class RunSpec:
     max_concurrency: int | None = None
     placement_timeout: float = 0.0
     priority: float = 0
+    detach: bool = False
+    #: Nodes whose results are kept for who asked for them.
+    wanted: frozenset[int] = frozenset()
+
+    @property
+    def keeper(self) -> str:
+        """Name of the client, so to speak, that keeps the results of a detached run."""
+        return f"handoff-{self.run_id}"
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +98,8 @@ class RunRecord:
     counts: Counter[str] = field(default_factory=Counter)
     #: Nodes that Dask has not forgotten.
     alive: int = 0
+    #: Set when the graph has come.
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ended(
         self,
@@ -156,13 +167,6 @@ class RunReport:
             )
         return found
 
-    def attempts_by_function(self, nodes: Sequence[Node]) -> dict[Hashable, tuple[Attempt, ...]]:
-        """Return the attempts of each function, transforms left out."""
-        found = self.attempts_by_index()
-        return {
-            nodes[i].function.id: tuple(found[i]) for i in found if nodes[i].kind == "function"
-        }
-
     def allocations(self, nodes: Sequence[Node]) -> dict[Hashable, str]:
         """Return the worker that made the result of each function."""
         return {
@@ -170,3 +174,38 @@ class RunReport:
             for a in self.attempts
             if a[5] == "ok" and nodes[a[0]].kind == "function"
         }
+
+
+class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
+    """The attempts of each function, made from a report when somebody looks."""
+
+    def __init__(self, report: RunReport, nodes: Sequence[Node]) -> None:
+        self._source: tuple[RunReport, Sequence[Node]] | None = report, nodes
+        self._made: dict[Hashable, tuple[Attempt, ...]] = {}
+
+    @property
+    def _all(self) -> dict[Hashable, tuple[Attempt, ...]]:
+        if self._source is not None:
+            report, nodes = self._source
+            self._made = {
+                nodes[i].function.id: tuple(tried)
+                for i, tried in report.attempts_by_index().items()
+                if nodes[i].kind == "function"
+            }
+            self._source = None
+        return self._made
+
+    def __getitem__(self, function_id: Hashable) -> tuple[Attempt, ...]:
+        return self._all[function_id]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return repr(self._all)
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return dict, (self._all,)

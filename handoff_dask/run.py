@@ -21,7 +21,7 @@ from handoff_dask.errors import (
     RunTimeoutError,
 )
 from handoff_dask.options import Allocator
-from handoff_dask.records import RunReport
+from handoff_dask.records import Attempts, RunReport
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import Submission
 
@@ -160,6 +160,9 @@ class Run:
             sync=False,
             priority=submission.options.priority,
         )
+        if submission.options.detach:
+            # The client may be closed as soon as this returns.
+            await connection.call(client, "arrived", run_id=submission.run_id)
         self._awaited = dict(zip(submission.awaited, futures, strict=True))
         self.futures = {id_: self._awaited[id_] for id_ in submission.wanted}
         if submission.options.timeout is not None:
@@ -190,7 +193,7 @@ class Run:
 
     async def _status(self) -> dict[str, Any]:
         report, _ = await self._report()
-        return {**report.counts, "attempts": report.attempts_by_function(self._submission.nodes)}
+        return {**report.counts, "attempts": dict(Attempts(report, self._submission.nodes))}
 
     async def _wait(self, timeout: float | None) -> None:
         with contextlib.suppress(HandoffError):
@@ -249,8 +252,7 @@ class Run:
         )
         if answer is None:
             return RunReport(), {}
-        errors = {i: connection.exception(*error) for i, *error in answer["errors"]}
-        return pickle.loads(answer["report"]), errors
+        return pickle.loads(answer["report"]), await connection.exceptions(answer["errors"])
 
     def _error(
         self, index: int, errors: Mapping[int, BaseException], report: RunReport
@@ -292,7 +294,7 @@ class Run:
             dag_id=self.dag_id,
             results={id_: values[id_] for id_ in submission.wanted if id_ in values},
             allocations=report.allocations(submission.nodes),
-            attempts=report.attempts_by_function(submission.nodes),
+            attempts=Attempts(report, submission.nodes),
             errors=errors,
             dag_functions=submission.functions,
         )

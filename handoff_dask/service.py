@@ -34,6 +34,10 @@ class Service:
         handlers = (
             self.open,
             self.close,
+            self.arrived,
+            self.find,
+            self.want,
+            self.forget,
             self.report,
             self.capabilities,
             self.declare,
@@ -118,6 +122,44 @@ class Service:
         """Forget a run whose graph never came."""
         if run := self.plugin.runs.get(run_id):
             self.plugin.forget(run)
+
+    def _latest(self, dag_id: str) -> RunRecord | None:
+        runs = [run for run in self.plugin.runs.values() if run.spec.dag_id == dag_id]
+        return runs[-1] if runs else None
+
+    async def find(self, dag_id: str, label: str) -> tuple[bool, Any]:
+        """Return whether a run is known, and the key of a function's result if it is kept."""
+        run = self._latest(dag_id)
+        if run is None:
+            return False, None
+        await run.arrived.wait()
+        for index in run.spec.wanted:
+            record = run.functions[index]
+            if record.row.label == label:
+                return True, record.key
+        return True, None
+
+    async def want(self, keys: list[Any], client: str) -> None:
+        """Keep results for a client, and tell it on its stream what became of them."""
+        self.scheduler.client_desires_keys(keys, client)
+
+    async def arrived(self, run_id: str) -> None:
+        """Answer when the graph of a run has come."""
+        await self.plugin.runs[run_id].arrived.wait()
+
+    async def forget(self, dag_id: str) -> bool:
+        """Let the detached runs of a DAG go; the answer is whether there were any."""
+        found = [
+            run
+            for run in self.plugin.runs.values()
+            if run.spec.dag_id == dag_id and run.spec.detach
+        ]
+        for run in found:
+            keeper = self.scheduler.clients[run.spec.keeper]
+            keys = [ts.key for ts in keeper.wants_what]
+            self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
+            del self.scheduler.clients[run.spec.keeper]
+        return bool(found)
 
     # Workers
 

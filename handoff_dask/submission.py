@@ -18,6 +18,16 @@ from handoff_dask.records import RunSpec
 from handoff_dask.results import select
 
 
+def dag_label(dag_id: Hashable) -> str:
+    """Return the name that the scheduler has for a DAG, whose id may be of the user's own type."""
+    return dag_id if isinstance(dag_id, str) else repr(dag_id)
+
+
+def function_label(function_id: Hashable) -> str:
+    """Return the name that the scheduler has for a function."""
+    return repr(function_id)
+
+
 class Submission:
     """A DAG and the options of its run, checked and translated.
 
@@ -111,7 +121,7 @@ class Submission:
             rows.append(
                 (
                     prefix,
-                    repr(node.function.id),
+                    function_label(node.function.id),
                     node.cost,
                     node.dependencies,
                     pin,
@@ -126,13 +136,15 @@ class Submission:
         return pickle.dumps(
             RunSpec(
                 run_id=self.run_id,
-                dag_id=self.dag_id if isinstance(self.dag_id, str) else repr(self.dag_id),
+                dag_id=dag_label(self.dag_id),
                 client=client,
                 rows=tuple(rows),
                 strategy=strategy if isinstance(strategy, str) else "packed",
                 max_concurrency=self.options.max_concurrency,
                 placement_timeout=self.options.placement_timeout,
                 priority=self.options.priority,
+                detach=self.options.detach,
+                wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
             )
         )
 

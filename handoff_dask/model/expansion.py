@@ -75,7 +75,7 @@ class Node:
     source, target : int or None
         For a transform: the producer and the consumer.
     inlined : tuple of Function
-        The inline functions that the call holds.
+        The inline functions that the call holds; for a transform, the one whose argument it is.
     """
 
     index: int
@@ -101,9 +101,7 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     regular = [f for f in functions.values() if f.type == "regular"]
     indices = {f.id: i for i, f in enumerate(regular)}
     transforms: list[Node] = []
-    nodes = [
-        _Expansion(functions, indices, function, transforms).node() for function in regular
-    ]
+    nodes = [_Expansion(functions, indices, function, transforms).node() for function in regular]
     return nodes + transforms
 
 
@@ -178,9 +176,7 @@ class _Expansion:
         if function.argument_inclusion == "as_list":
             flat = [*entries, *(listing or ())]
             entries = [
-                Listed(
-                    tuple(i for e in flat for i in (e.items if isinstance(e, Listed) else (e,)))
-                )
+                Listed(tuple(i for e in flat for i in (e.items if isinstance(e, Listed) else (e,))))
             ]
         elif listing is not None:
             entries.append(Listed(tuple(listing)))
@@ -204,10 +200,10 @@ class _Expansion:
             return inline[id_]
         index = self.indices[id_]
         if isinstance(arg, Argument):
-            index = self.transformed(arg, index)
+            index = self.transformed(user, arg, index)
         return self.positions.setdefault(index, len(self.positions))
 
-    def transformed(self, arg: Argument, producer: int) -> int:
+    def transformed(self, user: Function, arg: Argument, producer: int) -> int:
         """Append the nodes of an argument's transforms; return the index of the last one."""
         last = producer
         for kind, transform, collocated in (
@@ -230,6 +226,7 @@ class _Expansion:
                     collocated,
                     producer,
                     self.index,
+                    () if user is self.function else (user,),
                 )
             )
             last = index

@@ -36,12 +36,12 @@ class Ahead:
 
     def commit(self, came: bool, out: list[Place | Refuse]) -> None:
         """Top up the workers that changed; all of some, when functions came."""
-        placer = self._placer
+        placer, board = self._placer, self._placer.board
         if self._horizon <= 0 or self._most <= 0:
             return
-        if not placer.short_queues:
+        if not board.short_queues:
             return
-        workers = dict(placer.gained)
+        workers = dict(placer.changed)
         if came:
             workers.update(dict.fromkeys(placer.cluster.sample()))
         for worker in workers:
@@ -54,12 +54,12 @@ class Ahead:
         return float("inf") if function.seconds is None else function.seconds
 
     def _top_up(self, worker: Worker, out: list[Place | Refuse]) -> bool:
-        """Commit from the most urgent queue that may use a worker; True if it is worth another look.
+        """Commit from the most urgent queue that may use a worker; True to look at it again.
 
         Nothing is committed if a function of another kind could start at once, or comes first:
         it would wait behind what it does not compete with.
         """
-        placer = self._placer
+        placer, board = self._placer, self._placer.board
         capacity = worker.shape.capacity
         if min(worker.free) < 0:
             return False
@@ -67,9 +67,9 @@ class Ahead:
         best: Queue | None = None
         first: Entry | None = None
         second: Entry | None = None
-        for queue in chain(placer.anywhere, worker.watchers):
+        for queue in chain(board.anywhere, worker.watchers):
             if (
-                not placer.usable(queue)
+                not board.usable(queue)
                 or queue.avoid == worker.address
                 or not queue.need.fits(capacity)
             ):
@@ -91,11 +91,11 @@ class Ahead:
         fair = 1 + best.live // len(placer.cluster.workers)
         most = min(self._most * slots, fair)
         budget = self._horizon * slots
-        while len(worker.ahead) < most and placer.usable(best):
+        while len(worker.ahead) < most and board.usable(best):
             head = best.head()
             if head is None or (second is not None and second < head):
                 return len(worker.ahead) > 0 and second is not None
-            function = placer.suited(best, head[4], worker)
+            function = placer.chooser.suited(best, head[4], worker)
             if (
                 worker.ahead_work + self._seconds(function) > budget
                 or function.binds is not None

@@ -32,6 +32,9 @@ class Cluster:
         self.touched: dict[Worker, None] = {}
         self._width = 1
         self._order = 0
+        #: All workers, as a list, for `sample`.
+        self._listed: list[Worker] = []
+        self._listed_epoch = -1
         self._cursor = 0
         self._totals_epoch = -1
         self._totals: list[int] = []
@@ -81,7 +84,7 @@ class Cluster:
         self.epoch += 1
 
     def cost(self, amounts: Mapping[str, float] | None) -> Cost:
-        """The `Cost` of these amounts."""
+        """Return the `Cost` of these amounts."""
         cost = self.resources.cost(amounts or {})
         self._widen()
         return cost
@@ -170,12 +173,15 @@ class Cluster:
 
     def sample(self) -> list[Worker]:
         """Return some workers to compare, others each time when there are many."""
-        workers = list(self.workers.values())
+        if self._listed_epoch != self.epoch:
+            self._listed_epoch = self.epoch
+            self._listed = list(self.workers.values())
+        workers = self._listed
         if len(workers) <= SAMPLE:
-            return workers
-        start = self._cursor % len(workers)
-        self._cursor += SAMPLE
-        return (workers[start:] + workers[:start])[:SAMPLE]
+            return list(workers)
+        start = self._cursor = (self._cursor + SAMPLE) % len(workers)
+        found = workers[start : start + SAMPLE]
+        return found + workers[: SAMPLE - len(found)]
 
     def promise(self, need: Cost, pin: str | None, near: Worker) -> Worker | None:
         """Choose the worker to bind a group to before any of it runs.
@@ -208,12 +214,12 @@ class Cluster:
         return best
 
     def footprint(self, cost: Cost) -> float:
-        """The dominant share of all that running workers offer."""
+        """Return the dominant share of all that running workers offer."""
         if cost.footprint_epoch != self._totals_epoch:
             totals = self._totals
             cost.footprint_epoch = self._totals_epoch
             cost.footprint = max(
-                (amount / totals[i] for i, amount in cost.items if i < len(totals) and totals[i]),
+                (amount / totals[i] for i, amount in cost.rest if i < len(totals) and totals[i]),
                 default=0.0,
             )
         return cost.footprint

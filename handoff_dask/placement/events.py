@@ -119,9 +119,11 @@ class Finding:
     shortfall: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
+        """Whether a worker is able."""
         return bool(self.able)
 
     def __str__(self) -> str:
+        """Say who is able, or what is missing."""
         if self.able:
             shown = ", ".join(self.able[:4]) + (", ..." if len(self.able) > 4 else "")
             return f"can run on {shown}"
@@ -175,6 +177,7 @@ class Waiting:
     finding: Finding | None = None
 
     def __str__(self) -> str:
+        """Say what is waited for."""
         text = self.reason
         if self.resources:
             text += ": " + ", ".join(

@@ -32,7 +32,7 @@ class Bucket:
         self.order = order
 
     def first(self) -> Worker:
-        """The worker registered first."""
+        """Return the worker registered first."""
         workers = self.workers
         while True:
             worker = workers[0][1]
@@ -63,7 +63,9 @@ class View:
         What the worker's capacity must hold as well, for a collocation group.
     """
 
-    __slots__ = ("_cursor", "_epoch", "_heap", "_index", "_known", "_strategy", "cost", "need", "used")
+    __slots__ = (
+        "_cursor", "_epoch", "_heap", "_index", "_known", "_strategy", "cost", "need", "used",
+    )  # fmt: skip
 
     def __init__(self, index: Index, strategy: Strategy, cost: Cost, need: Cost) -> None:
         self._index = index
@@ -79,7 +81,7 @@ class View:
         self.used = 0
 
     def best(self) -> Bucket | None:
-        """The best bucket that has a worker."""
+        """Return the best bucket that has a worker."""
         index = self._index
         if self._epoch != index.epoch or self._cursor != len(index.log):
             self._catch_up()
@@ -167,7 +169,7 @@ class Index:
         self._order = 0
 
     def view(self, strategy: Strategy, cost: Cost, need: Cost) -> View:
-        """The view of a cost by a strategy."""
+        """Return the view of a cost by a strategy."""
         key = (strategy, cost, need)
         view = self._views.get(key)
         if view is None:

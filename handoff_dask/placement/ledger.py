@@ -69,6 +69,7 @@ class Cost:
         return True
 
     def __repr__(self) -> str:
+        """Name the amounts."""
         return f"Cost({dict(self.amounts)})"
 
 
@@ -84,7 +85,7 @@ class Resources:
         self._by_parts: dict[tuple[tuple[int, int], ...], Cost] = {}
 
     def number(self, name: str) -> int:
-        """The index of a resource, new if need be."""
+        """Return the index of a resource, new if need be."""
         i = self.index.get(name)
         if i is None:
             i = self.index[name] = len(self.names)
@@ -92,7 +93,7 @@ class Resources:
         return i
 
     def cost(self, amounts: Mapping[str, float]) -> Cost:
-        """The one `Cost` of these amounts."""
+        """Return the one `Cost` of these amounts."""
         spelled = tuple(amounts.items())
         cost = self._by_items.get(spelled)
         if cost is None:
@@ -110,7 +111,7 @@ class Resources:
         return cost
 
     def interned(self, items: tuple[tuple[int, int], ...]) -> Cost:
-        """The one `Cost` of these parts, the slot included."""
+        """Return the one `Cost` of these parts, the slot included."""
         cost = self._by_parts.get(items)
         if cost is None:
             amounts = {self.names[i]: part / UNIT for i, part in items if i != SLOT}
@@ -118,7 +119,7 @@ class Resources:
         return cost
 
     def union(self, costs: Sequence[Cost]) -> Cost:
-        """The element-wise maximum: what can hold each of them, one at a time."""
+        """Return the element-wise maximum: what can hold each of them, one at a time."""
         most: dict[int, int] = {}
         for cost in costs:
             for i, amount in cost.items:
@@ -126,8 +127,10 @@ class Resources:
         return self.interned(tuple(sorted(most.items())))
 
     def capacity(self, amounts: Mapping[str, float], slots: int) -> tuple[int, ...]:
-        """A worker's capacity by index, the slots first."""
-        named = {self.number(name): _parts(amount, name, up=True) for name, amount in amounts.items()}
+        """Return a worker's capacity by index, the slots first."""
+        named = {
+            self.number(name): _parts(amount, name, up=True) for name, amount in amounts.items()
+        }
         named[SLOT] = max(0, int(slots)) * UNIT
         return tuple(named.get(i, 0) for i in range(len(self.names)))
 
@@ -185,6 +188,7 @@ class Worker:
         self.bucket: Bucket | None = None
 
     def __repr__(self) -> str:
+        """Name the worker."""
         return f"<Worker {self.address}>"
 
     @property
@@ -226,15 +230,14 @@ class Worker:
         counts[cost] = counts.get(cost, 0) + 1
 
     def release(self, function: Function) -> None:
-        """`function` is no longer here, whether it had a claim or waited ahead.
+        """Let `function` go, whether it had a claim or waited ahead.
 
         Which of the functions ahead the worker started is unknown and does not matter: they
         cost the same. So if one of them ends that we thought waiting, it swaps places with
         one that we thought running.
         """
         if function in self.ahead:
-            self.ahead_work -= self.ahead_work / len(self.ahead)
-            del self.ahead[function]
+            self._unqueue(function)
             return
         del self.placed[function]
         if function in self.seceded:
@@ -247,17 +250,18 @@ class Worker:
             self.promote()
 
     def secede(self, function: Function) -> None:
-        """`function` keeps its cost and gives its slot back."""
+        """Let `function` give its slot back and keep its cost."""
         if function in self.ahead:
             # It runs, so one that we thought running still waits: nothing changes in sum.
             other = next((f for f in self.placed if f.cost is function.cost), None)
-            self.ahead.pop(function)
+            self._unqueue(function)
             if other is None or other in self.seceded:
                 self.claim(function)
             else:
                 del self.placed[other]
                 self.placed[function] = None
                 self.ahead[other] = None
+                self.ahead_work += other.seconds or 0.0
         if function in self.placed and function not in self.seceded:
             self.seceded.add(function)
             self._uncount(function.cost)
@@ -270,8 +274,7 @@ class Worker:
             function = next(iter(self.ahead))
             if not function.cost.fits(self.free):
                 return
-            self.ahead_work -= self.ahead_work / len(self.ahead)
-            del self.ahead[function]
+            self._unqueue(function)
             self.claim(function)
 
     def reshape(self, shape: Shape) -> None:
@@ -283,6 +286,11 @@ class Worker:
             self.free[i] += amount - (old[i] if i < len(old) else 0)
         self.shape = shape
         self.promote()
+
+    def _unqueue(self, function: Function) -> None:
+        # Which of them it is in truth is unknown: it stands for an average one.
+        self.ahead_work -= self.ahead_work / len(self.ahead)
+        del self.ahead[function]
 
     def _uncount(self, cost: Cost) -> None:
         left = self.counts[cost] - 1

@@ -1,21 +1,117 @@
-"""Answers to those who ask why a function does not run."""
+"""What one may ask an engine; asking changes nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from handoff_dask.placement.events import Counts, Waiting
-from handoff_dask.placement.ledger import UNIT
+from handoff_dask.placement.board import Board
+from handoff_dask.placement.choice import Chooser
+from handoff_dask.placement.cluster import Cluster
+from handoff_dask.placement.durations import Durations
+from handoff_dask.placement.events import Counts, Finding, Waiting
+from handoff_dask.placement.ledger import SLOT, UNIT
+from handoff_dask.placement.placer import Placer
 from handoff_dask.placement.runs import DELAYED, DONE, FRESH, PLACED, QUEUED
 
 if TYPE_CHECKING:
-    from handoff_dask.placement.placer import Placer
+    from handoff_dask.placement.ledger import Resources, Worker
     from handoff_dask.placement.runs import Function, Run
 
-__all__ = ["counts", "why"]
+__all__ = ["Answers"]
 
 
-def counts(run: Run) -> Counts:
+class Answers:
+    """An engine's state, and what can be read off it."""
+
+    def __init__(self, *, horizon: float, bandwidth: float, latency: float) -> None:
+        self._cluster = Cluster()
+        self._durations = Durations()
+        self._board = Board(self._cluster, short=horizon)
+        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency)
+        self._placer = Placer(self._board, chooser)
+        self._runs: dict[Hashable, Run] = {}
+        self._functions: dict[Hashable, Function] = {}
+
+    def feasibility(self, cost: Mapping[str, float], pin: str | None = None) -> Finding:
+        """Which registered workers could ever hold a cost, by what they declare."""
+        return self._cluster.finding(self._cluster.cost(cost), pin)
+
+    def verdicts(self, run: Hashable) -> Iterator[tuple[Hashable, Finding]]:
+        """For each function of a run: which registered workers could ever hold it.
+
+        Functions that are collocated are judged as the one they must be.
+        """
+        findings: dict[object, Finding] = {}
+        for key, function in self._run(run).functions.items():
+            group = function.group
+            what: object = group or (function.own_cost, function.pin)
+            finding = findings.get(what)
+            if finding is None:
+                cost, pin = (group.need, group.pin) if group else (function.own_cost, function.pin)
+                finding = findings[what] = self._cluster.finding(cost, pin)
+            yield key, finding
+
+    def free(self, worker: str) -> dict[str, float]:
+        """Return what is free of each resource a worker declares; below 0 if it shrank."""
+        return _amounts(self._worker(worker), self._cluster.resources)[0]
+
+    def claimed(self, worker: str) -> dict[str, float]:
+        """Return what is claimed of each resource a worker declares, by us and others."""
+        return _amounts(self._worker(worker), self._cluster.resources)[1]
+
+    def capacity(self, worker: str) -> dict[str, float]:
+        """Return what a worker declares."""
+        return dict(self._worker(worker).spec_capacity)
+
+    def slots(self, worker: str) -> tuple[int, int]:
+        """Return how many slots of a worker are free, and how many it has."""
+        found = self._worker(worker)
+        return found.free[SLOT] // UNIT, found.slots
+
+    def waits_ahead(self, key: Hashable) -> bool:
+        """Whether a placed function waits on its worker, as far as one can know from here."""
+        function = self._functions.get(key)
+        return (
+            function is not None
+            and function.worker is not None
+            and function in function.worker.ahead
+        )
+
+    def why(self, key: Hashable) -> Waiting | None:
+        """Why a ready function is not placed; None if it is not ready, or placed."""
+        function = self._functions.get(key)
+        return None if function is None else _why(function, self._placer)
+
+    def counts(self, run: Hashable) -> Counts:
+        """How many functions of a run are where."""
+        return _counts(self._run(run))
+
+    def _worker(self, address: str) -> Worker:
+        worker = self._cluster.workers.get(address)
+        if worker is None:
+            raise KeyError(f"no worker {address!r}")
+        return worker
+
+    def _run(self, run: Hashable) -> Run:
+        found = self._runs.get(run)
+        if found is None:
+            raise KeyError(f"no run {run!r}")
+        return found
+
+
+def _amounts(worker: Worker, resources: Resources) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what is free and what is claimed of each resource that a worker declares."""
+    free: dict[str, float] = {}
+    claimed: dict[str, float] = {}
+    for name in worker.spec_capacity:
+        i = resources.index[name]
+        free[name] = worker.free[i] / UNIT
+        claimed[name] = (worker.shape.capacity[i] - worker.free[i]) / UNIT
+    return free, claimed
+
+
+def _counts(run: Run) -> Counts:
     """Count the functions of a run by where they are."""
     held = delayed = ahead = done = 0
     for function in run.functions.values():
@@ -32,14 +128,19 @@ def counts(run: Run) -> Counts:
     return Counts(waiting, held, delayed, run.placed - ahead, ahead, done)
 
 
-def why(function: Function, placer: Placer) -> Waiting | None:
+def _why(function: Function, placer: Placer) -> Waiting | None:
     """Say why a ready function is not placed; None if it is not ready, or placed."""
     if function.state not in (DELAYED, FRESH, QUEUED):
         return None
     cluster = placer.cluster
     if function.state == DELAYED:
         until = next(
-            (when for when, _, f, stamp in placer.timers if f is function and stamp == f.stamp), None
+            (
+                when
+                for when, _, f, stamp in placer.board.timers
+                if f is function and stamp == f.stamp
+            ),
+            None,
         )
         return Waiting("delay", until=until)
     if not cluster.workers:
@@ -67,7 +168,12 @@ def why(function: Function, placer: Placer) -> Waiting | None:
     addresses = tuple(w.address for w in able)
     if queue.deferred:
         until = next(
-            (when for when, _, f, stamp in placer.timers if f is function and stamp == f.stamp), None
+            (
+                when
+                for when, _, f, stamp in placer.board.timers
+                if f is function and stamp == f.stamp
+            ),
+            None,
         )
         return Waiting("data", addresses, until=until)
     running = [w for w in able if w.running]

@@ -22,9 +22,7 @@ Entry = tuple[float, float, float, int, "Function"]
 #: What functions of one queue share: cost, what a worker must be able to hold (None: the cost),
 #: pin, the worker it is bound to, whether that is for its inputs only, the worker to avoid,
 #: the run if it has a limit.
-Kind = tuple[
-    "Cost", "Cost | None", "str | None", "Worker | None", bool, "str | None", "Run | None"
-]
+Kind = tuple["Cost", "Cost | None", "str | None", "Worker | None", bool, "str | None", "Run | None"]
 
 #: A function is looked up by the workers that hold most of its inputs; this many of them.
 _HOLDERS = 2
@@ -34,8 +32,9 @@ class Queue:
     """Functions of one cost that may go to the same workers, the most urgent first."""
 
     __slots__ = (
-        "able", "able_epoch", "avoid", "bound", "closed", "cost", "debt", "deferred", "heap", "kind", "live",
-        "local", "need", "opened", "patience", "pin", "reservations", "run", "since", "stuck", "views", "watched",
+        "able", "able_epoch", "avoid", "bound", "closed", "cost", "debt", "deferred", "heap",
+        "kind", "live", "local", "need", "opened", "patience", "pin", "reservations", "run",
+        "since", "stuck", "views", "watched",
     )  # fmt: skip
 
     def __init__(self, kind: Kind) -> None:
@@ -67,6 +66,7 @@ class Queue:
         self.watched: tuple[Worker, ...] = ()
 
     def __repr__(self) -> str:
+        """Name the cost and how many wait."""
         return f"<Queue {self.cost} {self.live}>"
 
     @property
@@ -102,11 +102,11 @@ class Queue:
             self.patience = float("inf")
 
     def head(self) -> Entry | None:
-        """The most urgent entry."""
+        """Return the most urgent entry."""
         return _top(self.heap)
 
     def head_at(self, address: str) -> Entry | None:
-        """The most urgent entry of those whose inputs a worker holds."""
+        """Return the most urgent entry of those whose inputs a worker holds."""
         heap = self.local.get(address)
         if heap is None:
             return None

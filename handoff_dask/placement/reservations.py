@@ -6,15 +6,31 @@ runs beside it. So the function starts in bounded time: once what it waits for h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from handoff_dask.placement.board import Board
     from handoff_dask.placement.ledger import Cost, Worker
     from handoff_dask.placement.queues import Queue
     from handoff_dask.placement.runs import Function
 
-__all__ = ["Reservation", "choose", "drain", "share"]
+__all__ = ["Reservation", "Reserver", "choose", "drain"]
+
+#: A queue's head is bypassed until others got this much of what it lacks, in whole workers;
+#: less where there are few workers.
+_PATIENCE = 8.0
+_PATIENCE_PER_WORKER = 2.0
+#: Of the more urgent functions every so-manieth adds to that, too: urgency delays only so long.
+_URGENT = 8
+#: Beyond so many workers, every so-manieth placement is counted, that many times.
+_FEW = 16
+_SAMPLED = 4
+#: No more of those that wait are looked at per placement, the longest waiting first.
+_CHARGED = 64
+#: No more workers than this are kept for somebody at a time.
+_RESERVED = 32
 
 
 class Reservation:
@@ -39,7 +55,7 @@ class Reservation:
 
 
 def drain(worker: Worker, cost: Cost, now: float) -> tuple[float | None, int, list[int]] | None:
-    """When a busy worker has room for a cost if it gets nothing more.
+    """Find when a busy worker has room for a cost if it gets nothing more.
 
     Returns
     -------
@@ -100,15 +116,74 @@ def choose(queue: Queue, workers: Iterable[Worker], now: float) -> Reservation |
     return best
 
 
-def share(taken: Mapping[int, int], of: Cost, worker: Worker) -> float:
-    """How much of a worker is taken of what `of` lacks there; 0 if it lacks something else."""
-    free = worker.free
-    most = 0.0
-    for i, amount in of.items:
-        if i in taken:
-            part = taken[i]
-            if free[i] - part < amount:
-                part_of_all = part / worker.shape.capacity[i]
-                if part_of_all > most:
-                    most = part_of_all
-    return most
+class Reserver:
+    """Who was bypassed for how long, and who gets a worker for it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._charged = 0
+
+    def charge(self, function: Function, queue: Queue, worker: Worker) -> bool:
+        """Count a placement as a debt to those it bypasses; True if the worker goes to one.
+
+        A head that others bypass for too long gets a worker reserved.
+        """
+        if worker.reservation is not None:
+            return False
+        entry = function.entry
+        assert entry is not None
+        # Where many workers share the debts, a sample of the placements will do.
+        workers = len(self._board.cluster.workers)
+        weight = 1 if workers <= _FEW else _SAMPLED
+        self._charged += 1
+        if self._charged % weight:
+            return False
+        # The more urgent are counted now and then: they, too, may only delay so long.
+        aged = self._charged // weight % _URGENT == 0
+        taken = dict(function.cost.items)
+        free, capacity = worker.free, worker.shape.capacity
+        gone = False
+        patience = min(_PATIENCE, _PATIENCE_PER_WORKER * workers)
+        for other in chain(
+            islice(self._board.anywhere, _CHARGED), islice(worker.watchers, _CHARGED)
+        ):
+            if other.opened or other is queue or not (aged or other.heap[0] < entry):
+                continue
+            # What part of the worker this takes of what the other lacks there.
+            part = 0.0
+            for i, amount in other.cost.items:
+                taking = taken.get(i)
+                if taking and free[i] - taking < amount and taking > part * capacity[i]:
+                    part = taking / capacity[i]
+            if not part:
+                continue
+            head = other.head()
+            if head is None or head[0] > entry[0] or not (aged or head < entry):
+                continue
+            if other.need.fits(capacity):
+                other.debt += weight * part
+                if other.debt >= patience and self._reserve(other):
+                    other.debt = 0.0
+                    gone = gone or worker.reservation is not None
+        return gone
+
+    def _reserve(self, queue: Queue) -> bool:
+        board = self._board
+        room = min(_RESERVED, (len(self._board.cluster.workers) + 1) // 2)
+        if (
+            len(board.reserved) >= room
+            or len(queue.reservations) >= queue.live
+            or not board.usable(queue)
+        ):
+            return False
+        workers = board.cluster.sample() if queue.able is None else queue.able
+        reservation = choose(queue, workers, board.now)
+        if reservation is None:
+            return False
+        worker = reservation.worker
+        worker.reservation = reservation
+        queue.reservations.append(reservation)
+        board.reserved[worker] = reservation
+        board.gains.append(worker)
+        board.cluster.index.sync(worker)
+        return True

@@ -57,9 +57,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "avoid", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family", "group",
-        "holder", "input_total", "inputs", "key", "own_cost", "pin", "queue", "rank", "ready_at", "run", "seconds",
-        "seq", "stamp", "started", "state", "stuck_at", "tail", "token", "worker",
+        "avoid", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family",
+        "group", "holder", "input_total", "inputs", "key", "own_cost", "pin", "queue", "rank",
+        "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at", "tail",
+        "token", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -100,6 +101,7 @@ class Function:
         self.stamp = 0
 
     def __repr__(self) -> str:
+        """Name the function."""
         return f"<Function {self.key!r}>"
 
     def estimate(self, durations: Durations) -> float | None:

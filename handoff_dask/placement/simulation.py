@@ -197,9 +197,7 @@ def simulate(
     else:
         specs = list(functions)
     engine.functions_added(_RUN, specs)
-    simulation = _Simulation(
-        engine, specs, durations, sizes or {}, overhead, bandwidth, latency
-    )
+    simulation = _Simulation(engine, specs, durations, sizes or {}, overhead, bandwidth, latency)
     simulation.run()
     engine.run_closed(_RUN)
     for worker in workers:

@@ -39,7 +39,7 @@ class Strategy:
 
 
 def load(capacity: Sequence[int], free: Sequence[int]) -> float:
-    """The dominant share of what is claimed: 0 is idle, 1 is full in some resource."""
+    """Return the dominant share of what is claimed: 0 is idle, 1 is full in some resource."""
     return max(1 - left / all_ for left, all_ in zip(free, capacity, strict=False) if all_)
 
 
@@ -78,7 +78,7 @@ STRATEGIES = {
 
 
 def strategy(name: str) -> Strategy:
-    """The strategy of a name.
+    """Return the strategy of a name.
 
     Raises
     ------

@@ -64,9 +64,9 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
     engine._placer.settle(0.0)
     engine._rank()
     for function in engine._fresh:
-        engine._placer.enqueue(function)
+        engine._board.enqueue(function)
     engine._fresh.clear()
-    engine._placer.stir = True
+    engine._board.stir = True
     started = time.process_time()
     places = engine.poll(0.0)
     fill = (time.process_time() - started) / len(places)
@@ -88,12 +88,14 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
 
 
 def one_class(functions: int = 10_000, batch: int = 16) -> float:
-    """Return microseconds per short function: ready, placed, ended; polled once per `batch` ends."""
+    """Return microseconds per short function: ready, placed, ended; a poll per `batch` ends."""
     engine = Engine()
     for worker in workers(2):
         engine.worker_added(worker)
     engine.run_opened("run")
-    engine.functions_added("run", [FunctionSpec(i, {"cpu": 1}, code="inc") for i in range(functions)])
+    engine.functions_added(
+        "run", [FunctionSpec(i, {"cpu": 1}, code="inc") for i in range(functions)]
+    )
     engine.poll(0.0)
     gc.collect()
     started = time.process_time()
@@ -119,7 +121,9 @@ def main() -> None:
         print(f"{n:8} {min(r[0] for r in results):8.1f} {min(r[1] for r in results):10.1f}")
     for batch in (1, 16):
         best = min(one_class(batch=batch) for _ in range(3))
-        print(f"one class, 2 workers, 10,000 functions, {batch:2} ends per poll: {best:.1f} us each")
+        print(
+            f"one class, 2 workers, 10,000 functions, {batch:2} ends per poll: {best:.1f} us each"
+        )
 
 
 if __name__ == "__main__":

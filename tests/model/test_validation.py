@@ -375,11 +375,11 @@ def test_arguments_that_fit(function):
 
 
 def test_same_code_with_different_arguments():
-    """That one call of a code fits does not vouch for the next."""
+    """That one call of a code fits does not vouch for one with another keyword."""
     dag = dag_of(
         Function("x", [], accept),
         Function("fits", ["x"], two, extra_args=[1]),
-        Function("does not", ["x"], two, extra_kwargs={"c": 1}),
+        Function("does not", ["x"], two, extra_args=[1], extra_kwargs={"c": 1}),
     )
     with pytest.raises(InvalidFunctionError) as caught:
         dag.validate()

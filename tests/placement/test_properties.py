@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, WorkerSpec
-from handoff_dask.placement.ledger import SLOT, UNIT, Worker
-from handoff_dask.placement.runs import FRESH, PLACED, QUEUED
+from handoff_dask.placement.runs import PLACED, QUEUED
 
 COSTS: list[dict[str, float]] = [
     {}, {"cpu": 1}, {"cpu": 1}, {"cpu": 2}, {"cpu": 4}, {"cpu": 0.1}, {"cpu": 1 / 3, "memory": 1},
@@ -31,7 +30,7 @@ def invariants(engine: Engine, excess: set[str] = frozenset()) -> None:  # type:
 
     `excess`: workers whose claims may exceed their capacity, as it shrank or others took it.
     """
-    placer, cluster = engine._placer, engine._cluster
+    board, cluster = engine._board, engine._cluster
     placed: dict[Any, int] = {}
     for worker in cluster.workers.values():
         free = list(worker.shape.capacity)
@@ -65,7 +64,7 @@ def invariants(engine: Engine, excess: set[str] = frozenset()) -> None:  # type:
         for queue in worker.watchers:
             assert worker in queue.watched and queue.live
         if worker.reservation is not None:
-            assert placer.reserved[worker] is worker.reservation
+            assert board.reserved[worker] is worker.reservation
             assert worker.reservation in worker.reservation.queue.reservations
         if worker.bucket is not None and worker not in cluster.touched:
             assert worker.open and worker.bucket.free == tuple(worker.free)
@@ -75,17 +74,15 @@ def invariants(engine: Engine, excess: set[str] = frozenset()) -> None:  # type:
         for f in run.functions.values():
             assert (f.queue is not None) == (f.state == QUEUED)
             assert (f.worker is not None) == (f.state == PLACED)
-    live = [*placer.anywhere, *placer.tied]
-    assert sum(q.live for q in live) == sum(
-        f.state == QUEUED for f in engine._functions.values()
-    )
+    live = [*board.anywhere, *board.tied]
+    assert sum(q.live for q in live) == sum(f.state == QUEUED for f in engine._functions.values())
     for queue in live:
         functions = queue.functions()
         assert queue.live == len(functions) > 0
         assert all(f.queue is queue and f.cost is queue.cost for f in functions)
         assert queue.head() is functions[0].entry
         assert not queue.opened
-    assert {r.worker for q in live for r in q.reservations} == placer.reserved.keys()
+    assert {r.worker for q in live for r in q.reservations} == board.reserved.keys()
     for group, worker in {
         (f.group, f.group.worker) for f in engine._functions.values() if f.group is not None
     }:
@@ -95,7 +92,7 @@ def invariants(engine: Engine, excess: set[str] = frozenset()) -> None:  # type:
 def nothing_overlooked(engine: Engine) -> None:
     """Check that after a poll no ready function could start on a worker that is free for all."""
     cluster = engine._cluster
-    for queue in [*engine._placer.anywhere, *engine._placer.tied]:
+    for queue in [*engine._board.anywhere, *engine._board.tied]:
         if queue.run is not None and queue.run.saturated:
             continue
         names = cluster.workers.values() if queue.pin is None else cluster.names.get(queue.pin, {})
@@ -351,6 +348,9 @@ class World:
         key = self.any_running()
         if key is not None and not self.news and key not in self.seceded:
             self.seceded.add(key)
+            if self.engine.waits_ahead(key):
+                # It runs, so it has a claim, even if its worker shrank since it started.
+                self.excess.add(self.where[key])
             self.engine.slot_released(key)
             self.start(self.where[key])
 
@@ -383,9 +383,8 @@ class World:
     def refused(self, decision: Refuse) -> None:
         key = decision.key
         spec = self.specs[key]
-        target = self.specs[spec.binds] if spec.binds is not None else None
         assert not decision.finding and str(decision.finding)
-        if target is None and spec.collocated is None:
+        if spec.binds is None and not self.grouped(key):
             assert not self.engine.feasibility(self.cost[key], spec.pin)
         self.state[key] = "refused"
 
@@ -394,11 +393,9 @@ class World:
         spec, worker = self.specs[key], self.workers[address]
         assert address not in self.paused
         assert spec.pin in (None, worker.address, worker.name, worker.host)
-        if self.avoid[key] == address and key not in self.bound:
-            others = [a for a in self.engine.feasibility(self.cost[key], spec.pin).able]
-            assert spec.collocated or any(
-                s.collocated == key or s.binds == key for s in self.specs.values()
-            ) or all(a == address or a in self.paused for a in others)
+        if self.avoid[key] == address and not self.grouped(key):
+            able = self.engine.feasibility(self.cost[key], spec.pin).able
+            assert all(a == address or a in self.paused for a in able)
         if key in self.bound:
             assert self.bound[key] == address, "a bound function stays with its group"
         self.bind(key, address)
@@ -415,14 +412,19 @@ class World:
         self.waiting[address].append(key)
         self.start(address)
 
+    def grouped(self, key: int) -> bool:
+        """Whether a function runs where others say, or others where it does."""
+        return self.specs[key].collocated is not None or any(
+            key in (s.collocated, s.binds) for s in self.specs.values()
+        )
+
     def bind(self, key: int, address: str) -> None:
         """Tie the group of a function to a worker."""
         group = {key}
         for _ in self.specs:
             group |= {k for k, s in self.specs.items() if s.collocated in group}
             group |= {self.specs[k].collocated for k in group if self.specs[k].collocated}
-        bindable = {s.binds for s in self.specs.values()}
-        if len(group) > 1 or key in bindable:
+        if len(group) > 1 or self.grouped(key):
             for member in group:
                 self.bound[member] = address
 
@@ -457,6 +459,12 @@ class World:
         for address in list(self.paused):
             self.engine.worker_running(address, True)
         self.paused.clear()
+        for address in self.workers:
+            # What was placed before a worker shrank could wait there for ever.
+            self.workers[address] = dataclasses.replace(
+                self.workers[address], capacity=BIG.capacity, slots=BIG.slots
+            )
+            self.engine.worker_changed(address, capacity=BIG.capacity, slots=BIG.slots)
         for key in list(self.specs):
             self.ready(key)
         for address in self.workers:
@@ -486,8 +494,8 @@ class World:
         for worker in self.engine._cluster.workers.values():
             assert worker.free == list(worker.shape.capacity), "every claim was released"
             assert not worker.groups and not worker.watchers and not worker.ahead
-        placer = self.engine._placer
-        assert not (placer.anywhere or placer.tied or placer.reserved or placer.stuck)
+        board = self.engine._board
+        assert not (board.anywhere or board.tied or board.reserved or board.stuck)
         assert not self.engine._functions
         assert self.engine.poll(self.now) == []
         assert self.engine.wake_at() is None

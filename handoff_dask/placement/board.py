@@ -1,0 +1,225 @@
+"""What is ready, in queues, and which workers gained room for it."""
+
+from __future__ import annotations
+
+from heapq import heappush
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from handoff_dask.placement.queues import Kind, Queue
+
+if TYPE_CHECKING:
+    from handoff_dask.placement.cluster import Cluster
+    from handoff_dask.placement.ledger import Worker
+    from handoff_dask.placement.reservations import Reservation
+    from handoff_dask.placement.runs import Function, Run
+
+__all__ = ["Board"]
+
+#: Workers that gained are looked at one by one up to this many, else by the index.
+_FEW = 8
+
+
+class Board:
+    """Queues of ready functions, by where they may go.
+
+    Parameters
+    ----------
+    short
+        Seconds below which a function is short.
+    """
+
+    def __init__(self, cluster: Cluster, *, short: float) -> None:
+        self.cluster = cluster
+        self.short = short
+        self.now = 0.0
+        #: Queues that hold functions: those that may go anywhere, and the others.
+        self.anywhere: dict[Queue, None] = {}
+        self.tied: dict[Queue, None] = {}
+        #: Of `tied`: those to look at, as one of their workers gained.
+        self.woken: dict[Queue, None] = {}
+        #: Queues that no registered worker could ever serve.
+        self.stuck: dict[Queue, None] = {}
+        #: Queues with short functions, or that had some.
+        self.short_queues: dict[Queue, None] = {}
+        #: Workers kept for a queue.
+        self.reserved: dict[Worker, Reservation] = {}
+        #: Workers that may have more room than when the last pass ended.
+        self.gains: list[Worker] = []
+        #: Whether something happened for which all queues are to be looked at again.
+        self.stir = False
+        #: (when, number, function, its stamp): a function to look at again.
+        self.timers: list[tuple[float, int, Function, int]] = []
+        self._timer = 0
+        self._queues: dict[Kind, Queue] = {}
+
+    def enqueue(self, function: Function) -> None:
+        """Queue a ready function with those it only differs from in urgency."""
+        queue = self._queue_of(function)
+        if not queue.live:
+            (self.anywhere if queue.anywhere else self.tied)[queue] = None
+        queue.push(function, self.cluster.footprint(function.cost))
+        if function.seconds is not None and function.seconds < self.short:
+            self.short_queues[queue] = None
+        if not queue.anywhere:
+            self.woken[queue] = None
+
+    def dequeue(self, function: Function) -> None:
+        """Take a function out of its queue."""
+        queue = function.queue
+        assert queue is not None
+        queue.remove(function)
+        if not queue.live:
+            self._emptied(queue)
+
+    def requeue(self, function: Function) -> None:
+        """Queue a function anew, as what decides its queue changed."""
+        self.dequeue(function)
+        self.enqueue(function)
+
+    def at(self, when: float, function: Function) -> None:
+        """Look at a function again at a time, unless its state changed till then."""
+        self._timer += 1
+        heappush(self.timers, (when, self._timer, function, function.stamp))
+
+    def rekey(self, run: Run) -> None:
+        """Sort the ready functions of a run anew, as their ranks changed."""
+        for queue in chain(self.anywhere, self.tied):
+            least = queue.rekey(run, self.cluster.footprint(queue.cost))
+            if least < self.short:
+                self.short_queues[queue] = None
+
+    def usable(self, queue: Queue) -> bool:
+        """Whether the queue's functions could be placed, given room."""
+        cluster = self.cluster
+        if queue.able_epoch != cluster.epoch:
+            if cluster.able(queue):
+                queue.stuck = False
+                queue.since = None
+                self.stuck.pop(queue, None)
+            else:
+                queue.stuck = True
+                self.stuck[queue] = None
+                if not cluster.workers:
+                    # That is no verdict: an empty cluster is waited for.
+                    queue.since = None
+                elif queue.since is None:
+                    queue.since = self.now
+        if queue.stuck or (queue.run is not None and queue.run.saturated):
+            # It is not looked at, so that it misses who gains.
+            queue.closed = False
+            return False
+        return True
+
+    def candidates(self) -> list[Queue]:
+        """Return the queues that may go anywhere and may find room."""
+        gains = self.gains
+        if len(gains) > _FEW:
+            for queue in self.anywhere:
+                queue.closed = False
+            return list(self.anywhere)
+        found: list[Queue] = []
+        for queue in self.anywhere:
+            if not queue.closed:
+                found.append(queue)
+                continue
+            # As in `gained`: this is the loop that every end of a function goes through.
+            items = queue.cost.items
+            for worker in gains:
+                free = worker.free
+                for i, amount in items:
+                    if free[i] < amount:
+                        break
+                else:
+                    found.append(queue)
+                    break
+        self.cluster.index.checks += len(gains) * len(self.anywhere)
+        return found
+
+    def gained(self, queue: Queue) -> bool:
+        """Whether one of the workers that gained has room for a queue."""
+        items = queue.cost.items
+        for worker in self.gains:
+            self.cluster.index.checks += 1
+            free = worker.free
+            for i, amount in items:
+                if free[i] < amount:
+                    break
+            else:
+                return True
+        return False
+
+    def cancel(self, reservation: Reservation) -> None:
+        """Give a reserved worker back to all."""
+        worker = reservation.worker
+        reservation.queue.reservations.remove(reservation)
+        worker.reservation = None
+        del self.reserved[worker]
+        self.stir = True
+        self.gains.append(worker)
+        self.cluster.touched[worker] = None
+        self.cluster.index.sync(worker)
+        self.woken.update(worker.watchers)
+
+    def _queue_of(self, function: Function) -> Queue:
+        cost = function.cost
+        run = function.run
+        group = function.group
+        limited = None if run.limit is None else run
+        if (
+            group is None
+            and function.pin is None
+            and function.avoid is None
+            and function.holder is None
+            and limited is None
+        ):
+            if cost.queue is None:
+                cost.queue = Queue((cost, None, None, None, False, None, None))
+            return cost.queue
+        need = None
+        pin = function.pin
+        bound = function.holder
+        if group is not None:
+            if group.worker is not None:
+                pin, bound = None, group.worker
+            else:
+                pin = group.pin
+                need = self.cluster.resources.union((group.need, cost))
+        avoid = function.avoid if bound is None else None
+        kind = (cost, need, pin, bound, function.holder is not None, avoid, limited)
+        queue = self._queues.get(kind)
+        if queue is None:
+            queue = self._queues[kind] = Queue(kind)
+            if limited is not None:
+                limited.queues[queue] = None
+        return queue
+
+    def _emptied(self, queue: Queue) -> None:
+        self.anywhere.pop(queue, None)
+        self.tied.pop(queue, None)
+        self.woken.pop(queue, None)
+        self.stuck.pop(queue, None)
+        self.short_queues.pop(queue, None)
+        queue.stuck = False
+        queue.since = None
+        queue.closed = False
+        queue.able_epoch = -1
+        queue.debt = 0.0
+        while queue.reservations:
+            self.cancel(queue.reservations[-1])
+        self._unwatch(queue)
+        if self._queues.pop(queue.kind, None) is not None and queue.run is not None:
+            queue.run.queues.pop(queue, None)
+
+    def watch(self, queue: Queue) -> None:
+        """Have a queue looked at when one of its workers gains."""
+        if queue.able is not queue.watched:
+            self._unwatch(queue)
+            queue.watched = queue.able or ()
+            for worker in queue.watched:
+                worker.watchers[queue] = None
+
+    def _unwatch(self, queue: Queue) -> None:
+        for worker in queue.watched:
+            worker.watchers.pop(queue, None)
+        queue.watched = ()

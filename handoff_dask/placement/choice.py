@@ -1,0 +1,211 @@
+"""Which worker a function goes to, and which function a worker gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from handoff_dask.placement import reservations
+
+if TYPE_CHECKING:
+    from handoff_dask.placement.board import Board
+    from handoff_dask.placement.index import View
+    from handoff_dask.placement.ledger import Worker
+    from handoff_dask.placement.queues import Queue
+    from handoff_dask.placement.runs import Function
+
+__all__ = ["Chooser"]
+
+
+class Chooser:
+    """Strategy, locality and reservations, weighed.
+
+    Parameters
+    ----------
+    bandwidth, latency
+        Bytes per second, and seconds, of moving inputs.
+    """
+
+    def __init__(self, board: Board, *, bandwidth: float, latency: float) -> None:
+        self.bandwidth = bandwidth
+        self.latency = latency
+        self._board = board
+        self._cluster = board.cluster
+        self._index = board.cluster.index
+
+    def find(self, queue: Queue, function: Function) -> Worker | None:
+        """Choose a worker that has room."""
+        cost = queue.cost
+        for reservation in queue.reservations:
+            worker = reservation.worker
+            if (
+                worker.running
+                and not worker.ahead
+                and cost.fits(worker.free)
+                and min(worker.free) >= 0
+            ):
+                return worker
+        found: Worker | None = None
+        avoid = self._avoided(queue)
+        if queue.able is None and not queue.closed:
+            view = self._view(queue, function)
+            bucket = view.best()
+            if bucket is not None:
+                found = bucket.first()
+                if avoid is not None and found.address == avoid:
+                    found = next(
+                        (w for b in view.buckets() for w in b.members() if w.address != avoid), None
+                    )
+                if found is not None and function.inputs:
+                    found = self._near(function, queue, found, avoid)
+        else:
+            score_of = function.run.strategy.score
+            least = 0.0
+            for worker in self._board.gains if queue.able is None else queue.able:
+                self._index.checks += 1
+                if (
+                    cost.fits(worker.free)
+                    and worker.open
+                    and worker.address != avoid
+                    and queue.need.fits(worker.shape.capacity)
+                ):
+                    if score_of is None:
+                        score = float(worker.order)
+                    else:
+                        score = score_of(
+                            cost, worker.shape.capacity, worker.free, self._index.scarce
+                        )
+                    if found is None or score < least:
+                        found, least = worker, score
+            if found is not None and function.inputs:
+                found = self._near(function, queue, found, avoid)
+        if found is None and self._board.reserved:
+            found = self._beside(queue, function, avoid)
+        return found
+
+    def suited(self, queue: Queue, function: Function, worker: Worker) -> Function:
+        """Choose between the head and the most urgent function whose inputs a worker holds.
+
+        A function is as much less urgent on a worker as its inputs take to get there.
+        """
+        entry = queue.head_at(worker.address) if queue.local else None
+        if entry is None or entry[4] is function:
+            return function
+        other = entry[4]
+        bandwidth, latency = self.bandwidth, self.latency
+        if other.run.priority == function.run.priority and other.rank - other.transfer(
+            worker.address, bandwidth, latency
+        ) >= function.rank - function.transfer(worker.address, bandwidth, latency):
+            return other
+        return function
+
+    def defers(self, function: Function, worker: Worker) -> bool:
+        """Let a function wait for the worker that holds its inputs, if that is faster.
+
+        It waits no longer than moving them would take, and once per attempt.
+        """
+        board = self._board
+        inputs = function.inputs
+        assert inputs is not None
+        queue = function.queue
+        assert queue is not None
+        if function.deferred or not queue.anywhere:
+            return False
+        bandwidth, latency = self.bandwidth, self.latency
+        here = function.transfer(worker.address, bandwidth, latency)
+        if here <= self._board.short:
+            return False
+        address = max(inputs, key=lambda a: inputs[a])
+        holder = self._cluster.workers.get(address)
+        if (
+            holder is None
+            or holder is worker
+            or not holder.running
+            or address == function.avoid
+            or not queue.need.fits(holder.shape.capacity)
+        ):
+            return False
+        saved = here - function.transfer(address, bandwidth, latency)
+        if saved <= self._board.short:
+            return False
+        found = reservations.drain(holder, queue.cost, self._board.now)
+        if found is None:
+            return False
+        at, _, _ = found
+        if at is not None:
+            # Others that wait for it go first.
+            ahead = sum(
+                (q.heap[0][4].seconds or 0.0) * q.live for q in holder.watchers if q.deferred
+            )
+            if at - self._board.now + ahead >= saved:
+                return False
+        board.dequeue(function)
+        function.deferred = True
+        function.holder = holder
+        function.stamp += 1
+        board.enqueue(function)
+        board.at(board.now + saved, function)
+        return True
+
+    def _view(self, queue: Queue, function: Function) -> View:
+        strategy = function.run.strategy
+        view = queue.views.get(strategy)
+        if view is None:
+            view = self._index.view(strategy, queue.cost, queue.need)
+            queue.views[strategy] = view
+        return view
+
+    def _avoided(self, queue: Queue) -> str | None:
+        """Return the worker to avoid, if another could do it."""
+        avoid = queue.avoid
+        if avoid is None:
+            return None
+        candidates = self._cluster.workers.values() if queue.able is None else queue.able
+        return avoid if self._cluster.others_able(queue.need, avoid, candidates) else None
+
+    def _near(self, function: Function, queue: Queue, found: Worker, avoid: str | None) -> Worker:
+        """Choose a worker with room that holds the inputs, if that is worth it."""
+        bandwidth, latency = self.bandwidth, self.latency
+        inputs = function.inputs
+        assert inputs is not None
+        least = function.transfer(found.address, bandwidth, latency)
+        if not least:
+            return found
+        scarce = self._index.scarce
+        strategy = function.run.strategy
+        seconds = 1.0 if function.seconds is None else function.seconds
+        here = found.shape.capacity
+        used = {i for i, _ in queue.cost.items}
+        chosen = found
+        for address in inputs:
+            worker = self._cluster.workers.get(address)
+            if worker is None or not worker.open or address == avoid:
+                continue
+            moving = function.transfer(address, bandwidth, latency)
+            if moving >= least or not queue.cost.fits(worker.free):
+                continue
+            there = worker.shape.capacity
+            if not queue.need.fits(there) or (queue.able is not None and worker not in queue.able):
+                continue
+            # What the strategy is for comes first, unless moving takes longer than running.
+            spares = any(there[i] and not here[i] and i not in used for i in scarce)
+            if (spares or not strategy.local) and least - moving < seconds:
+                continue
+            chosen, least = worker, moving
+        return chosen
+
+    def _beside(self, queue: Queue, function: Function, avoid: str | None) -> Worker | None:
+        """Choose a reserved worker that the function would not delay anybody on."""
+        for worker in self._board.gains if queue.able is None else queue.able:
+            reservation = worker.reservation
+            if (
+                reservation is not None
+                and worker.running
+                and not worker.ahead
+                and worker.address != avoid
+                and queue.cost.fits(worker.free)
+                and min(worker.free) >= 0
+                and queue.need.fits(worker.shape.capacity)
+                and reservation.admits(function, self._board.now)
+            ):
+                return worker
+        return None

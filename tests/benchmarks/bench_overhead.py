@@ -1,0 +1,101 @@
+"""What a short function costs through the gate, against plain Dask with the same graph.
+
+    python tests/benchmarks/bench_overhead.py [--functions 10000] [--pairs 5]
+
+Plain Dask is given the very graph that execute() sends, annotations and all, already built; execute()
+is timed from the DAG to the ExecutionResult. Pairs run one after the other on one cluster of two
+worker processes; printed is the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from statistics import median
+from uuid import uuid4
+
+from distributed import Client, LocalCluster
+
+from handoff_dask import DAG, Function, execute
+from handoff_dask.graph import translate
+from handoff_dask.model.expansion import expand
+
+
+def add_one(x):
+    """Do next to nothing."""
+    return x + 1
+
+
+def flat(n):
+    """Return a DAG of n independent functions."""
+    dag = DAG()
+    for i in range(n):
+        dag.add_function(Function(id=i, args=[], code=add_one, extra_args=[i], cost={"cpu": 1}))
+    return dag
+
+
+def chains(n, length=100):
+    """Return a DAG of n functions in chains."""
+    dag = DAG()
+    for chain in range(n // length):
+        dag.add_function(
+            Function(id=(chain, 0), args=[], code=add_one, extra_args=[0], cost={"cpu": 1})
+        )
+        for i in range(1, length):
+            dag.add_function(
+                Function(id=(chain, i), args=[(chain, i - 1)], code=add_one, cost={"cpu": 1})
+            )
+    return dag
+
+
+def plain_seconds(client, dag):
+    """Time plain Dask on the same graph."""
+    translation = translate(expand(dag.functions), uuid4().hex, retries=3)
+    keys = list(translation.keys)
+    gc.collect()
+    started = time.perf_counter()
+    values = client.get(translation.graph, keys)
+    took = time.perf_counter() - started
+    assert len(values) == len(keys)
+    return took
+
+
+def handoff_seconds(client, dag):
+    """Time execute()."""
+    gc.collect()
+    started = time.perf_counter()
+    result = execute(dag, client=client)
+    took = time.perf_counter() - started
+    assert len(result.results) == len(dag)
+    return took
+
+
+def main():
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--functions", type=int, default=10_000)
+    parser.add_argument("--pairs", type=int, default=5)
+    args = parser.parse_args()
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        print(f"{args.functions} functions, {args.pairs} pairs, 2 worker processes, 1 thread each")
+        print(f"{'':12}{'plain':>10}{'handoff':>10}{'ratio':>8}   (us per function)")
+        for name, make in (("flat", flat), ("chains", chains)):
+            dag = make(args.functions)
+            # The first pair warms both up.
+            execute(make(1000), client=client)
+            pairs = [
+                (plain_seconds(client, dag), handoff_seconds(client, dag))
+                for _ in range(args.pairs)
+            ]
+            plain, ours = (median(times) / len(dag) * 1e6 for times in zip(*pairs, strict=True))
+            print(f"{name:12}{plain:10.0f}{ours:10.0f}{ours / plain:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import pytest
+
+from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, WorkerSpec
+
+
+def test_a_cost_waits_until_it_is_free(drive) -> None:
+    """Nothing is placed beyond what a worker declares, whichever resource is short."""
+    d = drive({"a": {"cpu": 4, "memory": 10}})
+    d.add({0: {"cpu": 2, "memory": 4}, 1: {"cpu": 2, "memory": 8}, 2: {"cpu": 1}, 3: {"cpu": 4}})
+    first = d.places()
+    assert 3 in first and len(first) == 1
+    d.end(3)
+    second = d.places()
+    assert set(second) == {1, 2}
+    assert d.engine.free("a") == {"cpu": 1, "memory": 2}
+    assert d.engine.claimed("a") == {"cpu": 3, "memory": 8}
+    d.end(1)
+    assert set(d.places()) == {0}
+
+
+def test_a_function_takes_a_slot_whatever_it_costs(drive) -> None:
+    """A worker runs no more functions than it has threads."""
+    d = drive({"a": {"cpu": 100}}, slots=2)
+    d.add({key: {} for key in range(3)})
+    assert len(d.places()) == 2
+    assert d.engine.slots("a") == (0, 2)
+    d.end(0)
+    assert len(d.places()) == 1
+
+
+def test_an_undeclared_resource_is_zero(drive) -> None:
+    """A worker that declares nothing of a resource runs nothing that costs some of it."""
+    d = drive({"a": {"cpu": 4}, "b": {"licence": 1}})
+    d.add({0: {"licence": 1}, 1: {"licence": 0, "cpu": 1}})
+    assert d.places() == {0: "b", 1: "a"}
+
+
+def test_priority_comes_before_the_remaining_path() -> None:
+    """Functions of the run with the higher priority go first."""
+    engine = Engine()
+    engine.worker_added(WorkerSpec("a", "a", "h", {"cpu": 1}, 1))
+    for run, priority in (("low", 0), ("high", 1)):
+        engine.run_opened(run, priority=priority)
+        chain = [FunctionSpec((run, i), {"cpu": 1}, ((run, i - 1),) if i else ()) for i in range(3)]
+        engine.functions_added(run, chain if run == "low" else chain[:1])
+    engine.function_ready(("low", 0), 0.0)
+    engine.function_ready(("high", 0), 0.0)
+    assert engine.poll(0.0) == [Place(("high", 0), "a")]
+
+
+def test_max_concurrency_counts_what_is_placed(drive) -> None:
+    """A run has no more functions placed than it may, and goes on when one ends."""
+    d = drive({"a": {"cpu": 8}}, run={"max_concurrency": 2})
+    d.add({key: {"cpu": 1} for key in range(5)})
+    placed = list(d.places())
+    assert len(placed) == 2
+    assert d.engine.why(4).reason == "max_concurrency"
+    d.end(*placed)
+    assert len(d.places()) == 2
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_max_concurrency_is_checked(limit: int) -> None:
+    """A limit that lets nothing run is an error that names the run, and no run is opened."""
+    engine = Engine()
+    with pytest.raises(ValueError, match="'r'"):
+        engine.run_opened("r", max_concurrency=limit)
+    engine.run_opened("r")
+
+
+def test_a_delay_is_waited_out(drive) -> None:
+    """A function with a delay is placed when it is over, and wake_at says when that is."""
+    d = drive({"a": {"cpu": 1}})
+    d.specs(FunctionSpec("f", {"cpu": 1}))
+    d.ready("f", not_before=3.0)
+    assert d.places() == {}
+    assert d.engine.wake_at() == 3.0
+    assert d.engine.why("f").until == 3.0
+    assert d.places(after=2.9) == {}
+    assert d.places(after=0.1) == {"f": "a"}
+    assert d.engine.wake_at() is None
+
+
+def test_the_worker_to_avoid_is_the_last_resort(drive) -> None:
+    """A retry goes elsewhere if another worker could run it, even if it must wait for that."""
+    d = drive({"a": {"cpu": 2}, "b": {"cpu": 1}})
+    d.specs(FunctionSpec("f", {"cpu": 1}), FunctionSpec("g", {"cpu": 2}))
+    d.add({"fill": {"cpu": 1}})
+    assert d.places() == {"fill": "b"}
+    d.ready("f", "g", avoid="a")
+    assert d.places() == {"g": "a"}, "only a could ever run g"
+    d.end("g")
+    assert d.places() == {}, "f waits for b"
+    d.end("fill")
+    assert d.places() == {"f": "b"}
+    d.engine.worker_running("b", False)
+    d.ready("f", avoid="a")
+    assert d.places() == {"f": "a"}, "b does not run"
+
+
+def test_an_attempt_may_cost_more_than_the_function(drive) -> None:
+    """A cost given with an attempt holds for that attempt only."""
+    d = drive({"a": {"memory": 8}})
+    d.add({"f": {"memory": 2}})
+    d.places()
+    d.engine.attempt_ended("f", 0.0)
+    d.ready("f", cost={"memory": 6})
+    d.places()
+    assert d.engine.free("a") == {"memory": 2}
+    d.ready("f")  # that attempt ended: it is ready again
+    d.places()
+    assert d.engine.free("a") == {"memory": 6}
+
+
+def test_an_end_told_twice_counts_once(drive) -> None:
+    """A claim is released exactly once, and a late end does not touch the next attempt's wait."""
+    d = drive({"a": {"cpu": 2}})
+    d.add({"f": {"cpu": 1}})
+    d.places()
+    d.end("f")
+    d.end("f")
+    d.end("nobody knows")
+    assert d.engine.free("a") == {"cpu": 2}
+    d.ready("f")
+    d.engine.attempt_ended("f", 0.0)
+    assert d.places() == {"f": "a"}
+
+
+def test_a_withdrawn_function_is_not_placed(drive) -> None:
+    """What is not ready any more is not placed; what is placed keeps its claim."""
+    d = drive({"a": {"cpu": 2}})
+    d.add({"f": {"cpu": 1}, "g": {"cpu": 1}})
+    d.engine.function_withdrawn("f")
+    assert d.places() == {"g": "a"}
+    d.engine.function_withdrawn("g")
+    assert d.engine.free("a") == {"cpu": 1}
+
+
+def test_a_seceded_function_gives_its_slot_back(drive) -> None:
+    """It keeps its cost; another may start in its slot."""
+    d = drive({"a": {"cpu": 2}}, slots=1)
+    d.add({"f": {"cpu": 1}, "g": {"cpu": 1}, "h": {"cpu": 1}})
+    (first,) = d.places()
+    d.engine.slot_released(first)
+    (second,) = d.places()
+    assert d.engine.free("a") == {"cpu": 0} and d.engine.slots("a") == (0, 1)
+    d.end(first)
+    assert d.places() == {}, "the slot is the second one's"
+    d.end(second)
+    assert len(d.places()) == 1
+
+
+def test_a_closed_run_leaves_nothing(drive) -> None:
+    """All it claimed, queued and bound is gone; what ends later is ignored."""
+    d = drive({"a": {"cpu": 2}})
+    d.specs(FunctionSpec("s", {"cpu": 1}, binds="t"), FunctionSpec("t", {"cpu": 1}))
+    d.add({i: {"cpu": 1} for i in range(4)})
+    d.ready("s")
+    d.places()
+    d.engine.run_closed("run")
+    d.engine.run_closed("run")
+    d.end(0)
+    assert d.poll() == []
+    assert d.engine.free("a") == {"cpu": 2}
+    d.engine.run_opened("run")
+    d.add({"s": {"cpu": 2}})
+    assert d.places() == {"s": "a"}
+
+
+def test_functions_are_checked_before_any_is_added(drive) -> None:
+    """A bad function is an error that names it, and the run is as it was."""
+    d = drive({"a": {"cpu": 2}})
+    d.specs(FunctionSpec("known", {}))
+    for bad, match in [
+        (FunctionSpec("known", {}), "'known' was added"),
+        (FunctionSpec("g", {}, collocated="nobody"), "'g' names 'nobody'"),
+        (FunctionSpec("g", {}, binds="nobody"), "'g' names 'nobody'"),
+        (FunctionSpec("g", {"cpu": -1}), "'g'.*'cpu'"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            d.specs(FunctionSpec("fine", {}), bad)
+    d.specs(FunctionSpec("fine", {}))
+    with pytest.raises(KeyError, match="nobody"):
+        d.ready("nobody")
+
+
+def test_a_cost_that_capacity_was_lost_for_is_refused_in_the_end(drive) -> None:
+    """When no worker could ever hold it any more, it waits out the grace, then it is refused."""
+    d = drive({"a": {"gpu": 1}, "b": {"cpu": 1}}, lost_grace=60.0)
+    d.specs(FunctionSpec("f", {"gpu": 1}))
+    d.engine.worker_removed("a")
+    d.now = 10.0
+    d.ready("f")
+    assert d.poll() == []
+    assert d.engine.why("f").reason == "impossible"
+    assert d.engine.wake_at() == 70.0
+    assert d.poll(after=59.9) == []
+    (refusal,) = d.poll(after=0.1)
+    assert isinstance(refusal, Refuse) and refusal.key == "f"
+    assert str(refusal.finding) == "no worker can hold it; nearest is b: needs gpu 1, offers 0"
+    assert d.engine.wake_at() is None
+
+
+def test_capacity_that_comes_back_in_time_is_used(drive) -> None:
+    """A worker that joins within the grace gets what waited for it."""
+    d = drive({"b": {"cpu": 1}}, lost_grace=60.0)
+    d.add({"f": {"gpu": 1}})
+    d.poll()
+    d.poll(after=59)
+    d.join("a", {"gpu": 1})
+    assert d.places() == {"f": "a"}
+    assert d.poll(after=100) == []
+
+
+def test_the_placement_timeout_extends_the_grace(drive) -> None:
+    """A run that says how long to wait for a worker is not refused before."""
+    d = drive({"b": {"cpu": 1}}, lost_grace=60.0, run={"placement_timeout": 100.0})
+    d.add({"f": {"gpu": 1}})
+    assert d.poll() == []
+    assert d.poll(after=99) == []
+    assert len(d.poll(after=1)) == 1
+
+
+def test_an_empty_cluster_is_waited_for(drive) -> None:
+    """Without any worker nothing is refused, however long it takes."""
+    d = drive({}, lost_grace=1.0)
+    d.add({"f": {"gpu": 1}})
+    assert d.poll() == [] and d.poll(after=1e6) == []
+    assert d.engine.wake_at() is None
+    assert d.engine.why("f").reason == "no workers"
+    d.join("a", {"gpu": 1})
+    assert d.places() == {"f": "a"}
+
+
+def test_a_pin_nobody_answers_to_is_refused_by_name(drive) -> None:
+    """The finding tells a pin that nobody answers to from a cost that is too high."""
+    d = drive({"a": {"cpu": 1}}, lost_grace=1.0)
+    d.add({"f": {}}, pin="gone")
+    d.poll()
+    (refusal,) = d.poll(after=1)
+    assert not refusal.finding.pin_known
+    assert str(refusal.finding) == "no worker answers to 'gone'"
+
+
+@pytest.mark.parametrize("pin", ["b", "b-name"])
+def test_a_pin_is_an_address_or_a_name(drive, pin: str) -> None:
+    """A pinned function runs there, or waits."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
+    d.add({0: {"cpu": 1}, 1: {"cpu": 1}}, pin=pin)
+    assert d.places() == {0: "b"}
+    d.end(0)
+    assert d.places() == {1: "b"}
+
+
+def test_a_pin_may_be_a_host(drive) -> None:
+    """A host means any of its workers."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
+    d.engine.worker_added(WorkerSpec("c", "c", "other", {"cpu": 1}, 1))
+    d.add({key: {"cpu": 1} for key in range(3)}, pin="host")
+    assert sorted(d.places().values()) == ["a", "b"]

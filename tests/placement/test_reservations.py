@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+
+from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+
+
+def stream(
+    *,
+    workers: int,
+    small: dict[str, float],
+    big: dict[str, float],
+    pin: str | None = None,
+    priority: float = 0,
+    chain: int = 1,
+    seconds: float | None = None,
+) -> int | None:
+    """Keep workers busy with small functions that end one by one; return how many were placed
+    before the big one was, None if that never happened."""
+    engine = Engine(horizon=0.0)
+    for i in range(workers):
+        engine.worker_added(WorkerSpec(f"w{i}", f"n{i}", "h", {"cpu": 4}, 4))
+    engine.run_opened("big", priority=0)
+    engine.run_opened("small", priority=priority)
+    engine.functions_added("big", [FunctionSpec("big", big, pin=pin, code="big")])
+    count = 200 * workers
+    for i in range(count):
+        key = ("small", i)
+        rest = [
+            FunctionSpec((*key, j), small, ((*key, j - 1) if j > 1 else key,))
+            for j in range(1, chain)
+        ]
+        spec = FunctionSpec(key, small, code="small", expected=seconds)
+        engine.functions_added("small", [spec, *rest])
+    for i in range(8 * workers):
+        engine.function_ready(("small", i), 0.0)
+    now = 0.0
+    running = [d.key for d in engine.poll(now)]
+    engine.function_ready("big", now)
+    placed, ready = len(running), 8 * workers
+    while running and ready < count:
+        now += 1.0
+        engine.attempt_ended(running.pop(0), now, done=True)
+        engine.function_ready(("small", ready), now)
+        ready += 1
+        for decision in engine.poll(now):
+            if decision.key == "big":
+                return placed
+            placed += 1
+            running.append(decision.key)
+    return None
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 20])
+def test_a_whole_worker_is_got_in_bounded_time(workers: int) -> None:
+    """A stream of small functions does not starve one that needs a whole busy worker."""
+    placed = stream(workers=workers, small={"cpu": 1}, big={"cpu": 4})
+    assert placed is not None and placed <= 8 * workers + 4 * min(8, 2 * workers) + 4
+
+
+def test_a_pinned_function_is_not_starved() -> None:
+    """The same when it may only go to one worker."""
+    placed = stream(workers=4, small={"cpu": 1}, big={"cpu": 4}, pin="w2")
+    assert placed is not None and placed < 400
+
+
+def test_more_urgent_functions_delay_only_so_long() -> None:
+    """A stream of functions with longer paths behind them does not starve it either."""
+    placed = stream(workers=2, small={"cpu": 1}, big={"cpu": 4}, chain=5)
+    assert placed is not None and placed < 350
+
+
+def test_a_higher_priority_goes_first() -> None:
+    """A run of higher priority may take all there is: that is what priority means."""
+    assert stream(workers=2, small={"cpu": 1}, big={"cpu": 4}, priority=1) is None
+
+
+def test_what_does_not_compete_is_not_held_up(drive) -> None:
+    """While a worker is kept for one function, others use what that one does not need."""
+    d = drive({"a": {"cpu": 4, "gpu": 1}}, slots=99, horizon=0.0)
+    d.add({i: {"cpu": 1} for i in range(4)})
+    d.places()
+    d.add({"big": {"cpu": 4}})
+    now = {i: {"cpu": 1} for i in range(10, 90)}
+    d.add(now)
+    running = list(range(4))
+    for _ in range(60):
+        d.end(running.pop(0), after=1.0)
+        running += d.places()
+        if d.engine._board.reserved:
+            break
+    assert d.engine._board.reserved
+    d.add({"gpu": {"gpu": 1}})
+    d.end(running.pop(0))
+    assert "gpu" in d.places()
+    assert d.engine.why(89).reason in ("reserved", "resources")
+
+
+def test_what_ends_in_time_may_run_meanwhile(drive) -> None:
+    """With known durations, short functions use a reserved worker till it is needed."""
+    d = drive({"a": {"cpu": 4}}, horizon=0.0)
+    d.specs(FunctionSpec("long", {"cpu": 3}, expected=100.0, code="long"))
+    d.ready("long")
+    d.places()
+    d.specs(FunctionSpec("big", {"cpu": 4}, expected=500.0, code="big"))
+    d.ready("big")
+    d.specs(*(FunctionSpec(i, {"cpu": 1}, expected=2.0, code="short") for i in range(60)))
+    d.ready(*range(60))
+    short = 0
+    for _ in range(45):
+        for key in d.places():
+            short += 1
+            assert key != "big"
+            d.end(key, after=2.0)
+    assert short >= 45, "they fill the time until the long one ends"
+    assert d.engine._board.reserved
+
+
+def test_a_lost_worker_is_not_kept(drive) -> None:
+    """A reservation goes with its worker, and when nobody waits for it any more."""
+    d = drive({"a": {"cpu": 4}}, horizon=0.0)
+    d.add({i: {"cpu": 1} for i in range(4)})
+    d.places()
+    d.add({"big": {"cpu": 4}, **{i: {"cpu": 1} for i in range(10, 60)}})
+    running = list(range(4))
+    while not d.engine._board.reserved:
+        d.end(running.pop(0), after=1.0)
+        running += d.places()
+    d.engine.worker_running("a", False)
+    assert not d.engine._board.reserved
+    d.engine.worker_running("a", True)
+    while not d.engine._board.reserved:
+        d.end(running.pop(0), after=1.0)
+        running += d.places()
+    d.engine.function_withdrawn("big")
+    assert not d.engine._board.reserved
+    free = d.engine.free("a")["cpu"]
+    assert len(d.places()) == free, "all that was kept is used"
