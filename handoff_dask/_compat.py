@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dask._task_spec import GraphNode, Task, TaskRef
-from distributed.worker import get_worker, thread_state
+from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
     from distributed import Scheduler

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client
@@ -13,6 +13,8 @@ from distributed.core import clean_exception
 from handoff_dask import config
 from handoff_dask.errors import ClusterLostError
 from handoff_dask.plugin import HandoffPlugin
+
+T = TypeVar("T")
 
 
 def current_client(client: Client | None = None) -> Client | None:
@@ -88,6 +90,12 @@ async def exceptions(errors: Iterable[tuple[int, Any, Any]]) -> dict[int, BaseEx
     # A restored traceback refers to the frames that it was restored under, and these to whatever
     # they hold: results, for example, which would stay on the cluster. A thread has none of them.
     return await asyncio.get_running_loop().run_in_executor(None, restore)
+
+
+def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run a coroutine function on the client's loop; with an asynchronous client, return it."""
+    result: T = client.sync(method, *args)
+    return result
 
 
 async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 from distributed import Client, Future, wait
 
@@ -14,6 +14,7 @@ from handoff_dask.connection import (
     current_client,
     install,
     require_client,
+    sync,
 )
 from handoff_dask.errors import FunctionFailedError, UnknownFunctionError, UnknownRunError
 from handoff_dask.model.dag import DAG
@@ -54,8 +55,8 @@ def execute(
         ``"load_balanced"``: the least loaded worker. ``"first_available"``: the first with the cost
         free. Or an :class:`Allocator`.
     results
-        Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs) or
-        a list of ids. The rest is released as soon as it is no longer needed.
+        Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs)
+        or a list of ids. The rest is released as soon as it is no longer needed.
     on_error
         ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
         whatever does not depend on it; the result carries `errors`.
@@ -99,7 +100,7 @@ def execute(
     >>> execute(dag).results
     {'source': 42, 'double': 84}
     """
-    run = submit(
+    run: Any = submit(
         dag,
         client=client,
         max_retries=max_retries,
@@ -111,8 +112,8 @@ def execute(
         placement_timeout=placement_timeout,
         priority=priority,
     )
-    outcome: ExecutionResult = run.complete() if isinstance(run, Run) else _complete(run)
-    return outcome
+    outcome: Any = run.complete() if isinstance(run, Run) else _complete(run)
+    return cast("ExecutionResult", outcome)
 
 
 async def _complete(run: Any) -> ExecutionResult:
@@ -177,13 +178,13 @@ placement_timeout, priority
     submission = Submission(dag, options)
     found = current_client(client)
     if found is not None:
-        run: Run = Run(submission, found).start()
-        return run
+        started: Run = Run(submission, found).start()
+        return started
     if detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
     try:
-        run = Run(submission, embedded.client).start()
+        run: Run = Run(submission, embedded.client).start()
     except BaseException:
         embedded.close()
         raise
@@ -232,7 +233,7 @@ def get_result(
             raise UnknownFunctionError(
                 function_id, f"the run {dag_id!r} has no such function, or does not keep its result"
             )
-        future = Future(key, client)
+        future: Future[Any] = Future(key, client)
         try:
             # Only now: the scheduler answers with the state, which the future must hear.
             await call(client, "want", keys=[key], client=client.id)
@@ -247,9 +248,10 @@ def get_result(
         finally:
             # An error's traceback would keep the future, and with it the result, on the cluster.
             future.release()
-        raise FunctionFailedError(function_id, problem=f"{type(error).__name__}: {error}") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise FunctionFailedError(function_id, problem=problem) from error
 
-    return client.sync(get)
+    return sync(client, get)
 
 
 def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
@@ -274,5 +276,4 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
         if not await call(client, "forget", dag_id=dag_label(dag_id)):
             raise UnknownRunError(dag_id)
 
-    result: None = client.sync(let_go)
-    return result
+    return sync(client, let_go)

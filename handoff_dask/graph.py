@@ -11,7 +11,7 @@ import pickle
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import toolz
@@ -73,7 +73,7 @@ def translate(
         The code or the arguments of a function cannot be pickled.
     """
     prefixes = _prefixes(nodes)
-    keys = tuple((f"{prefix}-{run_id}", node.index) for prefix, node in zip(prefixes, nodes, strict=True))
+    keys = tuple((f"{prefix}-{run_id}", index) for index, prefix in enumerate(prefixes))
     pack = _Packer()
     dsk: dict[Key, GraphNode] = {}
     resources: dict[Key, Mapping[str, float]] = {}
@@ -91,7 +91,7 @@ def translate(
         for node, key in zip(nodes, keys, strict=True)
         if (limit := retry_limit(node.function, retries))
     }
-    marks = {key: {"run": run_id, "index": node.index} for node, key in zip(nodes, keys, strict=True)}
+    marks = {key: {"run": run_id, "index": index} for index, key in enumerate(keys)}
     layer = MaterializedLayer(
         dsk,
         annotations={
@@ -230,9 +230,10 @@ class _Packer:
             return numbered[id(entry)]
 
         try:
-            flat = all(type(entry) is int for entry in call.args)  # nearly every call is
-            code, args, *rest = call if flat else number(call)
-            data = (add(code), args, *rest) if flat else (code, args, *rest)
+            if all(type(entry) is int for entry in call.args):  # as nearly always
+                data: Any = (add(call.code), *call[1:])
+            else:
+                data = tuple(cast("Call", number(call)))
             return tuple(codes), _dumps(data)
         except Exception as error:
             function, field = _unpicklable(node)
@@ -253,10 +254,12 @@ def _dumps(value: object) -> bytes:
     """Pickle by reference what can be imported, by value what was made in the user's script."""
     try:
         data = pickle.dumps(value, protocol=5)
+        if b"__main__" not in data:  # a worker has another __main__ than the client
+            return data
     except Exception:
-        return cloudpickle.dumps(value)
-    # A worker has another __main__ than the client.
-    return cloudpickle.dumps(value) if b"__main__" in data else data
+        pass  # cloudpickle can do more
+    by_value: bytes = cloudpickle.dumps(value)
+    return by_value
 
 
 def _unpicklable(node: Node) -> tuple[Function, str]:

@@ -59,9 +59,10 @@ def register_node(
         answer = await connection.call(
             client, "declare", worker=str(worker), capabilities=capabilities
         )
-        return _found(worker, answer)
+        offered: dict[str, float] = _found(worker, answer)
+        return offered
 
-    return client.sync(register)
+    return connection.sync(client, register)
 
 
 def register_local_node(capabilities: Mapping[str, float]) -> dict[str, float]:
@@ -82,12 +83,13 @@ def register_local_node(capabilities: Mapping[str, float]) -> dict[str, float]:
     capabilities = check_capabilities(capabilities)
     worker = get_worker()
     plugin = worker.plugins.get(HandoffWorkerPlugin.name)
-    if plugin is None:
+    if not isinstance(plugin, HandoffWorkerPlugin):
         raise ValueError(
             f"worker {worker.address} does not have the Handoff plugin yet: run a DAG, "
             "discover_nodes() or the preload first"
         )
-    return sync(worker.loop, plugin.declare, capabilities)
+    offered: dict[str, float] = sync(worker.loop, plugin.declare, capabilities)
+    return offered
 
 
 def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
@@ -105,13 +107,13 @@ def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
         nodes = await connection.call(client, "nodes")
         return {address: dict(node["capabilities"]) for address, node in nodes.items()}
 
-    return client.sync(discover)
+    return connection.sync(client, discover)
 
 
 def resources_available(
     worker: str, cost: Mapping[str, float], *, client: Client | None = None
 ) -> bool:
-    """Tell whether a worker has a cost free at this moment (``Handoff.ResourceTracker.available?``).
+    """Tell whether a worker has a cost free at this moment (``ResourceTracker.available?``).
 
     Free, not declared: what runs now is subtracted.
 
@@ -137,9 +139,10 @@ def resources_available(
     async def available() -> bool:
         await connection.install(client)
         answer = await connection.call(client, "available", worker=str(worker), cost=lower)
-        return _found(worker, answer)
+        fits: bool = _found(worker, answer)
+        return fits
 
-    return client.sync(available)
+    return connection.sync(client, available)
 
 
 def _found(worker: str, answer: bytes) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.function import Function
-from handoff_dask.model.retry import count_problem, number_problem
+from handoff_dask.model.retry import count_problem, number_problem, time_limit_problem
 from handoff_dask.placement.strategies import STRATEGIES
 
 OnError = Literal["raise", "continue"]
@@ -60,7 +60,7 @@ class RunOptions:
             "placement_timeout": number_problem(self.placement_timeout),
         }
         if self.timeout is not None:
-            problems["timeout"] = number_problem(self.timeout)
+            problems["timeout"] = time_limit_problem(self.timeout)
         if self.max_concurrency is not None:
             problems["max_concurrency"] = count_problem(self.max_concurrency) or (
                 None if self.max_concurrency else "must be at least 1, not 0: nothing could run"

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import pickle
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin
@@ -50,11 +50,11 @@ class HandoffPlugin(SchedulerPlugin):
         )
         self.runs: dict[str, RunRecord] = {}
         #: Every node that Dask knows, by key.
-        self.records: dict[Hashable, FunctionRecord] = {}
+        self.records: dict[Any, FunctionRecord] = {}
         #: Held tasks whose attempts are used up.
         self.spent: list[FunctionRecord] = []
         #: Tasks of others that hold resources.
-        self.foreign: set[Hashable] = set()
+        self.foreign: set[Any] = set()
         #: {address: {resource in lower case: the worker's own name for it}}
         self.names: dict[str, dict[str, str]] = {}
         self._asked = False
@@ -62,7 +62,7 @@ class HandoffPlugin(SchedulerPlugin):
         self.service = Service(self)
         scheduler.handlers.update(self.service.handlers)
         await scheduler.register_worker_plugin(
-            None,  # type: ignore[arg-type]
+            None,
             pickle.dumps(HandoffWorkerPlugin()),
             name=HandoffWorkerPlugin.name,
             idempotent=True,
@@ -105,7 +105,7 @@ class HandoffPlugin(SchedulerPlugin):
         scheduler: Scheduler,
         *,
         keys: set[Any],
-        annotations: Mapping[str, Mapping[Hashable, Any]],
+        annotations: dict[str, dict[Any, Any]],
         **kwargs: Any,
     ) -> None:
         """Hold every function of a new graph, before any of them can start."""
@@ -122,9 +122,7 @@ class HandoffPlugin(SchedulerPlugin):
                 scheduler.client_desires_keys(keys, run.spec.keeper)
             run.arrived.set()
 
-    def transition(
-        self, key: Hashable, start: str, finish: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Follow a task from one state to the next."""
         record = self.records.get(key)
         if record is None:
@@ -198,7 +196,7 @@ class HandoffPlugin(SchedulerPlugin):
         _compat.hold(ts)
         self.ask()
 
-    def _foreign(self, key: Hashable, finish: str) -> None:
+    def _foreign(self, key: Any, finish: str) -> None:
         """Count what the tasks of others claim."""
         if finish == "processing":
             claim = _compat.claimed_by_task(self.scheduler.tasks[key])
@@ -244,7 +242,7 @@ class HandoffPlugin(SchedulerPlugin):
             ]
             self._fail(record, WorkerLostError(record.row.label, lost), stimulus_id)
         self.spent.clear()
-        placed: dict[Hashable, str] = {}
+        placed: dict[Any, Any] = {}
         for decision in self._poll(stimulus_id):
             if isinstance(decision, Place):
                 if self._place(decision):
@@ -252,7 +250,7 @@ class HandoffPlugin(SchedulerPlugin):
             else:
                 self._refuse(decision, stimulus_id)
         if placed:
-            self.scheduler.transitions(placed, stimulus_id)  # type: ignore[arg-type]
+            self.scheduler.transitions(placed, stimulus_id)
         self._wake()
 
     def _poll(self, stimulus_id: str) -> list[Place | Refuse]:
@@ -277,7 +275,7 @@ class HandoffPlugin(SchedulerPlugin):
                 self._ready(record)
             return False
         names = self.names[place.worker]
-        ts = self.scheduler.tasks[place.key]
+        ts = self.scheduler.tasks[record.key]
         row = record.row
         _compat.release_hold(ts, place.worker, {names[n]: v for n, v in row.cost.items()})
         ts.retries = max(row.max_retries - record.failures, 0)
@@ -291,7 +289,7 @@ class HandoffPlugin(SchedulerPlugin):
         return True
 
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
-        """Tell the worker what it cannot know: the number of the attempt, the ends of a transfer."""
+        """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
         mark = {**(ts.annotations or {})["handoff"], "attempt": record.attempt}
         if record.row.source is not None:
             mark["source"] = record.run.functions[record.row.source].worker

@@ -60,7 +60,7 @@ class RunSpec:
 class FunctionRecord:
     """One node of a run on the scheduler."""
 
-    key: Hashable
+    key: Any
     index: int
     run: RunRecord
     row: FunctionRow
@@ -100,6 +100,11 @@ class RunRecord:
     alive: int = 0
     #: Set when the graph has come.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def index(self, key: Any) -> int:
+        """Return the index of the node with a key."""
+        index: int = key[1]
+        return index
 
     def ended(
         self,

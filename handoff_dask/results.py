@@ -74,8 +74,8 @@ class ExecutionResult:
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain dicts and lists.
 
-        ``{"dag_id": ..., "results": ..., "allocations": ...}`` is what Handoff's ``execute`` returns;
-        the other fields follow it.
+        What Handoff's ``execute`` returns, ``dag_id``, ``results`` and ``allocations``, comes
+        first.
         """
         return {
             "dag_id": self.dag_id,

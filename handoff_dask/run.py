@@ -42,11 +42,11 @@ class Run:
 
     def __init__(self, submission: Submission, client: Client) -> None:
         self.dag_id = submission.dag_id
-        self.futures: Mapping[Hashable, Future] = {}
+        self.futures: Mapping[Hashable, Future[Any]] = {}
         self._submission = submission
         self._client = client
         #: Every future that the end of the run hangs on.
-        self._awaited: dict[Hashable, Future] = {}
+        self._awaited: dict[Hashable, Future[Any]] = {}
         #: Why the run was stopped, once it was.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Task[ExecutionResult] | None = None
@@ -59,7 +59,7 @@ class Run:
     def start(self) -> Any:
         """Send the run on its way; :func:`submit` does."""
         try:
-            return self._sync(self._start)
+            return connection.sync(self._client, self._start)
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -92,7 +92,7 @@ class Run:
             Counts under ``"waiting"``, ``"held"``, ``"running"``, ``"done"``, ``"failed"`` and
             ``"cancelled"``; under ``"attempts"`` {function id: tuple of Attempt}.
         """
-        return self._sync(self._status)
+        return connection.sync(self._client, self._status)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the run to end, well or not.
@@ -107,7 +107,7 @@ class Run:
         TimeoutError
             It had not ended by then; it goes on.
         """
-        return self._sync(self._wait, timeout)
+        return connection.sync(self._client, self._wait, timeout)
 
     def result(self, timeout: float | None = None) -> ExecutionResult:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
@@ -117,14 +117,13 @@ class Run:
         timeout
             Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
         """
-        return self._sync(self._result, timeout)
+        return connection.sync(self._client, self._result, timeout)
 
     def cancel(self) -> None:
         """Stop the run: what has not started never does, what runs finishes unseen."""
-        return self._sync(self._stop, RunCancelledError(self.dag_id, "it was cancelled"))
-
-    def _sync(self, method: Callable[..., Any], *args: Any) -> Any:
-        return self._client.sync(method, *args)
+        return connection.sync(
+            self._client, self._stop, RunCancelledError(self.dag_id, "it was cancelled")
+        )
 
     # The same, on the event loop of the client.
 
@@ -247,9 +246,7 @@ class Run:
 
     async def _report(self) -> tuple[RunReport, dict[int, BaseException]]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
-        answer = await connection.call(
-            self._client, "report", run_id=self._submission.run_id
-        )
+        answer = await connection.call(self._client, "report", run_id=self._submission.run_id)
         if answer is None:
             return RunReport(), {}
         return pickle.loads(answer["report"]), await connection.exceptions(answer["errors"])

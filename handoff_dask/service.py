@@ -67,14 +67,15 @@ class Service:
             for key, finding in self.engine.verdicts(run_id):
                 if not finding.able:
                     self.plugin.forget(run)
-                    return pickle.dumps((key[1], finding))
+                    return pickle.dumps((run.index(key), finding))
         return None
 
     def _add_functions(self, run: RunRecord) -> None:
         rows = [FunctionRow(*row) for row in run.spec.rows]
         keys = [(f"{row.prefix}-{run.spec.run_id}", index) for index, row in enumerate(rows)]
         run.functions = [
-            FunctionRecord(key, index, run, row) for index, (key, row) in enumerate(zip(keys, rows, strict=True))
+            FunctionRecord(key, index, run, row)
+            for index, (key, row) in enumerate(zip(keys, rows, strict=True))
         ]
         run.counts["waiting"] = sum(row.source is None for row in rows)
         prefixes = self.scheduler.task_prefixes

@@ -66,9 +66,7 @@ class Submission:
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
         self.awaited = {
-            n.function.id: n.index
-            for n in regular
-            if n.function.id in wanted or n.index in discard
+            n.function.id: n.index for n in regular if n.function.id in wanted or n.index in discard
         }
         self.translation: Translation = translate(
             self.nodes, self.run_id, retries=options.max_retries, discard=discard

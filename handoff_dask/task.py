@@ -1,7 +1,7 @@
 """What runs on the worker around the user's code.
 
-The arguments of these functions are bytes, so that neither the scheduler nor the way there needs the
-user's modules; a worker opens them when it runs them.
+The arguments of these functions are bytes, so that neither the scheduler nor the way there needs
+the user's modules; a worker opens them when it runs them.
 """
 
 from __future__ import annotations

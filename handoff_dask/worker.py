@@ -27,7 +27,8 @@ class HandoffWorkerPlugin(WorkerPlugin):
 
     name = "handoff"
 
-    async def setup(self, worker: Worker) -> None:  # type: ignore[override]
+    async def setup(self, worker: Worker) -> None:
+        """Declare what the worker has and its operator did not declare."""
         self.worker = worker
         self.found: dict[str, float] = {}
         worker.handlers["handoff_declare"] = self.declare
@@ -47,7 +48,8 @@ class HandoffWorkerPlugin(WorkerPlugin):
         )
         return total
 
-    async def teardown(self, worker: Worker) -> None:  # type: ignore[override]
+    async def teardown(self, worker: Worker) -> None:
+        """Leave the worker."""
         worker.handlers.pop("handoff_declare", None)
 
 

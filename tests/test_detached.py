@@ -30,7 +30,9 @@ def doubled(dag_id="kept"):
     return (
         DAG(dag_id)
         .add_function(Function(id=("source", 1), args=[], code=int, extra_args=["42"]))
-        .add_function(Function(id="double", args=[("source", 1)], code=operator.mul, extra_args=[2]))
+        .add_function(
+            Function(id="double", args=[("source", 1)], code=operator.mul, extra_args=[2])
+        )
     )
 
 
@@ -78,7 +80,7 @@ async def test_get_result_of_a_failed_function(c, s, a, b):
     """get_result raises what the function raised, as the cause."""
     dag = DAG("bad").add_function(Function(id="f", args=[], code=fail, max_retries=0))
     await submit(dag, on_error="continue", detach=True)
-    with pytest.raises(FunctionFailedError, match="'f'.*always") as caught:
+    with pytest.raises(FunctionFailedError, match=r"'f'.*always") as caught:
         await get_result("bad", "f")
     assert isinstance(caught.value.__cause__, ValueError)
     await forget("bad")

@@ -80,7 +80,7 @@ async def test_readme_example(c, s, a, b):
 
 @on_cluster()
 async def test_every_field_of_a_call(c, s, a, b):
-    """Results, extra_args and extra_kwargs arrive in that order; as_list makes one list of results."""
+    """Results, extra_args, extra_kwargs arrive in that order; as_list makes one list."""
 
     def show(*args, **kwargs):
         return args, kwargs
@@ -265,7 +265,7 @@ async def test_a_function_that_raises(c, s, a, b):
         Function(id="bad", args=["fine"], code=fail, max_retries=1),
         Function(id="after", args=["bad"], code=str),
     )
-    with pytest.raises(FunctionFailedError, match="'bad'.*no such thing") as caught:
+    with pytest.raises(FunctionFailedError, match=r"'bad'.*no such thing") as caught:
         await execute(dag)
     error = caught.value
     assert error.function_id == "bad"
@@ -284,7 +284,9 @@ async def test_a_function_that_raises(c, s, a, b):
 
 
 @on_cluster()
-@pytest.mark.parametrize("run_retries, own_retries, starts", [(0, None, 1), (2, None, 3), (5, 1, 2)])
+@pytest.mark.parametrize(
+    "run_retries, own_retries, starts", [(0, None, 1), (2, None, 3), (5, 1, 2)]
+)
 async def test_max_retries(c, s, a, b, run_retries, own_retries, starts):
     """A function starts max_retries + 1 times, by its own word or the run's."""
     RAN.clear()
@@ -349,12 +351,14 @@ async def test_mistakes_are_found_before_anything_is_sent(c, s, a, b):
     """An invalid DAG, or what cannot be pickled, reaches neither scheduler nor workers."""
     with pytest.raises(MissingFunctionError):
         await execute(dag_of(Function(id=1, args=[2], code=int)))
-    with pytest.raises(InvalidFunctionError, match="'locked'.*extra_args"):
-        await execute(dag_of(Function(id="locked", args=[], code=str, extra_args=[threading.Lock()])))
+    with pytest.raises(InvalidFunctionError, match=r"'locked'.*extra_args"):
+        await execute(
+            dag_of(Function(id="locked", args=[], code=str, extra_args=[threading.Lock()]))
+        )
     lock = threading.Lock()
-    with pytest.raises(InvalidFunctionError, match="'closed'.*code"):
+    with pytest.raises(InvalidFunctionError, match=r"'closed'.*code"):
         await execute(dag_of(Function(id="closed", args=[], code=lambda: lock)))
-    with pytest.raises(ValueError, match="allocation_strategy.*packed.*fastest"):
+    with pytest.raises(ValueError, match=r"allocation_strategy.*packed.*fastest"):
         await execute(dag_of(Function(id=1, args=[], code=int)), allocation_strategy="fastest")
     assert "handoff" not in s.plugins
     assert not s.tasks
@@ -389,8 +393,10 @@ async def test_cancel(c, s, a, b):
 async def test_run_timeout(c, s, a, b):
     """A run past its time is stopped and raises RunTimeoutError."""
     go = await Event("go")
-    with pytest.raises(RunTimeoutError, match="0.05 s"):
-        await execute(dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())), timeout=0.05)
+    with pytest.raises(RunTimeoutError, match=r"0.05 s"):
+        await execute(
+            dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())), timeout=0.05
+        )
     await go.set()
     await assert_clean(s, a, b)
 
@@ -431,7 +437,9 @@ async def test_allocator_of_the_users_own(c, s, a, b):
             self.asked.append(({f.id for f in functions}, set(capabilities)))
             return {f.id: self.worker for f in functions if f.id not in self.but}
 
-    dag = dag_of(Function(id=1, args=[], code=where), Function(id=2, args=[1], code=lambda x: where()))
+    dag = dag_of(
+        Function(id=1, args=[], code=where), Function(id=2, args=[1], code=lambda x: where())
+    )
     allocator = Everything(b.address)
     result = await execute(dag, allocation_strategy=allocator)
     assert set(result.allocations.values()) == {b.address}
@@ -464,9 +472,7 @@ async def test_the_worker_of_a_function_is_the_schedulers_word(c, s, a, b):
     dag = dag_of(*(Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(20)))
     result = await execute(dag)
     assert result.allocations == result.results
-    assert {tried[-1].worker for tried in result.attempts.values()} == set(
-        result.results.values()
-    )
+    assert {tried[-1].worker for tried in result.attempts.values()} == set(result.results.values())
 
 
 def test_worker_of_this_module_is_found():

@@ -1,8 +1,8 @@
 """From the functions a user wrote to the nodes that are scheduled.
 
 Inline functions disappear into the calls of the functions that use them; the transforms of an
-``Argument`` become nodes of their own. What is left is a plain graph of calls, which the Dask graph,
-the simulation and the local executor are all made from.
+``Argument`` become nodes of their own. What is left is a plain graph of calls, which the Dask
+graph, the simulation and the local executor are all made from.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ class Argument:
     >>> dag = (
     ...     DAG()
     ...     .add_function(Function(id="text", args=[], code=bytes, extra_args=[1000]))
-    ...     .add_function(Function(id="size", args=[Argument("text", (pack, [9]), unpack)], code=len))
+    ...     .add_function(
+    ...         Function(id="size", args=[Argument("text", (pack, [9]), unpack)], code=len)
+    ...     )
     ... )
     >>> execute_local(dag).results["size"]
     1000
@@ -164,7 +166,7 @@ def argument_id(arg: Hashable | Argument) -> Hashable:
 
 
 def retry_limit(function: Function, default: int) -> int:
-    """Return how often a function is retried: its own word first, then its policy's, the run's last."""
+    """Return how often a function is retried: by its own word, its policy's or the run's."""
     if function.max_retries is not None:
         return function.max_retries
     return default if function.retry is None else function.retry.max_retries

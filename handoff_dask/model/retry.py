@@ -112,3 +112,10 @@ def number_problem(value: object, least: float = 0) -> str | None:
     if not finite or value < least:
         return f"must be a finite number{bound}, not {value!r}"
     return None
+
+
+def time_limit_problem(value: object) -> str | None:
+    """Say why a value is not a number of seconds > 0, or return None."""
+    if problem := number_problem(value):
+        return f"{problem} (seconds)"
+    return None if value else "must be more than 0 seconds: nothing ends in no time"

@@ -13,7 +13,7 @@ from handoff_dask.errors import (
     MissingFunctionError,
 )
 from handoff_dask.model.function import Argument, Collocated, Function, argument_id
-from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
 _INCLUSIONS = ("variadic", "as_list")
 _TYPES = ("regular", "inline")
@@ -27,22 +27,16 @@ def validate(functions: Mapping[Hashable, Function]) -> None:
             raise InvalidFunctionError(function.id, field, problem)
     _check_references(functions)
     _check_cycles(
-        {
-            f.id: [argument_id(a) for a in f.args]
-            for f in functions.values()
-        },
+        {f.id: [argument_id(a) for a in f.args] for f in functions.values()},
         "depends on",
     )
     _check_cycles(
-        {
-            f.id: [f.node.id] if isinstance(f.node, Collocated) else []
-            for f in functions.values()
-        },
+        {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
         "is collocated with",
     )
     for function in functions.values():
-        if problem := fit.problem(function):
-            raise InvalidFunctionError(function.id, "args", problem)
+        if misfit := fit.problem(function):
+            raise InvalidFunctionError(function.id, "args", misfit)
 
 
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -138,8 +132,8 @@ def _limit_problems(function: Function) -> Iterator[tuple[str, str]]:
             for field, problem in function.retry.problems():
                 yield f"retry.{field}", problem
     if function.timeout is not None:
-        if problem := number_problem(function.timeout):
-            yield "timeout", f"{problem} (seconds)"
+        if problem := time_limit_problem(function.timeout):
+            yield "timeout", problem
 
 
 def cost_problem(cost: object) -> str | None:

@@ -92,7 +92,8 @@ class Board:
     def usable(self, queue: Queue) -> bool:
         """Whether the queue's functions could be placed, given room."""
         cluster = self.cluster
-        if queue.able_epoch != cluster.epoch:
+        if queue.checked_epoch != cluster.epoch:
+            queue.checked_epoch = cluster.epoch
             if cluster.able(queue):
                 queue.stuck = False
                 queue.since = None
@@ -119,8 +120,9 @@ class Board:
                 queue.closed = False
             return list(self.anywhere)
         found: list[Queue] = []
+        epoch = self.cluster.epoch
         for queue in self.anywhere:
-            if not queue.closed:
+            if not queue.closed or queue.checked_epoch != epoch:
                 found.append(queue)
                 continue
             # As in `gained`: this is the loop that every end of a function goes through.
@@ -203,7 +205,7 @@ class Board:
         queue.stuck = False
         queue.since = None
         queue.closed = False
-        queue.able_epoch = -1
+        queue.checked_epoch = -1
         queue.debt = 0.0
         while queue.reservations:
             self.cancel(queue.reservations[-1])

@@ -45,7 +45,7 @@ class Chooser:
             ):
                 return worker
         found: Worker | None = None
-        avoid = self._avoided(queue)
+        avoid = self.avoided(queue)
         if queue.able is None and not queue.closed:
             view = self._view(queue, function)
             bucket = view.best()
@@ -154,7 +154,7 @@ class Chooser:
             queue.views[strategy] = view
         return view
 
-    def _avoided(self, queue: Queue) -> str | None:
+    def avoided(self, queue: Queue) -> str | None:
         """Return the worker to avoid, if another could do it."""
         avoid = queue.avoid
         if avoid is None:

@@ -20,9 +20,6 @@ class _Averages:
         self._limit = limit
         self._values: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def get(self, key: Hashable) -> float | None:
         found = self._values.get(key)
         return None if found is None else found[0]

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from handoff_dask.placement.ledger import Cost, Shape, Worker
     from handoff_dask.placement.strategies import Strategy
 
-__all__ = ["Bucket", "Index", "View"]
+__all__ = ["LOG", "Bucket", "Index", "View"]
+
+#: Views that lag more entries of the log behind than this start over.
+LOG = 4096
 
 
 class Bucket:
@@ -194,7 +197,7 @@ class Index:
             bucket.join(worker)
             if grown:
                 self.log.append(bucket)
-                if len(self.log) > 4096:
+                if len(self.log) > LOG:
                     self.restart()
         elif old is not None:
             old.size -= 1

@@ -164,7 +164,8 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     if function.run.saturated:
         return Waiting("max_concurrency")
     candidates = cluster.workers.values() if queue.able is None else queue.able
-    able = [w for w in candidates if queue.need.fits(w.shape.capacity)]
+    avoid = placer.chooser.avoided(queue)
+    able = [w for w in candidates if queue.need.fits(w.shape.capacity) and w.address != avoid]
     addresses = tuple(w.address for w in able)
     if queue.deferred:
         until = next(

@@ -32,9 +32,9 @@ class Queue:
     """Functions of one cost that may go to the same workers, the most urgent first."""
 
     __slots__ = (
-        "able", "able_epoch", "avoid", "bound", "closed", "cost", "debt", "deferred", "heap",
-        "kind", "live", "local", "need", "opened", "patience", "pin", "reservations", "run",
-        "since", "stuck", "views", "watched",
+        "able", "able_epoch", "avoid", "bound", "checked_epoch", "closed", "cost", "debt",
+        "deferred", "heap", "kind", "live", "local", "need", "opened", "patience", "pin",
+        "reservations", "run", "since", "stuck", "views", "watched",
     )  # fmt: skip
 
     def __init__(self, kind: Kind) -> None:
@@ -50,7 +50,9 @@ class Queue:
         #: Workers that could ever hold the need, if these are few; None: any. As of `able_epoch`.
         self.able: tuple[Worker, ...] | None = None
         self.able_epoch = -1
-        #: Whether no registered worker could ever hold the need, and since when that is known.
+        #: Whether no registered worker could ever hold the need, and since when that is known;
+        #: as of `checked_epoch`.
+        self.checked_epoch = -1
         self.stuck = False
         self.since: float | None = None
         #: The least patience of a function in it.

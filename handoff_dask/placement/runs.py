@@ -104,13 +104,6 @@ class Function:
         """Name the function."""
         return f"<Function {self.key!r}>"
 
-    def estimate(self, durations: Durations) -> float | None:
-        """Seconds it takes: its own, else its family's, else what the caller expected."""
-        seconds = durations.of_token(self.token)
-        if seconds is None:
-            seconds = durations.of_code(self.family.code)
-        return self.expected if seconds is None else seconds
-
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
         if self.inputs is None:

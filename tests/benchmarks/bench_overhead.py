@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_overhead.py [--functions 10000] [--pairs 5]
 
-Plain Dask is given the very graph that execute() sends, annotations and all, already built; execute()
-is timed from the DAG to the ExecutionResult. Pairs run one after the other on one cluster of two
-worker processes; printed is the ratio of the medians.
+Plain Dask is given the very graph that execute() sends, annotations and all, already built;
+execute() is timed from the DAG to the ExecutionResult. Pairs run one after the other on one
+cluster of two worker processes; printed is the ratio of the medians.
 """
 
 from __future__ import annotations
