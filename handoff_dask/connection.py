@@ -51,7 +51,8 @@ class EmbeddedCluster:
             n_workers=1,
             threads_per_worker=CPU_COUNT,
             processes=config.get("embedded.processes"),
-            dashboard_address=None,
+            dashboard_address="localhost:0",
+            scheduler_kwargs={"dashboard": False},
         )
         self.client = Client(self.cluster, set_as_default=False)
 

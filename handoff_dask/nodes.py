@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from distributed import Client, get_worker
-from distributed.utils import sync
+from distributed import Client, Worker, get_worker
 
 from handoff_dask import connection
 from handoff_dask.errors import UnknownWorkerError
@@ -65,31 +66,50 @@ def register_node(
     return connection.sync(client, register)
 
 
-def register_local_node(capabilities: Mapping[str, float]) -> dict[str, float]:
+def register_local_node(
+    capabilities: Mapping[str, float], *, dask_worker: Worker | None = None
+) -> dict[str, float]:
     """Declare what this worker offers (``Handoff.DistributedExecutor.register_local_node``).
 
-    Called from code that runs on a worker, for example through ``client.run``.
+    Called from code that runs on a worker: ``client.run(register_local_node, {"licence": 1})``, or
+    inside a function.
 
     Parameters
     ----------
     capabilities
-        {resource: amount}.
+        {resource: amount}: cores, MB, units. Resources not named keep what they had.
+    dask_worker
+        The worker; ``client.run`` fills it in. None finds it by itself.
+
+    Returns
+    -------
+    dict
+        All that the worker offers now. On a worker's event loop, an awaitable of it.
 
     Raises
     ------
     ValueError
-        A capability is not a finite number >= 0, or this is no Dask worker.
+        A capability is not a finite number >= 0; this is no Dask worker; or the worker does not
+        have the Handoff plugin yet.
     """
     capabilities = check_capabilities(capabilities)
-    worker = get_worker()
+    worker = dask_worker or get_worker()
     plugin = worker.plugins.get(HandoffWorkerPlugin.name)
     if not isinstance(plugin, HandoffWorkerPlugin):
         raise ValueError(
-            f"worker {worker.address} does not have the Handoff plugin yet: run a DAG, "
-            "discover_nodes() or the preload first"
+            f"worker {worker.address} does not have the Handoff plugin yet: run a DAG, call "
+            "discover_nodes(), or preload it"
         )
-    offered: dict[str, float] = sync(worker.loop, plugin.declare, capabilities)
-    return offered
+    offered: Any = plugin.declare(capabilities)
+    if threading.get_ident() != worker.thread_id:
+        offered = asyncio.run_coroutine_threadsafe(
+            offered, worker.loop.asyncio_loop
+        ).result()
+    return cast("dict[str, float]", offered)
+
+
+# On an event loop it returns an awaitable: so told, client.run waits for it.
+register_local_node.__tornado_coroutine__ = True  # type: ignore[attr-defined]
 
 
 def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
