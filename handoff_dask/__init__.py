@@ -20,6 +20,7 @@ from handoff_dask.errors import (
     WorkerLostError,
 )
 from handoff_dask.execution import execute, forget, get_result, submit
+from handoff_dask.explaining import Explanation, RunExplanation, explain
 from handoff_dask.local import execute_local
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Function, collocated
@@ -31,6 +32,7 @@ from handoff_dask.nodes import (
     resources_available,
 )
 from handoff_dask.options import Allocator
+from handoff_dask.planning import Plan, plan
 from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.results import ExecutionResult
 from handoff_dask.run import Run
@@ -46,15 +48,18 @@ __all__ = [
     "DAGError",
     "DuplicateFunctionError",
     "ExecutionResult",
+    "Explanation",
     "Function",
     "FunctionFailedError",
     "HandoffError",
     "HandoffPlugin",
     "InvalidFunctionError",
     "MissingFunctionError",
+    "Plan",
     "RetryPolicy",
     "Run",
     "RunCancelledError",
+    "RunExplanation",
     "RunTimeoutError",
     "UnknownFunctionError",
     "UnknownRunError",
@@ -65,8 +70,10 @@ __all__ = [
     "discover_nodes",
     "execute",
     "execute_local",
+    "explain",
     "forget",
     "get_result",
+    "plan",
     "register_local_node",
     "register_node",
     "resources_available",

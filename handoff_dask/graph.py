@@ -72,7 +72,7 @@ def translate(
     InvalidFunctionError
         The code or the arguments of a function cannot be pickled.
     """
-    prefixes = _prefixes(nodes)
+    prefixes = code_prefixes(nodes)
     keys = tuple((f"{prefix}-{run_id}", index) for index, prefix in enumerate(prefixes))
     pack = _Packer()
     dsk: dict[Key, GraphNode] = {}
@@ -113,7 +113,7 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
     """
     nodes = expand(functions)
     regular = [node for node in nodes if node.kind == "function"]
-    prefixes = _prefixes(nodes)
+    prefixes = code_prefixes(nodes)
     keys = [(f"{prefixes[node.index]}-{token}", node.index) for node in regular]
     pack = _Packer()
     dsk: dict[Key, GraphNode] = {}
@@ -165,7 +165,7 @@ def _map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
     return entry._replace(item=change(entry.item))
 
 
-def _prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:
+def code_prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:
     """Name each node after its code: one name a code, one code a name."""
     names: dict[int, str] = {}
     taken: dict[str, tuple[object, ...]] = {}

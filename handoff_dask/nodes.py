@@ -102,9 +102,7 @@ def register_local_node(
         )
     offered: Any = plugin.declare(capabilities)
     if threading.get_ident() != worker.thread_id:
-        offered = asyncio.run_coroutine_threadsafe(
-            offered, worker.loop.asyncio_loop
-        ).result()
+        offered = asyncio.run_coroutine_threadsafe(offered, worker.loop.asyncio_loop).result()
     return cast("dict[str, float]", offered)
 
 

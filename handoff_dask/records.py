@@ -10,6 +10,7 @@ from typing import Any
 
 from handoff_dask.model.attempt import Attempt, Outcome
 from handoff_dask.model.expansion import Node
+from handoff_dask.placement.events import FunctionSpec
 
 #: States of a function: not ready, ready but without a place, on a worker, and the three ends.
 STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
@@ -32,6 +33,41 @@ class FunctionRow:
     source: int | None = None
     target: int | None = None
     max_retries: int = 0
+
+
+def function_specs(
+    rows: Sequence[FunctionRow],
+    keys: Sequence[Hashable],
+    expected: Mapping[str, float] | None = None,
+) -> list[FunctionSpec]:
+    """Return nodes as the placement engine takes them.
+
+    Parameters
+    ----------
+    rows, keys
+        The nodes, and what the engine is to call them.
+    expected
+        {prefix: s}, what is known of how long they take.
+    """
+    expected = expected or {}
+
+    def key(index: int | None) -> Hashable:
+        return None if index is None else keys[index]
+
+    return [
+        FunctionSpec(
+            key=keys[index],
+            cost=row.cost,
+            dependencies=tuple(keys[i] for i in row.dependencies),
+            pin=row.pin,
+            collocated=key(row.collocated),
+            binds=key(row.binds),
+            code=row.prefix,
+            token=(row.prefix, row.label),
+            expected=expected.get(row.prefix),
+        )
+        for index, row in enumerate(rows)
+    ]
 
 
 @dataclass(frozen=True)

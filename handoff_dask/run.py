@@ -20,7 +20,9 @@ from handoff_dask.errors import (
     RunCancelledError,
     RunTimeoutError,
 )
+from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
+from handoff_dask.placement.events import Waiting
 from handoff_dask.records import Attempts, RunReport
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import Submission
@@ -93,6 +95,17 @@ class Run:
             ``"cancelled"``; under ``"attempts"`` {function id: tuple of Attempt}.
         """
         return connection.sync(self._client, self._status)
+
+    def explain(self) -> RunExplanation:
+        """Tell, for every function that is not running, what it waits for.
+
+        Returns
+        -------
+        RunExplanation
+            {function id: why}: the dependencies it lacks, or the resources on which workers, the
+            retry's delay, the limit or whatever else holds it. Printed, it is a report.
+        """
+        return connection.sync(self._client, self._explain)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the run to end, well or not.
@@ -193,6 +206,19 @@ class Run:
     async def _status(self) -> dict[str, Any]:
         report, _ = await self._report()
         return {**report.counts, "attempts": dict(Attempts(report, self._submission.nodes))}
+
+    async def _explain(self) -> RunExplanation:
+        answer = await connection.call(self._client, "why", run_id=self._submission.run_id)
+        nodes = self._submission.nodes
+        found: dict[Hashable, Waiting | Unready] = {}
+        for index, why in pickle.loads(answer).items():
+            if nodes[index].kind != "function":
+                continue
+            if isinstance(why, list):
+                lacks = dict.fromkeys(nodes[i].function.id for i in why)
+                why = Unready(tuple(id_ for id_ in lacks if id_ != nodes[index].function.id))
+            found[nodes[index].function.id] = why or Waiting("next")
+        return RunExplanation(found)
 
     async def _wait(self, timeout: float | None) -> None:
         with contextlib.suppress(HandoffError):

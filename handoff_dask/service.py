@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.placement.events import FunctionSpec, WorkerSpec
-from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord
+from handoff_dask.placement.events import WorkerSpec
+from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord, RunSpec, function_specs
 from handoff_dask.worker import check_capabilities
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Service:
             self.want,
             self.forget,
             self.report,
+            self.explain,
+            self.why,
             self.capabilities,
             self.declare,
             self.nodes,
@@ -50,18 +52,9 @@ class Service:
 
     async def open(self, spec: bytes) -> bytes | None:
         """Take down a run; the answer is None, or a node that no worker can hold and why."""
-        run = RunRecord(pickle.loads(spec))
         await self._settled()
+        run = self._opened(pickle.loads(spec))
         run_id = run.spec.run_id
-        self.engine.run_opened(
-            run_id,
-            priority=run.spec.priority,
-            strategy=run.spec.strategy,
-            max_concurrency=run.spec.max_concurrency,
-            placement_timeout=run.spec.placement_timeout,
-        )
-        self.plugin.runs[run_id] = run
-        self._add_functions(run)
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.plugin.names:
             for key, finding in self.engine.verdicts(run_id):
@@ -70,7 +63,15 @@ class Service:
                     return pickle.dumps((run.index(key), finding))
         return None
 
-    def _add_functions(self, run: RunRecord) -> None:
+    def _opened(self, spec: RunSpec) -> RunRecord:
+        run = self.plugin.runs[spec.run_id] = RunRecord(spec)
+        self.engine.run_opened(
+            spec.run_id,
+            priority=spec.priority,
+            strategy=spec.strategy,
+            max_concurrency=spec.max_concurrency,
+            placement_timeout=spec.placement_timeout,
+        )
         rows = [FunctionRow(*row) for row in run.spec.rows]
         keys = [(f"{row.prefix}-{run.spec.run_id}", index) for index, row in enumerate(rows)]
         run.functions = [
@@ -85,27 +86,29 @@ class Service:
             for name in {row.prefix for row in rows}
             if name in prefixes and prefixes[name].duration_average >= 0
         }
+        self.engine.functions_added(run.spec.run_id, function_specs(rows, keys, expected))
+        return run
 
-        def key(index: int | None) -> Any:
-            return None if index is None else keys[index]
+    async def explain(self, spec: bytes) -> bytes:
+        """Return which workers could run each node of a run that is not to be run."""
+        await self._settled()
+        run = self._opened(pickle.loads(spec))
+        findings = [finding for _, finding in self.engine.verdicts(run.spec.run_id)]
+        self.plugin.forget(run)
+        return pickle.dumps(findings)
 
-        self.engine.functions_added(
-            run.spec.run_id,
-            [
-                FunctionSpec(
-                    key=keys[index],
-                    cost=row.cost,
-                    dependencies=tuple(keys[i] for i in row.dependencies),
-                    pin=row.pin,
-                    collocated=key(row.collocated),
-                    binds=key(row.binds),
-                    code=row.prefix,
-                    token=(row.prefix, row.label),
-                    expected=expected.get(row.prefix),
-                )
-                for index, row in enumerate(rows)
-            ],
-        )
+    async def why(self, run_id: str) -> bytes:
+        """Return, for each node that does not run, what it waits for or which nodes it lacks."""
+        found: dict[int, Any] = {}
+        run = self.plugin.runs.get(run_id)
+        for record in [] if run is None else run.functions:
+            if record.state == "held":
+                found[record.index] = self.engine.why(record.key)
+            elif record.state == "waiting":
+                found[record.index] = [
+                    i for i in record.row.dependencies if record.run.functions[i].state != "done"
+                ]
+        return pickle.dumps(found)
 
     async def report(self, run_id: str) -> dict[str, Any] | None:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""

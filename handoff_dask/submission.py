@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 from handoff_dask.errors import AllocationError, UnknownWorkerError
 from handoff_dask.graph import Translation, translate
 from handoff_dask.model.dag import DAG
-from handoff_dask.model.expansion import expand
+from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.function import Function, retry_limit
 from handoff_dask.options import Allocator, RunOptions
 from handoff_dask.placement.events import Finding
@@ -26,6 +26,45 @@ def dag_label(dag_id: Hashable) -> str:
 def function_label(function_id: Hashable) -> str:
     """Return the name that the scheduler has for a function."""
     return repr(function_id)
+
+
+def function_rows(
+    nodes: Sequence[Node],
+    prefixes: Sequence[str],
+    max_retries: int = 0,
+    pins: Mapping[Hashable, str] | None = None,
+) -> tuple[tuple[Any, ...], ...]:
+    """Return the fields of a ``FunctionRow`` for each node.
+
+    Parameters
+    ----------
+    nodes, prefixes
+        The nodes, and the names of their code.
+    max_retries
+        Of functions that name none.
+    pins
+        An allocator's word, which stands above pins and collocations of the DAG.
+    """
+    rows = []
+    for node, prefix in zip(nodes, prefixes, strict=True):
+        pin, collocated = node.pin, node.collocated
+        if pins and node.kind == "function":
+            pin, collocated = pins[node.function.id], None
+        rows.append(
+            (
+                prefix,
+                function_label(node.function.id),
+                node.cost,
+                node.dependencies,
+                pin,
+                collocated,
+                node.binds,
+                node.source,
+                node.target,
+                retry_limit(node.function, max_retries),
+            )
+        )
+    return tuple(rows)
 
 
 class Submission:
@@ -111,32 +150,14 @@ class Submission:
         pins
             The allocator's word, which stands above pins and collocations of the DAG.
         """
-        rows = []
-        for node, prefix in zip(self.nodes, self.translation.prefixes, strict=True):
-            pin, collocated = node.pin, node.collocated
-            if pins and node.kind == "function":
-                pin, collocated = pins[node.function.id], None
-            rows.append(
-                (
-                    prefix,
-                    function_label(node.function.id),
-                    node.cost,
-                    node.dependencies,
-                    pin,
-                    collocated,
-                    node.binds,
-                    node.source,
-                    node.target,
-                    retry_limit(node.function, self.options.max_retries),
-                )
-            )
+        rows = function_rows(self.nodes, self.translation.prefixes, self.options.max_retries, pins)
         strategy = self.options.allocation_strategy
         return pickle.dumps(
             RunSpec(
                 run_id=self.run_id,
                 dag_id=dag_label(self.dag_id),
                 client=client,
-                rows=tuple(rows),
+                rows=rows,
                 strategy=strategy if isinstance(strategy, str) else "packed",
                 max_concurrency=self.options.max_concurrency,
                 placement_timeout=self.options.placement_timeout,

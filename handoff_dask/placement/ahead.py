@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterable
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from handoff_dask.placement.board import MANY
 from handoff_dask.placement.events import Place, Refuse
 
 if TYPE_CHECKING:
@@ -67,7 +69,11 @@ class Ahead:
         best: Queue | None = None
         first: Entry | None = None
         second: Entry | None = None
-        for queue in chain(board.anywhere, worker.watchers):
+        queues: Iterable[Queue] = board.anywhere
+        if len(board.anywhere) > MANY:
+            some = chain(islice(board.short_queues, MANY), islice(board.anywhere, MANY))
+            queues = dict.fromkeys(queue for queue in some if queue.anywhere)
+        for queue in chain(queues, worker.watchers):
             if (
                 not board.usable(queue)
                 or queue.avoid == worker.address
@@ -96,8 +102,10 @@ class Ahead:
             if head is None or (second is not None and second < head):
                 return len(worker.ahead) > 0 and second is not None
             function = placer.chooser.suited(best, head[4], worker)
+            seconds = self._seconds(function)
             if (
-                worker.ahead_work + self._seconds(function) > budget
+                seconds > board.short
+                or worker.ahead_work + seconds > budget
                 or function.binds is not None
                 or self._elsewhere(function, worker)
             ):

@@ -6,6 +6,7 @@ from heapq import heappush
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from handoff_dask.placement.bins import Bins
 from handoff_dask.placement.queues import Kind, Queue
 
 if TYPE_CHECKING:
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
     from handoff_dask.placement.reservations import Reservation
     from handoff_dask.placement.runs import Function, Run
 
-__all__ = ["Board"]
+__all__ = ["MANY", "Board"]
 
 #: Workers that gained are looked at one by one up to this many, else by the index.
 _FEW = 8
+
+#: Queues are looked at one by one up to this many, else by size.
+MANY = 64
 
 
 class Board:
@@ -36,6 +40,10 @@ class Board:
         #: Queues that hold functions: those that may go anywhere, and the others.
         self.anywhere: dict[Queue, None] = {}
         self.tied: dict[Queue, None] = {}
+        #: Of those: the ones that are not closed.
+        self.unclosed: dict[Queue, None] = {}
+        #: The closed ones by size, while there are many.
+        self.bins: Bins | None = None
         #: Of `tied`: those to look at, as one of their workers gained.
         self.woken: dict[Queue, None] = {}
         #: Queues that no registered worker could ever serve.
@@ -51,14 +59,20 @@ class Board:
         #: (when, number, function, its stamp): a function to look at again.
         self.timers: list[tuple[float, int, Function, int]] = []
         self._timer = 0
+        self._checked_epoch = -1
         self._queues: dict[Kind, Queue] = {}
 
     def enqueue(self, function: Function) -> None:
         """Queue a ready function with those it only differs from in urgency."""
         queue = self._queue_of(function)
         if not queue.live:
-            (self.anywhere if queue.anywhere else self.tied)[queue] = None
+            if queue.anywhere:
+                self.anywhere[queue] = self.unclosed[queue] = None
+            else:
+                self.tied[queue] = None
         queue.push(function, self.cluster.footprint(function.cost))
+        if self.bins is not None and queue.closed and queue.heap[0] is function.entry:
+            self.bins.add(queue)
         if function.seconds is not None and function.seconds < self.short:
             self.short_queues[queue] = None
         if not queue.anywhere:
@@ -88,6 +102,7 @@ class Board:
             least = queue.rekey(run, self.cluster.footprint(queue.cost))
             if least < self.short:
                 self.short_queues[queue] = None
+        self.bins = None
 
     def usable(self, queue: Queue) -> bool:
         """Whether the queue's functions could be placed, given room."""
@@ -108,35 +123,66 @@ class Board:
                     queue.since = self.now
         if queue.stuck or (queue.run is not None and queue.run.saturated):
             # It is not looked at, so that it misses who gains.
-            queue.closed = False
+            self.reopen(queue)
             return False
         return True
+
+    def close(self, queue: Queue) -> None:
+        """Note that no open worker has room for a queue: it waits for one that gains."""
+        if not queue.closed:
+            queue.closed = True
+            self.unclosed.pop(queue, None)
+            if self.bins is not None:
+                self.bins.add(queue)
+
+    def reopen(self, queue: Queue) -> None:
+        """Note that any worker may have room for a queue, as far as is known."""
+        if queue.closed:
+            queue.closed = False
+            if queue.live:
+                self.unclosed[queue] = None
 
     def candidates(self) -> list[Queue]:
         """Return the queues that may go anywhere and may find room."""
         gains = self.gains
-        if len(gains) > _FEW:
+        cluster = self.cluster
+        many = len(self.anywhere) > MANY
+        if not many:
+            self.bins = None
+        if self._checked_epoch != cluster.epoch or (len(gains) > _FEW and not many):
+            self._checked_epoch = cluster.epoch
             for queue in self.anywhere:
-                queue.closed = False
-            return list(self.anywhere)
-        found: list[Queue] = []
-        epoch = self.cluster.epoch
+                self.reopen(queue)
+        found = list(self.unclosed)
+        if len(found) == len(self.anywhere):
+            return found
+        if many:
+            if self.bins is None:
+                self.bins = Bins(q for q in self.anywhere if q.closed)
+            taken = self.bins.take(gains)
+            if len(gains) > _FEW:
+                for queue in taken:
+                    self.reopen(queue)
+            return found + taken
         for queue in self.anywhere:
-            if not queue.closed or queue.checked_epoch != epoch:
-                found.append(queue)
-                continue
-            # As in `gained`: this is the loop that every end of a function goes through.
-            items = queue.cost.items
-            for worker in gains:
-                free = worker.free
-                for i, amount in items:
-                    if free[i] < amount:
+            if queue.closed:
+                # As in `gained`: this is the loop that every end of a function goes through.
+                items = queue.cost.items
+                for worker in gains:
+                    free = worker.free
+                    for i, amount in items:
+                        if free[i] < amount:
+                            break
+                    else:
+                        found.append(queue)
                         break
-                else:
-                    found.append(queue)
-                    break
-        self.cluster.index.checks += len(gains) * len(self.anywhere)
+        cluster.index.checks += len(gains) * len(self.anywhere)
         return found
+
+    @property
+    def more(self) -> bool:
+        """Whether `candidates` left out what could have found room, as there were so many."""
+        return self.bins is not None and self.bins.more
 
     def gained(self, queue: Queue) -> bool:
         """Whether one of the workers that gained has room for a queue."""
@@ -160,7 +206,7 @@ class Board:
         self.stir = True
         self.gains.append(worker)
         self.cluster.touched[worker] = None
-        self.cluster.index.sync(worker)
+        self.cluster.index.changed[worker] = None
         self.woken.update(worker.watchers)
 
     def _queue_of(self, function: Function) -> Queue:
@@ -198,6 +244,7 @@ class Board:
 
     def _emptied(self, queue: Queue) -> None:
         self.anywhere.pop(queue, None)
+        self.unclosed.pop(queue, None)
         self.tied.pop(queue, None)
         self.woken.pop(queue, None)
         self.stuck.pop(queue, None)

@@ -23,9 +23,12 @@ class Chooser:
     ----------
     bandwidth, latency
         Bytes per second, and seconds, of moving inputs.
+    worth
+        Seconds that waiting for the holder of inputs must save at least.
     """
 
-    def __init__(self, board: Board, *, bandwidth: float, latency: float) -> None:
+    def __init__(self, board: Board, *, bandwidth: float, latency: float, worth: float) -> None:
+        self._worth = worth
         self.bandwidth = bandwidth
         self.latency = latency
         self._board = board
@@ -112,7 +115,7 @@ class Chooser:
             return False
         bandwidth, latency = self.bandwidth, self.latency
         here = function.transfer(worker.address, bandwidth, latency)
-        if here <= self._board.short:
+        if here <= self._worth:
             return False
         address = max(inputs, key=lambda a: inputs[a])
         holder = self._cluster.workers.get(address)
@@ -125,7 +128,7 @@ class Chooser:
         ):
             return False
         saved = here - function.transfer(address, bandwidth, latency)
-        if saved <= self._board.short:
+        if saved <= self._worth or not self._welcome(function, worker, holder, saved):
             return False
         found = reservations.drain(holder, queue.cost, self._board.now)
         if found is None:
@@ -170,11 +173,6 @@ class Chooser:
         least = function.transfer(found.address, bandwidth, latency)
         if not least:
             return found
-        scarce = self._index.scarce
-        strategy = function.run.strategy
-        seconds = 1.0 if function.seconds is None else function.seconds
-        here = found.shape.capacity
-        used = {i for i, _ in queue.cost.items}
         chosen = found
         for address in inputs:
             worker = self._cluster.workers.get(address)
@@ -183,15 +181,25 @@ class Chooser:
             moving = function.transfer(address, bandwidth, latency)
             if moving >= least or not queue.cost.fits(worker.free):
                 continue
-            there = worker.shape.capacity
-            if not queue.need.fits(there) or (queue.able is not None and worker not in queue.able):
+            if not queue.need.fits(worker.shape.capacity) or (
+                queue.able is not None and worker not in queue.able
+            ):
                 continue
-            # What the strategy is for comes first, unless moving takes longer than running.
-            spares = any(there[i] and not here[i] and i not in used for i in scarce)
-            if (spares or not strategy.local) and least - moving < seconds:
-                continue
-            chosen, least = worker, moving
+            if self._welcome(function, chosen, worker, least - moving):
+                chosen, least = worker, moving
         return chosen
+
+    def _welcome(self, function: Function, here: Worker, there: Worker, saved: float) -> bool:
+        """Whether going to another worker for its data is worth what it does to the strategy.
+
+        What the strategy is for comes first, unless moving takes longer than running.
+        """
+        strategy = function.run.strategy
+        used = {i for i, _ in function.cost.items}
+        spared, lacking = there.shape.capacity, here.shape.capacity
+        spares = any(spared[i] and not lacking[i] and i not in used for i in self._index.scarce)
+        seconds = 1.0 if function.seconds is None else function.seconds
+        return saved >= seconds or (strategy.local and not spares)
 
     def _beside(self, queue: Queue, function: Function, avoid: str | None) -> Worker | None:
         """Choose a reserved worker that the function would not delay anybody on."""

@@ -74,7 +74,7 @@ class Cluster:
         self._unname(worker)
         self._leave(worker)
         worker.running = False
-        self.index.sync(worker)
+        self.index.changed[worker] = None
         self.touched.pop(worker, None)
         self.epoch += 1
 

@@ -34,7 +34,8 @@ class Engine(Workforce):
     Parameters
     ----------
     horizon
-        Seconds of short functions a worker may be handed ahead.
+        Seconds of short functions a worker may be handed ahead. Short is what takes less than
+        a quarter of it: of longer ones the round trip is a small part.
     max_ahead
         Most functions handed ahead, per function of their kind that the worker runs.
     bandwidth, latency

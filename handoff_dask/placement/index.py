@@ -86,6 +86,8 @@ class View:
     def best(self) -> Bucket | None:
         """Return the best bucket that has a worker."""
         index = self._index
+        if index.changed:
+            index.catch_up()
         if self._epoch != index.epoch or self._cursor != len(index.log):
             self._catch_up()
         heap = self._heap
@@ -156,10 +158,13 @@ def _rank(entry: tuple[float, int, Bucket]) -> tuple[float, int]:
 class Index:
     """All open workers with room, by what they have free."""
 
-    __slots__ = ("_order", "_views", "buckets", "checks", "epoch", "log", "scarce")
+    __slots__ = ("_order", "_views", "buckets", "changed", "checks", "epoch", "log", "scarce")
 
     def __init__(self) -> None:
         self.buckets: dict[tuple[Shape, tuple[int, ...]], Bucket] = {}
+        #: Workers that may belong elsewhere now. They are moved when somebody asks: while all
+        #: workers are full, nobody does.
+        self.changed: dict[Worker, None] = {}
         #: Buckets that got a worker, since the epoch began.
         self.log: list[Bucket] = []
         #: Views start over when it changes.
@@ -179,8 +184,14 @@ class Index:
             view = self._views[key] = View(self, strategy, cost, need)
         return view
 
-    def sync(self, worker: Worker) -> None:
-        """Move a worker to the bucket it belongs to now, if any."""
+    def catch_up(self) -> None:
+        """Move the workers that changed to the buckets they belong to now."""
+        changed = self.changed
+        self.changed = {}
+        for worker in changed:
+            self._move(worker)
+
+    def _move(self, worker: Worker) -> None:
         old = worker.bucket
         if worker.open:
             free = tuple(worker.free)

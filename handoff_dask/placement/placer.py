@@ -62,7 +62,7 @@ class Placer:
         cluster.touched = {}
         board.gains.clear()
         for worker in self.changed:
-            self.cluster.index.sync(worker)
+            self.cluster.index.changed[worker] = None
             if worker.watchers:
                 board.woken.update(worker.watchers)
             if worker.running and not worker.ahead:
@@ -72,6 +72,7 @@ class Placer:
         """Place whatever fits, the most urgent first."""
         board = self.board
         board.stir = False
+        before = len(out)
         open_: list[_Open] = []
         for queue in board.candidates():
             if board.usable(queue):
@@ -94,7 +95,7 @@ class Placer:
                 worker = self.chooser.find(queue, function)
                 if worker is None:
                     if queue.anywhere:
-                        queue.closed = True
+                        board.close(queue)
                     else:
                         board.watch(queue)
                     continue
@@ -111,6 +112,8 @@ class Placer:
                 heappush(open_, (head, id(queue), queue))
             if board.woken:
                 self._open_woken(open_)
+        if board.more and len(out) > before:
+            board.stir = True
 
     def assign(
         self, function: Function, worker: Worker, out: list[Place | Refuse], ahead: bool = False
@@ -145,7 +148,7 @@ class Placer:
                 for i, amount in function.cost.items:
                     extra[i] = max(0, extra[i] - amount)
             worker.claim(function)
-        self.cluster.index.sync(worker)
+        self.cluster.index.changed[worker] = None
         target = None
         if function.binds is not None:
             bound = function.binds.group

@@ -27,8 +27,8 @@ class Answers:
     def __init__(self, *, horizon: float, bandwidth: float, latency: float) -> None:
         self._cluster = Cluster()
         self._durations = Durations()
-        self._board = Board(self._cluster, short=horizon)
-        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency)
+        self._board = Board(self._cluster, short=horizon / 4)
+        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency, worth=horizon)
         self._placer = Placer(self._board, chooser)
         self._runs: dict[Hashable, Run] = {}
         self._functions: dict[Hashable, Function] = {}

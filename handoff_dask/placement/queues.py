@@ -32,8 +32,8 @@ class Queue:
     """Functions of one cost that may go to the same workers, the most urgent first."""
 
     __slots__ = (
-        "able", "able_epoch", "avoid", "bound", "checked_epoch", "closed", "cost", "debt",
-        "deferred", "heap", "kind", "live", "local", "need", "opened", "patience", "pin",
+        "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost",
+        "debt", "deferred", "heap", "kind", "live", "local", "need", "opened", "patience", "pin",
         "reservations", "run", "since", "stuck", "views", "watched",
     )  # fmt: skip
 
@@ -62,6 +62,8 @@ class Queue:
         self.reservations: list[Reservation] = []
         #: Whether no open worker has room, but those that gained since the last pass, if any.
         self.closed = False
+        #: Its place in a bin, if there are bins.
+        self.binned = 0
         #: Whether the pass under way has yet to look at it.
         self.opened = False
         #: Workers whose `watchers` it stands in.

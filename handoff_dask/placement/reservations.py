@@ -185,5 +185,5 @@ class Reserver:
         queue.reservations.append(reservation)
         board.reserved[worker] = reservation
         board.gains.append(worker)
-        board.cluster.index.sync(worker)
+        board.cluster.index.changed[worker] = None
         return True

@@ -104,10 +104,11 @@ class Workforce(Answers):
             self._board.woken.update(run.queues)
 
     def _reshaped(self, worker: Worker) -> None:
-        """Take back what a changed worker can't keep: its reservation, groups too big for it."""
+        """Take back what a changed worker can't keep: its reservation, groups that don't fit it."""
         placer = self._placer
         if worker.reservation is not None:
             self._board.cancel(worker.reservation)
         for group in list(worker.groups):
-            if not group.need.fits(worker.shape.capacity):
+            answers = group.pin is None or worker in self._cluster.candidates(group.pin, None)
+            if not answers or not group.need.fits(worker.shape.capacity):
                 placer.unbind(group)

@@ -70,7 +70,7 @@ def invariants(engine: Engine, excess: set[str] = frozenset()) -> None:  # type:
         if worker.reservation is not None:
             assert board.reserved[worker] is worker.reservation
             assert worker.reservation in worker.reservation.queue.reservations
-        if worker.bucket is not None and worker not in cluster.touched:
+        if worker.bucket is not None and worker not in cluster.index.changed | cluster.touched:
             assert worker.open and worker.bucket.free == tuple(worker.free)
     for run in engine._runs.values():
         assert run.placed == placed.get(run, 0)
@@ -80,6 +80,7 @@ def invariants(engine: Engine, excess: set[str] = frozenset()) -> None:  # type:
             assert (f.worker is not None) == (f.state == PLACED)
     live = [*board.anywhere, *board.tied]
     assert sum(q.live for q in live) == sum(f.state == QUEUED for f in engine._functions.values())
+    assert board.unclosed.keys() == {q for q in board.anywhere if not q.closed}
     for queue in live:
         functions = queue.functions()
         assert queue.live == len(functions) > 0
@@ -174,6 +175,7 @@ class World:
             spec = dataclasses.replace(self.workers[address], name=f"w{self.draw(4)}")
             if address in self.paused:
                 spec = dataclasses.replace(spec, running=False)
+            self.bound = {k: a for k, a in self.bound.items() if a != address}
             self.engine.worker_added(spec)
             # Nothing that was placed is asked again whether its pin still holds.
             self.workers[address] = dataclasses.replace(spec, running=True)
@@ -534,9 +536,15 @@ class World:
 
 
 def play(script: bytes) -> None:
-    """Play a script to its end, in one of four settings that only matter to large clusters."""
-    few, log = [(8, 4096), (0, 4096), (8, 3), (0, 3)][script[0] % 4]
-    with mock.patch.object(board_module, "_FEW", few), mock.patch.object(index, "LOG", log):
+    """Play a script to its end, in one of the settings that only matter when there is much."""
+    few, log, many = [(8, 4096, 64), (0, 4096, 64), (8, 3, 64), (0, 3, 0), (8, 4096, 0)][
+        script[0] % 5
+    ]
+    with (
+        mock.patch.object(board_module, "_FEW", few),
+        mock.patch.object(board_module, "MANY", many),
+        mock.patch.object(index, "LOG", log),
+    ):
         world = World(script)
         world.open_run()
         while world.at < len(script):

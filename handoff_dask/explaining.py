@@ -1,0 +1,149 @@
+"""Why functions run where they do, or do not run: before a run and during one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from distributed import Client
+
+from handoff_dask import connection
+from handoff_dask.graph import code_prefixes
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.expansion import expand
+from handoff_dask.placement.events import Finding, Waiting
+from handoff_dask.records import RunSpec
+from handoff_dask.submission import dag_label, function_rows
+
+Verdict = TypeVar("Verdict")
+
+
+class _Report(Mapping[Hashable, Verdict]):
+    """A mapping of function ids to verdicts that reads as a report."""
+
+    def __init__(self, verdicts: Mapping[Hashable, Verdict]) -> None:
+        self._verdicts = dict(verdicts)
+
+    def __getitem__(self, function_id: Hashable) -> Verdict:
+        return self._verdicts[function_id]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._verdicts)
+
+    def __len__(self) -> int:
+        return len(self._verdicts)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}\n{self}>"
+
+    def _lines(self) -> Iterator[str]:
+        """Yield a line for each verdict, naming the functions that share it."""
+        ids: dict[str, list[Hashable]] = {}
+        for id_, verdict in self._verdicts.items():
+            ids.setdefault(str(verdict), []).append(id_)
+        for verdict_text, same in ids.items():
+            names = ", ".join(repr(id_) for id_ in same[:3])
+            more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+            yield f"{names}{more}: {verdict_text}"
+
+
+class Explanation(_Report[Finding]):
+    """What :func:`explain` found: {function id: Finding}; its text reads as a report."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether every function could run on some worker."""
+        return all(self._verdicts.values())
+
+    def __str__(self) -> str:
+        if not self._verdicts:
+            return "nothing to place"
+        bad = [id_ for id_, finding in self._verdicts.items() if not finding]
+        head = (
+            f"{len(bad)} of {len(self)} functions cannot run on this cluster"
+            if bad
+            else f"all {len(self)} functions can run on this cluster"
+        )
+        return "\n".join([head, *(f"  {line}" for line in self._lines())])
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """Why a function is not ready: the functions whose results it lacks."""
+
+    dependencies: tuple[Hashable, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(repr(id_) for id_ in self.dependencies[:3])
+        more = f" and {len(self.dependencies) - 3} more" if len(self.dependencies) > 3 else ""
+        return f"waits for {names}{more}"
+
+
+class RunExplanation(_Report[Waiting | Unready]):
+    """What ``run.explain()`` found: {id of a function that is not running: why}."""
+
+    def __str__(self) -> str:
+        if not self._verdicts:
+            return "nothing waits"
+        return "\n".join([f"{len(self)} functions wait", *(f"  {line}" for line in self._lines())])
+
+
+def explain(dag: DAG, client: Client | None = None) -> Explanation:
+    """Tell, before a run, which workers could ever run each function, or what is missing.
+
+    Parameters
+    ----------
+    dag
+        The DAG; it is validated first.
+    client
+        A client of the cluster; None takes the current one.
+
+    Returns
+    -------
+    Explanation
+        {function id: Finding}: the workers that are `able` or, where there are none, the `nearest`
+        one and its `shortfall`, or the `pin` that nobody answers to. Printed, it is a report. With
+        an asynchronous client, an awaitable of one.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from handoff_dask import DAG, Function, explain
+    >>> dag = DAG().add_function(Function(id="f", args=[], code=int, cost={"gpu": 1}))
+    >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
+    ...     explanation = explain(dag)
+    >>> explanation.possible
+    False
+    >>> explanation["f"].shortfall
+    {'gpu': (1.0, 0.0)}
+    """
+    dag.validate()
+    client = connection.require_client(client)
+    nodes = expand(dag.functions)
+
+    async def ask() -> Explanation:
+        await connection.install(client)
+        spec = RunSpec(
+            run_id=f"explain-{id(dag)}-{client.id}",
+            dag_id=dag_label(dag.id),
+            client=client.id,
+            rows=function_rows(nodes, code_prefixes(nodes)),
+        )
+        answer = await connection.call(client, "explain", spec=pickle.dumps(spec))
+        findings = pickle.loads(answer)
+        return Explanation(
+            {
+                node.function.id: finding
+                for node, finding in zip(nodes, findings, strict=True)
+                if node.kind == "function"
+            }
+        )
+
+    return connection.sync(client, ask)

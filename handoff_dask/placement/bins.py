@@ -1,0 +1,102 @@
+"""Queues by the size of their cost, for when there are many different costs.
+
+With a cost of its own for every function, each function is a queue. So that the end of one does
+not make us look at all the others, queues whose cost is of about the same size stand in one bin,
+the most urgent first, and bins that are too big for what became free are passed over as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from handoff_dask.placement.ledger import SLOT, UNIT
+
+if TYPE_CHECKING:
+    from handoff_dask.placement.ledger import Cost, Worker
+    from handoff_dask.placement.queues import Entry, Queue
+
+__all__ = ["Bins"]
+
+#: In each bin no more queues are looked at per pass, and no more of them taken.
+_SCAN = 16
+_HITS = 4
+
+_Size = tuple[tuple[int, int], ...]
+
+
+class _Bin:
+    __slots__ = ("heap", "least")
+
+    def __init__(self, least: _Size) -> None:
+        #: (resource index, parts): every cost in it is at least this.
+        self.least = least
+        self.heap: list[tuple[Entry, int, Queue]] = []
+
+
+class Bins:
+    """Closed queues that may go anywhere."""
+
+    __slots__ = ("_bins", "_number", "more")
+
+    def __init__(self, queues: Iterable[Queue]) -> None:
+        self._bins: dict[_Size, _Bin] = {}
+        self._number = 0
+        #: Whether the last `take` left queues out that could have found room.
+        self.more = False
+        for queue in queues:
+            self.add(queue)
+
+    def add(self, queue: Queue) -> None:
+        """Take a queue in, or note that its head is more urgent now."""
+        head = queue.head()
+        if head is not None:
+            size = _size(queue.cost)
+            found = self._bins.get(size)
+            if found is None:
+                least = ((SLOT, UNIT), *((i, 1 << (bits - 1)) for i, bits in size))
+                found = self._bins[size] = _Bin(least)
+            self._number = queue.binned = self._number + 1
+            heappush(found.heap, (head, self._number, queue))
+
+    def take(self, gains: Sequence[Worker]) -> list[Queue]:
+        """Return urgent queues that have room on one of some workers."""
+        self.more = False
+        taken: list[Queue] = []
+        for size, found in list(self._bins.items()):
+            if not any(_fits(found.least, worker.free) for worker in gains):
+                continue
+            seen: list[tuple[Entry, int, Queue]] = []
+            hits = 0
+            heap = found.heap
+            while heap and hits < _HITS and len(seen) < _SCAN:
+                entry, number, queue = heappop(heap)
+                head = queue.head()
+                if number != queue.binned or head is None or not queue.closed:
+                    continue
+                if head is not entry:
+                    heappush(heap, (head, number, queue))
+                    continue
+                seen.append((entry, number, queue))
+                if any(queue.cost.fits(worker.free) for worker in gains):
+                    taken.append(queue)
+                    hits += 1
+            self.more = self.more or bool(heap)
+            for item in seen:
+                heappush(heap, item)
+            if not heap:
+                del self._bins[size]
+        return taken
+
+
+def _size(cost: Cost) -> _Size:
+    """Round each amount down to a power of two."""
+    return tuple((i, amount.bit_length()) for i, amount in cost.rest)
+
+
+def _fits(least: _Size, free: Sequence[int]) -> bool:
+    for i, amount in least:
+        if free[i] < amount:
+            return False
+    return True

@@ -1,0 +1,177 @@
+"""What would happen: a DAG on workers that need not exist, under simulated time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import NamedTuple
+
+from handoff_dask.errors import AllocationError
+from handoff_dask.graph import code_prefixes
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.expansion import Node, expand
+from handoff_dask.model.retry import number_problem
+from handoff_dask.options import RunOptions
+from handoff_dask.placement.events import WorkerSpec
+from handoff_dask.placement.simulation import simulate
+from handoff_dask.records import FunctionRow, function_specs
+from handoff_dask.results import ExecutionResult
+from handoff_dask.submission import function_rows
+from handoff_dask.worker import check_capabilities
+
+#: Threads of a worker whose capabilities tell of no cpu.
+_MANY_THREADS = 10**6
+
+
+class Slot(NamedTuple):
+    """A function's place in a plan: seconds from the start of the run."""
+
+    id: Hashable
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a DAG would run, by the engine that would place it.
+
+    Attributes
+    ----------
+    makespan : float
+        Seconds from the first start to the last end.
+    timeline : Mapping
+        {worker: list of (id, start, stop)}, in order of start; seconds from the start of the run.
+    utilisation : Mapping
+        {resource: share of what the workers offer over the makespan that is used}, from 0 to 1.
+    """
+
+    makespan: float
+    timeline: Mapping[str, list[Slot]]
+    utilisation: Mapping[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"makespan {self.makespan:.3g} s"]
+        for name, share in self.utilisation.items():
+            lines.append(f"  {name:<12} {share:6.1%} used")
+        for worker, slots in self.timeline.items():
+            busy = sum(slot.stop - slot.start for slot in slots)
+            lines.append(f"  {worker}: {len(slots)} functions, {busy:.3g} s of work")
+        return "\n".join(lines)
+
+
+def plan(
+    dag: DAG,
+    capabilities: Mapping[str, Mapping[str, float]],
+    durations: Mapping[Hashable, float] | ExecutionResult,
+    *,
+    allocation_strategy: str = "packed",
+    max_concurrency: int | None = None,
+) -> Plan:
+    """Predict how a DAG would run.
+
+    The engine that places functions on a cluster places them on imagined workers here, against the
+    clock of a simulation. Moving data takes no time in it.
+
+    Parameters
+    ----------
+    dag
+        The DAG.
+    capabilities
+        {worker name: {resource: amount}}, as :func:`discover_nodes` returns. A worker runs as many
+        functions at once as it has ``"threads"`` or, if that is not named, cores of ``"cpu"``.
+    durations
+        {id: seconds}, or the result of an earlier run of the DAG.
+    allocation_strategy, max_concurrency
+        As for :func:`execute`.
+
+    Returns
+    -------
+    Plan
+        Makespan (s), timeline by worker, utilisation by resource.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid.
+    AllocationError
+        No worker could hold a function.
+    ValueError
+        A duration is missing or is no number >= 0, a capability is no number >= 0, or there are no
+        workers.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, Function, plan
+    >>> dag = DAG()
+    >>> for i in range(4):
+    ...     _ = dag.add_function(Function(id=i, args=[], code=int, cost={"cpu": 1}))
+    >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
+    3.0
+    """
+    dag.validate()
+    RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
+    nodes = expand(dag.functions)
+    seconds = _seconds(nodes, durations)
+    if not capabilities:
+        raise ValueError("capabilities names no worker")
+    rows = [FunctionRow(*row) for row in function_rows(nodes, code_prefixes(nodes))]
+    run = simulate(
+        function_specs(rows, range(len(nodes))),
+        [_worker(name, offered) for name, offered in capabilities.items()],
+        seconds,
+        strategy=allocation_strategy,
+        max_concurrency=max_concurrency,
+    )
+    for index, finding in run.refused.items():
+        node = nodes[_index(index)]
+        raise AllocationError(
+            node.function.id,
+            node.cost,
+            str(finding),
+            finding.nearest,
+            finding.shortfall,
+            finding.pin,
+        )
+    timeline: dict[str, list[Slot]] = {name: [] for name in capabilities}
+    for index, place in run.placements.items():
+        node = nodes[_index(index)]
+        if node.kind == "function":
+            timeline[place.worker].append(Slot(node.function.id, place.start, place.stop))
+    return Plan(run.makespan, timeline, run.utilisation)
+
+
+def _index(key: Hashable) -> int:
+    assert isinstance(key, int)
+    return key
+
+
+def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
+    offered = check_capabilities(capabilities)
+    threads = offered.pop("threads", None) or math.ceil(offered.get("cpu", _MANY_THREADS))
+    return WorkerSpec(name, name, name, offered, max(int(threads), 1))
+
+
+def _seconds(
+    nodes: list[Node], durations: Mapping[Hashable, float] | ExecutionResult
+) -> dict[Hashable, float]:
+    """Return the seconds that each node takes; transforms take none."""
+    if isinstance(durations, ExecutionResult):
+        durations = {
+            id_: mean(good)
+            for id_, tried in durations.attempts.items()
+            if (good := [a.duration for a in tried if a.outcome == "ok"])
+        }
+    seconds: dict[Hashable, float] = {}
+    for node in nodes:
+        if node.kind != "function":
+            seconds[node.index] = 0.0
+            continue
+        id_ = node.function.id
+        if id_ not in durations:
+            raise ValueError(f"durations has no entry for function {id_!r}")
+        if problem := number_problem(durations[id_]):
+            raise ValueError(f"the duration of function {id_!r} {problem}")
+        seconds[node.index] = durations[id_]
+    return seconds

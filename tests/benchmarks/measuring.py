@@ -1,0 +1,182 @@
+"""Makespans of a workload: on Dask, with Handoff, with Ray, and in simulation.
+
+All real ones are measured alike, by the functions' own clock: from the first start to the last stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+from uuid import uuid4
+
+from tests.benchmarks.workloads import WORKERS, Workload
+
+__all__ = ["Span", "dask_cluster", "handoff", "has_ray", "plain", "ray", "simulated"]
+
+#: When a function started and stopped (s since epoch).
+Span = tuple[float, float]
+
+
+def makespan(spans: Iterable[Span]) -> float:
+    """Return the seconds from the first start to the last stop."""
+    starts, stops = zip(*spans, strict=True)
+    return max(stops) - min(starts)
+
+
+@cache
+def code(name: str) -> Callable[..., Span]:
+    """Return a function of that name that sleeps; functions of one name share their durations."""
+
+    def work(*inputs: Span, seconds: float) -> Span:
+        started = time.time()
+        time.sleep(seconds)
+        return started, time.time()
+
+    work.__name__ = work.__qualname__ = name
+    return work
+
+
+# Dask and Handoff
+
+
+@contextmanager
+def dask_cluster() -> Iterator[Any]:
+    """Start the workers in this process, which is enough for functions that sleep."""
+    from distributed import Client, Scheduler, SpecCluster, Worker
+
+    workers = {
+        name: {
+            "cls": Worker,
+            "options": {"nthreads": int(offer["cpu"]), "resources": dict(offer), "memory_limit": 0},
+        }
+        for name, offer in WORKERS.items()
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "port": 0}}
+    with SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
+        client.wait_for_workers(len(workers))
+        yield client
+
+
+def dag_of(workload: Workload) -> Any:
+    """Return a workload as a Handoff DAG."""
+    from handoff_dask import DAG, Function
+
+    dag = DAG()
+    for task in workload.tasks:
+        dag.add_function(
+            Function(
+                id=task.id,
+                args=task.parents,
+                code=code(task.code),
+                extra_kwargs={"seconds": task.seconds},
+                cost=task.cost,
+            )
+        )
+    return dag
+
+
+def plain(client: Any, workload: Workload) -> float:
+    """Run the very graph that `execute` sends, which nothing holds where no run was opened."""
+    from handoff_dask.graph import translate
+    from handoff_dask.model.expansion import expand
+
+    translation = translate(expand(dag_of(workload).functions), uuid4().hex, retries=3)
+    return makespan(client.get(translation.graph, list(translation.keys)))
+
+
+def handoff(client: Any, workload: Workload) -> float:
+    """Run it with `execute`."""
+    from handoff_dask import execute
+
+    result = execute(dag_of(workload), client=client)
+    assert len(result.results) == len(workload.tasks)
+    return makespan(result.results.values())
+
+
+# Ray
+
+
+def has_ray() -> bool:
+    """Whether Ray can be imported."""
+    return find_spec("ray") is not None
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """Start one Ray node per worker."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for offer in WORKERS.values():
+            custom = {f"my_{name}": offer[name] for name in ("memory", "gpu") if offer[name]}
+            cluster.add_node(num_cpus=int(offer["cpu"]), num_gpus=0, resources=custom)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        cluster.wait_for_nodes()
+        _warm_up(ray)
+        yield ray
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _warm_up(ray: Any) -> None:
+    """Have Ray start its processes, one per core, before anything is measured."""
+    total = sum(int(offer["cpu"]) for offer in WORKERS.values())
+    for _ in range(3):
+        sleep = ray.remote(num_cpus=1)(time.sleep)
+        ray.get([sleep.remote(2) for _ in range(total)])
+
+
+def ray(module: Any, workload: Workload) -> float:
+    """Run it with Ray: the same requests, memory and gpu as resources of our own."""
+    refs: dict[str, Any] = {}
+    remotes = {name: module.remote(code(name)) for name in {t.code for t in workload.tasks}}
+    for task in workload.tasks:
+        asked = {f"my_{n}": v for n, v in task.cost.items() if n != "cpu" and v}
+        remote = remotes[task.code].options(num_cpus=task.cost["cpu"], resources=asked)
+        refs[task.id] = remote.remote(*map(refs.get, task.parents), seconds=task.seconds)
+    return makespan(module.get(list(refs.values())))
+
+
+# Simulation
+
+
+def simulated(workload: Workload, *, overhead: float = 0.0) -> Mapping[str, float]:
+    """Return the engine's makespans in simulated time.
+
+    Parameters
+    ----------
+    overhead
+        Seconds from a decision to the start of the function.
+
+    Returns
+    -------
+    dict
+        ``first``: nothing is known at first. ``second``: the engine has seen that run.
+        ``plan``: every duration is known to the letter, as `plan` has it.
+    """
+    from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec, simulate
+
+    specs = [
+        FunctionSpec(t.id, t.cost, t.parents, code=t.code, token=(t.code, t.id))
+        for t in workload.tasks
+    ]
+    workers = [
+        WorkerSpec(name, name, "here", offer, int(offer["cpu"])) for name, offer in WORKERS.items()
+    ]
+    seconds = {t.id: t.seconds for t in workload.tasks}
+    engine = Engine()
+    found = {
+        run: simulate(
+            specs, workers, seconds, known=False, engine=engine, overhead=overhead
+        ).makespan
+        for run in ("first", "second")
+    }
+    found["plan"] = simulate(specs, workers, seconds, overhead=overhead).makespan
+    return found

@@ -1,0 +1,94 @@
+"""plan(): the engine against the clock of a simulation."""
+
+from __future__ import annotations
+
+import pytest
+
+from handoff_dask import (
+    DAG,
+    AllocationError,
+    Argument,
+    CyclicDependencyError,
+    Function,
+    collocated,
+    execute_local,
+    plan,
+)
+
+
+def dag_of(*functions):
+    dag = DAG()
+    for function in functions:
+        dag.add_function(function)
+    return dag
+
+
+def f(id_, *args, **fields):
+    return Function(id=id_, args=args, code=lambda *_: None, **fields)
+
+
+def test_functions_run_in_turns_where_their_cost_is_free():
+    """Three functions that need a whole worker take two turns on two workers."""
+    found = plan(
+        dag_of(*(f(i, cost={"cpu": 2}) for i in range(3))),
+        {"a": {"cpu": 2}, "b": {"cpu": 2}},
+        {i: 1.0 for i in range(3)},
+    )
+    assert found.makespan == 2.0
+    assert sorted(len(slots) for slots in found.timeline.values()) == [1, 2]
+    assert found.utilisation == {"cpu": pytest.approx(0.75)}
+    assert "makespan 2 s" in str(found)
+
+
+def test_dependencies_pins_collocation_and_inline_functions():
+    """A plan keeps to the order, the pins and the collocations; inline functions are not in it."""
+    dag = dag_of(
+        f("in", type="inline"),
+        f("first", "in", node="b"),
+        f("second", Argument("first", bytes, bytes), node=collocated("first")),
+    )
+    found = plan(dag, {"a": {"cpu": 1}, "b": {"cpu": 1}}, {"first": 1.0, "second": 2.0})
+    assert found.timeline == {"a": [], "b": [("first", 0.0, 1.0), ("second", 1.0, 3.0)]}
+
+
+def test_threads_limit_what_runs_at_once():
+    """A worker runs as many functions as it has threads, whatever they cost."""
+    dag = dag_of(*(f(i) for i in range(4)))
+    seconds = {i: 1.0 for i in range(4)}
+    assert plan(dag, {"a": {"cpu": 8, "threads": 2}}, seconds).makespan == 2.0
+    assert plan(dag, {"a": {"cpu": 4}}, seconds).makespan == 1.0
+
+
+def test_max_concurrency():
+    """The limit of a run holds in its plan."""
+    dag = dag_of(*(f(i) for i in range(4)))
+    seconds = {i: 1.0 for i in range(4)}
+    assert plan(dag, {"a": {"cpu": 4}}, seconds, max_concurrency=1).makespan == 4.0
+
+
+def test_durations_of_an_earlier_result():
+    """The result of a run is as good as a mapping of durations."""
+    dag = dag_of(f("a"), f("b", "a"))
+    result = execute_local(dag)
+    expected = sum(tried[0].duration for tried in result.attempts.values())
+    assert plan(dag, {"w": {"cpu": 1}}, result).makespan == pytest.approx(expected)
+
+
+def test_mistakes_are_named():
+    """What is wrong with the input of a plan is an error that names it."""
+    dag = dag_of(f("a", cost={"gpu": 2}))
+    with pytest.raises(AllocationError, match="'a'.*gpu") as caught:
+        plan(dag, {"w": {"gpu": 1}}, {"a": 1})
+    assert caught.value.shortfall == {"gpu": (2, 1)}
+    with pytest.raises(ValueError, match="no entry for function 'a'"):
+        plan(dag, {"w": {"gpu": 2}}, {})
+    with pytest.raises(ValueError, match="duration of function 'a'"):
+        plan(dag, {"w": {"gpu": 2}}, {"a": -1})
+    with pytest.raises(ValueError, match="capabilities"):
+        plan(dag, {"w": {"gpu": -2}}, {"a": 1})
+    with pytest.raises(ValueError, match="no worker"):
+        plan(dag, {}, {"a": 1})
+    with pytest.raises(ValueError, match="strategy"):
+        plan(dag, {"w": {"gpu": 2}}, {"a": 1}, allocation_strategy="best")
+    with pytest.raises(CyclicDependencyError):
+        plan(dag_of(f("a", "a")), {"w": {}}, {"a": 1})
