@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import math
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from cloudpickle import register_pickle_by_value
 from dask.distributed import Client, Nanny, Scheduler, SpecCluster
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
@@ -142,3 +144,252 @@ def _colourfulness(picture: Picture) -> float:
     opponents = np.stack([red - green, (red + green) / 2 - blue])
     spread, offset = opponents.std(axis=(1, 2)), opponents.mean(axis=(1, 2))
     return float(np.hypot(*spread) + 0.3 * np.hypot(*offset))
+
+
+def compare(photograph: Picture, *effects: Picture) -> list[Metrics]:
+    """Measure every effect against its photograph."""
+    return [quality(photograph, effect) for effect in effects]
+
+
+def thumbnail(picture: Picture, side: int) -> Picture:
+    """Fit a picture, centred, into a square."""
+    small = ImageOps.pad(Image.fromarray(picture), (side, side), color=(24, 24, 24))
+    return np.asarray(small)
+
+
+def collage(thumbnails: Sequence[Picture], names: Sequence[str], columns: Sequence[str]) -> Picture:
+    """Lay thumbnails out, a photograph a row and an effect a column, under their names."""
+    side, margin, header = thumbnails[0].shape[0], 8, 28
+    width = margin + len(columns) * (side + margin)
+    height = header + len(names) * (side + header)
+    sheet = Image.new("RGB", (width, height), (250, 250, 247))
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        draw.text((margin + column * (side + margin), margin), title, fill=(24, 24, 24))
+    for row, name in enumerate(names):
+        top = header + row * (side + header)
+        for column in range(len(columns)):
+            picture = Image.fromarray(thumbnails[row * len(columns) + column])
+            sheet.paste(picture, (margin + column * (side + margin), top))
+        draw.text((margin, top + side + 6), name, fill=(96, 96, 96))
+    return np.asarray(sheet)
+
+
+def report(measured: Sequence[Sequence[Metrics]], names: Sequence[str]) -> list[dict[str, object]]:
+    """Make one row of every photograph and effect."""
+    return [
+        {"photograph": name, "effect": effect, **numbers}
+        for name, effects in zip(names, measured, strict=True)
+        for effect, numbers in zip(EFFECTS, effects, strict=True)
+    ]
+
+
+def save_picture(picture: Picture, path: str) -> str:
+    """Write a picture to a file and return its path."""
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def save_table(rows: Sequence[Mapping[str, object]], path: str) -> str:
+    """Write rows to a CSV file and return its path."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+#: The effects, what they are told, and what they cost: cores, MB, units.
+EFFECTS: dict[str, tuple[Callable[..., Picture], list[float], dict[str, float]]] = {
+    "grayscale": (grayscale, [], {"cpu": 1, "memory": 200}),
+    "sepia": (sepia, [], {"cpu": 1, "memory": 200}),
+    "blur": (blur, [3.0], {"cpu": 1, "memory": 200}),
+    "edges": (edges, [1.5], {"cpu": 1, "memory": 400, "gpu": 1}),
+}
+
+
+def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int = 640) -> DAG:
+    """Build the pipeline.
+
+    Parameters
+    ----------
+    photographs
+        Paths, readable from every worker.
+    output
+        Folder for ``collage.png`` and ``report.csv``; it exists.
+    side
+        Pixels of the longer side that photographs are resized to.
+    """
+    paths = [Path(path) for path in photographs]
+    names = [path.name for path in paths]
+    dag = DAG("image_pipeline")
+    for path, name in zip(paths, names, strict=True):
+        # Inline: read inside resize, so that the full size never is a result of its own.
+        dag.add_function(
+            Function(id=("read", name), args=[], code=read, extra_args=[str(path)], type="inline")
+        )
+        dag.add_function(
+            Function(
+                id=("resize", name),
+                args=[("read", name)],
+                code=resize,
+                extra_args=[side],
+                cost={"cpu": 1, "memory": 500},
+            )
+        )
+        for effect, (code, extra_args, cost) in EFFECTS.items():
+            dag.add_function(
+                Function(
+                    id=(effect, name),
+                    args=[("resize", name)],
+                    code=code,
+                    extra_args=extra_args,
+                    cost=cost,
+                )
+            )
+        for picture in ("resize", *EFFECTS):
+            # Where the picture is: only the thumbnail travels on.
+            dag.add_function(
+                Function(
+                    id=("thumbnail", picture, name),
+                    args=[(picture, name)],
+                    code=thumbnail,
+                    extra_args=[160],
+                    node=collocated((picture, name)),
+                )
+            )
+        dag.add_function(
+            Function(
+                id=("quality", name),
+                args=[("resize", name), *((effect, name) for effect in EFFECTS)],
+                code=compare,
+                cost={"cpu": 1, "memory": 500},
+            )
+        )
+    columns = ["photograph", *EFFECTS]
+    dag.add_function(
+        Function(
+            id="collage",
+            args=[("thumbnail", p, name) for name in names for p in ("resize", *EFFECTS)],
+            code=collage,
+            extra_args=[names, columns],
+            argument_inclusion="as_list",
+            cost={"cpu": 1, "memory": 100},
+        )
+    )
+    dag.add_function(
+        Function(
+            id="report",
+            args=[("quality", name) for name in names],
+            code=report,
+            extra_args=[names],
+            argument_inclusion="as_list",
+        )
+    )
+    for id_, code, file in (
+        ("collage", save_picture, "collage.png"),
+        ("report", save_table, "report.csv"),
+    ):
+        dag.add_function(
+            Function(id=("save", id_), args=[id_], code=code, extra_args=[str(Path(output) / file)])
+        )
+    return dag
+
+
+def make_cluster() -> SpecCluster:
+    """Start three worker processes that offer what CAPABILITIES says."""
+    workers = {
+        name: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": int(offered["cpu"]),
+                "resources": offered,
+                "silence_logs": logging.CRITICAL,
+            },
+        }
+        for name, offered in CAPABILITIES.items()
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "localhost"}}
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def find_photographs(folder: Path | None) -> list[Path]:
+    """List the pictures of a folder, or those that scikit-image carries.
+
+    Raises
+    ------
+    PictureError
+        There is no such folder, or no picture in it.
+    """
+    if folder is None:
+        return [Path(str(files("skimage") / "data" / name)) for name in PACKAGED]
+    if not folder.is_dir():
+        raise PictureError(f"{folder} is not a folder")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise PictureError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def show(result: ExecutionResult) -> str:
+    """Lay the report and the allocations out for a terminal."""
+    rows = result.results["report"]
+    numbers = [name for name in rows[0] if name not in ("photograph", "effect")]
+    lines = ["quality against the resized photograph", ""]
+    lines.append(f"{'photograph':<24}{'effect':<12}" + "".join(f"{n:>11}" for n in numbers))
+    for row in rows:
+        values = "".join(f"{row[n]:>11.3f}" for n in numbers)
+        lines.append(f"{row['photograph']:<24}{row['effect']:<12}{values}")
+    names = {
+        attempt.worker: attempt.worker_name
+        for attempts in result.attempts.values()
+        for attempt in attempts
+    }
+    counts: dict[str, Counter[str]] = {}
+    for id_, worker in result.allocations.items():
+        step = id_[0] if isinstance(id_, tuple) else id_
+        counts.setdefault(str(step), Counter())[names[worker]] += 1
+    lines += ["", "what ran where", ""]
+    lines.append(f"{'function':<24}" + "".join(f"{name:>8}" for name in CAPABILITIES))
+    for step, ran in counts.items():
+        lines.append(f"{step:<24}" + "".join(f"{ran[name] or '-':>8}" for name in CAPABILITIES))
+    lines += ["", f"{len(result.allocations)} functions in {result.makespan:.1f} s"]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the pipeline from a command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("folder", nargs="?", type=Path, help="your own photographs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("image_pipeline_output"), help="where the results go"
+    )
+    args = parser.parse_args(argv)
+    try:
+        photographs = find_photographs(args.folder)
+        args.output.mkdir(parents=True, exist_ok=True)
+    except (PictureError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    dag = build_dag(photographs, args.output.resolve())
+    with make_cluster() as cluster, Client(cluster) as client:
+        try:
+            result = execute(
+                dag, client=client, results=["report", ("save", "collage"), ("save", "report")]
+            )
+        except FunctionFailedError as error:
+            print(f"error: {error.__cause__}", file=sys.stderr)
+            return 1
+        except HandoffError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    print(show(result))
+    print(f"\nwritten: {result.results['save', 'collage']}, {result.results['save', 'report']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+else:
+    # Imported by a notebook or a test: workers have no such module, so its code travels with it.
+    register_pickle_by_value(sys.modules[__name__])

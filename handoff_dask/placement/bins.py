@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Bins"]
 
-#: In each bin no more queues are looked at per pass, and no more of them taken.
+#: In each bin no more queues are looked at at a time, and no more of them taken.
 _SCAN = 16
 _HITS = 4
 
 _Size = tuple[tuple[int, int], ...]
+#: The head a queue had, a number that says whether this is its latest, the queue.
+_Item = tuple["Entry", int, "Queue"]
 
 
 class _Bin:
@@ -32,18 +34,20 @@ class _Bin:
     def __init__(self, least: _Size) -> None:
         #: (resource index, parts): every cost in it is at least this.
         self.least = least
-        self.heap: list[tuple[Entry, int, Queue]] = []
+        self.heap: list[_Item] = []
 
 
 class Bins:
     """Closed queues that may go anywhere."""
 
-    __slots__ = ("_bins", "_number", "more")
+    __slots__ = ("_aside", "_bins", "_number", "more")
 
     def __init__(self, queues: Iterable[Queue]) -> None:
         self._bins: dict[_Size, _Bin] = {}
+        #: What was looked at since `restore`.
+        self._aside: list[tuple[_Size, _Item]] = []
         self._number = 0
-        #: Whether the last `take` left queues out that could have found room.
+        #: Whether another `take` is likely to find more.
         self.more = False
         for queue in queues:
             self.add(queue)
@@ -52,25 +56,22 @@ class Bins:
         """Take a queue in, or note that its head is more urgent now."""
         head = queue.head()
         if head is not None:
-            size = _size(queue.cost)
-            found = self._bins.get(size)
-            if found is None:
-                least = ((SLOT, UNIT), *((i, 1 << (bits - 1)) for i, bits in size))
-                found = self._bins[size] = _Bin(least)
             self._number = queue.binned = self._number + 1
-            heappush(found.heap, (head, self._number, queue))
+            heappush(self._bin(_size(queue.cost)).heap, (head, self._number, queue))
 
     def take(self, gains: Sequence[Worker]) -> list[Queue]:
-        """Return urgent queues that have room on one of some workers."""
+        """Return urgent queues that have room on one of some workers; others with each call.
+
+        Not every queue is looked at: of a bin where none of the first ones fits, no more.
+        """
         self.more = False
         taken: list[Queue] = []
         for size, found in list(self._bins.items()):
             if not any(_fits(found.least, worker.free) for worker in gains):
                 continue
-            seen: list[tuple[Entry, int, Queue]] = []
-            hits = 0
+            looked = hits = 0
             heap = found.heap
-            while heap and hits < _HITS and len(seen) < _SCAN:
+            while heap and hits < _HITS and looked < _SCAN:
                 entry, number, queue = heappop(heap)
                 head = queue.head()
                 if number != queue.binned or head is None or not queue.closed:
@@ -78,16 +79,31 @@ class Bins:
                 if head is not entry:
                     heappush(heap, (head, number, queue))
                     continue
-                seen.append((entry, number, queue))
-                if any(queue.cost.fits(worker.free) for worker in gains):
+                looked += 1
+                self._aside.append((size, (entry, number, queue)))
+                room = [worker for worker in gains if queue.cost.fits(worker.free)]
+                if room:
                     taken.append(queue)
-                    hits += 1
-            self.more = self.more or bool(heap)
-            for item in seen:
-                heappush(heap, item)
+                    # One that has to stay away must not keep others from what is free.
+                    hits += any(w.open and w.address != queue.avoid for w in room)
+            if hits and heap:
+                self.more = True
             if not heap:
                 del self._bins[size]
         return taken
+
+    def restore(self) -> None:
+        """Let `take` begin with the most urgent again."""
+        for size, item in self._aside:
+            heappush(self._bin(size).heap, item)
+        self._aside.clear()
+
+    def _bin(self, size: _Size) -> _Bin:
+        found = self._bins.get(size)
+        if found is None:
+            least = ((SLOT, UNIT), *((i, 1 << (bits - 1)) for i, bits in size))
+            found = self._bins[size] = _Bin(least)
+        return found
 
 
 def _size(cost: Cost) -> _Size:

@@ -149,6 +149,8 @@ class Board:
         many = len(self.anywhere) > MANY
         if not many:
             self.bins = None
+        if self.bins is not None:
+            self.bins.more = False
         if self._checked_epoch != cluster.epoch or (len(gains) > _FEW and not many):
             self._checked_epoch = cluster.epoch
             for queue in self.anywhere:
@@ -160,9 +162,11 @@ class Board:
             if self.bins is None:
                 self.bins = Bins(q for q in self.anywhere if q.closed)
             taken = self.bins.take(gains)
-            if len(gains) > _FEW:
-                for queue in taken:
-                    self.reopen(queue)
+            for worker in gains:
+                # It may be none of the most urgent, but nobody else gets this worker.
+                reservation = worker.reservation
+                if reservation is not None and reservation.queue.closed:
+                    taken.append(reservation.queue)
             return found + taken
         for queue in self.anywhere:
             if queue.closed:
@@ -178,11 +182,6 @@ class Board:
                         break
         cluster.index.checks += len(gains) * len(self.anywhere)
         return found
-
-    @property
-    def more(self) -> bool:
-        """Whether `candidates` left out what could have found room, as there were so many."""
-        return self.bins is not None and self.bins.more
 
     def gained(self, queue: Queue) -> bool:
         """Whether one of the workers that gained has room for a queue."""
@@ -204,6 +203,9 @@ class Board:
         worker.reservation = None
         del self.reserved[worker]
         self.stir = True
+        if self.bins is not None:
+            # Those that were looked at could not have this worker; now they can.
+            self.bins.restore()
         self.gains.append(worker)
         self.cluster.touched[worker] = None
         self.cluster.index.changed[worker] = None

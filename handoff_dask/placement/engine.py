@@ -46,6 +46,7 @@ class Engine(Workforce):
 
     Examples
     --------
+    >>> from handoff_dask.placement import FunctionSpec, WorkerSpec
     >>> engine = Engine()
     >>> engine.worker_added(WorkerSpec("tcp://a", "a", "host", {"cpu": 2}, slots=4))
     >>> engine.run_opened("run")

@@ -61,6 +61,8 @@ class Placer:
         self.changed = cluster.touched
         cluster.touched = {}
         board.gains.clear()
+        if board.bins is not None:
+            board.bins.restore()
         for worker in self.changed:
             self.cluster.index.changed[worker] = None
             if worker.watchers:
@@ -72,10 +74,9 @@ class Placer:
         """Place whatever fits, the most urgent first."""
         board = self.board
         board.stir = False
-        before = len(out)
         open_: list[_Open] = []
         for queue in board.candidates():
-            if board.usable(queue):
+            if not queue.opened and board.usable(queue):
                 head = queue.head()
                 assert head is not None
                 queue.opened = True
@@ -112,7 +113,7 @@ class Placer:
                 heappush(open_, (head, id(queue), queue))
             if board.woken:
                 self._open_woken(open_)
-        if board.more and len(out) > before:
+        if board.bins is not None and board.bins.more:
             board.stir = True
 
     def assign(

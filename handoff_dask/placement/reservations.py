@@ -23,7 +23,7 @@ __all__ = ["Reservation", "Reserver", "choose", "drain"]
 _PATIENCE = 8.0
 _PATIENCE_PER_WORKER = 2.0
 #: Of the more urgent functions every so-manieth adds to that, too: urgency delays only so long.
-_URGENT = 8
+_URGENT = 16
 #: Beyond so many workers, every so-manieth placement is counted, that many times.
 _FEW = 16
 _SAMPLED = 4
@@ -185,5 +185,7 @@ class Reserver:
         queue.reservations.append(reservation)
         board.reserved[worker] = reservation
         board.gains.append(worker)
+        # It may have room already, and the pass under way may not look at the queue again.
+        board.stir = True
         board.cluster.index.changed[worker] = None
         return True

@@ -62,7 +62,9 @@ class Workload:
 
     def scaled(self, factor: float) -> Workload:
         """Return the workload with every duration times `factor`."""
-        return Workload(self.name, tuple(replace(t, seconds=t.seconds * factor) for t in self.tasks))
+        return Workload(
+            self.name, tuple(replace(t, seconds=t.seconds * factor) for t in self.tasks)
+        )
 
 
 def workloads(names: Sequence[str] = (), folder: Path = TRACES) -> list[Workload]:
@@ -142,7 +144,9 @@ def random_dag(seed: int, *, layered: bool, size: int = 300) -> Workload:
         parents: list[int] = []
         if layered and i and rng.random() < 0.8:
             parents = rng.sample(range(max(0, i - 40), i), min(i, rng.choice((1, 1, 2, 3))))
-        tasks.append(Task(f"{i:03}", "work", tuple(f"{p:03}" for p in parents), _cut(cost), seconds))
+        tasks.append(
+            Task(f"{i:03}", "work", tuple(f"{p:03}" for p in parents), _cut(cost), seconds)
+        )
     return Workload(f"random-{'layered' if layered else 'flat'}-{seed}", tuple(tasks))
 
 

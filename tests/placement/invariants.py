@@ -1,0 +1,89 @@
+"""What must hold in an engine at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from handoff_dask.placement import Engine
+from handoff_dask.placement.runs import PLACED, QUEUED
+
+
+def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
+    """Check that the engine's books agree with each other.
+
+    `excess`: workers whose claims may exceed their capacity, as it shrank or others took it.
+    """
+    board, cluster = engine._board, engine._cluster
+    placed: dict[Any, int] = {}
+    for worker in cluster.workers.values():
+        free = list(worker.shape.capacity)
+        counts: dict[Any, int] = {}
+        for f in worker.placed:
+            assert f.worker is worker and f.state == PLACED and f not in worker.ahead
+            placed[f.run] = placed.get(f.run, 0) + 1
+            items = f.cost.rest if f in worker.seceded else f.cost.items
+            if f not in worker.seceded:
+                counts[f.cost] = counts.get(f.cost, 0) + 1
+            for i, amount in items:
+                free[i] -= amount
+        for items in worker.foreign.values():
+            for i, amount in items:
+                free[i] -= amount
+        assert worker.free == free, worker
+        assert worker.counts == counts
+        assert worker.seceded <= worker.placed.keys()
+        assert len({f.cost for f in worker.ahead}) <= 1, "functions ahead are of one cost"
+        for f in worker.ahead:
+            assert f.worker is worker and f.state == PLACED
+            placed[f.run] = placed.get(f.run, 0) + 1
+        if not worker.ahead:
+            assert abs(worker.ahead_work) < 1e-6
+        if worker.address not in excess:
+            assert min(free) >= 0, f"{worker} is over-committed"
+        assert worker in worker.shape.workers
+        for group in worker.groups:
+            assert group.worker is worker
+        assert set(worker.promised) <= set(worker.groups)
+        for queue in worker.watchers:
+            assert worker in queue.watched and queue.live
+        if worker.reservation is not None:
+            assert board.reserved[worker] is worker.reservation
+            assert worker.reservation in worker.reservation.queue.reservations
+        if worker.bucket is not None and worker not in cluster.index.changed | cluster.touched:
+            assert worker.open and worker.bucket.free == tuple(worker.free)
+    for run in engine._runs.values():
+        assert run.placed == placed.get(run, 0)
+        assert run.limit is None or run.placed <= run.limit
+        for f in run.functions.values():
+            assert (f.queue is not None) == (f.state == QUEUED)
+            assert (f.worker is not None) == (f.state == PLACED)
+    live = [*board.anywhere, *board.tied]
+    assert sum(q.live for q in live) == sum(f.state == QUEUED for f in engine._functions.values())
+    assert board.unclosed.keys() == {q for q in board.anywhere if not q.closed}
+    for queue in live:
+        functions = queue.functions()
+        assert queue.live == len(functions) > 0
+        assert all(f.queue is queue and f.cost is queue.cost for f in functions)
+        assert queue.head() is functions[0].entry
+        assert not queue.opened
+    assert {r.worker for q in live for r in q.reservations} == board.reserved.keys()
+    for group, worker in {
+        (f.group, f.group.worker) for f in engine._functions.values() if f.group is not None
+    }:
+        assert worker is None or group in worker.groups
+
+
+def nothing_overlooked(engine: Engine) -> None:
+    """Check that after a poll no ready function could start on a worker that is free for all."""
+    cluster = engine._cluster
+    for queue in [*engine._board.anywhere, *engine._board.tied]:
+        if queue.run is not None and queue.run.saturated:
+            continue
+        names = cluster.workers.values() if queue.pin is None else cluster.names.get(queue.pin, {})
+        for worker in names:
+            if queue.bound is not None and worker is not queue.bound:
+                continue
+            if worker.open and queue.cost.fits(worker.free):
+                if queue.need.fits(worker.shape.capacity):
+                    assert worker.address == queue.avoid, (queue, worker)
