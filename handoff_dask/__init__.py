@@ -36,6 +36,7 @@ from handoff_dask.planning import Plan, plan
 from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.results import ExecutionResult
 from handoff_dask.run import Run
+from handoff_dask.task import Current, current
 
 __all__ = [
     "DAG",
@@ -44,6 +45,7 @@ __all__ = [
     "Argument",
     "Attempt",
     "ClusterLostError",
+    "Current",
     "CyclicDependencyError",
     "DAGError",
     "DuplicateFunctionError",
@@ -67,6 +69,7 @@ __all__ = [
     "WorkerLostError",
     "__version__",
     "collocated",
+    "current",
     "discover_nodes",
     "execute",
     "execute_local",

@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dask._task_spec import GraphNode, Task, TaskRef
+from distributed import WorkerPlugin
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
+    from distributed import Scheduler, Worker
     from distributed.scheduler import TaskState
 
 __all__ = [
     "GraphNode",
     "Task",
+    "TaskEnds",
     "TaskRef",
     "claimed_by_task",
     "died_under",
     "fail_task",
     "hold",
     "keep_unrunnable",
-    "log_from_task",
     "release_hold",
+    "replace_exception",
     "task_annotations",
+    "this_task",
     "worker_address",
 ]
 
@@ -79,6 +82,11 @@ def fail_task(scheduler: Scheduler, key: Any, error: BaseException, stimulus_id:
     scheduler.transitions(recommendations, stimulus_id)
 
 
+def replace_exception(ts: TaskState, error: BaseException | None) -> None:
+    """Have a task that erred say so with another exception."""
+    ts.exception = pickle.dumps(error)  # type: ignore[assignment] # bytes are what Dask uses itself
+
+
 def keep_unrunnable(scheduler: Scheduler, keys: Collection[Any]) -> None:
     """Restart the clock of ``distributed.scheduler.no-workers-timeout`` for held tasks.
 
@@ -106,20 +114,61 @@ def worker_address() -> str:
         return "local"
 
 
-def task_annotations() -> Mapping[str, Any]:
-    """Return the annotations of the task that this thread runs."""
-    try:
-        return get_worker().state.tasks[thread_state.key].annotations or {}
-    except (ValueError, AttributeError, KeyError):
-        return {}
+class TaskEnds(WorkerPlugin):
+    """Calls back when the thread of a task is free again, whatever became of the task."""
+
+    #: The worker has one under this name.
+    name = "handoff"
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, Callable[[], None]] = {}
+
+    def at_end(self, key: Any, call: Callable[[], None]) -> None:
+        """Have something called on the worker's loop when the worker is done with a task."""
+        self._calls[key] = call
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Follow a task from one state to the next."""
+        if key in self._calls and start in _BUSY and finish not in _BUSY:
+            self._calls.pop(key)()
 
 
-def log_from_task(topic: str, message: dict[str, Any]) -> None:
-    """Send an event about the task that this thread runs, ahead of Dask's word of its end."""
+#: States in which a task of a worker may have a thread.
+_BUSY = ("executing", "long-running", "cancelled", "resumed")
+
+
+class ThisTask:
+    """The task that a thread of a worker runs."""
+
+    def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
+        self._worker = worker
+        self._key = key
+        self._run_id = run_id
+        #: Its annotations.
+        self.facts = facts
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have something called on the worker's loop when the worker is done with the task."""
+        plugin = self._worker.plugins.get(TaskEnds.name)
+        if isinstance(plugin, TaskEnds):
+            plugin.at_end(self._key, call)
+
+    def log(self, topic: str, message: dict[str, Any]) -> None:
+        """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
+        self._worker.log_event(topic, {**message, "key": self._key, "run_id": self._run_id})
+
+
+def this_task() -> ThisTask | None:
+    """Return the task that this thread runs; None where it runs none."""
     try:
         worker = get_worker()
-        key = thread_state.key
-        run_id = worker.state.tasks[key].run_id
+        ts = worker.state.tasks[thread_state.key]
     except (ValueError, AttributeError, KeyError):
-        return
-    worker.log_event(topic, {**message, "key": key, "run_id": run_id})
+        return None
+    return ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+
+
+def task_annotations() -> Mapping[str, Any]:
+    """Return the annotations of the task that this thread runs."""
+    task = this_task()
+    return {} if task is None else task.facts

@@ -18,6 +18,7 @@ from handoff_dask.connection import (
 )
 from handoff_dask.errors import FunctionFailedError, UnknownFunctionError, UnknownRunError
 from handoff_dask.model.dag import DAG
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, OnError, ResultSelection, RunOptions
 from handoff_dask.results import ExecutionResult
 from handoff_dask.run import Run
@@ -29,6 +30,7 @@ def execute(
     *,
     client: Client | None = None,
     max_retries: int = 3,
+    retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
     allocation_strategy: str | Allocator = "packed",
     results: ResultSelection = "all",
@@ -48,6 +50,8 @@ def execute(
         embedded cluster in this process and closes it afterwards.
     max_retries
         Further attempts of a function that fails or loses its worker, unless it says otherwise.
+    retry
+        The full policy, of which `max_retries` is the shorthand; it stands in its place.
     max_concurrency
         How many functions of this run may run at once; None is no limit.
     allocation_strategy
@@ -104,6 +108,7 @@ def execute(
         dag,
         client=client,
         max_retries=max_retries,
+        retry=retry,
         max_concurrency=max_concurrency,
         allocation_strategy=allocation_strategy,
         results=results,
@@ -126,6 +131,7 @@ def submit(
     *,
     client: Client | None = None,
     max_retries: int = 3,
+    retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
     allocation_strategy: str | Allocator = "packed",
     results: ResultSelection = "all",
@@ -139,8 +145,8 @@ def submit(
 
     Parameters
     ----------
-    dag, client, max_retries, max_concurrency, allocation_strategy, results, on_error, timeout, \
-placement_timeout, priority
+    dag, client, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, \
+timeout, placement_timeout, priority
         As for :func:`execute`.
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
@@ -166,6 +172,7 @@ placement_timeout, priority
     """
     options = RunOptions(
         max_retries=max_retries,
+        retry=retry,
         max_concurrency=max_concurrency,
         allocation_strategy=allocation_strategy,
         results=results,

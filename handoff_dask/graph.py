@@ -21,8 +21,11 @@ from dask.utils import funcname
 from handoff_dask._compat import GraphNode, Task, TaskRef
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.expansion import Call, Entry, Listed, Node, Transformed, expand
-from handoff_dask.model.function import Argument, Function, retry_limit
-from handoff_dask.task import run, run_and_discard, run_transform
+from handoff_dask.model.function import Argument, Function, effective_policy
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.task import run, run_and_discard, run_on_terms, run_transform
+
+NO_RETRIES = RetryPolicy(0)
 
 #: Keys of this project: (code name and run, index of the node).
 Key = tuple[str, int]
@@ -40,18 +43,22 @@ class Translation:
         The key of each node, by index.
     prefixes : tuple of str
         The part of each key that functions with the same code share, by index.
+    policies : tuple of RetryPolicy
+        The retry policy of each node, by index.
     """
 
     graph: HighLevelGraph
     keys: tuple[Key, ...]
     prefixes: tuple[str, ...]
+    policies: tuple[RetryPolicy, ...]
 
 
 def translate(
     nodes: list[Node],
     run_id: str,
     *,
-    retries: int = 0,
+    dag_id: Hashable = None,
+    policy: RetryPolicy = NO_RETRIES,
     discard: frozenset[int] = frozenset(),
 ) -> Translation:
     """Translate nodes into an annotated Dask graph.
@@ -62,8 +69,10 @@ def translate(
         What :func:`~handoff_dask.model.expansion.expand` returns.
     run_id
         Makes the keys of this run differ from those of any other; 32 hexadecimal digits.
-    retries
-        Of the functions that name none themselves.
+    dag_id
+        What functions are told that ask for it.
+    policy
+        Of the functions that have none themselves.
     discard
         Nodes whose results nobody wants, not even the workers.
 
@@ -75,21 +84,27 @@ def translate(
     prefixes = code_prefixes(nodes)
     keys = tuple((f"{prefix}-{run_id}", index) for index, prefix in enumerate(prefixes))
     pack = _Packer()
+    policies = tuple(effective_policy(node.function, policy) for node in nodes)
     dsk: dict[Key, GraphNode] = {}
     resources: dict[Key, Mapping[str, float]] = {}
     for node, key in zip(nodes, keys, strict=True):
         refs = [TaskRef(keys[i]) for i in node.dependencies]
+        own = policies[node.index]
+        codes, call = pack(node, node.call, (node.function.id, dag_id))
         if node.kind != "function":
-            runner: Callable[..., Any] = run_transform
+            dsk[key] = Task(key, run_transform, codes, call, *refs)
+        elif node.function.timeout is not None or own.has_code:
+            judge = pack.policy(node.function, own) if own.has_code else None
+            keep = node.index not in discard
+            terms = (node.function.timeout, judge, keep)
+            dsk[key] = Task(key, run_on_terms, terms, codes, call, *refs)
         else:
             runner = run_and_discard if node.index in discard else run
-        dsk[key] = Task(key, runner, *pack(node, node.call), *refs)
+            dsk[key] = Task(key, runner, codes, call, *refs)
         if node.cost:
             resources[key] = node.cost
     budgets = {
-        key: limit
-        for node, key in zip(nodes, keys, strict=True)
-        if (limit := retry_limit(node.function, retries))
+        key: own.max_retries for own, key in zip(policies, keys, strict=True) if own.max_retries
     }
     marks = {key: {"run": run_id, "index": index} for index, key in enumerate(keys)}
     layer = MaterializedLayer(
@@ -100,7 +115,7 @@ def translate(
             "handoff": marks.get,
         },
     )
-    return Translation(_single_layer(f"handoff-{run_id}", layer), keys, prefixes)
+    return Translation(_single_layer(f"handoff-{run_id}", layer), keys, prefixes, policies)
 
 
 def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple[Any, list[Key]]:
@@ -120,7 +135,7 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
     for node, key in zip(regular, keys, strict=True):
         call, dependencies = _without_transforms(node, nodes)
         refs = [TaskRef(keys[i]) for i in dependencies]
-        dsk[key] = Task(key, run, *pack(node, call), *refs)
+        dsk[key] = Task(key, run, *pack(node, call, (node.function.id, None)), *refs)
     return _single_layer(f"handoff-{token}", MaterializedLayer(dsk)), keys
 
 
@@ -207,8 +222,13 @@ class _Packer:
     def __init__(self) -> None:
         self._pickled: dict[int, bytes] = {}
 
-    def __call__(self, node: Node, call: Call) -> tuple[tuple[bytes, ...], bytes]:
-        """Return the pickled codes, and the pickled call that refers to them by number."""
+    def __call__(
+        self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
+    ) -> tuple[tuple[bytes, ...], bytes]:
+        """Return the pickled codes, and the pickled call that refers to them by number.
+
+        The `identity`, ids of function and DAG, goes with the call.
+        """
         codes: dict[bytes, int] = {}
         # What is one object in the call must stay one: it is evaluated once.
         numbered: dict[int, Entry] = {}
@@ -234,7 +254,7 @@ class _Packer:
                 data: Any = (add(call.code), *call[1:])
             else:
                 data = tuple(cast("Call", number(call)))
-            return tuple(codes), _dumps(data)
+            return tuple(codes), _dumps((identity, *data))
         except Exception as error:
             function, field = _unpicklable(node)
             raise InvalidFunctionError(
@@ -243,7 +263,18 @@ class _Packer:
                 f"cannot be pickled, as is needed to send it to a worker: {error}",
             ) from error
 
-    def _code(self, code: Callable[..., Any]) -> bytes:
+    def policy(self, function: Function, policy: RetryPolicy) -> bytes:
+        """Return a policy, pickled."""
+        try:
+            return self._code(policy)
+        except Exception as error:
+            raise InvalidFunctionError(
+                function.id,
+                "retry",
+                f"cannot be pickled, as is needed to send it to a worker: {error}",
+            ) from error
+
+    def _code(self, code: object) -> bytes:
         pickled = self._pickled.get(id(code))
         if pickled is None:
             pickled = self._pickled[id(code)] = cloudpickle.dumps(code)

@@ -12,9 +12,11 @@ from handoff_dask.errors import FunctionFailedError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, evaluate, expand
-from handoff_dask.model.function import retry_limit
+from handoff_dask.model.function import effective_policy
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import OnError, RunOptions
 from handoff_dask.results import ExecutionResult, select
+from handoff_dask.task import running
 
 #: The worker, so to speak.
 HERE = "local"
@@ -27,9 +29,10 @@ def execute_local(
     results: Any = "all",
     on_error: OnError = "raise",
 ) -> ExecutionResult:
-    """Run a DAG in this process, one function after the other; costs and pins are ignored.
+    """Run a DAG in this process, one function after the other.
 
-    For debugging with pdb and for tests: the functions run in the calling thread.
+    For debugging with pdb and for tests: the functions run in the calling thread. Costs, pins, time
+    limits and the delays of retries are ignored.
 
     Parameters
     ----------
@@ -60,7 +63,8 @@ def execute_local(
     dag.validate()
     RunOptions(max_retries=max_retries, on_error=on_error)
     nodes = expand(dag.functions)
-    wanted = set(select(dag.functions, nodes, results))
+    wanted = select(dag.functions, nodes, results)
+    indices = {node.function.id: node.index for node in nodes if node.kind == "function"}
     values: dict[int, Any] = {}
     attempts: dict[Hashable, tuple[Attempt, ...]] = {}
     errors: dict[Hashable, BaseException] = {}
@@ -69,11 +73,7 @@ def execute_local(
     def result() -> ExecutionResult:
         return ExecutionResult(
             dag_id=dag.id,
-            results={
-                node.function.id: values[node.index]
-                for node in nodes
-                if node.kind == "function" and node.index in values and node.function.id in wanted
-            },
+            results={id_: values[indices[id_]] for id_ in wanted if indices[id_] in values},
             allocations={id_: HERE for id_, tried in attempts.items() if tried[-1].outcome == "ok"},
             attempts=attempts,
             errors=errors,
@@ -87,7 +87,7 @@ def execute_local(
         if cause is not None:
             failed[index] = errors[id_] = cause
             continue
-        tries, value, error = _attempt(node, values, max_retries)
+        tries, value, error = _attempt(node, values, dag.id, RetryPolicy(max_retries))
         if node.kind == "function":
             attempts[id_] = tries
         if error is None:
@@ -109,10 +109,10 @@ def _order(nodes: list[Node]) -> tuple[int, ...]:
 
 
 def _attempt(
-    node: Node, values: Mapping[int, Any], default: int
+    node: Node, values: Mapping[int, Any], dag_id: Hashable, default: RetryPolicy
 ) -> tuple[tuple[Attempt, ...], Any, BaseException | None]:
-    """Call a node until it succeeds or its retries are used up."""
-    limit = retry_limit(node.function, default)
+    """Call a node until it succeeds or is not retried any more."""
+    policy = effective_policy(node.function, default)
     call = node.call
     if node.kind != "function":
         call = call._replace(extra_args=(HERE, HERE, *call.extra_args))
@@ -123,7 +123,8 @@ def _attempt(
         error: Exception | None = None
         value = None
         try:
-            value = evaluate(call, arguments, lambda: HERE)
+            with running(node.function.id, dag_id, len(tries) + 1, node.cost):
+                value = evaluate(call, arguments, lambda: HERE)
         except Exception as raised:
             error = raised
         tries.append(
@@ -140,5 +141,5 @@ def _attempt(
                 None if error is None else str(error),
             )
         )
-        if error is None or len(tries) > limit:
+        if error is None or len(tries) > policy.max_retries or not policy.retries(error):
             return tuple(tries), value, error

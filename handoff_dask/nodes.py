@@ -102,7 +102,8 @@ def register_local_node(
         )
     offered: Any = plugin.declare(capabilities)
     if threading.get_ident() != worker.thread_id:
-        offered = asyncio.run_coroutine_threadsafe(offered, worker.loop.asyncio_loop).result()
+        loop: Any = worker.loop
+        offered = asyncio.run_coroutine_threadsafe(offered, loop.asyncio_loop).result()
     return cast("dict[str, float]", offered)
 
 

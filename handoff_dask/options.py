@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.function import Function
-from handoff_dask.model.retry import count_problem, number_problem, time_limit_problem
+from handoff_dask.model.retry import (
+    RetryPolicy,
+    count_problem,
+    number_problem,
+    time_limit_problem,
+)
 from handoff_dask.placement.strategies import STRATEGIES
 
 OnError = Literal["raise", "continue"]
@@ -45,6 +50,7 @@ class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
 
     max_retries: int = 3
+    retry: RetryPolicy | None = None
     max_concurrency: int | None = None
     allocation_strategy: str | Allocator = "packed"
     results: Any = "all"
@@ -59,6 +65,11 @@ class RunOptions:
             "max_retries": count_problem(self.max_retries),
             "placement_timeout": number_problem(self.placement_timeout),
         }
+        if self.retry is not None:
+            if not isinstance(self.retry, RetryPolicy):
+                problems["retry"] = f"must be a RetryPolicy or None, not {self.retry!r}"
+            else:
+                problems.update((f"retry.{name}", text) for name, text in self.retry.problems())
         if self.timeout is not None:
             problems["timeout"] = time_limit_problem(self.timeout)
         if self.max_concurrency is not None:
@@ -83,3 +94,8 @@ class RunOptions:
         for name, problem in problems.items():
             if problem:
                 raise ValueError(f"{name} {problem}")
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy of functions that have none of their own."""
+        return self.retry or RetryPolicy(self.max_retries)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from distributed import SchedulerPlugin
 
 from handoff_dask import _compat, config
-from handoff_dask.errors import AllocationError, HandoffError, WorkerLostError
+from handoff_dask.errors import AllocationError, HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
 from handoff_dask.records import FunctionRecord, RunRecord
+from handoff_dask.retries import Retries
 from handoff_dask.service import Service
 from handoff_dask.task import TOPIC
 from handoff_dask.worker import HandoffWorkerPlugin
@@ -51,8 +52,9 @@ class HandoffPlugin(SchedulerPlugin):
         self.runs: dict[str, RunRecord] = {}
         #: Every node that Dask knows, by key.
         self.records: dict[Any, FunctionRecord] = {}
-        #: Held tasks whose attempts are used up.
-        self.spent: list[FunctionRecord] = []
+        #: Held functions that are not tried again, and why.
+        self.doomed: list[tuple[FunctionRecord, Exception]] = []
+        self.retries = Retries(self)
         #: Tasks of others that hold resources.
         self.foreign: set[Any] = set()
         #: {address: {resource in lower case: the worker's own name for it}}
@@ -79,6 +81,7 @@ class HandoffPlugin(SchedulerPlugin):
         """Forget a worker."""
         if self.names.pop(worker, None) is not None:
             self.engine.worker_removed(worker)
+            self.retries.worker_removed(worker)
             self.ask()
 
     # Runs
@@ -130,7 +133,7 @@ class HandoffPlugin(SchedulerPlugin):
                 self._foreign(key, finish)
             return
         if finish == "no-worker":
-            self._ready(record)
+            self.ready(record)
         elif start == "processing":
             self._left(record, finish, kwargs)
         elif start == "no-worker" and finish != "processing":
@@ -144,18 +147,26 @@ class HandoffPlugin(SchedulerPlugin):
         elif finish == "erred" and record.state != "failed":
             record.move("failed")
 
-    def _ready(self, record: FunctionRecord) -> None:
+    def ready(self, record: FunctionRecord) -> None:
         """Ask the engine for a place: the function's inputs are there."""
         record.move("held")
-        if record.failures > record.row.max_retries:
-            self.spent.append(record)
-        else:
-            inputs: dict[str, float] = {}
-            for dependency in self.scheduler.tasks[record.key].dependencies:
-                for ws in dependency.who_has or ():
-                    inputs[ws.address] = inputs.get(ws.address, 0) + dependency.nbytes
-            self.engine.function_ready(record.key, time.monotonic(), inputs=inputs)
         self.ask()
+        now = time.monotonic()
+        terms: dict[str, Any] = {}
+        if record.attempt:
+            error = self.retries.verdict(record)
+            if error is not None:
+                self.doomed.append((record, error))
+                return
+            found = self.retries.terms(record, now)
+            if found is None:
+                return
+            terms = found
+        inputs: dict[str, float] = {}
+        for dependency in self.scheduler.tasks[record.key].dependencies:
+            for ws in dependency.who_has or ():
+                inputs[ws.address] = inputs.get(ws.address, 0) + dependency.nbytes
+        self.engine.function_ready(record.key, now, inputs=inputs, **terms)
 
     def _left(self, record: FunctionRecord, finish: str, facts: Mapping[str, Any]) -> None:
         """Take down how an attempt ended."""
@@ -175,20 +186,23 @@ class HandoffPlugin(SchedulerPlugin):
             run.ended(record, "ok", started, stopped)
             record.move("done")
         elif failure is not None:
-            record.failures += 1
             run.ended(
                 record,
-                "error",
+                failure["outcome"],
                 failure["started"],
                 failure["stopped"],
                 failure["error_type"],
                 failure["message"],
             )
+            self.retries.failed(record, failure)
             if finish == "erred":
                 run.failed[record.index] = failure["message"]
+                if record.problem is not None:
+                    _compat.replace_exception(ts, self.retries.verdict(record))
         elif record.worker not in self.scheduler.workers:
-            record.failures += _compat.died_under(ts)
             run.ended(record, "worker-lost", started, stopped)
+            if _compat.died_under(ts):
+                self.retries.died(record)
         else:
             run.ended(record, "cancelled", started, stopped)
         if record.state == "running":
@@ -215,11 +229,8 @@ class HandoffPlugin(SchedulerPlugin):
         if not isinstance(msg, dict):
             return
         action = msg.get("action")
-        if topic == TOPIC and action == "attempt-failed":
-            record = self.records.get(msg["key"])
-            ts = self.scheduler.tasks.get(msg["key"])
-            if record is not None and ts is not None and ts.run_id == msg["run_id"]:
-                record.failure = msg
+        if topic == TOPIC and isinstance(action, str):
+            self.retries.heard(action, msg)
         elif action == "worker-status-change" and topic in self.names:
             running = self.scheduler.workers[topic] in self.scheduler.running
             self.engine.worker_running(topic, running)
@@ -234,14 +245,9 @@ class HandoffPlugin(SchedulerPlugin):
     def _decide(self) -> None:
         self._asked = False
         stimulus_id = f"handoff-{time.time()}"
-        for record in self.spent:
-            lost = [
-                attempt[2]
-                for attempt in record.run.attempts
-                if attempt[0] == record.index and attempt[5] == "worker-lost"
-            ]
-            self._fail(record, WorkerLostError(record.row.label, lost), stimulus_id)
-        self.spent.clear()
+        doomed, self.doomed = self.doomed, []
+        for record, error in doomed:
+            self._fail(record, error, stimulus_id)
         placed: dict[Any, Any] = {}
         for decision in self._poll(stimulus_id):
             if isinstance(decision, Place):
@@ -270,15 +276,16 @@ class HandoffPlugin(SchedulerPlugin):
         if record is None or ws is None or ws not in self.scheduler.running:
             # The worker changed without a word.
             self.engine.attempt_ended(place.key, time.monotonic())
-            self.engine.worker_running(place.worker, False)
+            if place.worker in self.names:
+                self.engine.worker_running(place.worker, False)
             if record is not None:
-                self._ready(record)
+                self.ready(record)
             return False
         names = self.names[place.worker]
         ts = self.scheduler.tasks[record.key]
         row = record.row
-        _compat.release_hold(ts, place.worker, {names[n]: v for n, v in row.cost.items()})
-        ts.retries = max(row.max_retries - record.failures, 0)
+        _compat.release_hold(ts, place.worker, {names[n]: v for n, v in record.cost.items()})
+        ts.retries = int(record.failures < row.policy.max_retries)
         record.attempt += 1
         record.worker = place.worker
         record.placed = time.time()
@@ -291,6 +298,8 @@ class HandoffPlugin(SchedulerPlugin):
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
         """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
         mark = {**(ts.annotations or {})["handoff"], "attempt": record.attempt}
+        if record.cost is not record.row.cost:
+            mark["cost"] = record.cost
         if record.row.source is not None:
             mark["source"] = record.run.functions[record.row.source].worker
             mark["target"] = place.target or place.worker
@@ -311,6 +320,8 @@ class HandoffPlugin(SchedulerPlugin):
             self._fail(record, error, stimulus_id)
 
     def _fail(self, record: FunctionRecord, error: Exception, stimulus_id: str) -> None:
+        if record.state != "held" or record.key not in self.records:
+            return  # cancelled meanwhile
         record.run.failed[record.index] = str(error)
         _compat.fail_task(self.scheduler, record.key, error, stimulus_id)
 

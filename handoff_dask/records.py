@@ -10,10 +10,14 @@ from typing import Any
 
 from handoff_dask.model.attempt import Attempt, Outcome
 from handoff_dask.model.expansion import Node
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import FunctionSpec
 
 #: States of a function: not ready, ready but without a place, on a worker, and the three ends.
 STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
+
+
+ONE_ATTEMPT = RetryPolicy(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,10 @@ class FunctionRow:
     binds: int | None = None
     source: int | None = None
     target: int | None = None
-    max_retries: int = 0
+    policy: RetryPolicy = ONE_ATTEMPT
+    timeout: float | None = None
+    #: The policy with the user's code, pickled, if it escalates: asked when a worker died.
+    escalation: bytes | None = None
 
 
 def function_specs(
@@ -109,6 +116,14 @@ class FunctionRecord:
     placed: float = 0.0
     #: What a worker said of the attempt that failed, until Dask's own message comes.
     failure: dict[str, Any] | None = None
+    #: What an attempt claims, if not the function's own cost.
+    cost: Mapping[str, float] = field(default_factory=dict)
+    #: What is wrong with the cost that the policy asks for.
+    problem: str | None = None
+    #: Whether the next start is a retry.
+    retrying: bool = False
+    #: Workers where an attempt that was given up for late still holds a thread.
+    late: list[str] = field(default_factory=list)
 
     def move(self, state: str) -> None:
         """Change the state, and the run's counts with it."""
@@ -125,7 +140,7 @@ class RunRecord:
 
     spec: RunSpec
     functions: list[FunctionRecord] = field(default_factory=list)
-    #: (index, number, worker, started, stopped, outcome, error type, message) of every start.
+    #: (index, number, worker, started, stopped, outcome, error type, message, cost) of each start.
     attempts: list[tuple[Any, ...]] = field(default_factory=list)
     #: address: (name, host) of every worker that ran something.
     workers: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -162,16 +177,15 @@ class RunRecord:
                 outcome,
                 error_type,
                 message,
+                record.cost,
             )
         )
 
     def report(self) -> RunReport:
         """Return what the client is told."""
-        costs = {a[0]: self.functions[a[0]].row.cost for a in self.attempts}
         return RunReport(
             attempts=tuple(self.attempts),
             workers=dict(self.workers),
-            costs=costs,
             failed=dict(self.failed),
             counts={state: self.counts[state] for state in STATES},
         )
@@ -183,14 +197,13 @@ class RunReport:
 
     attempts: tuple[tuple[Any, ...], ...] = ()
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    costs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     failed: Mapping[int, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def attempts_by_index(self) -> dict[int, list[Attempt]]:
         """Return the attempts of each node, the first first."""
         found: dict[int, list[Attempt]] = {}
-        for index, number, worker, started, stopped, outcome, error_type, message in self.attempts:
+        for index, number, worker, started, stopped, outcome, error, message, cost in self.attempts:
             name, host = self.workers[worker]
             found.setdefault(index, []).append(
                 Attempt(
@@ -200,9 +213,9 @@ class RunReport:
                     host,
                     started,
                     stopped,
-                    self.costs[index],
+                    cost,
                     outcome,
-                    error_type,
+                    error,
                     message,
                 )
             )

@@ -17,8 +17,10 @@ from handoff_dask.errors import (
     ClusterLostError,
     FunctionFailedError,
     HandoffError,
+    InvalidFunctionError,
     RunCancelledError,
     RunTimeoutError,
+    WorkerLostError,
 )
 from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
@@ -283,6 +285,10 @@ class Run:
         """Return the error of a node that failed by itself."""
         node, cause = self._submission.nodes[index], errors[index]
         id_ = node.function.id
+        if isinstance(cause, InvalidFunctionError):
+            return InvalidFunctionError(id_, cause.field, cause.problem)
+        if isinstance(cause, WorkerLostError):
+            cause = WorkerLostError(id_, cause.workers)
         if isinstance(cause, AllocationError):
             return AllocationError(
                 id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node

@@ -75,7 +75,7 @@ class Service:
         rows = [FunctionRow(*row) for row in run.spec.rows]
         keys = [(f"{row.prefix}-{run.spec.run_id}", index) for index, row in enumerate(rows)]
         run.functions = [
-            FunctionRecord(key, index, run, row)
+            FunctionRecord(key, index, run, row, cost=row.cost)
             for index, (key, row) in enumerate(zip(keys, rows, strict=True))
         ]
         run.counts["waiting"] = sum(row.source is None for row in rows)

@@ -7,11 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
+import cloudpickle
+
 from handoff_dask.errors import AllocationError, UnknownWorkerError
 from handoff_dask.graph import Translation, translate
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
-from handoff_dask.model.function import Function, retry_limit
+from handoff_dask.model.function import Function
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, RunOptions
 from handoff_dask.placement.events import Finding
 from handoff_dask.records import RunSpec
@@ -31,7 +34,7 @@ def function_label(function_id: Hashable) -> str:
 def function_rows(
     nodes: Sequence[Node],
     prefixes: Sequence[str],
-    max_retries: int = 0,
+    policies: Sequence[RetryPolicy] | None = None,
     pins: Mapping[Hashable, str] | None = None,
 ) -> tuple[tuple[Any, ...], ...]:
     """Return the fields of a ``FunctionRow`` for each node.
@@ -40,11 +43,25 @@ def function_rows(
     ----------
     nodes, prefixes
         The nodes, and the names of their code.
-    max_retries
-        Of functions that name none.
+    policies
+        How each node is retried, if it is going to run.
     pins
         An allocator's word, which stands above pins and collocations of the DAG.
     """
+    # One object for each distinct policy, so that it travels once.
+    numbers: dict[int, RetryPolicy] = {}
+    escalations: dict[int, bytes] = {}
+
+    def terms(node: Node) -> tuple[Any, ...]:
+        if policies is None:
+            return ()
+        policy = policies[node.index]
+        if id(policy) not in numbers:
+            numbers[id(policy)] = policy.numbers
+            if policy.escalate is not None:
+                escalations[id(policy)] = cloudpickle.dumps(policy)
+        return numbers[id(policy)], node.function.timeout, escalations.get(id(policy))
+
     rows = []
     for node, prefix in zip(nodes, prefixes, strict=True):
         pin, collocated = node.pin, node.collocated
@@ -61,7 +78,7 @@ def function_rows(
                 node.binds,
                 node.source,
                 node.target,
-                retry_limit(node.function, max_retries),
+                *terms(node),
             )
         )
     return tuple(rows)
@@ -108,7 +125,11 @@ class Submission:
             n.function.id: n.index for n in regular if n.function.id in wanted or n.index in discard
         }
         self.translation: Translation = translate(
-            self.nodes, self.run_id, retries=options.max_retries, discard=discard
+            self.nodes,
+            self.run_id,
+            dag_id=self.dag_id,
+            policy=options.policy,
+            discard=discard,
         )
 
     @property
@@ -150,7 +171,8 @@ class Submission:
         pins
             The allocator's word, which stands above pins and collocations of the DAG.
         """
-        rows = function_rows(self.nodes, self.translation.prefixes, self.options.max_retries, pins)
+        translation = self.translation
+        rows = function_rows(self.nodes, translation.prefixes, translation.policies, pins)
         strategy = self.options.allocation_strategy
         return pickle.dumps(
             RunSpec(

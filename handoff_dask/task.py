@@ -7,16 +7,84 @@ the user's modules; a worker opens them when it runs them.
 from __future__ import annotations
 
 import pickle
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from handoff_dask import _compat
 from handoff_dask.model.expansion import Call, evaluate, finish
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.model.validation import cost_problem
 
 #: Topic under which workers tell the scheduler what became of an attempt.
 TOPIC = "handoff"
+
+#: What the thread runs: ids of function and DAG and, where no scheduler tells, attempt and cost.
+_running = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Who a running function is; see :func:`current`.
+
+    Attributes
+    ----------
+    id, dag_id : Hashable
+        The function and its DAG.
+    attempt : int
+        1 for the first attempt.
+    cost : Mapping
+        What this attempt claims: {resource: amount}.
+    """
+
+    id: Hashable
+    dag_id: Hashable
+    attempt: int
+    cost: Mapping[str, float]
+
+
+def current() -> Current | None:
+    """Tell a running function who it is; None outside of one.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, Function, current, execute_local
+    >>> dag = DAG("who").add_function(Function(id="me", args=[], code=lambda: current().id))
+    >>> execute_local(dag).results
+    {'me': 'me'}
+    >>> current() is None
+    True
+    """
+    found = getattr(_running, "call", None)
+    if found is None:
+        return None
+    function_id, dag_id, attempt, cost = found
+    if attempt is None:
+        annotations = _compat.task_annotations()
+        mark = annotations.get("handoff", {})
+        attempt = mark.get("attempt", 1)
+        cost = mark.get("cost", annotations.get("resources", {}))
+    return Current(function_id, dag_id, attempt, dict(cost))
+
+
+@contextmanager
+def running(
+    function_id: Hashable,
+    dag_id: Hashable,
+    attempt: int | None = None,
+    cost: Mapping[str, float] | None = None,
+) -> Iterator[None]:
+    """Have :func:`current` answer in this thread."""
+    before = getattr(_running, "call", None)
+    _running.call = function_id, dag_id, attempt, cost
+    try:
+        yield
+    finally:
+        _running.call = before
 
 
 def run(codes: tuple[bytes, ...], call: bytes, *values: Any) -> Any:
@@ -27,26 +95,52 @@ def run(codes: tuple[bytes, ...], call: bytes, *values: Any) -> Any:
     codes
         The pickled callables.
     call
-        A pickled ``Call`` whose codes are numbers into `codes`.
+        Pickled: the ids of function and DAG, and a ``Call`` whose codes are numbers into `codes`.
     *values
         The results of the functions that it depends on.
     """
-    started = time.time()
-    try:
-        return evaluate(
-            Call(*pickle.loads(call)),
-            values,
-            _compat.worker_address,
-            lambda number: _load(codes[number]),
-        )
-    except Exception as error:
-        _report_failure(error, started)
-        raise
+    return _run(None, codes, call, values)
 
 
 def run_and_discard(codes: tuple[bytes, ...], call: bytes, *values: Any) -> None:
     """Make a pickled call whose result nobody wants."""
-    run(codes, call, *values)
+    _run(None, codes, call, values)
+
+
+def run_on_terms(
+    terms: tuple[float | None, bytes | None, bool],
+    codes: tuple[bytes, ...],
+    call: bytes,
+    *values: Any,
+) -> Any:
+    """Make a pickled call on terms.
+
+    Parameters
+    ----------
+    terms
+        The seconds it may take; its retry policy, pickled; whether its result is kept.
+    codes, call, *values
+        As for :func:`run`.
+    """
+    timeout, policy, keep = terms
+    with _time_limit(timeout, policy):
+        result = _run(policy, codes, call, values)
+        return result if keep else None
+
+
+def _run(
+    policy: bytes | None, codes: tuple[bytes, ...], call: bytes, values: tuple[Any, ...]
+) -> Any:
+    started = time.time()
+    try:
+        identity, *parts = pickle.loads(call)
+        with running(*identity):
+            return evaluate(
+                Call(*parts), values, _compat.worker_address, lambda number: _load(codes[number])
+            )
+    except Exception as error:
+        _report_failure(error, started, policy)
+        raise
 
 
 def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
@@ -55,28 +149,90 @@ def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
     try:
         mark = _compat.task_annotations().get("handoff", {})
         (code,) = codes
-        _, _, static, _ = pickle.loads(call)
+        _, _, _, static, _ = pickle.loads(call)
         return finish(_load(code)(data, mark.get("source"), mark.get("target"), *static))
     except Exception as error:
-        _report_failure(error, started)
+        _report_failure(error, started, None)
         raise
 
 
 @lru_cache(maxsize=512)
-def _load(code: bytes) -> Callable[..., Any]:
-    loaded: Callable[..., Any] = pickle.loads(code)
-    return loaded
+def _load(code: bytes) -> Any:
+    return pickle.loads(code)
 
 
-def _report_failure(error: BaseException, started: float) -> None:
+@contextmanager
+def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
+    """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
+    task = _compat.this_task()
+    if timeout is None or task is None:
+        yield
+        return
+    started = time.time()
+    lock = threading.Lock()
+    ended = expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        error = TimeoutError(f"it ran longer than its timeout of {timeout} s")
+        message = _failure(error, started, policy, task.facts)
+        with lock:
+            if not ended:
+                expired = True
+                task.log(TOPIC, {"action": "attempt-late", **message})
+
+    timer = threading.Timer(timeout, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            ended = True
+            if expired:
+                # Not yet: the worker itself still counts the thread as busy.
+                task.at_end(lambda: task.log(TOPIC, {"action": "attempt-over"}))
+
+
+def _report_failure(error: BaseException, started: float, policy: bytes | None) -> None:
     """Tell the scheduler of a failed attempt, ahead of Dask's own message on the same stream."""
-    _compat.log_from_task(
-        TOPIC,
-        {
-            "action": "attempt-failed",
-            "started": started,
-            "stopped": time.time(),
-            "error_type": type(error).__name__,
-            "message": str(error),
-        },
-    )
+    task = _compat.this_task()
+    if task is not None:
+        message = _failure(error, started, policy, task.facts)
+        task.log(TOPIC, {"action": "attempt-failed", **message})
+
+
+def _failure(
+    error: BaseException, started: float, policy: bytes | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Describe a failure, judged by the retry policy where the user's code is at hand."""
+    message: dict[str, Any] = {
+        "started": started,
+        "stopped": time.time(),
+        "error_type": type(error).__name__,
+        "message": str(error),
+        "retry": True,
+    }
+    if policy is not None:
+        own: RetryPolicy = _load(policy)
+        message["retry"] = own.retries(error)
+        if message["retry"] and own.escalate is not None:
+            mark = facts.get("handoff", {})
+            cost = mark.get("cost", facts.get("resources", {}))
+            message.update(escalated(own, mark.get("attempt", 1), cost, error))
+    return message
+
+
+def escalated(
+    policy: RetryPolicy, attempt: int, cost: Mapping[str, float], error: BaseException
+) -> dict[str, Any]:
+    """Ask a policy what the next attempt costs; return the cost or what is wrong with it."""
+    assert policy.escalate is not None
+    try:
+        answer = policy.escalate(attempt, dict(cost), error)
+    except Exception as raised:
+        return {"retry": False, "problem": f"raised {type(raised).__name__}: {raised}"}
+    if problem := cost_problem(answer):
+        return {"retry": False, "problem": f"returned no cost: {problem}"}
+    return {"cost": {name.lower(): amount for name, amount in answer.items() if amount}}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from distributed import WorkerPlugin
 
+from handoff_dask._compat import TaskEnds
 from handoff_dask.model.validation import cost_problem
 
 if TYPE_CHECKING:
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 MB = 10**6
 
 
-class HandoffWorkerPlugin(WorkerPlugin):
+class HandoffWorkerPlugin(TaskEnds):
     """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
 
     A worker that declares no ``cpu`` or ``memory`` offers its threads and its memory limit in MB;
     without a limit, its share of the host's memory by threads. What an operator declared stays.
     """
-
-    name = "handoff"
 
     async def setup(self, worker: Worker) -> None:
         """Declare what the worker has and its operator did not declare."""

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from cloudpickle import register_pickle_by_value
@@ -121,9 +121,11 @@ def quality(photograph: Picture, effect: Picture) -> Metrics:
         ``entropy``: the effect's as a share of the photograph's.
     """
     before, after = color.rgb2gray(photograph), color.rgb2gray(effect)
+    with np.errstate(divide="ignore"):  # the same picture: infinitely like itself
+        psnr = float(metrics.peak_signal_noise_ratio(photograph, effect))
     return {
         "ssim": float(metrics.structural_similarity(before, after, data_range=1)),
-        "psnr": float(metrics.peak_signal_noise_ratio(photograph, effect)),
+        "psnr": psnr,
         "colour": _share(_colourfulness, photograph, effect),
         "sharpness": _share(lambda gray: float(filters.laplace(gray).var()), before, after),
         "entropy": _share(measure.shannon_entropy, before.round(2), after.round(2)),
@@ -131,9 +133,9 @@ def quality(photograph: Picture, effect: Picture) -> Metrics:
 
 
 def _share(
-    measured: Callable[[NDArray[np.generic]], float],
-    before: NDArray[np.generic],
-    after: NDArray[np.generic],
+    measured: Callable[[NDArray[Any]], float],
+    before: NDArray[Any],
+    after: NDArray[Any],
 ) -> float:
     whole = measured(before)
     return float(measured(after) / whole) if whole else math.nan
@@ -223,10 +225,12 @@ def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int =
     paths = [Path(path) for path in photographs]
     names = [path.name for path in paths]
     dag = DAG("image_pipeline")
-    for path, name in zip(paths, names, strict=True):
+    for photograph, name in zip(paths, names, strict=True):
         # Inline: read inside resize, so that the full size never is a result of its own.
         dag.add_function(
-            Function(id=("read", name), args=[], code=read, extra_args=[str(path)], type="inline")
+            Function(
+                id=("read", name), args=[], code=read, extra_args=[str(photograph)], type="inline"
+            )
         )
         dag.add_function(
             Function(
@@ -286,13 +290,12 @@ def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int =
             argument_inclusion="as_list",
         )
     )
-    for id_, code, file in (
+    for made, save, file in (
         ("collage", save_picture, "collage.png"),
         ("report", save_table, "report.csv"),
     ):
-        dag.add_function(
-            Function(id=("save", id_), args=[id_], code=code, extra_args=[str(Path(output) / file)])
-        )
+        path = str(Path(output) / file)
+        dag.add_function(Function(id=("save", made), args=[made], code=save, extra_args=[path]))
     return dag
 
 

@@ -66,7 +66,7 @@ async def test_all_is_well(c, s, a, b):
 
 @gen_cluster(nthreads=WORKERS, client=True)
 async def test_during_a_run(c, s, a, b):
-    """For each function that does not run: the resource it waits for and where, or what it lacks."""
+    """For each function that does not run: the resource it waits for, where, or what it lacks."""
     started, go = await Event("started"), await Event("go")
     run = await submit(
         dag_of(

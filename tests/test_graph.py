@@ -225,7 +225,7 @@ def test_annotations():
             Function("a", [], accept, cost={"CPU": 2, "gpu": 0, "licence": 0.5}),
             Function("b", [Argument("a", len)], accept, max_retries=0),
             Function("c", [], accept, retry=RetryPolicy(max_retries=5)),
-            retries=3,
+            policy=RetryPolicy(3),
         )
     )
     assert found == [

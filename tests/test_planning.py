@@ -77,12 +77,12 @@ def test_durations_of_an_earlier_result():
 def test_mistakes_are_named():
     """What is wrong with the input of a plan is an error that names it."""
     dag = dag_of(f("a", cost={"gpu": 2}))
-    with pytest.raises(AllocationError, match="'a'.*gpu") as caught:
+    with pytest.raises(AllocationError, match=r"'a'.*gpu") as caught:
         plan(dag, {"w": {"gpu": 1}}, {"a": 1})
     assert caught.value.shortfall == {"gpu": (2, 1)}
     with pytest.raises(ValueError, match="no entry for function 'a'"):
         plan(dag, {"w": {"gpu": 2}}, {})
-    with pytest.raises(ValueError, match="duration of function 'a'"):
+    with pytest.raises(ValueError, match=r"duration of function 'a'"):
         plan(dag, {"w": {"gpu": 2}}, {"a": -1})
     with pytest.raises(ValueError, match="capabilities"):
         plan(dag, {"w": {"gpu": -2}}, {"a": 1})

@@ -15,14 +15,21 @@ from handoff_dask.model.expansion import Call, Listed, Transformed
 
 def packed(call, *codes):
     """Return codes and call as the graph carries them."""
-    return tuple(map(cloudpickle.dumps, codes)), pickle.dumps(tuple(call))
+    return tuple(map(cloudpickle.dumps, codes)), pickle.dumps((("f", "a dag"), *call))
 
 
 @pytest.fixture
 def log(monkeypatch):
     """Return what tasks tell the scheduler."""
     told = []
-    monkeypatch.setattr(_compat, "log_from_task", lambda *event: told.append(event))
+
+    class Task:
+        facts = {}  # noqa: RUF012 - read only
+
+        def log(self, *event):
+            told.append(event)
+
+    monkeypatch.setattr(_compat, "this_task", Task)
     return told
 
 
@@ -47,7 +54,7 @@ def test_code_that_cannot_be_opened(log):
     """A worker that lacks the user's module is a failed attempt like any other."""
     code = b"cno_such_module\nno_such_name\n."
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        task.run((code,), pickle.dumps((0, (), (), {})))
+        task.run((code,), pickle.dumps((("f", "a dag"), 0, (), (), {})))
     ((_, message),) = log
     assert message["error_type"] == "ModuleNotFoundError"
 
@@ -114,3 +121,20 @@ def test_transform(monkeypatch, marks, nodes):
     monkeypatch.setattr(_compat, "task_annotations", lambda: marks)
     codes, call = packed(Call(0, (0,), (7, 8), {}), lambda *args: args)
     assert task.run_transform(codes, call, "data") == ("data", *nodes, 7, 8)
+
+
+def test_current_is_the_function_that_runs():
+    """current() tells ids, attempt and cost inside of a call, also after a nested one."""
+
+    def who():
+        return task.current()
+
+    def outer():
+        before = task.current()
+        task.run(*packed(Call(0, (), (), {}), who))
+        return before, task.current()
+
+    before, after = task.run(*packed(Call(0, (), (), {}), outer))
+    assert (before.id, before.dag_id, before.attempt, before.cost) == ("f", "a dag", 1, {})
+    assert before == after
+    assert task.current() is None

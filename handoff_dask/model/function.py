@@ -165,8 +165,9 @@ def argument_id(arg: Hashable | Argument) -> Hashable:
     return arg.id if isinstance(arg, Argument) else arg
 
 
-def retry_limit(function: Function, default: int) -> int:
-    """Return how often a function is retried: by its own word, its policy's or the run's."""
-    if function.max_retries is not None:
-        return function.max_retries
-    return default if function.retry is None else function.retry.max_retries
+def effective_policy(function: Function, default: RetryPolicy) -> RetryPolicy:
+    """Return the retry policy of a function in a run whose own is `default`."""
+    policy = function.retry or default
+    if function.max_retries is None or function.max_retries == policy.max_retries:
+        return policy
+    return policy.with_max_retries(function.max_retries)

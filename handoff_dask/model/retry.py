@@ -76,6 +76,20 @@ class RetryPolicy:
         """Return the same policy with another number of retries."""
         return replace(self, max_retries=max_retries)
 
+    @property
+    def numbers(self) -> RetryPolicy:
+        """The policy without what is the user's own code: its exception types and `escalate`."""
+        return replace(self, retry_on=(Exception,), give_up_on=(), escalate=None)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether a failure has to be judged where the user's code is."""
+        return self.retry_on != (Exception,) or bool(self.give_up_on) or self.escalate is not None
+
+    def retries(self, error: BaseException) -> bool:
+        """Tell whether an error is of a type that is retried."""
+        return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, what is wrong with it) for each field that is wrong."""
         if problem := count_problem(self.max_retries):

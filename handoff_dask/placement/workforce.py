@@ -76,15 +76,18 @@ class Workforce(Answers):
             placer.unbind(group)
         placer.forget_holder(worker)
 
-    def foreign_claimed(self, key: Hashable, worker: str, cost: Mapping[str, float]) -> None:
-        """Count what something that is not ours uses of a worker; it takes no slot.
+    def foreign_claimed(
+        self, key: Hashable, worker: str, cost: Mapping[str, float], *, slot: bool = False
+    ) -> None:
+        """Count what something that is not placed uses of a worker, a slot only if so told.
 
         It may exceed the capacity; then nothing of ours is placed there.
         """
         self.foreign_released(key)
         found = self._cluster.workers.get(worker)
         if found is not None:
-            items = self._cluster.cost(cost).rest
+            amounts = self._cluster.cost(cost)
+            items = amounts.items if slot else amounts.rest
             found.foreign[key] = items
             found.take(items)
             self._foreign[key] = found

@@ -7,6 +7,7 @@ stop.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ __all__ = [
 
 #: When a function started and stopped (s since epoch).
 Span = tuple[float, float]
+#: Makespans (s) by column of the table, one per round.
+Columns = dict[str, list[float]]
 
 
 def makespan(spans: Iterable[Span]) -> float:
@@ -128,9 +131,12 @@ def ray_cluster() -> Iterator[Any]:
 
     cluster = Cluster()
     try:
+        # To start a process takes longer than most functions: those that are there stay.
+        options = {"_system_config": {"idle_worker_killing_time_threshold_ms": 10**9}}
         for offer in WORKERS.values():
             custom = {f"my_{name}": offer[name] for name in ("memory", "gpu") if offer[name]}
-            cluster.add_node(num_cpus=int(offer["cpu"]), num_gpus=0, resources=custom)
+            cluster.add_node(num_cpus=int(offer["cpu"]), resources=custom, **options)
+            options = {}  # the other nodes have them from the first
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         cluster.wait_for_nodes()
         _warm_up(ray)
@@ -144,8 +150,8 @@ def _warm_up(ray: Any) -> None:
     """Have Ray start its processes, one per core, before anything is measured."""
     total = sum(int(offer["cpu"]) for offer in WORKERS.values())
     for _ in range(3):
-        sleep = ray.remote(num_cpus=1)(time.sleep)
-        ray.get([sleep.remote(2) for _ in range(total)])
+        sleep = ray.remote(num_cpus=1)(code("warm_up"))
+        ray.get([sleep.remote(seconds=2) for _ in range(total)])
 
 
 def ray(module: Any, workload: Workload) -> float:
@@ -170,18 +176,21 @@ def planned(workload: Workload) -> float:
     return plan(dag_of(workload), WORKERS, seconds).makespan
 
 
-def simulated(workload: Workload, *, overhead: float = 0.0) -> dict[str, float]:
-    """Return the engine's makespans in simulated time.
+def simulated(workload: Workload, *, overhead: float = 0.0, rounds: int = 5) -> Columns:
+    """Return the engine's makespans in simulated time, one per round.
 
     Parameters
     ----------
     overhead
-        Seconds from a decision to the start of the function.
+        Seconds from a decision to the start of the function, on average. It is never twice the
+        same: functions of equal length would end together, and leave room that they never leave
+        on a cluster.
 
     Returns
     -------
     dict
         ``first``: nothing is known at first. ``second``: by the engine that saw that run.
+        ``plan``: as `planned`.
     """
     from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec, simulate
 
@@ -192,16 +201,17 @@ def simulated(workload: Workload, *, overhead: float = 0.0) -> dict[str, float]:
     workers = [
         WorkerSpec(name, name, "here", offer, int(offer["cpu"])) for name, offer in WORKERS.items()
     ]
-    seconds = {task.id: task.seconds for task in workload.tasks}
     # The engine is told where inputs lie, as on a cluster, however small they are.
-    sizes = dict.fromkeys(seconds, 64.0)
-    engine = Engine()
-
-    def run() -> float:
-        return simulate(
-            specs, workers, seconds, known=False, sizes=sizes, overhead=overhead, engine=engine
-        ).makespan
-
-    found = {"first": run(), "second": run()}
-    found["plan"] = planned(workload)
+    sizes = {task.id: 64.0 for task in workload.tasks}
+    found: Columns = {"first": [], "second": [], "plan": [planned(workload)]}
+    for number in range(rounds):
+        rng = random.Random(number)
+        engine = Engine()
+        for column in ("first", "second"):
+            seconds = {
+                task.id: task.seconds + (rng.expovariate(1 / overhead) if overhead else 0.0)
+                for task in workload.tasks
+            }
+            run = simulate(specs, workers, seconds, known=False, sizes=sizes, engine=engine)
+            found[column].append(run.makespan)
     return found

@@ -44,8 +44,7 @@ def simulate(suite: Sequence[Workload], overhead: float) -> list[Figures]:
     """Fill the table from the simulation."""
     found = []
     for workload in suite:
-        seconds = measuring.simulated(workload, overhead=overhead)
-        columns = {column: [value] for column, value in seconds.items()}
+        columns = measuring.simulated(workload, overhead=overhead)
         found.append(Figures(workload.name, len(workload.tasks), columns))
     return found
 

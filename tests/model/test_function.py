@@ -14,7 +14,7 @@ from handoff_dask.model.function import (
     Function,
     argument_id,
     collocated,
-    retry_limit,
+    effective_policy,
 )
 from handoff_dask.model.retry import RetryPolicy
 
@@ -130,7 +130,10 @@ def test_argument_id(id_):
         (0, RetryPolicy(max_retries=5), 0),
     ],
 )
-def test_retry_limit(max_retries, retry, limit):
+def test_effective_policy(max_retries, retry, limit):
     """A function's own word goes first, also when it is 0; then its policy's; the run's last."""
     function = Function("a", [], int, max_retries=max_retries, retry=retry)
-    assert retry_limit(function, 7) == limit
+    policy = effective_policy(function, RetryPolicy(7, delay=2))
+    assert policy.max_retries == limit
+    # The rest is the policy's own or, without one, the run's.
+    assert policy.delay == (0 if retry else 2)

@@ -1,0 +1,143 @@
+"""What follows when an attempt goes wrong: tried again, when, where and at what cost, or not."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from random import random
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask import _compat
+from handoff_dask.errors import AllocationError, InvalidFunctionError, WorkerLostError
+from handoff_dask.records import FunctionRecord
+from handoff_dask.task import escalated
+
+if TYPE_CHECKING:
+    from handoff_dask.plugin import HandoffPlugin
+
+
+class Retries:
+    """Applies the retry policies of a plugin's runs."""
+
+    def __init__(self, plugin: HandoffPlugin) -> None:
+        self.plugin = plugin
+        #: Claims of attempts that were given up for late, whose threads have not ended.
+        self.late: dict[tuple[Any, ...], tuple[FunctionRecord, str]] = {}
+
+    def heard(self, action: str, message: dict[str, Any]) -> None:
+        """Take down what a worker says of a task that it runs or ran."""
+        claim = ("late", message["key"], message["run_id"])
+        if action == "attempt-over":
+            self.over(claim)
+            return
+        record = self.plugin.records.get(message["key"])
+        ts = self.plugin.scheduler.tasks.get(message["key"])
+        if record is None or ts is None or ts.run_id != message["run_id"]:
+            return  # of an attempt that was given up, or of a run that was
+        if record.state != "running":
+            return
+        again = message["retry"] and record.failures < record.row.policy.max_retries
+        if action == "attempt-failed":
+            record.failure = {"outcome": "error", **message}
+            # Dask's own message follows; with retries left it gives the task back to us.
+            ts.retries = int(again)
+        elif action == "attempt-late":
+            record.failure = {"outcome": "timeout", **message}
+            self._give_up(record, again, claim)
+
+    def _give_up(self, record: FunctionRecord, again: bool, claim: tuple[Any, ...]) -> None:
+        """End an attempt whose thread goes on; its claim stays until the thread ends."""
+        worker, cost = record.worker, record.cost
+        assert worker is not None and record.failure is not None
+        stimulus_id = f"handoff-late-{time.time()}"
+        self.late[claim] = record, worker
+        record.late.append(worker)
+        if again:
+            self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
+        else:
+            error = TimeoutError(record.failure["message"])
+            _compat.fail_task(self.plugin.scheduler, record.key, error, stimulus_id)
+        self.plugin.engine.foreign_claimed(claim, worker, cost, slot=True)
+
+    def over(self, claim: tuple[Any, ...]) -> None:
+        """Release the claim of a late attempt: its thread ended, or its worker did."""
+        found = self.late.pop(claim, None)
+        if found is None:
+            return
+        record, worker = found
+        self.plugin.engine.foreign_released(claim)
+        record.late.remove(worker)
+        if record.state == "held" and record.retrying:
+            self.plugin.ready(record)
+        self.plugin.ask()
+
+    def worker_removed(self, worker: str) -> None:
+        """Forget the late attempts of a worker."""
+        for claim in [claim for claim, (_, where) in self.late.items() if where == worker]:
+            self.over(claim)
+
+    def failed(self, record: FunctionRecord, failure: dict[str, Any]) -> None:
+        """Count a failed attempt, and see to the cost of the next one."""
+        record.failures += 1
+        record.retrying = True
+        record.cost = failure.get("cost", record.cost)
+        record.problem = failure.get("problem")
+
+    def died(self, record: FunctionRecord) -> None:
+        """Count the death of a worker as an attempt of what it ran."""
+        failure: dict[str, Any] = {}
+        row = record.row
+        if row.escalation is not None and record.failures < row.policy.max_retries:
+            try:
+                policy = pickle.loads(row.escalation)
+            except Exception as error:
+                failure["problem"] = f"cannot be loaded on the scheduler: {error}"
+            else:
+                lost = WorkerLostError(row.label, [record.worker or ""])
+                failure = escalated(policy, record.attempt, record.cost, lost)
+        self.failed(record, failure)
+
+    def verdict(self, record: FunctionRecord) -> Exception | None:
+        """Return the error that a function ends with instead of a further attempt, if it does."""
+        row = record.row
+        if record.problem is not None:
+            return InvalidFunctionError(row.label, "retry.escalate", record.problem)
+        if record.failures > row.policy.max_retries:
+            attempts = record.run.attempts
+            return WorkerLostError(
+                row.label,
+                [a[2] for a in attempts if a[0] == record.index and a[5] == "worker-lost"],
+            )
+        if record.cost is not row.cost:
+            finding = self.plugin.engine.feasibility(record.cost, row.pin)
+            if not finding:
+                return AllocationError(
+                    row.label,
+                    record.cost,
+                    f"retry.escalate asked for {dict(record.cost)}: {finding}",
+                    finding.nearest,
+                    finding.shortfall,
+                    finding.pin,
+                )
+        return None
+
+    def terms(self, record: FunctionRecord, now: float) -> dict[str, Any] | None:
+        """Return how the engine is to place the next attempt; None: not before a thread ends."""
+        terms: dict[str, Any] = {}
+        row = record.row
+        if record.cost is not row.cost:
+            terms["cost"] = record.cost
+        if not record.retrying:
+            return terms
+        if record.late:
+            # On the same worker, Dask would take the old thread for the new attempt.
+            able = set(self.plugin.engine.feasibility(record.cost, row.pin).able)
+            tied = row.collocated is not None or row.pin is not None
+            if tied or len(record.late) > 1 or not able.difference(record.late):
+                return None
+        if row.policy.delay:
+            terms["not_before"] = now + row.policy.delay_before(record.failures + 1, random())
+        if row.policy.avoid_last_worker or record.late:
+            terms["avoid"] = record.worker
+        record.retrying = False
+        return terms
