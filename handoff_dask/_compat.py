@@ -73,10 +73,18 @@ def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
     return None
 
 
-def fail_task(scheduler: Scheduler, key: Any, error: BaseException, stimulus_id: str) -> None:
-    """Fail a task that runs nowhere, with an error of ours."""
+def fail_task(
+    scheduler: Scheduler,
+    key: Any,
+    error: BaseException,
+    stimulus_id: str,
+    *,
+    worker: str | None = None,
+) -> None:
+    """Fail a task that is held, or that a worker runs, with an error of ours."""
+    where = {} if worker is None else {"worker": worker}
     recommendations = scheduler.transition(
-        key, "erred", exception=pickle.dumps(error), cause=key, stimulus_id=stimulus_id
+        key, "erred", exception=pickle.dumps(error), cause=key, stimulus_id=stimulus_id, **where
     )
     # Without these, dependents and clients hear nothing and wait for ever.
     scheduler.transitions(recommendations, stimulus_id)

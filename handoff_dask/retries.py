@@ -56,7 +56,7 @@ class Retries:
             self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
         else:
             error = TimeoutError(record.failure["message"])
-            _compat.fail_task(self.plugin.scheduler, record.key, error, stimulus_id)
+            _compat.fail_task(self.plugin.scheduler, record.key, error, stimulus_id, worker=worker)
         self.plugin.engine.foreign_claimed(claim, worker, cost, slot=True)
 
     def over(self, claim: tuple[Any, ...]) -> None:

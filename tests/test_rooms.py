@@ -17,11 +17,12 @@ ROOMS = """
     __init__
     cli dashboard preload widgets
     execution
-    nodes
+    nodes planning
     run
+    explaining
     connection
     plugin
-    service
+    service retries
     local
     submission
     options
