@@ -290,7 +290,8 @@ class HandoffPlugin(SchedulerPlugin):
         record.worker = place.worker
         record.placed = time.time()
         record.move("running")
-        record.run.workers[place.worker] = (str(ws.name), ws.host)
+        if place.worker not in record.run.workers:
+            record.run.workers[place.worker] = (str(ws.name), ws.host)
         if row.source is not None or record.attempt > 1:
             self._annotate(ts, record, place)
         return True

@@ -66,6 +66,14 @@ class Ahead:
         if min(worker.free) < 0:
             return False
         waiting = next(iter(worker.ahead)).cost if worker.ahead else None
+        if waiting is not None:
+            # In portions: what is committed together travels together.
+            slots = worker.counts.get(waiting, 0)
+            if (
+                2 * len(worker.ahead) > self._most * slots
+                or 2 * worker.ahead_work > self._horizon * slots
+            ):
+                return False
         best: Queue | None = None
         first: Entry | None = None
         second: Entry | None = None

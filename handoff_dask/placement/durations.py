@@ -42,6 +42,10 @@ class _Averages:
         return mean
 
 
+#: Seconds that are no time to speak of.
+NOTHING = 0.001
+
+
 class Durations:
     """Measured seconds per function over runs, and per family of code.
 
@@ -58,8 +62,11 @@ class Durations:
         self._codes = _Averages(codes)
 
     def learn(self, token: Hashable | None, code: str, seconds: float) -> float:
-        """Take a measured duration in; returns the family's average."""
-        if token is not None:
+        """Take a measured duration in; returns the family's average.
+
+        Where a function takes no time to speak of, its family's average tells as much.
+        """
+        if token is not None and (seconds >= NOTHING or self._tokens.get(token) is not None):
             self._tokens.add(token, seconds)
         return self._codes.add(code, seconds)
 

@@ -65,7 +65,7 @@ class Engine(Workforce):
         self,
         *,
         horizon: float = 0.05,
-        max_ahead: int = 64,
+        max_ahead: int = 128,
         bandwidth: float = 100e6,
         latency: float = 0.005,
         lost_grace: float = 60.0,

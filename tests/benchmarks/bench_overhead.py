@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from distributed import Client, LocalCluster
 
-from handoff_dask import DAG, Function, execute
+from handoff_dask import DAG, Function, RetryPolicy, execute
 from handoff_dask.graph import translate
 from handoff_dask.model.expansion import expand
 
@@ -51,7 +51,7 @@ def chains(n, length=100):
 
 def plain_seconds(client, dag):
     """Time plain Dask on the same graph."""
-    translation = translate(expand(dag.functions), uuid4().hex, retries=3)
+    translation = translate(expand(dag.functions), uuid4().hex, policy=RetryPolicy(3))
     keys = list(translation.keys)
     gc.collect()
     started = time.perf_counter()

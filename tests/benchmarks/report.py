@@ -28,11 +28,12 @@ _COLOURS = {"plain": "#767676", "ray": "#E69F00", "first": "#56B4E9", "second": 
 
 @dataclass
 class Figures:
-    """The makespans (s) of a workload, by column, one per round."""
+    """The makespans (s) of a workload, by column, one per round; and how late functions woke."""
 
     workload: str
     size: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    late: list[float] = field(default_factory=list)
 
     def ratio(self, column: str) -> float | None:
         """Return the median makespan of a column over the best known one."""
@@ -142,7 +143,7 @@ def svg(figures: Sequence[Figures]) -> str:
     top = max(max(ratios.values()) for _, ratios in rows)
     low = min(1.0, *(min(ratios.values()) for _, ratios in rows))
     first, last = math.floor(low * 10) / 10, math.ceil(top * 10 + 0.2) / 10
-    left, right, above, step, width = 230, 30, 64, 30, 860
+    left, right, above, step, width = 260, 30, 64, 32, 900
     bottom = above + step * len(rows)
 
     def x(ratio: float) -> float:
@@ -188,10 +189,12 @@ def svg(figures: Sequence[Figures]) -> str:
             f'<line x1="{x(ends[0]):.1f}" y1="{y}" x2="{x(ends[-1]):.1f}" y2="{y}"'
             ' stroke="#bbb" stroke-width="2"/>'
         )
-        for column, ratio in ratios.items():
+        for j, (column, ratio) in enumerate(ratios.items()):
+            # One above the other, so that none hides behind another.
+            at = y + 4 * (j - (len(ratios) - 1) / 2)
             title = f"{name}, {COLUMNS[column]}: {ratio:.3f}"
             out.append(
-                f'<circle cx="{x(ratio):.1f}" cy="{y}" r="6" fill="{_COLOURS[column]}"'
+                f'<circle cx="{x(ratio):.1f}" cy="{at:.1f}" r="5.5" fill="{_COLOURS[column]}"'
                 f' stroke="white"><title>{escape(title)}</title></circle>'
             )
     out.append("</svg>")

@@ -12,22 +12,28 @@ list schedules; and how far `plan()` is off. About a minute per workload for thr
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import measuring
 from tests.benchmarks.listing import best_known
+from tests.benchmarks.measuring import Measured
 from tests.benchmarks.report import GOAL, Figures, markdown, svg, table
 from tests.benchmarks.workloads import TRACES, WORKERS, Workload, workloads
 
 PAGE, PLOT = "makespan.md", "makespan.svg"
+
+#: A run is disturbed if a tenth of its functions overslept by this many seconds.
+LATE = 0.004
 
 
 def scaled(names: Sequence[str]) -> list[Workload]:
@@ -53,21 +59,13 @@ def measure(suite: Sequence[Workload], rounds: int, systems: Sequence[str]) -> l
     """Fill the table from real runs. Nothing learned in a round is known in the next."""
     found = [Figures(workload.name, len(workload.tasks)) for workload in suite]
     work = list(zip(suite, found, strict=True))
-
-    def note(figures: Figures, column: str, seconds: float) -> None:
-        figures.seconds.setdefault(column, []).append(seconds)
-        print(f"  {figures.workload:32}{column:8}{seconds / GOAL:6.3f}", flush=True)
-
     for number in range(1, rounds + 1):
         print(f"round {number} of {rounds}", flush=True)
         for workload, figures in work:
             if "dask" in systems:
-                with measuring.dask_cluster() as client:
-                    note(figures, "plain", measuring.plain(client, workload))
+                note(figures, ("plain",), functools.partial(plain, workload))
             if "handoff" in systems:
-                with measuring.dask_cluster() as client:
-                    note(figures, "first", measuring.handoff(client, workload))
-                    note(figures, "second", measuring.handoff(client, workload))
+                note(figures, ("first", "second"), functools.partial(handoff, workload))
     if "handoff" in systems:
         for workload, figures in work:
             figures.seconds["plan"] = [measuring.planned(workload)]
@@ -75,16 +73,54 @@ def measure(suite: Sequence[Workload], rounds: int, systems: Sequence[str]) -> l
         print("Ray", flush=True)
         with measuring.ray_cluster() as ray:
             for workload, figures in work * rounds:
-                note(figures, "ray", measuring.ray(ray, workload))
+                note(figures, ("ray",), functools.partial(with_ray, ray, workload))
     return found
 
 
-def facts(rounds: int) -> dict[str, str]:
+def plain(workload: Workload) -> list[Measured]:
+    """Run it once with plain Dask."""
+    with measuring.dask_cluster() as client:
+        return [measuring.plain(client, workload)]
+
+
+def handoff(workload: Workload) -> list[Measured]:
+    """Run it twice on one new cluster."""
+    with measuring.dask_cluster() as client:
+        return [measuring.handoff(client, workload) for _ in range(2)]
+
+
+def with_ray(ray: Any, workload: Workload) -> list[Measured]:
+    """Run it once with Ray."""
+    return [measuring.ray(ray, workload)]
+
+
+def note(figures: Figures, columns: Sequence[str], run: Callable[[], Sequence[Measured]]) -> None:
+    """Run and take the makespans down. What the machine disturbed is done again, twice at most."""
+    tries: list[Sequence[Measured]] = []
+    while len(tries) < 3 and not (tries and _late(tries[-1]) <= LATE):
+        tries.append(run())
+    best = min(tries, key=_late)
+    for column, (seconds, late) in zip(columns, best, strict=True):
+        figures.seconds.setdefault(column, []).append(seconds)
+        figures.late.append(late)
+        disturbed = f"   disturbed: {1000 * late:.0f} ms late" if late > LATE else ""
+        again = f"   try {len(tries)}" if len(tries) > 1 else ""
+        print(
+            f"  {figures.workload:32}{column:8}{seconds / GOAL:6.3f}{again}{disturbed}", flush=True
+        )
+
+
+def _late(runs: Sequence[Measured]) -> float:
+    return max(run.late for run in runs)
+
+
+def facts(figures: Sequence[Figures], rounds: int) -> dict[str, str]:
     """Return where and how the figures were made, for the page."""
     command = " ".join(["python tests/benchmarks/suite.py", *sys.argv[1:]])
     packages = [f"distributed {version('distributed')}"]
     if measuring.has_ray():
         packages.append(f"Ray {version('ray')}")
+    late = [seconds for f in figures for seconds in f.late]
     workers = "; ".join(
         ", ".join(f"{name} {amount:g}" for name, amount in offer.items() if amount)
         for offer in WORKERS.values()
@@ -94,6 +130,8 @@ def facts(rounds: int) -> dict[str, str]:
         "on": f"{date.today()}, Python {platform.python_version()}, {', '.join(packages)}, "
         f"{os.cpu_count()} cores",
         "rounds": str(rounds),
+        "disturbed by other work": f"{sum(x > LATE for x in late)} of {len(late)} runs (a tenth of "
+        f"the functions woke {1000 * LATE:g} ms late or more; done again, twice at most)",
         "workers": workers,
     }
 
@@ -118,7 +156,7 @@ def main() -> None:
     print(f"\n{table(figures)}")
     if args.save is not None:
         args.save.mkdir(parents=True, exist_ok=True)
-        (args.save / PAGE).write_text(markdown(figures, facts(args.rounds), PLOT))
+        (args.save / PAGE).write_text(markdown(figures, facts(figures, args.rounds), PLOT))
         (args.save / PLOT).write_text(svg(figures))
         print(f"\nsaved as {args.save / PAGE} and {PLOT}")
 
