@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from distributed import Client, Future, wait
 
+from handoff_dask import collector
 from handoff_dask.connection import (
     EmbeddedCluster,
     call,
@@ -182,7 +183,8 @@ timeout, placement_timeout, priority
         priority=priority,
         detach=detach,
     )
-    submission = Submission(dag, options)
+    with collector.paused():
+        submission = Submission(dag, options)
     found = current_client(client)
     if found is not None:
         started: Run = Run(submission, found).start()

@@ -59,6 +59,7 @@ class HandoffPlugin(SchedulerPlugin):
         self.foreign: set[Any] = set()
         #: {address: {resource in lower case: the worker's own name for it}}
         self.names: dict[str, dict[str, str]] = {}
+        self._shared: dict[str, dict[Any, tuple[set[str], dict[str, float]]]] = {}
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
         self.service = Service(self)
@@ -79,10 +80,16 @@ class HandoffPlugin(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Forget a worker."""
+        self._shared.pop(worker, None)
         if self.names.pop(worker, None) is not None:
             self.engine.worker_removed(worker)
             self.retries.worker_removed(worker)
             self.ask()
+
+    def renamed(self, worker: str, names: dict[str, str]) -> None:
+        """Take down how a worker calls what it offers."""
+        self.names[worker] = names
+        self._shared.pop(worker, None)
 
     # Runs
 
@@ -139,6 +146,9 @@ class HandoffPlugin(SchedulerPlugin):
         elif start == "no-worker" and finish != "processing":
             self.engine.function_withdrawn(key)
             record.move("waiting")
+        elif start == "memory" and finish == "released":
+            # Should its result be asked for again, it passes the gate again.
+            _compat.hold(self.scheduler.tasks[key])
         if finish == "forgotten":
             del self.records[key]
             record.run.alive -= 1
@@ -207,7 +217,8 @@ class HandoffPlugin(SchedulerPlugin):
             run.ended(record, "cancelled", started, stopped)
         if record.state == "running":
             record.move("waiting")
-        _compat.hold(ts)
+        if finish != "memory":
+            _compat.hold(ts)
         self.ask()
 
     def _foreign(self, key: Any, finish: str) -> None:
@@ -281,10 +292,9 @@ class HandoffPlugin(SchedulerPlugin):
             if record is not None:
                 self.ready(record)
             return False
-        names = self.names[place.worker]
         ts = self.scheduler.tasks[record.key]
         row = record.row
-        _compat.release_hold(ts, place.worker, {names[n]: v for n, v in record.cost.items()})
+        _compat.release_hold(ts, *self._restrictions(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
         record.attempt += 1
         record.worker = place.worker
@@ -295,6 +305,20 @@ class HandoffPlugin(SchedulerPlugin):
         if row.source is not None or record.attempt > 1:
             self._annotate(ts, record, place)
         return True
+
+    def _restrictions(
+        self, worker: str, cost: Mapping[str, float]
+    ) -> tuple[set[str], dict[str, float]]:
+        """Return what ties a task to a worker, and its cost under the worker's own names.
+
+        Functions of one cost on one worker share these: see ``_compat.hold``.
+        """
+        shared = self._shared.setdefault(worker, {})
+        amounts = tuple(cost.items())
+        if amounts not in shared:
+            names = self.names[worker]
+            shared[amounts] = {worker}, {names[name]: amount for name, amount in amounts}
+        return shared[amounts]
 
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
         """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""

@@ -123,7 +123,7 @@ class FunctionRecord:
     #: Whether the next start is a retry.
     retrying: bool = False
     #: Workers where an attempt that was given up for late still holds a thread.
-    late: list[str] = field(default_factory=list)
+    late: tuple[str, ...] = ()
 
     def move(self, state: str) -> None:
         """Change the state, and the run's counts with it."""

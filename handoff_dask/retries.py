@@ -51,7 +51,7 @@ class Retries:
         assert worker is not None and record.failure is not None
         stimulus_id = f"handoff-late-{time.time()}"
         self.late[claim] = record, worker
-        record.late.append(worker)
+        record.late += (worker,)
         if again:
             self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
         else:
@@ -66,7 +66,9 @@ class Retries:
             return
         record, worker = found
         self.plugin.engine.foreign_released(claim)
-        record.late.remove(worker)
+        still = list(record.late)
+        still.remove(worker)
+        record.late = tuple(still)
         if record.state == "held" and record.retrying:
             self.plugin.ready(record)
         self.plugin.ask()

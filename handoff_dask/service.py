@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask import collector
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord, RunSpec, function_specs
 from handoff_dask.worker import check_capabilities
@@ -53,7 +54,8 @@ class Service:
     async def open(self, spec: bytes) -> bytes | None:
         """Take down a run; the answer is None, or a node that no worker can hold and why."""
         await self._settled()
-        run = self._opened(pickle.loads(spec))
+        with collector.paused():
+            run = self._opened(pickle.loads(spec))
         run_id = run.spec.run_id
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.plugin.names:
@@ -177,7 +179,7 @@ class Service:
         for name, amount in capabilities.items():
             if names.setdefault(name.lower(), name) == name:
                 offered[name.lower()] = amount
-        self.plugin.names[worker] = names
+        self.plugin.renamed(worker, names)
         self.engine.worker_added(
             WorkerSpec(
                 address=worker,

@@ -38,6 +38,7 @@ ROOMS = """
     config
     _version
     errors
+    collector
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}
 #: Rooms whose modules may import each other freely.

@@ -101,7 +101,11 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     regular = [f for f in functions.values() if f.type == "regular"]
     indices = {f.id: i for i, f in enumerate(regular)}
     transforms: list[Node] = []
-    nodes = [_Expansion(functions, indices, function, transforms).node() for function in regular]
+    # One object for each distinct cost: there are few, and they travel.
+    costs: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
+    nodes = [
+        _Expansion(functions, indices, function, transforms, costs).node() for function in regular
+    ]
     return nodes + transforms
 
 
@@ -125,6 +129,7 @@ class _Expansion:
         indices: Mapping[Hashable, int],
         function: Function,
         transforms: list[Node],
+        costs: dict[tuple[tuple[str, float], ...], dict[str, float]],
     ) -> None:
         self.functions = functions
         self.indices = indices
@@ -134,6 +139,7 @@ class _Expansion:
         self.positions: dict[int, int] = {}
         self.inlined: dict[Hashable, Function] = {}
         self.cost: dict[str, float] = {}
+        self.costs = costs
 
     def node(self) -> Node:
         function = self.function
@@ -149,7 +155,7 @@ class _Expansion:
             function,
             call,
             tuple(self.positions),
-            self.cost,
+            self.costs.setdefault(tuple(self.cost.items()), self.cost),
             pin,
             collocated,
             inlined=tuple(self.inlined.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from handoff_dask.placement.durations import Durations
+from handoff_dask.placement.durations import NOTHING, Durations
 from handoff_dask.placement.events import FunctionSpec
 
 if TYPE_CHECKING:
@@ -164,7 +164,9 @@ class Run:
         """Note that one of a family ended and what the family takes on average now."""
         self._ended += 1
         used = family.used
-        if used is None or seconds > 2 * used or used > 2 * seconds:
+        if used is None or (
+            abs(seconds - used) > NOTHING and not seconds / 2 <= used <= 2 * seconds
+        ):
             # A family counts once until the next ranking, by how many it concerns.
             family.used = seconds
             self._moved += family.count
