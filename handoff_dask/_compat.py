@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dask._task_spec import GraphNode, Task, TaskRef
 from distributed import WorkerPlugin
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
+from tornado.ioloop import PeriodicCallback
 
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
@@ -96,20 +97,29 @@ def replace_exception(ts: TaskState, error: BaseException | None) -> None:
     ts.exception = pickle.dumps(error)  # type: ignore[assignment] # bytes are what Dask uses itself
 
 
-def keep_unrunnable(scheduler: Scheduler, keys: Collection[Any]) -> None:
-    """Restart the clock of ``distributed.scheduler.no-workers-timeout`` for held tasks.
+def keep_unrunnable(
+    scheduler: Scheduler, held: Callable[[], Iterable[Any]]
+) -> PeriodicCallback | None:
+    """Spare held tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
-    They wait on purpose: an operator's limit for tasks that no worker can take is not meant for
-    them. The tasks are put at the end, since Dask expects the oldest first.
+    They wait on purpose; the limit is meant for tasks that no worker can take. Their clock is set
+    back in time, again and again.
     """
     if scheduler.no_workers_timeout is None:
-        return
-    now = time.monotonic()
-    for key in keys:
-        ts = scheduler.tasks.get(key)
-        if ts is not None and ts in scheduler.unrunnable:
-            del scheduler.unrunnable[ts]
-            scheduler.unrunnable[ts] = now
+        return None
+
+    def refresh() -> None:
+        now = time.monotonic()
+        for key in held():
+            ts = scheduler.tasks.get(key)
+            if ts is not None and ts in scheduler.unrunnable:
+                # At the end again: Dask expects the oldest first.
+                del scheduler.unrunnable[ts]
+                scheduler.unrunnable[ts] = now
+
+    callback = PeriodicCallback(refresh, scheduler.no_workers_timeout * 1000 / 4)
+    callback.start()
+    return callback
 
 
 # On a worker

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from distributed import SchedulerPlugin
+from distributed import SchedulerPlugin, Status
 
 from handoff_dask import _compat, config
 from handoff_dask.errors import AllocationError, HandoffError
@@ -62,6 +62,7 @@ class HandoffPlugin(SchedulerPlugin):
         self._shared: dict[str, dict[Any, tuple[set[str], dict[str, float]]]] = {}
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
+        self._limit = _compat.keep_unrunnable(scheduler, self._held)
         self.service = Service(self)
         scheduler.handlers.update(self.service.handlers)
         await scheduler.register_worker_plugin(
@@ -71,8 +72,13 @@ class HandoffPlugin(SchedulerPlugin):
             idempotent=True,
         )
 
+    def _held(self) -> list[Any]:
+        return [key for key, record in self.records.items() if record.state == "held"]
+
     async def close(self) -> None:
         """Stop."""
+        if self._limit is not None:
+            self._limit.stop()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -243,8 +249,8 @@ class HandoffPlugin(SchedulerPlugin):
         if topic == TOPIC and isinstance(action, str):
             self.retries.heard(action, msg)
         elif action == "worker-status-change" and topic in self.names:
-            running = self.scheduler.workers[topic] in self.scheduler.running
-            self.engine.worker_running(topic, running)
+            # The event comes before Dask has taken the change in.
+            self.engine.worker_running(topic, msg["status"] == Status.running.name)
             self.ask()
 
     def ask(self) -> None:

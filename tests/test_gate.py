@@ -1,0 +1,377 @@
+"""The gate on a cluster with Dask's validation on: who runs where, and when not."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import dask.config
+import pytest
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from distributed import Client, Event, Status, Worker
+from distributed.utils_test import gen_cluster
+
+from handoff_dask import (
+    DAG,
+    AllocationError,
+    Function,
+    FunctionFailedError,
+    config,
+    execute,
+    register_node,
+    submit,
+)
+from tests.support import assert_clean, where
+
+WORKERS = [
+    ("127.0.0.1", 4, {"resources": {"cpu": 4}}),
+    ("127.0.0.1", 4, {"resources": {"cpu": 4, "gpu": 1}}),
+]
+on_cluster = partial(gen_cluster, nthreads=WORKERS, client=True)
+
+#: What note() was called with, in order; workers run in this process.
+SEEN = []
+
+
+def note(value=None, *_):
+    SEEN.append(value)
+    return where()
+
+
+def hold(name="go", *_):
+    Event(f"started-{name}").set()
+    Event(name).wait()
+    return where()
+
+
+#: How many ran at once, each time a track() began.
+DEPTH = []
+RUNNING = []
+
+
+def track(i):
+    RUNNING.append(i)
+    DEPTH.append(len(RUNNING))
+    Event(f"never-{i}").wait(timeout=0.02)
+    RUNNING.remove(i)
+
+
+def dag_of(*functions):
+    dag = DAG("a dag")
+    for function in functions:
+        dag.add_function(function)
+    return dag
+
+
+async def until(condition):
+    """Wait for what is going to be so; the test's own limit ends it if not."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def one_held(run):
+    """Wait until one function of a run is held."""
+    while (await run.status())["held"] != 1:
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    SEEN.clear()
+
+
+@on_cluster()
+async def test_placed_where_the_cost_is_free(c, s, a, b):
+    """A function goes to the worker with room, though its data lies on the busy one."""
+    go = await Event("go")
+    busy = await submit(dag_of(Function(id=1, args=[], code=hold, cost={"cpu": 4}, node=a.address)))
+    await (await Event("started-go")).wait()
+    dag = dag_of(
+        Function(id="data", args=[], code=where, node=a.address),
+        Function(id="next", args=["data"], code=where, cost={"cpu": 1}),
+    )
+    result = await execute(dag)
+    assert result.allocations == {"data": a.address, "next": b.address}
+    await go.set()
+    await busy.result()
+
+
+@on_cluster()
+async def test_a_small_function_does_not_wait_behind_a_big_one(c, s, a, b):
+    """Functions that wait for one resource hold up none that wants another."""
+    go = await Event("go")
+    holding = Function(id="gpu", args=[], code=hold, cost={"gpu": 1})
+    waiting = Function(id="waits", args=[], code=where, cost={"gpu": 1})
+    run = await submit(dag_of(holding, waiting))
+    await (await Event("started-go")).wait()
+    small = await execute(
+        dag_of(Function(id=1, args=[], code=where, cost={"cpu": 1}, node=b.address))
+    )
+    assert small.results == {1: b.address}
+    await one_held(run)
+    await go.set()
+    await run.result()
+    del run
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_cpu_work_keeps_off_the_gpu_worker(c, s, a, b):
+    """What needs no GPU leaves the only GPU worker alone while another has room."""
+    result = await execute(
+        dag_of(*(Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(4)))
+    )
+    assert set(result.results.values()) == {a.address}
+
+
+@on_cluster()
+async def test_strategies(c, s, a, b):
+    """first_available fills the first worker; load_balanced spreads; cost_optimized is packed."""
+    go = await Event("go")
+
+    async def spread(strategy):
+        functions = [Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(4)]
+        result = await execute(dag_of(*functions), allocation_strategy=strategy)
+        counts = [list(result.results.values()).count(w.address) for w in (a, b)]
+        return sorted(counts)
+
+    assert await spread("first_available") == [0, 4]
+    assert await spread("load_balanced") == [2, 2]
+    assert await spread("cost_optimized") == [0, 4]
+    await go.set()
+
+
+@on_cluster()
+async def test_tasks_of_others_count(c, s, a, b):
+    """Resources that plain Dask tasks hold are not free for functions."""
+    go = await Event("go")
+    await execute(dag_of(Function(id=0, args=[], code=where)))
+    plain = c.submit(hold, resources={"gpu": 1}, pure=False)
+    await (await Event("started-go")).wait()
+    run = await submit(dag_of(Function(id=1, args=[], code=where, cost={"gpu": 1})))
+    await until(lambda: s.plugins["handoff"].engine.claimed(b.address)["gpu"] == 1)
+    await one_held(run)
+    assert (await run.explain())[1].resources == {"gpu": (1, 0)}
+    await go.set()
+    assert await plain == b.address
+    assert (await run.result()).results == {1: b.address}
+    del run, plain
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_clients_share_one_ledger(c, s, a, b):
+    """Runs of several clients together never overcommit a resource."""
+    go = await Event("go")
+    async with Client(s.address, asynchronous=True) as other:
+        first = await submit(dag_of(Function(id=1, args=[], code=hold, cost={"gpu": 1})), client=c)
+        await (await Event("started-go")).wait()
+        second = await submit(
+            dag_of(Function(id=1, args=[], code=note, cost={"gpu": 1})), client=other
+        )
+        await one_held(second)
+        assert not SEEN
+        await go.set()
+        await first.result()
+        assert (await second.result()).results == {1: b.address}
+
+
+@on_cluster()
+async def test_priority(c, s, a, b):
+    """Functions of the run with the higher priority are placed first, whoever came first."""
+    go = await Event("go")
+    gpu = {"gpu": 1}
+    blocker = await submit(dag_of(Function(id=0, args=[], code=hold, cost=gpu)))
+    await (await Event("started-go")).wait()
+    runs = [
+        await submit(
+            dag_of(Function(id=1, args=[], code=note, extra_args=[priority], cost=gpu)),
+            priority=priority,
+        )
+        for priority in (0, 5, -1)
+    ]
+    for run in runs:
+        await one_held(run)
+    await go.set()
+    for run in (blocker, *runs):
+        await run.result()
+    assert SEEN == [5, 0, -1]
+
+
+@on_cluster()
+async def test_longest_remaining_path_first(c, s, a, b):
+    """Of functions that are ready, the one with most after it goes first."""
+    go = await Event("go")
+    gpu = {"gpu": 1}
+    run = await submit(
+        dag_of(
+            Function(id="block", args=[], code=hold, cost=gpu),
+            Function(id="leaf", args=[], code=note, extra_args=["leaf"], cost=gpu),
+            Function(id="root", args=[], code=note, extra_args=["root"], cost=gpu),
+            Function(id="mid", args=["root"], code=lambda _: note("mid"), cost=gpu),
+            Function(id="end", args=["mid"], code=lambda _: note("end"), cost=gpu),
+        )
+    )
+    await go.set()
+    await run.result()
+    assert SEEN.index("root") < SEEN.index("leaf")
+
+
+@on_cluster()
+async def test_max_concurrency(c, s, a, b):
+    """No more functions of a run than it allows run at once, whatever is free."""
+    functions = [Function(id=i, args=[], code=track, extra_args=[i]) for i in range(12)]
+    DEPTH.clear()
+    await execute(dag_of(*functions), max_concurrency=3)
+    assert 1 <= max(DEPTH) <= 3
+
+
+@on_cluster()
+async def test_a_paused_worker_gets_nothing(c, s, a, b):
+    """Functions keep off a worker that is paused, and come to it when it goes on."""
+    await execute(dag_of(Function(id=0, args=[], code=where)))
+    a.status = Status.paused
+    await until(lambda: s.workers[a.address].status == Status.paused)
+    functions = [Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(8)]
+    result = await execute(dag_of(*functions))
+    assert set(result.results.values()) == {b.address}
+    pinned = await submit(dag_of(Function(id=1, args=[], code=where, node=a.address)))
+    await one_held(pinned)
+    assert (await pinned.explain())[1].reason == "paused"
+    a.status = Status.running
+    assert (await pinned.result()).results == {1: a.address}
+
+
+@on_cluster()
+async def test_a_worker_that_joins_is_used_at_once(c, s, a, b):
+    """A function that waits for a busy resource runs on a new worker that offers it."""
+    go = await Event("go")
+    run = await submit(
+        dag_of(
+            Function(id=1, args=[], code=hold, cost={"gpu": 1}),
+            Function(id=2, args=[], code=where, cost={"gpu": 1}),
+        )
+    )
+    await (await Event("started-go")).wait()
+    async with Worker(s.address, nthreads=1, resources={"gpu": 1}) as late:
+        assert await run.futures[2] == late.address
+        await go.set()
+        await run.result()
+        del run
+        await assert_clean(s, a, b, late)
+
+
+@gen_cluster(nthreads=[], client=True)
+async def test_a_cluster_without_workers_is_waited_for(c, s):
+    """Functions wait for the first worker, and run on it."""
+    run = await submit(dag_of(Function(id=1, args=[], code=where, cost={"cpu": 1})))
+    await until(lambda: s.plugins["handoff"].records)
+    async with Worker(s.address, nthreads=1) as worker:
+        assert (await run.result()).results == {1: worker.address}
+        del run
+        await assert_clean(s, worker)
+
+
+@on_cluster()
+async def test_placement_timeout(c, s, a, b):
+    """A cost that none can hold yet is waited for as long as asked, then it is an error."""
+    dag = dag_of(Function(id=1, args=[], code=where, cost={"tpu": 1}))
+    run = await submit(dag, placement_timeout=600)
+    assert (await run.status())["held"] in (0, 1)
+    await register_node(a.address, {"tpu": 1})
+    assert (await run.result()).results == {1: a.address}
+
+
+@on_cluster(config={"handoff.lost-capacity-grace": "50ms"})
+async def test_capacity_lost_for_good(c, s, a, b):
+    """Functions that wait for a worker that is gone fail when the grace is over, by name."""
+    go = await Event("go")
+    run = await submit(
+        dag_of(
+            Function(id="runs", args=[], code=hold, cost={"cpu": 4}, node=a.address),
+            Function(id="waits", args=["runs"], code=where, cost={"gpu": 1}),
+        )
+    )
+    await (await Event("started-go")).wait()
+    await b.close()
+    await go.set()
+    with pytest.raises(AllocationError, match=r"'waits'.*gpu"):
+        await run.result()
+    del run
+    await assert_clean(s, a)
+
+
+@on_cluster()
+async def test_retiring_a_worker_is_no_failure(c, s, a, b):
+    """A worker that is retired takes no attempt with it: max_retries=0 survives."""
+    run = await submit(
+        dag_of(*(Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(50))),
+        max_retries=0,
+    )
+    await c.retire_workers([a.address])
+    result = await run.result()
+    assert len(result.results) == 50
+
+
+@on_cluster(config={"distributed.scheduler.no-workers-timeout": "100ms"})
+async def test_held_functions_outlive_the_no_workers_timeout(c, s, a, b):
+    """An operator's no-workers-timeout is not meant for functions that wait at the gate."""
+    go = await Event("go")
+    run = await submit(
+        dag_of(
+            Function(id=1, args=[], code=hold, cost={"gpu": 1}),
+            Function(id=2, args=[], code=where, cost={"gpu": 1}),
+        )
+    )
+    await (await Event("started-go")).wait()
+    await asyncio.sleep(0.6)  # Dask looks every 250 ms
+    await go.set()
+    assert (await run.result()).results == {1: b.address, 2: b.address}
+
+
+@on_cluster()
+async def test_a_result_that_is_lost_is_made_again(c, s, a, b):
+    """A value lost with its worker is computed anew, through the gate, and the run ends well."""
+    run = await submit(dag_of(Function(id="value", args=[], code=note, cost={"cpu": 1})))
+    result = await run.result()
+    lost = a if result.allocations["value"] == a.address else b
+    kept = b if lost is a else a
+    await lost.close()
+    assert await run.futures["value"] == kept.address
+    assert len(SEEN) == 2
+
+
+@on_cluster()
+async def test_the_engine_breaking_fails_the_run(c, s, a, b):
+    """Should the engine raise, functions that wait fail with an error that says so."""
+    await execute(dag_of(Function(id=0, args=[], code=where)))
+    engine = s.plugins["handoff"].engine
+
+    def broken(now):
+        raise ZeroDivisionError("a bug")
+
+    engine.poll = broken
+    with pytest.raises(FunctionFailedError, match="placement engine"):
+        await execute(dag_of(Function(id=1, args=[], code=where)))
+    del engine.poll
+
+
+@on_cluster()
+async def test_graphs_of_others_pass(c, s, a, b):
+    """Plain Dask graphs run beside Handoff's, also with a mark that nobody knows."""
+    await execute(dag_of(Function(id=0, args=[], code=where)))
+    layer = MaterializedLayer(
+        {"x": (where, 1)}, annotations={"handoff": {"run": "unknown", "index": 0}}
+    )
+    assert await c.get(HighLevelGraph({"x": layer}, {"x": set()}), "x", sync=False) in (
+        a.address,
+        b.address,
+    )
+    assert await c.submit(where) in (a.address, b.address)
+
+
+def test_settings_have_defaults():
+    """The defaults hold, also where Dask's configuration was replaced as a whole."""
+    with dask.config.set({"handoff.commit-ahead": "1 ms"}):
+        assert config.seconds("commit-ahead") == 0.001
+    assert config.seconds("lost-capacity-grace") == 60
