@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from functools import partial
 
 import pytest
@@ -88,7 +89,7 @@ async def test_a_retry_waits_out_its_delay(c, s, a, b):
     tried = result.attempts[1]
     assert [attempt.outcome for attempt in tried] == ["error", "error", "error", "ok"]
     pauses = [
-        after.started - before.stopped for before, after in zip(tried, tried[1:], strict=False)
+        after.started - before.stopped for before, after in itertools.pairwise(tried)
     ]
     for pause, delay in zip(pauses, (0.05, 0.1, 0.1), strict=True):
         assert pause >= delay

@@ -298,8 +298,8 @@ def test_script_functions_reach_the_workers(client, tmp_path):
 
         if __name__ == "__main__":
             with Client(sys.argv[1]):
-                dag = DAG().add_function(Function(id=Id("a"), args=[], code=answer, extra_args=["x"]))
-                print(execute(dag).results)
+                f = Function(id=Id("a"), args=[], code=answer, extra_args=["x"])
+                print(execute(DAG().add_function(f)).results)
         """,
         client.scheduler.address,
     )
@@ -323,16 +323,15 @@ def test_ctrl_c_cancels_the_run(client, tmp_path):
 
         if __name__ == "__main__":
             with Client(sys.argv[1]) as client:
-                dag = DAG()
+                dag, path = DAG(), sys.argv[2]
                 for i in range(1000):
-                    dag.add_function(
-                        Function(id=i, args=[], code=work, extra_args=[sys.argv[2]], cost={"gpu": 1})
-                    )
+                    f = Function(id=i, args=[], code=work, extra_args=[path], cost={"gpu": 1})
+                    dag.add_function(f)
                 try:
                     execute(dag)
                 except KeyboardInterrupt:
-                    tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
-                    print("interrupted", tasks)
+                    count = lambda dask_scheduler: len(dask_scheduler.tasks)
+                    print("interrupted", client.run_on_scheduler(count))
         """,
         client.scheduler.address,
         str(tmp_path / "started"),
