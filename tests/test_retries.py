@@ -88,9 +88,7 @@ async def test_a_retry_waits_out_its_delay(c, s, a, b):
     result = await execute(dag)
     tried = result.attempts[1]
     assert [attempt.outcome for attempt in tried] == ["error", "error", "error", "ok"]
-    pauses = [
-        after.started - before.stopped for before, after in itertools.pairwise(tried)
-    ]
+    pauses = [after.started - before.stopped for before, after in itertools.pairwise(tried)]
     for pause, delay in zip(pauses, (0.05, 0.1, 0.1), strict=True):
         assert pause >= delay
 
