@@ -28,6 +28,7 @@ __all__ = [
     "died_under",
     "fail_task",
     "hold",
+    "is_held",
     "keep_unrunnable",
     "release_hold",
     "replace_exception",
@@ -55,6 +56,15 @@ def hold(ts: TaskState) -> None:
     ts.host_restrictions = None
     ts.resource_restrictions = None
     ts.suspicious = _NEVER_SUSPICIOUS
+
+
+def is_held(ts: TaskState) -> bool:
+    """Whether a task is as :func:`hold` left it."""
+    return (
+        ts.worker_restrictions is _NOWHERE
+        and ts.host_restrictions is None
+        and ts.resource_restrictions is None
+    )
 
 
 def release_hold(ts: TaskState, workers: set[str], resources: dict[str, float]) -> None:

@@ -300,6 +300,12 @@ class HandoffPlugin(SchedulerPlugin):
             return False
         ts = self.scheduler.tasks[record.key]
         row = record.row
+        if not _compat.is_held(ts):
+            self.engine.attempt_ended(record.key, time.monotonic())
+            problem = "somebody changed its cost or restrictions on the scheduler while it was held"
+            self.doomed.append((record, HandoffError(f"function {row.label}: {problem}")))
+            self.ask()
+            return False
         _compat.release_hold(ts, *self._restrictions(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
         record.attempt += 1

@@ -226,11 +226,11 @@ async def test_max_concurrency(c, s, a, b):
     assert 1 <= max(DEPTH) <= 3
 
 
-@on_cluster()
+@on_cluster(config={"distributed.worker.memory.pause": False})
 async def test_a_paused_worker_gets_nothing(c, s, a, b):
     """Functions keep off a worker that is paused, and come to it when it goes on."""
     await execute(dag_of(Function(id=0, args=[], code=where)))
-    a.status = Status.paused
+    a.status = Status.paused  # Dask's own watch over memory would undo it
     await until(lambda: s.workers[a.address].status == Status.paused)
     functions = [Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(8)]
     result = await execute(dag_of(*functions))
@@ -354,6 +354,28 @@ async def test_the_engine_breaking_fails_the_run(c, s, a, b):
     with pytest.raises(FunctionFailedError, match="placement engine"):
         await execute(dag_of(Function(id=1, args=[], code=where)))
     del engine.poll
+
+
+@on_cluster()
+async def test_a_cost_changed_while_held(c, s, a, b):
+    """A cost that somebody changes while its function is held fails that run, and no other."""
+    go = await Event("go")
+    gpu = {"gpu": 1}
+    blocker = await submit(dag_of(Function(id=0, args=[], code=hold, cost=gpu)))
+    await (await Event("started-go")).wait()
+    changed = await submit(dag_of(Function(id="mine", args=[], code=where, cost=gpu)))
+    await one_held(changed)
+    other = await submit(dag_of(Function(id="other", args=[], code=where, cost=gpu)))
+    await one_held(other)
+    (record,) = [r for r in s.plugins["handoff"].records.values() if r.row.label == "'mine'"]
+    s.tasks[record.key].resource_restrictions = {"cpu": 1}
+    await go.set()
+    with pytest.raises(FunctionFailedError, match=r"'mine'.*changed its cost"):
+        await changed.result()
+    assert (await other.result()).results == {"other": b.address}
+    await blocker.result()
+    del blocker, changed, other
+    await assert_clean(s, a, b)
 
 
 @on_cluster()
