@@ -329,7 +329,8 @@ class HandoffPlugin(SchedulerPlugin):
         amounts = tuple(cost.items())
         if amounts not in shared:
             names = self.names[worker]
-            shared[amounts] = {worker}, {names[name]: amount for name, amount in amounts}
+            resources = {names[name]: _compat.exact(amount) for name, amount in amounts}
+            shared[amounts] = {worker}, resources
         return shared[amounts]
 
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:

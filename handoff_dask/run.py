@@ -70,17 +70,13 @@ class Run:
 
     def complete(self) -> Any:
         """Return the result and leave nothing behind; :func:`execute` does."""
-        if self._client.asynchronous:
-            return self._complete()
         try:
-            return self.result()
-        except BaseException:
-            # Ctrl-C, that is: what else ends the wait has ended the run.
+            return connection.sync(self._client, self._complete)
+        except KeyboardInterrupt:
+            # It ended the wait, not the run.
             self.cancel()
             raise
         finally:
-            self.futures = {}
-            self._awaited = {}
             self._close()
 
     def owns(self, embedded: connection.EmbeddedCluster) -> None:
@@ -150,6 +146,7 @@ class Run:
             await self._stop(RunCancelledError(self.dag_id, "nobody waits for it any more"))
             raise
         finally:
+            # Here, on the client's loop: released from another thread, each of them would wake it.
             self.futures = {}
             self._awaited = {}
 

@@ -357,6 +357,20 @@ async def test_the_engine_breaking_fails_the_run(c, s, a, b):
 
 
 @on_cluster()
+async def test_fractions_come_back_whole(c, s, a, b):
+    """However many fractions came and went, a worker has all it had: rounding loses nothing."""
+    functions = [
+        Function(id=(i, cpu), args=[], code=where, cost={"cpu": cpu}, node=a.address)
+        for i in range(20)
+        for cpu in (1.5, 1.8, 0.1, 0.7, 1 / 3)
+    ]
+    await execute(dag_of(*functions))
+    assert a.state.available_resources == a.state.total_resources
+    whole = await execute(dag_of(Function(id=1, args=[], code=where, cost={"cpu": 4})))
+    assert len(whole.results) == 1
+
+
+@on_cluster()
 async def test_a_cost_changed_while_held(c, s, a, b):
     """A cost that somebody changes while its function is held fails that run, and no other."""
     go = await Event("go")
