@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import psutil
+from dask.system import CPU_COUNT
+from distributed.system import MEMORY_LIMIT
 
 from handoff_dask._compat import TaskEnds
 from handoff_dask.model.validation import cost_problem
@@ -52,15 +52,12 @@ class HandoffWorkerPlugin(TaskEnds):
 
 
 def find_capabilities(worker: Worker) -> dict[str, float]:
-    """Find what a worker offers: cores, memory in MB, GPUs."""
+    """Find what a worker offers: cores, and memory in MB."""
     threads = worker.state.nthreads
-    limit = worker.memory_manager.memory_limit
-    if not limit:
-        # Without a limit the workers of a host share its memory, by their threads.
-        share = min(1.0, threads / (os.cpu_count() or threads))
-        limit = int(psutil.virtual_memory().total * share)
-    found: dict[str, float] = {"cpu": threads, "memory": limit // MB}
-    return found
+    # Without a limit, by Dask's own rule for workers that share a host: by their threads.
+    share = MEMORY_LIMIT * min(1, threads / CPU_COUNT)
+    limit = worker.memory_manager.memory_limit or share
+    return {"cpu": threads, "memory": int(limit // MB)}
 
 
 def check_capabilities(capabilities: Any) -> dict[str, float]:
