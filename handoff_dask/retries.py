@@ -36,6 +36,10 @@ class Retries:
             return  # of an attempt that was given up, or of a run that was
         if record.state != "running":
             return
+        if action == "attempt-seceded":
+            self.plugin.engine.slot_released(record.key)
+            self.plugin.ask()
+            return
         again = message["retry"] and record.failures < record.row.policy.max_retries
         if action == "attempt-failed":
             record.failure = {"outcome": "error", **message}

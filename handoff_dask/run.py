@@ -25,9 +25,10 @@ from handoff_dask.errors import (
 from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
 from handoff_dask.placement.events import Waiting
-from handoff_dask.records import Attempts, RunReport
+from handoff_dask.records import STATES, Attempts, RunReport
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import Submission
+from handoff_dask.task import seceded
 
 
 class Run:
@@ -71,7 +72,8 @@ class Run:
     def complete(self) -> Any:
         """Return the result and leave nothing behind; :func:`execute` does."""
         try:
-            return connection.sync(self._client, self._complete)
+            with seceded():
+                return connection.sync(self._client, self._complete)
         except KeyboardInterrupt:
             # It ended the wait, not the run.
             self.cancel()
@@ -118,7 +120,8 @@ class Run:
         TimeoutError
             It had not ended by then; it goes on.
         """
-        return connection.sync(self._client, self._wait, timeout)
+        with seceded():
+            return connection.sync(self._client, self._wait, timeout)
 
     def result(self, timeout: float | None = None) -> ExecutionResult:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
@@ -128,7 +131,8 @@ class Run:
         timeout
             Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
         """
-        return connection.sync(self._client, self._result, timeout)
+        with seceded():
+            return connection.sync(self._client, self._result, timeout)
 
     def cancel(self) -> None:
         """Stop the run: what has not started never does, what runs finishes unseen."""
@@ -204,7 +208,8 @@ class Run:
 
     async def _status(self) -> dict[str, Any]:
         report, _ = await self._report()
-        return {**report.counts, "attempts": dict(Attempts(report, self._submission.nodes))}
+        counts = {**dict.fromkeys(STATES, 0), **report.counts}
+        return {**counts, "attempts": dict(Attempts(report, self._submission.nodes))}
 
     async def _explain(self) -> RunExplanation:
         answer = await connection.call(self._client, "why", run_id=self._submission.run_id)

@@ -57,6 +57,9 @@ class Service:
         with collector.paused():
             run = self._opened(pickle.loads(spec))
         run_id = run.spec.run_id
+        if not run.functions:
+            self.plugin.forget(run)  # no graph will follow, and nothing to tell its end by
+            return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.plugin.names:
             for key, finding in self.engine.verdicts(run_id):
@@ -151,7 +154,8 @@ class Service:
 
     async def arrived(self, run_id: str) -> None:
         """Answer when the graph of a run has come."""
-        await self.plugin.runs[run_id].arrived.wait()
+        if run := self.plugin.runs.get(run_id):
+            await run.arrived.wait()
 
     async def forget(self, dag_id: str) -> bool:
         """Let the detached runs of a DAG go; the answer is whether there were any."""

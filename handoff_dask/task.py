@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from distributed import rejoin, secede
+
 from handoff_dask import _compat
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
@@ -85,6 +87,24 @@ def running(
         yield
     finally:
         _running.call = before
+
+
+@contextmanager
+def seceded() -> Iterator[None]:
+    """Give up the thread of the function that waits here, if a function of a run does.
+
+    What it waits for may need that thread: a run inside of a run would wait for itself.
+    """
+    task = _compat.this_task()
+    if task is None:
+        yield
+        return
+    task.log(TOPIC, {"action": "attempt-seceded"})
+    secede()
+    try:
+        yield
+    finally:
+        rejoin()
 
 
 def run(codes: tuple[bytes, ...], call: bytes, *values: Any) -> Any:

@@ -475,6 +475,33 @@ async def test_the_worker_of_a_function_is_the_schedulers_word(c, s, a, b):
     assert {tried[-1].worker for tried in result.attempts.values()} == set(result.results.values())
 
 
+@on_cluster()
+async def test_an_empty_dag(c, s, a, b):
+    """A DAG without functions, or with inline ones only, has an empty result and leaves nothing."""
+    for dag in (dag_of(), dag_of(Function(id=1, args=[], code=int, type="inline"))):
+        run = await submit(dag, detach=True)
+        result = await run.result()
+        assert (result.results, result.allocations, result.makespan) == ({}, {}, 0.0)
+        assert (await run.status())["done"] == 0
+        await assert_clean(s, a, b)
+
+
+def nested(depth):
+    """Run a DAG inside of a function of a DAG, and so on."""
+    if not depth:
+        return where()
+    dag = dag_of(Function(id="inner", args=[], code=nested, extra_args=[depth - 1]))
+    return [execute(dag).results["inner"]]
+
+
+@gen_cluster(nthreads=[("127.0.0.1", 1)], client=True)
+async def test_a_run_inside_of_a_run(c, s, a):
+    """A function that executes a DAG of its own gives up its thread meanwhile: nothing hangs."""
+    result = await execute(dag_of(Function(id="outer", args=[], code=nested, extra_args=[3])))
+    assert result.results["outer"] == [[[a.address]]]
+    await assert_clean(s, a)
+
+
 def test_worker_of_this_module_is_found():
     """Outside a worker, where() has no answer: the tests above really ask a worker."""
     with pytest.raises(ValueError):
