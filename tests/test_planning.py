@@ -66,6 +66,16 @@ def test_max_concurrency():
     assert plan(dag, {"a": {"cpu": 4}}, seconds, max_concurrency=1).makespan == 4.0
 
 
+def test_overhead_is_counted_for_each_start():
+    """A chain takes its overheads longer, and little more; the plan is the same each time."""
+    dag = dag_of(f(0), *(f(i, i - 1) for i in range(1, 10)))
+    arguments = dag, {"a": {"cpu": 1}}, {i: 1.0 for i in range(10)}
+    found = plan(*arguments, overhead=0.5)
+    assert 15.0 <= found.makespan <= 15.1
+    assert found == plan(*arguments, overhead=0.5)
+    assert plan(*arguments).makespan == 10.0
+
+
 def test_durations_of_an_earlier_result():
     """The result of a run is as good as a mapping of durations."""
     dag = dag_of(f("a"), f("b", "a"))
@@ -86,6 +96,8 @@ def test_mistakes_are_named():
         plan(dag, {"w": {"gpu": 2}}, {"a": -1})
     with pytest.raises(ValueError, match="capabilities"):
         plan(dag, {"w": {"gpu": -2}}, {"a": 1})
+    with pytest.raises(ValueError, match="overhead"):
+        plan(dag, {"w": {"gpu": 2}}, {"a": 1}, overhead=-1)
     with pytest.raises(ValueError, match="no worker"):
         plan(dag, {}, {"a": 1})
     with pytest.raises(ValueError, match="strategy"):

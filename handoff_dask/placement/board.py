@@ -52,6 +52,8 @@ class Board:
         self.short_queues: dict[Queue, None] = {}
         #: Workers kept for a queue.
         self.reserved: dict[Worker, Reservation] = {}
+        #: Whether a soft reservation was taken back, so that another head may get one.
+        self.vacant = False
         #: Workers that may have more room than when the last pass ended.
         self.gains: list[Worker] = []
         #: Whether something happened for which all queues are to be looked at again.
@@ -71,8 +73,11 @@ class Board:
             else:
                 self.tied[queue] = None
         queue.push(function, self.cluster.footprint(function.cost))
-        if self.bins is not None and queue.closed and queue.heap[0] is function.entry:
-            self.bins.add(queue)
+        if queue.closed and queue.heap[0] is function.entry:
+            if self.bins is not None:
+                self.bins.add(queue)
+            if self._passes(queue):
+                self.reopen(queue)
         if function.seconds is not None and function.seconds < self.short:
             self.short_queues[queue] = None
         if not queue.anywhere:
@@ -85,6 +90,11 @@ class Board:
         queue.remove(function)
         if not queue.live:
             self._emptied(queue)
+            return
+        for reservation in queue.reservations:
+            if reservation.soft:
+                # More functions may be more urgent than the head it has now.
+                self.cluster.touched[reservation.worker] = None
 
     def requeue(self, function: Function) -> None:
         """Queue a function anew, as what decides its queue changed."""
@@ -103,6 +113,8 @@ class Board:
             if least < self.short:
                 self.short_queues[queue] = None
         self.bins = None
+        # Who is more urgent than a head that a worker is softly kept for may have changed.
+        self.gains += [worker for worker, kept in self.reserved.items() if kept.soft]
 
     def usable(self, queue: Queue) -> bool:
         """Whether the queue's functions could be placed, given room."""
@@ -196,12 +208,26 @@ class Board:
                 return True
         return False
 
+    def reserve(self, reservation: Reservation) -> None:
+        """Keep a worker for a queue, taking it from one that it was softly kept for."""
+        worker = reservation.worker
+        if worker.reservation is not None:
+            self.cancel(worker.reservation)
+        worker.reservation = reservation
+        reservation.queue.reservations.append(reservation)
+        self.reserved[worker] = reservation
+        self.gains.append(worker)
+        # It may have room already, and the pass under way may not look at the queue again.
+        self.stir = True
+        self.cluster.index.changed[worker] = None
+
     def cancel(self, reservation: Reservation) -> None:
         """Give a reserved worker back to all."""
         worker = reservation.worker
         reservation.queue.reservations.remove(reservation)
         worker.reservation = None
         del self.reserved[worker]
+        self.vacant = self.vacant or reservation.soft
         self.stir = True
         if self.bins is not None:
             # Those that were looked at could not have this worker; now they can.
@@ -210,6 +236,16 @@ class Board:
         self.cluster.touched[worker] = None
         self.cluster.index.changed[worker] = None
         self.woken.update(worker.watchers)
+
+    def _passes(self, queue: Queue) -> bool:
+        """Whether the head of a queue is more urgent than one that a worker is softly kept for."""
+        head = queue.head()
+        for reservation in self.reserved.values():
+            if reservation.soft:
+                kept = reservation.queue.head()
+                if head is not None and kept is not None and head < kept:
+                    return True
+        return False
 
     def _queue_of(self, function: Function) -> Queue:
         cost = function.cost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from handoff_dask.placement import reservations
@@ -203,7 +204,9 @@ class Chooser:
 
     def _beside(self, queue: Queue, function: Function, avoid: str | None) -> Worker | None:
         """Choose a reserved worker that the function would not delay anybody on."""
-        for worker in self._board.gains if queue.able is None else queue.able:
+        board = self._board
+        workers: Iterable[Worker] = board.gains if queue.closed else board.reserved
+        for worker in workers if queue.able is None else queue.able:
             reservation = worker.reservation
             if (
                 reservation is not None
@@ -213,7 +216,7 @@ class Chooser:
                 and queue.cost.fits(worker.free)
                 and min(worker.free) >= 0
                 and queue.need.fits(worker.shape.capacity)
-                and reservation.admits(function, self._board.now)
+                and reservation.admits(function, board.now)
             ):
                 return worker
         return None

@@ -303,9 +303,10 @@ class Engine(Workforce):
                     self._board.enqueue(function)
             self._fresh.clear()
             placer.place(out)
-            while self._board.stir or self._board.woken:
-                placer.place(out)
+            placer.place_rest(out)
             self._ahead.commit(came, out)
+            # Who was handed ahead needs no worker kept for it any more.
+            placer.place_rest(out)
         self._board.now = now
         placer.refuse(out)
         return out

@@ -47,7 +47,9 @@ def _parts(amount: float, name: str, *, up: bool) -> int:
 class Cost:
     """A cost, interned: one object per distinct cost of an engine."""
 
-    __slots__ = ("amounts", "footprint", "footprint_epoch", "items", "queue", "rest")
+    __slots__ = (
+        "amounts", "footprint", "footprint_epoch", "items", "queue", "rest", "wide", "wide_epoch",
+    )  # fmt: skip
 
     def __init__(self, items: tuple[tuple[int, int], ...], amounts: Mapping[str, float]) -> None:
         #: (resource index, parts), the slot first: it is what most often does not fit.
@@ -58,6 +60,9 @@ class Cost:
         #: Dominant share, cached until the cluster changes.
         self.footprint = 0.0
         self.footprint_epoch = -1
+        #: Whether it takes most of some worker; cached likewise.
+        self.wide = False
+        self.wide_epoch = -1
         #: Where functions of this cost queue that may run anywhere; most do.
         self.queue: Queue | None = None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from handoff_dask.placement.board import Board
 from handoff_dask.placement.choice import Chooser
 from handoff_dask.placement.events import Place, Refuse
+from handoff_dask.placement.keeping import Keeper
 from handoff_dask.placement.queues import Entry, Queue
 from handoff_dask.placement.reservations import Reserver
 from handoff_dask.placement.runs import FRESH, PLACED, QUEUED, WAITING, Function, Group
@@ -31,6 +32,7 @@ class Placer:
         self.board = board
         self.chooser = chooser
         self.reserver = Reserver(board)
+        self.keeper = Keeper(board)
         self.cluster = board.cluster
         #: Functions whose target has no running worker that could hold it.
         self.unbound: dict[Function, None] = {}
@@ -65,6 +67,7 @@ class Placer:
             board.bins.restore()
         for worker in self.changed:
             self.cluster.index.changed[worker] = None
+            self.keeper.refresh(worker)
             if worker.watchers:
                 board.woken.update(worker.watchers)
             if worker.running and not worker.ahead:
@@ -87,6 +90,8 @@ class Placer:
             entry, _, queue = heappop(open_)
             queue.opened = False
             if queue.closed and not board.gained(queue):
+                # The more urgent took what it would have got.
+                self.keeper.keep(queue)
                 continue
             head = queue.head()
             if head is None or not board.usable(queue):
@@ -97,6 +102,7 @@ class Placer:
                 if worker is None:
                     if queue.anywhere:
                         board.close(queue)
+                        self.keeper.keep(queue)
                     else:
                         board.watch(queue)
                     continue
@@ -113,8 +119,15 @@ class Placer:
                 heappush(open_, (head, id(queue), queue))
             if board.woken:
                 self._open_woken(open_)
+        if board.vacant:
+            self.keeper.refill()
         if board.bins is not None and board.bins.more:
             board.stir = True
+
+    def place_rest(self, out: list[Place | Refuse]) -> None:
+        """Place what fits now because of what was decided before."""
+        while self.board.stir or self.board.woken:
+            self.place(out)
 
     def assign(
         self, function: Function, worker: Worker, out: list[Place | Refuse], ahead: bool = False
@@ -149,6 +162,7 @@ class Placer:
                 for i, amount in function.cost.items:
                     extra[i] = max(0, extra[i] - amount)
             worker.claim(function)
+            self.keeper.refresh(worker)
         self.cluster.index.changed[worker] = None
         target = None
         if function.binds is not None:

@@ -1,7 +1,8 @@
 """Keeping a busy worker for a function that is too big for what is free.
 
 A worker that is reserved gets nothing but what ends before the reserved function can start, or
-runs beside it. So the function starts in bounded time: once what it waits for has ended.
+runs beside it. So the function starts in bounded time: once what it waits for has ended. If the
+reservation is soft (see `keeping`), the worker gets what is more urgent than the function, too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _RESERVED = 32
 class Reservation:
     """A worker kept for the head of a queue."""
 
-    __slots__ = ("at", "extra", "queue", "worker")
+    __slots__ = ("at", "extra", "queue", "soft", "worker")
 
     def __init__(self, queue: Queue, worker: Worker, at: float | None, extra: list[int]) -> None:
         self.queue = queue
@@ -45,9 +46,15 @@ class Reservation:
         self.at = at
         #: What it should have free beside the reserved cost then.
         self.extra = extra
+        #: Whether more urgent functions may delay it.
+        self.soft = False
 
     def admits(self, function: Function, now: float) -> bool:
-        """Whether `function` would not delay what the worker is kept for."""
+        """Whether `function` would not delay what the worker is kept for, or may do so."""
+        if self.soft and function.entry is not None:
+            head = self.queue.head()
+            if head is None or function.entry < head:
+                return True
         seconds = function.seconds
         if self.at is not None and seconds is not None and now + seconds <= self.at:
             return True
@@ -94,14 +101,19 @@ def drain(worker: Worker, cost: Cost, now: float) -> tuple[float | None, int, li
     return (None if at == float("inf") else at), ended, free
 
 
-def choose(queue: Queue, workers: Iterable[Worker], now: float) -> Reservation | None:
-    """Reserve the worker that has room for the queue's cost soonest."""
+def choose(
+    queue: Queue, workers: Iterable[Worker], now: float, *, kept: bool = False
+) -> Reservation | None:
+    """Choose the worker that has room for the queue's cost soonest.
+
+    With `kept`, it may be one that is softly kept for others, if all are reserved.
+    """
     best: Reservation | None = None
-    best_score = (float("inf"), 0)
+    best_score = (True, float("inf"), 0)
     for worker in workers:
         if (
             not worker.running
-            or worker.reservation is not None
+            or (worker.reservation is not None and not (kept and worker.reservation.soft))
             or worker.address == queue.avoid
             or not queue.need.fits(worker.shape.capacity)
         ):
@@ -110,7 +122,7 @@ def choose(queue: Queue, workers: Iterable[Worker], now: float) -> Reservation |
         if found is None:
             continue
         at, ended, extra = found
-        score = (1e300 if at is None else at, ended)
+        score = (worker.reservation is not None, 1e300 if at is None else at, ended)
         if best is None or score < best_score:
             best, best_score = Reservation(queue, worker, at, extra), score
     return best
@@ -128,7 +140,7 @@ class Reserver:
 
         A head that others bypass for too long gets a worker reserved.
         """
-        if worker.reservation is not None:
+        if worker.reservation is not None and not worker.reservation.soft:
             return False
         entry = function.entry
         assert entry is not None
@@ -164,28 +176,25 @@ class Reserver:
                 other.debt += weight * part
                 if other.debt >= patience and self._reserve(other):
                     other.debt = 0.0
-                    gone = gone or worker.reservation is not None
+                    gone = gone or (worker.reservation is not None and not worker.reservation.soft)
         return gone
 
     def _reserve(self, queue: Queue) -> bool:
         board = self._board
-        room = min(_RESERVED, (len(self._board.cluster.workers) + 1) // 2)
-        if (
-            len(board.reserved) >= room
-            or len(queue.reservations) >= queue.live
-            or not board.usable(queue)
-        ):
+        room = min(_RESERVED, (len(board.cluster.workers) + 1) // 2)
+        hard = sum(not reservation.soft for reservation in board.reserved.values())
+        if hard >= room or not board.usable(queue):
+            return False
+        for reservation in queue.reservations:
+            if reservation.soft:
+                # The more urgent have delayed it long enough.
+                reservation.soft = False
+                return True
+        if len(queue.reservations) >= queue.live:
             return False
         workers = board.cluster.sample() if queue.able is None else queue.able
-        reservation = choose(queue, workers, board.now)
-        if reservation is None:
+        chosen = choose(queue, workers, board.now, kept=True)
+        if chosen is None:
             return False
-        worker = reservation.worker
-        worker.reservation = reservation
-        queue.reservations.append(reservation)
-        board.reserved[worker] = reservation
-        board.gains.append(worker)
-        # It may have room already, and the pass under way may not look at the queue again.
-        board.stir = True
-        board.cluster.index.changed[worker] = None
+        board.reserve(chosen)
         return True

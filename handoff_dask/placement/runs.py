@@ -58,9 +58,9 @@ class Function:
 
     __slots__ = (
         "avoid", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family",
-        "group", "holder", "input_total", "inputs", "key", "own_cost", "pin", "queue", "rank",
-        "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at", "tail",
-        "token", "worker",
+        "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
+        "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
+        "tail", "token", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -83,6 +83,8 @@ class Function:
         self.tail = 0.0
         #: Seconds it takes, as of the last ranking; None: unknown.
         self.seconds: float | None = None
+        #: Whether that was measured of this very function, not of others of its code.
+        self.measured = False
         self.queue: Queue | None = None
         self.entry: Entry | None = None
         self.worker: Worker | None = None
@@ -188,6 +190,7 @@ class Run:
         for f in order:
             f.tail = 0.0
             seconds = durations.of_token(f.token)
+            f.measured = seconds is not None
             if seconds is None:
                 f.family.count += 1
                 seconds = f.family.used

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from random import Random
 
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Finding, FunctionSpec, Place, Refuse, WorkerSpec
@@ -56,6 +57,8 @@ class _Simulation:
         overhead: float,
         bandwidth: float,
         latency: float,
+        jitter: float,
+        seed: int,
     ) -> None:
         self.engine = engine
         self.durations = durations
@@ -63,6 +66,8 @@ class _Simulation:
         self.overhead = overhead
         self.bandwidth = bandwidth
         self.latency = latency
+        self.jitter = jitter
+        self._random = Random(seed)
         self.specs = {f.key: f for f in functions}
         self.dependents: dict[Hashable, list[Hashable]] = {}
         self.missing: dict[Hashable, int] = {}
@@ -116,6 +121,8 @@ class _Simulation:
         stop = start + self.durations[key]
         if missing:
             stop += missing / self.bandwidth + self.latency
+        if self.jitter:
+            stop += self.jitter * self._random.random()
         self.placements[key] = Simulated(worker, start, stop)
         self._count += 1
         heappush(self._ends, (stop, self._count, key))
@@ -155,6 +162,8 @@ def simulate(
     overhead: float = 0.0,
     bandwidth: float = 100e6,
     latency: float = 0.005,
+    jitter: float = 0.0,
+    seed: int = 0,
     engine: Engine | None = None,
 ) -> SimulatedRun:
     """Run a DAG on workers without running it.
@@ -176,6 +185,10 @@ def simulate(
         Seconds from the decision to place a function to its start.
     bandwidth, latency
         Bytes per second, and seconds, of moving results.
+    jitter, seed
+        Seconds that a function takes longer than it should at most, drawn for each start from a
+        generator of that seed. Without it, equal functions end at the same instant and find each
+        other's room, which on a cluster they don't.
     engine
         The one to drive, with what it learned before; it must have no workers.
 
@@ -197,7 +210,9 @@ def simulate(
     else:
         specs = list(functions)
     engine.functions_added(_RUN, specs)
-    simulation = _Simulation(engine, specs, durations, sizes or {}, overhead, bandwidth, latency)
+    simulation = _Simulation(
+        engine, specs, durations, sizes or {}, overhead, bandwidth, latency, jitter, seed
+    )
     simulation.run()
     engine.run_closed(_RUN)
     for worker in workers:

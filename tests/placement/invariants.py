@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from handoff_dask.placement import Engine
+from handoff_dask.placement import Engine, keeping
 from handoff_dask.placement.runs import PLACED, QUEUED
 
 
@@ -50,6 +50,9 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
         if worker.reservation is not None:
             assert board.reserved[worker] is worker.reservation
             assert worker.reservation in worker.reservation.queue.reservations
+            if worker.reservation.soft:
+                assert worker.running
+                assert worker.reservation.queue.reservations == [worker.reservation]
         if worker.bucket is not None and worker not in cluster.index.changed | cluster.touched:
             assert worker.open and worker.bucket.free == tuple(worker.free)
     for run in engine._runs.values():
@@ -68,6 +71,7 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
         assert queue.head() is functions[0].entry
         assert not queue.opened
     assert {r.worker for q in live for r in q.reservations} == board.reserved.keys()
+    assert sum(r.soft for r in board.reserved.values()) <= keeping._KEPT
     for group, worker in {
         (f.group, f.group.worker) for f in engine._functions.values() if f.group is not None
     }:
@@ -75,15 +79,27 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
 
 
 def nothing_overlooked(engine: Engine) -> None:
-    """Check that after a poll no ready function could start on a worker that is free for all."""
-    cluster = engine._cluster
-    for queue in [*engine._board.anywhere, *engine._board.tied]:
+    """Check that after a poll no ready function could start.
+
+    Not on a worker that is free for all, nor on one that is softly kept for a less urgent one.
+    """
+    board, cluster = engine._board, engine._cluster
+    for queue in [*board.anywhere, *board.tied]:
         if queue.run is not None and queue.run.saturated:
             continue
         names = cluster.workers.values() if queue.pin is None else cluster.names.get(queue.pin, {})
         for worker in names:
             if queue.bound is not None and worker is not queue.bound:
                 continue
-            if worker.open and queue.cost.fits(worker.free):
+            kept = worker.reservation
+            if kept is not None and kept.soft:
+                # Of very many queues, some are looked at when a worker changes, not all.
+                passes = queue.head() < kept.queue.head() and board.bins is None
+                mine = kept.queue is queue
+                room = (passes or mine) and worker.running and not worker.ahead
+                room = room and min(worker.free) >= 0
+            else:
+                room = worker.open
+            if room and queue.cost.fits(worker.free):
                 if queue.need.fits(worker.shape.capacity):
                     assert worker.address == queue.avoid, (queue, worker)

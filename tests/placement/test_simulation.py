@@ -84,6 +84,17 @@ def test_overhead_delays_every_placement() -> None:
     assert run.makespan == 1.5
 
 
+def test_jitter_is_small_and_the_same_for_a_seed() -> None:
+    """Functions take up to that much longer, each its own; a seed always draws the same."""
+    specs = [FunctionSpec(i, {"cpu": 1}) for i in range(4)]
+    durations = dict.fromkeys(range(4), 1.0)
+    run = simulate(specs, WORKERS, durations, jitter=0.1)
+    took = {place.stop - place.start for place in run.placements.values()}
+    assert len(took) == 4 and all(1.0 <= seconds <= 1.1 for seconds in took)
+    assert run == simulate(specs, WORKERS, durations, jitter=0.1)
+    assert run != simulate(specs, WORKERS, durations, jitter=0.1, seed=1)
+
+
 def test_nothing_takes_no_time() -> None:
     """An empty DAG is an empty run."""
     run = simulate([], WORKERS, {})
