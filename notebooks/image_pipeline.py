@@ -6,7 +6,7 @@ photograph, for the report. Run it with the photographs that scikit-image carrie
 your own::
 
     python notebooks/image_pipeline.py
-    python notebooks/image_pipeline.py ~/Pictures/holiday --output /tmp/holiday
+    python notebooks/image_pipeline.py ~/Pictures/holiday --output holiday
 """
 
 from __future__ import annotations
