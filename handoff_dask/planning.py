@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import NamedTuple
 
-from handoff_dask.errors import AllocationError
 from handoff_dask.graph import code_prefixes
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
@@ -16,7 +15,7 @@ from handoff_dask.model.retry import number_problem
 from handoff_dask.options import RunOptions
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
-from handoff_dask.records import FunctionRow, function_specs
+from handoff_dask.records import FunctionRow, allocation_error, function_specs
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import function_rows
 from handoff_dask.worker import check_capabilities
@@ -152,14 +151,7 @@ def plan(
     run = sorted(runs, key=lambda run: run.makespan)[len(runs) // 2]
     for index, finding in run.refused.items():
         node = nodes[_index(index)]
-        raise AllocationError(
-            node.function.id,
-            node.cost,
-            str(finding),
-            finding.nearest,
-            finding.shortfall,
-            finding.pin,
-        )
+        raise allocation_error(node.function.id, node.cost, finding)
     timeline: dict[str, list[Slot]] = {name: [] for name in capabilities}
     for index, place in run.placements.items():
         node = nodes[_index(index)]

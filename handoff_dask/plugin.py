@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from distributed import SchedulerPlugin, Status
 
 from handoff_dask import _compat, config
-from handoff_dask.errors import AllocationError, HandoffError
+from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
-from handoff_dask.records import FunctionRecord, RunRecord
+from handoff_dask.records import FunctionRecord, RunRecord, allocation_error
 from handoff_dask.retries import Retries
 from handoff_dask.service import Service
 from handoff_dask.task import TOPIC
@@ -346,15 +346,7 @@ class HandoffPlugin(SchedulerPlugin):
     def _refuse(self, refuse: Refuse, stimulus_id: str) -> None:
         record = self.records.get(refuse.key)
         if record is not None:
-            finding = refuse.finding
-            error = AllocationError(
-                record.row.label,
-                record.row.cost,
-                str(finding),
-                finding.nearest,
-                finding.shortfall,
-                finding.pin,
-            )
+            error = allocation_error(record.row.label, record.row.cost, refuse.finding)
             self._fail(record, error, stimulus_id)
 
     def _fail(self, record: FunctionRecord, error: Exception, stimulus_id: str) -> None:

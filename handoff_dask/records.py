@@ -8,10 +8,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from handoff_dask.errors import AllocationError
 from handoff_dask.model.attempt import Attempt, Outcome
 from handoff_dask.model.expansion import Node
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.placement.events import FunctionSpec
+from handoff_dask.placement.events import Finding, FunctionSpec
 
 #: States of a function: not ready, ready but without a place, on a worker, and the three ends.
 STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
@@ -75,6 +76,20 @@ def function_specs(
         )
         for index, row in enumerate(rows)
     ]
+
+
+def allocation_error(
+    function_id: Hashable, cost: Mapping[str, float], finding: Finding, context: str = ""
+) -> AllocationError:
+    """Return the error for a function that no worker can hold; `context` precedes the finding."""
+    return AllocationError(
+        function_id,
+        cost,
+        f"{context}{finding}",
+        finding.nearest,
+        finding.shortfall,
+        finding.pin,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from random import random
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import _compat
-from handoff_dask.errors import AllocationError, InvalidFunctionError, WorkerLostError
-from handoff_dask.records import FunctionRecord
+from handoff_dask.errors import InvalidFunctionError, WorkerLostError
+from handoff_dask.records import FunctionRecord, allocation_error
 from handoff_dask.task import escalated
 
 if TYPE_CHECKING:
@@ -117,14 +117,8 @@ class Retries:
         if record.cost is not row.cost:
             finding = self.plugin.engine.feasibility(record.cost, row.pin)
             if not finding:
-                return AllocationError(
-                    row.label,
-                    record.cost,
-                    f"retry.escalate asked for {dict(record.cost)}: {finding}",
-                    finding.nearest,
-                    finding.shortfall,
-                    finding.pin,
-                )
+                context = f"retry.escalate asked for {dict(record.cost)}: "
+                return allocation_error(row.label, record.cost, finding, context)
         return None
 
     def terms(self, record: FunctionRecord, now: float) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, RunOptions
 from handoff_dask.placement.events import Finding
-from handoff_dask.records import RunSpec
+from handoff_dask.records import RunSpec, allocation_error
 from handoff_dask.results import select
 
 
@@ -192,11 +192,4 @@ class Submission:
     def allocation_error(self, index: int, finding: Finding) -> AllocationError:
         """Return the error for a node that no worker can hold."""
         node = self.nodes[index]
-        return AllocationError(
-            node.function.id,
-            node.cost,
-            str(finding),
-            finding.nearest,
-            finding.shortfall,
-            finding.pin,
-        )
+        return allocation_error(node.function.id, node.cost, finding)

@@ -312,7 +312,10 @@ def make_cluster() -> SpecCluster:
         }
         for name, offered in CAPABILITIES.items()
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "localhost"}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"dashboard": False, "dashboard_address": ":0", "host": "localhost"},
+    }
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import threading
 from functools import partial
 
 import pytest
@@ -16,11 +15,6 @@ from handoff_dask import (
     AllocationError,
     Argument,
     Function,
-    FunctionFailedError,
-    InvalidFunctionError,
-    MissingFunctionError,
-    RunCancelledError,
-    RunTimeoutError,
     UnknownFunctionError,
     UnknownWorkerError,
     collocated,
@@ -251,168 +245,6 @@ async def test_results_selection(c, s, a, b):
         await execute(dag(), results=["centre"])
     with pytest.raises(ValueError, match="results"):
         await execute(dag(), results="some")
-
-
-@on_cluster()
-async def test_a_function_that_raises(c, s, a, b):
-    """FunctionFailedError: the cause with its traceback, the attempts, what did finish."""
-
-    def fail(x):
-        raise LookupError("no such thing")
-
-    dag = dag_of(
-        Function(id="fine", args=[], code=int, extra_args=["1"]),
-        Function(id="bad", args=["fine"], code=fail, max_retries=1),
-        Function(id="after", args=["bad"], code=str),
-    )
-    with pytest.raises(FunctionFailedError, match=r"'bad'.*no such thing") as caught:
-        await execute(dag)
-    error = caught.value
-    assert error.function_id == "bad"
-    assert [attempt.outcome for attempt in error.attempts] == ["error", "error"]
-    assert [attempt.number for attempt in error.attempts] == [1, 2]
-    assert error.attempts[0].error_type == "LookupError"
-    assert isinstance(error.__cause__, LookupError)
-    frames = []
-    tb = error.__cause__.__traceback__
-    while tb is not None:
-        frames.append(tb.tb_frame.f_code.co_name)
-        tb = tb.tb_next
-    assert frames[-1] == "fail"
-    assert error.partial.results == {"fine": 1}
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
-@pytest.mark.parametrize(
-    "run_retries, own_retries, starts", [(0, None, 1), (2, None, 3), (5, 1, 2)]
-)
-async def test_max_retries(c, s, a, b, run_retries, own_retries, starts):
-    """A function starts max_retries + 1 times, by its own word or the run's."""
-    RAN.clear()
-    with pytest.raises(FunctionFailedError) as caught:
-        await execute(
-            dag_of(Function(id=1, args=[], code=note_and_fail, max_retries=own_retries)),
-            max_retries=run_retries,
-        )
-    assert len(caught.value.attempts) == len(RAN) == starts
-
-
-@on_cluster()
-async def test_on_error_continue(c, s, a, b):
-    """What does not depend on the failed function runs; errors name it and what it held back."""
-
-    def fail():
-        raise ValueError("always")
-
-    dag = dag_of(
-        Function(id="bad", args=[], code=fail),
-        Function(id="after", args=["bad"], code=str),
-        Function(id="fine", args=[], code=int, extra_args=["1"]),
-        Function(id="end", args=["fine"], code=int),
-    )
-    result = await execute(dag, on_error="continue", max_retries=0)
-    assert result.results == {"fine": 1, "end": 1}
-    assert result.errors.keys() == {"bad", "after"}
-    assert {error.function_id for error in result.errors.values()} == {"bad"}
-    assert isinstance(result.errors["after"].__cause__, ValueError)
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
-async def test_impossible_cost(c, s, a, b):
-    """A cost that no worker could ever hold is an error at once, with the nearest worker's lack."""
-    RAN.clear()
-    dag = dag_of(
-        Function(id="fine", args=[], code=note),
-        Function(id="big", args=[], code=where, cost={"gpu": 2, "cpu": 1}),
-    )
-    with pytest.raises(AllocationError, match="'big'") as caught:
-        await execute(dag)
-    assert caught.value.function_id == "big"
-    assert caught.value.cost == {"gpu": 2, "cpu": 1}
-    assert caught.value.nearest == b.address
-    assert caught.value.shortfall == {"gpu": (2, 1)}
-    assert not RAN
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
-async def test_pin_that_nobody_answers_to(c, s, a, b):
-    """A pin without a worker is an error at once that names it."""
-    with pytest.raises(AllocationError, match="somewhere") as caught:
-        await execute(dag_of(Function(id="lost", args=[], code=where, node="somewhere")))
-    assert caught.value.node == "somewhere"
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
-async def test_mistakes_are_found_before_anything_is_sent(c, s, a, b):
-    """An invalid DAG, or what cannot be pickled, reaches neither scheduler nor workers."""
-    with pytest.raises(MissingFunctionError):
-        await execute(dag_of(Function(id=1, args=[2], code=int)))
-    with pytest.raises(InvalidFunctionError, match=r"'locked'.*extra_args"):
-        await execute(
-            dag_of(Function(id="locked", args=[], code=str, extra_args=[threading.Lock()]))
-        )
-    lock = threading.Lock()
-    with pytest.raises(InvalidFunctionError, match=r"'closed'.*code"):
-        await execute(dag_of(Function(id="closed", args=[], code=lambda: lock)))
-    with pytest.raises(ValueError, match=r"allocation_strategy.*packed.*fastest"):
-        await execute(dag_of(Function(id=1, args=[], code=int)), allocation_strategy="fastest")
-    assert "handoff" not in s.plugins
-    assert not s.tasks
-
-
-@on_cluster()
-async def test_cancel(c, s, a, b):
-    """A cancelled run raises RunCancelledError and leaves nothing behind."""
-    started, go = await Event("started"), await Event("go")
-
-    def hold():
-        Event("started").set()
-        Event("go").wait()
-
-    run = await submit(
-        dag_of(
-            Function(id="hold", args=[], code=hold, cost={"gpu": 1}),
-            Function(id="held", args=[], code=where, cost={"gpu": 1}),
-        )
-    )
-    await started.wait()
-    status = await run.status()
-    assert (status["running"], status["held"]) == (1, 1)
-    await run.cancel()
-    with pytest.raises(RunCancelledError, match="a dag"):
-        await run.result()
-    await go.set()
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
-async def test_run_timeout(c, s, a, b):
-    """A run past its time is stopped and raises RunTimeoutError."""
-    go = await Event("go")
-    with pytest.raises(RunTimeoutError, match=r"0.05 s"):
-        await execute(
-            dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())), timeout=0.05
-        )
-    await go.set()
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
-async def test_waiting_for_a_run_may_be_given_up(c, s, a, b):
-    """result(timeout) raises TimeoutError, and the run goes on."""
-    go = await Event("go")
-    run = await submit(dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())))
-    with pytest.raises(asyncio.TimeoutError):
-        await run.result(timeout=0.01)
-    await go.set()
-    assert (await run.result()).results == {1: True}
-    status = await run.status()
-    assert status["done"] == 1
-    assert len(status["attempts"][1]) == 1
 
 
 @on_cluster()

@@ -22,7 +22,7 @@ def cluster():
         }
         for name, resources in WORKERS.items()
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0"}}
     with SpecCluster(workers=workers, scheduler=scheduler) as cluster:
         yield cluster
 
