@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dask._task_spec import GraphNode, Task, TaskRef
-from distributed import WorkerPlugin
+from distributed import Reschedule, WorkerPlugin
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from tornado.ioloop import PeriodicCallback
 
+from handoff_dask.starts import Starts
+
 if TYPE_CHECKING:
-    from distributed import Scheduler, Worker
+    from distributed import Nanny, Scheduler, Worker
     from distributed.scheduler import TaskState
 
 __all__ = [
     "GraphNode",
+    "NotStarted",
     "Task",
     "TaskEnds",
     "TaskRef",
@@ -32,10 +36,14 @@ __all__ = [
     "hold",
     "is_held",
     "keep_unrunnable",
+    "killed_for_memory",
     "release_hold",
+    "placement_number",
     "replace_exception",
+    "started",
     "task_annotations",
     "this_task",
+    "watch_exits",
     "worker_address",
 ]
 
@@ -87,6 +95,12 @@ def exact(amount: float) -> float:
 def died_under(ts: TaskState) -> bool:
     """Whether a worker was lost, out of order, under a task since it was held."""
     return ts.suspicious != _NEVER_SUSPICIOUS
+
+
+def placement_number(ts: TaskState) -> int:
+    """Return the scheduler's number of the last time that a task was given to a worker."""
+    assert ts.run_id is not None
+    return ts.run_id
 
 
 def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
@@ -162,6 +176,13 @@ class TaskEnds(WorkerPlugin):
 
     def __init__(self) -> None:
         self._calls: dict[Any, Callable[[], None]] = {}
+        #: What the worker started, if somebody wants to know.
+        self.starts: Starts | None = None
+
+    def busy(self, worker: Worker, key: Any) -> bool:
+        """Whether a task may have a thread of the worker. To be asked on its loop."""
+        ts = worker.state.tasks.get(key)
+        return ts is not None and ts.state in _BUSY
 
     def at_end(self, key: Any, call: Callable[[], None]) -> None:
         """Have something called on the worker's loop when the worker is done with a task."""
@@ -175,6 +196,10 @@ class TaskEnds(WorkerPlugin):
 
 #: States in which a task of a worker may have a thread.
 _BUSY = ("executing", "long-running", "cancelled", "resumed")
+
+
+class NotStarted(Reschedule):
+    """The function of a task must not start: it was taken back, or its worker closes."""
 
 
 class ThisTask:
@@ -208,7 +233,68 @@ def this_task() -> ThisTask | None:
     return ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
 
 
+@contextmanager
+def started() -> Iterator[None]:
+    """Note that the function of this thread's task starts here, and that it ends.
+
+    Raises
+    ------
+    NotStarted
+        It must not.
+    """
+    starts = None
+    try:
+        worker = get_worker()
+        number = worker.state.tasks[thread_state.key].run_id
+        plugin = worker.plugins.get(TaskEnds.name)
+        if isinstance(plugin, TaskEnds):
+            starts = plugin.starts
+    except (ValueError, AttributeError, KeyError):
+        pass
+    if starts is None:
+        yield
+        return
+    place = starts.begin(number)
+    if place is None:
+        raise NotStarted
+    try:
+        yield
+    finally:
+        starts.end(place)
+
+
 def task_annotations() -> Mapping[str, Any]:
     """Return the annotations of the task that this thread runs."""
     task = this_task()
     return {} if task is None else task.facts
+
+
+# On a nanny
+
+
+def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
+    """Have the exit code told of each process that a nanny's worker ran in, before it has another.
+
+    Returns
+    -------
+    Callable
+        Ends that.
+    """
+    inner = nanny._on_worker_exit_sync
+
+    def on_exit(code: int) -> None:
+        exited(code)
+        inner(code)
+
+    def replace(call: Callable[[int], None]) -> None:
+        nanny._on_worker_exit_sync = call  # type: ignore[method-assign]
+        if nanny.process is not None:
+            nanny.process.on_exit = call
+
+    replace(on_exit)
+    return lambda: replace(inner)
+
+
+def killed_for_memory(nanny: Nanny, pid: int) -> bool:
+    """Whether a nanny ended a process because it had more memory than it may."""
+    return getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 __all__ = [
@@ -265,19 +266,34 @@ class WorkerLostError(HandoffError, RuntimeError):
     ----------
     function_id
         The function.
-    workers
-        Addresses of the workers, one for each death.
+    workers, names
+        Addresses and names of the workers, one for each death.
+    reasons
+        How each of them ended: ``"killed by signal 9 (SIGKILL)"``, ``"exited with status 1"``,
+        ``"out of memory: ..."`` if its nanny ended it at its memory limit, or that nobody knows.
     """
 
-    def __init__(self, function_id: Hashable, workers: Sequence[str]) -> None:
-        super().__init__(function_id, workers)
+    def __init__(
+        self,
+        function_id: Hashable,
+        workers: Sequence[str],
+        names: Sequence[str] = (),
+        reasons: Sequence[str] = (),
+    ) -> None:
+        super().__init__(function_id, workers, names, reasons)
         self.function_id = function_id
         self.workers = tuple(workers)
+        self.names = tuple(names)
+        self.reasons = tuple(reasons)
 
     def __str__(self) -> str:
         n = len(self.workers)
         times = "its worker died" if n == 1 else f"its workers died, {n} times in all"
-        return f"{times} while function {self.function_id!r} ran: {_list(self.workers)}"
+        deaths = [
+            f"{worker} ({name}) {reason}" if name else worker
+            for worker, name, reason in zip_longest(self.workers, self.names, self.reasons)
+        ]
+        return f"{times} while function {self.function_id!r} ran: {_list(deaths)}"
 
 
 class _RunEndedError(HandoffError):

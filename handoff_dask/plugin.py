@@ -17,6 +17,8 @@ from distributed import SchedulerPlugin, Status
 
 from handoff_dask import _compat, config
 from handoff_dask.errors import HandoffError
+from handoff_dask.losses import Losses
+from handoff_dask.nanny import HandoffNannyPlugin
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
 from handoff_dask.records import FunctionRecord, RunRecord, allocation_error
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+#: Of workers that go in order.
+CLOSING = (Status.closing.name, Status.closing_gracefully.name)
 
 
 class HandoffPlugin(SchedulerPlugin):
@@ -55,6 +60,7 @@ class HandoffPlugin(SchedulerPlugin):
         #: Held functions that are not tried again, and why.
         self.doomed: list[tuple[FunctionRecord, Exception]] = []
         self.retries = Retries(self)
+        self.losses = Losses(self)
         #: Tasks of others that hold resources.
         self.foreign: set[Any] = set()
         #: {address: {resource in lower case: the worker's own name for it}}
@@ -65,6 +71,16 @@ class HandoffPlugin(SchedulerPlugin):
         self._limit = _compat.keep_unrunnable(scheduler, self._held)
         self.service = Service(self)
         scheduler.handlers.update(self.service.handlers)
+        try:
+            # First: workers turn to their nannies.
+            await scheduler.register_nanny_plugin(
+                None,
+                pickle.dumps(HandoffNannyPlugin()),
+                name=HandoffNannyPlugin.name,
+                idempotent=True,
+            )
+        except Exception:
+            logger.warning("Not every nanny will tell how its worker died", exc_info=True)
         await scheduler.register_worker_plugin(
             None,
             pickle.dumps(HandoffWorkerPlugin()),
@@ -81,6 +97,7 @@ class HandoffPlugin(SchedulerPlugin):
             self._limit.stop()
         if self._timer is not None:
             self._timer.cancel()
+        self.losses.close()
 
     # Workers
 
@@ -90,6 +107,7 @@ class HandoffPlugin(SchedulerPlugin):
         if self.names.pop(worker, None) is not None:
             self.engine.worker_removed(worker)
             self.retries.worker_removed(worker)
+            self.losses.worker_removed(worker)
             self.ask()
 
     def renamed(self, worker: str, names: dict[str, str]) -> None:
@@ -147,7 +165,7 @@ class HandoffPlugin(SchedulerPlugin):
             return
         if finish == "no-worker":
             self.ready(record)
-        elif start == "processing":
+        elif start == "processing" or (finish == "memory" and record.lost is not None):
             self._left(record, finish, kwargs)
         elif start == "no-worker" and finish != "processing":
             self.engine.function_withdrawn(key)
@@ -167,6 +185,8 @@ class HandoffPlugin(SchedulerPlugin):
         """Ask the engine for a place: the function's inputs are there."""
         record.move("held")
         self.ask()
+        if record.lost is not None:
+            return  # not before it is known what became of the attempt before
         now = time.monotonic()
         terms: dict[str, Any] = {}
         if record.attempt:
@@ -175,6 +195,7 @@ class HandoffPlugin(SchedulerPlugin):
                 self.doomed.append((record, error))
                 return
             found = self.retries.terms(record, now)
+            record.parked = found is None
             if found is None:
                 return
             terms = found
@@ -199,6 +220,7 @@ class HandoffPlugin(SchedulerPlugin):
             done=finish == "memory",
         )
         if finish == "memory":
+            record.lost = None
             run.ended(record, "ok", started, stopped)
             record.move("done")
         elif failure is not None:
@@ -215,12 +237,13 @@ class HandoffPlugin(SchedulerPlugin):
                 run.failed[record.index] = failure["message"]
                 if record.problem is not None:
                     _compat.replace_exception(ts, self.retries.verdict(record))
-        elif record.worker not in self.scheduler.workers:
-            run.ended(record, "worker-lost", started, stopped)
-            if _compat.died_under(ts):
-                self.retries.died(record)
+        elif finish == "erred":
+            # Of something before the function itself: what it runs in could not be loaded.
+            error, _, message = (ts.exception_text or "").partition("(")
+            run.ended(record, "error", started, stopped, error, message.rstrip(")"))
+            run.failed[record.index] = ts.exception_text or "it erred"
         else:
-            run.ended(record, "cancelled", started, stopped)
+            self.losses.add(record, _compat.placement_number(ts), _compat.died_under(ts))
         if record.state == "running":
             record.move("waiting")
         if finish != "memory":
@@ -251,6 +274,8 @@ class HandoffPlugin(SchedulerPlugin):
         elif action == "worker-status-change" and topic in self.names:
             # The event comes before Dask has taken the change in.
             self.engine.worker_running(topic, msg["status"] == Status.running.name)
+            if msg["status"] in CLOSING:
+                self.losses.closing.add(topic)
             self.ask()
 
     def ask(self) -> None:

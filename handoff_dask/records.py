@@ -137,8 +137,14 @@ class FunctionRecord:
     problem: str | None = None
     #: Whether the next start is a retry.
     retrying: bool = False
-    #: Workers where an attempt that was given up for late still holds a thread.
+    #: Workers where an attempt that was given up still holds a thread.
     late: tuple[str, ...] = ()
+    #: Whether the next start waits for such a thread to end.
+    parked: bool = False
+    #: The attempt whose end is not known yet.
+    lost: Any = None
+    #: (address and name of the worker, how it ended) of each death that counts.
+    deaths: tuple[tuple[str, str], ...] = ()
 
     def move(self, state: str) -> None:
         """Change the state, and the run's counts with it."""

@@ -73,9 +73,18 @@ class Retries:
         still = list(record.late)
         still.remove(worker)
         record.late = tuple(still)
-        if record.state == "held" and record.retrying:
+        if record.state == "held" and record.parked:
             self.plugin.ready(record)
         self.plugin.ask()
+
+    def outlives(self, record: FunctionRecord, number: int) -> None:
+        """Keep the claim of an attempt that was taken back while its thread goes on."""
+        worker, claim = record.worker, ("late", record.key, number)
+        assert worker is not None
+        if worker in self.plugin.names:
+            self.late[claim] = record, worker
+            record.late += (worker,)
+            self.plugin.engine.foreign_claimed(claim, worker, record.cost, slot=True)
 
     def worker_removed(self, worker: str) -> None:
         """Forget the late attempts of a worker."""
@@ -89,18 +98,18 @@ class Retries:
         record.cost = failure.get("cost", record.cost)
         record.problem = failure.get("problem")
 
-    def died(self, record: FunctionRecord) -> None:
+    def died(self, record: FunctionRecord, reason: str) -> None:
         """Count the death of a worker as an attempt of what it ran."""
         failure: dict[str, Any] = {}
         row = record.row
+        record.deaths += ((record.worker or "", reason),)
         if row.escalation is not None and record.failures < row.policy.max_retries:
             try:
                 policy = pickle.loads(row.escalation)
             except Exception as error:
                 failure["problem"] = f"cannot be loaded on the scheduler: {error}"
             else:
-                lost = WorkerLostError(row.label, [record.worker or ""])
-                failure = escalated(policy, record.attempt, record.cost, lost)
+                failure = escalated(policy, record.attempt, record.cost, self._lost(record))
         self.failed(record, failure)
 
     def verdict(self, record: FunctionRecord) -> Exception | None:
@@ -109,11 +118,7 @@ class Retries:
         if record.problem is not None:
             return InvalidFunctionError(row.label, "retry.escalate", record.problem)
         if record.failures > row.policy.max_retries:
-            attempts = record.run.attempts
-            return WorkerLostError(
-                row.label,
-                [a[2] for a in attempts if a[0] == record.index and a[5] == "worker-lost"],
-            )
+            return self._lost(record)
         if record.cost is not row.cost:
             finding = self.plugin.engine.feasibility(record.cost, row.pin)
             if not finding:
@@ -121,23 +126,33 @@ class Retries:
                 return allocation_error(row.label, record.cost, finding, context)
         return None
 
+    def _lost(self, record: FunctionRecord) -> WorkerLostError:
+        workers = [worker for worker, _ in record.deaths]
+        return WorkerLostError(
+            record.row.label,
+            workers,
+            [record.run.workers[worker][0] for worker in workers],
+            [reason for _, reason in record.deaths],
+        )
+
     def terms(self, record: FunctionRecord, now: float) -> dict[str, Any] | None:
         """Return how the engine is to place the next attempt; None: not before a thread ends."""
         terms: dict[str, Any] = {}
         row = record.row
         if record.cost is not row.cost:
             terms["cost"] = record.cost
-        if not record.retrying:
-            return terms
         if record.late:
             # On the same worker, Dask would take the old thread for the new attempt.
             able = set(self.plugin.engine.feasibility(record.cost, row.pin).able)
             tied = row.collocated is not None or row.pin is not None
             if tied or len(record.late) > 1 or not able.difference(record.late):
                 return None
+            terms["avoid"] = record.late[0]
+        if not record.retrying:
+            return terms
         if row.policy.delay:
             terms["not_before"] = now + row.policy.delay_before(record.failures + 1, random())
-        if row.policy.avoid_last_worker or record.late:
-            terms["avoid"] = record.worker
+        if row.policy.avoid_last_worker:
+            terms.setdefault("avoid", record.worker)
         record.retrying = False
         return terms

@@ -290,7 +290,7 @@ class Run:
         if isinstance(cause, InvalidFunctionError):
             return InvalidFunctionError(id_, cause.field, cause.problem)
         if isinstance(cause, WorkerLostError):
-            cause = WorkerLostError(id_, cause.workers)
+            cause = WorkerLostError(id_, *cause.args[1:])
         if isinstance(cause, AllocationError):
             return AllocationError(
                 id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
+from handoff_dask.losses import End
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord, RunSpec, function_specs
 from handoff_dask.worker import check_capabilities
@@ -43,6 +44,7 @@ class Service:
             self.explain,
             self.why,
             self.capabilities,
+            self.gone,
             self.declare,
             self.nodes,
             self.available,
@@ -184,6 +186,7 @@ class Service:
             if names.setdefault(name.lower(), name) == name:
                 offered[name.lower()] = amount
         self.plugin.renamed(worker, names)
+        self.plugin.losses.nannies[worker] = ws.nanny
         self.engine.worker_added(
             WorkerSpec(
                 address=worker,
@@ -196,6 +199,10 @@ class Service:
         )
         self._news.set()
         self.plugin.ask()
+
+    async def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
+        """Take down what a worker that closes has started; it starts nothing any more."""
+        self.plugin.losses.told(worker, End(dict(started)))
 
     async def _settled(self) -> None:
         """Wait until every worker has said what it offers."""

@@ -154,10 +154,11 @@ def _run(
     started = time.time()
     try:
         identity, *parts = pickle.loads(call)
-        with running(*identity):
-            return evaluate(
-                Call(*parts), values, _compat.worker_address, lambda number: _load(codes[number])
-            )
+        loaded = [_load(code) for code in codes]
+        with running(*identity), _compat.started():
+            return evaluate(Call(*parts), values, _compat.worker_address, loaded.__getitem__)
+    except _compat.NotStarted:
+        raise
     except Exception as error:
         _report_failure(error, started, policy)
         raise
@@ -170,7 +171,11 @@ def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
         mark = _compat.task_annotations().get("handoff", {})
         (code,) = codes
         _, _, _, static, _ = pickle.loads(call)
-        return finish(_load(code)(data, mark.get("source"), mark.get("target"), *static))
+        transform = _load(code)
+        with _compat.started():
+            return finish(transform(data, mark.get("source"), mark.get("target"), *static))
+    except _compat.NotStarted:
+        raise
     except Exception as error:
         _report_failure(error, started, None)
         raise

@@ -23,6 +23,7 @@ ROOMS = """
     connection
     plugin
     service retries
+    losses
     local
     submission
     options
@@ -30,9 +31,10 @@ ROOMS = """
     collection
     graph
     records
-    worker
+    worker nanny
     task
     _compat
+    starts
     placement
     model
     config

@@ -1,0 +1,235 @@
+"""What became of attempts whose end nobody reported: of lost workers, and those Dask took back."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask.model.attempt import Outcome
+from handoff_dask.records import FunctionRecord
+
+if TYPE_CHECKING:
+    from handoff_dask.plugin import HandoffPlugin
+
+#: Seconds that a worker or its nanny have to answer.
+ANSWER = 10.0
+#: Seconds in which a worker whose nanny knows nothing may still say that it closed in order.
+LAST_WORD = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Lost:
+    """An attempt whose end nobody reported.
+
+    Attributes
+    ----------
+    record
+        The function, which has no other attempt until this one is settled.
+    worker, number
+        Where it was placed, and the scheduler's number of the placement.
+    stopped
+        When it was lost (s since epoch).
+    outcome
+        What it is called if it was started.
+    counts
+        Whether it then counts against the function's retries.
+    """
+
+    record: FunctionRecord
+    worker: str
+    number: int
+    stopped: float
+    outcome: Outcome
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What a worker had started.
+
+    Attributes
+    ----------
+    started
+        {number of the placement: s since epoch}; None if nobody knows: then all that was placed
+        there passes for started.
+    busy
+        Those whose threads have not ended.
+    reason
+        How the worker ended, if it did and that is known.
+    """
+
+    started: Mapping[int, float] | None = None
+    busy: frozenset[int] = frozenset()
+    reason: str | None = None
+
+
+class Losses:
+    """Settles lost attempts: each that was started is in the ledger, and no other.
+
+    A function handed to a worker may be lost with it before it starts. Then it has used up no
+    attempt. Who knows is the worker, if it lives or closes in order, and otherwise its nanny. Of a
+    worker without a nanny, or whose whole host is gone, nobody knows.
+    """
+
+    def __init__(self, plugin: HandoffPlugin) -> None:
+        self.plugin = plugin
+        #: {worker: its nanny's address or None}
+        self.nannies: dict[str, str | None] = {}
+        #: Workers that said that they close.
+        self.closing: set[str] = set()
+        self._open: dict[str, list[Lost]] = {}
+        #: The last words of workers.
+        self._ends: dict[str, End] = {}
+        self._heard = asyncio.Event()
+        self._inquiries: dict[str, asyncio.Task[None]] = {}
+
+    def close(self) -> None:
+        """Stop asking."""
+        for inquiry in self._inquiries.values():
+            inquiry.cancel()
+
+    def add(self, record: FunctionRecord, number: int, died: bool) -> None:
+        """Settle an attempt as soon as it is known what became of it."""
+        worker = record.worker
+        assert worker is not None
+        gone = worker not in self.plugin.scheduler.workers
+        lost = Lost(
+            record,
+            worker,
+            number,
+            time.time(),
+            "worker-lost" if gone else "cancelled",
+            died and gone and worker not in self.closing,
+        )
+        record.lost = lost
+        self._open.setdefault(worker, []).append(lost)
+        if worker not in self._inquiries:
+            self._inquiries[worker] = asyncio.create_task(self._inquire(worker))
+
+    def told(self, worker: str, end: End) -> None:
+        """Take down what a worker said last."""
+        if worker in self.nannies:
+            self._ends[worker] = end
+            self._heard.set()
+            self._heard = asyncio.Event()
+
+    def worker_removed(self, worker: str) -> None:
+        """Forget a worker, as soon as nothing of it is to be settled."""
+        if worker not in self._inquiries:
+            self._forget(worker)
+
+    def _forget(self, worker: str) -> None:
+        self.nannies.pop(worker, None)
+        self._ends.pop(worker, None)
+        self.closing.discard(worker)
+
+    async def _inquire(self, worker: str) -> None:
+        """Settle what is lost of a worker."""
+        records = self.plugin.records
+        try:
+            while worker in self._open:
+                await asyncio.sleep(0)  # all that is lost with it
+                lost = [
+                    one
+                    for one in self._open.pop(worker)
+                    if one.record.lost is one and one.record.key in records
+                ]
+                if lost:
+                    end = await self._ask(worker, lost)
+                    for one in lost:
+                        self._settle(one, end)
+                    self.plugin.ask()
+        finally:
+            del self._inquiries[worker]
+            if worker not in self.plugin.scheduler.workers:
+                self._forget(worker)
+
+    async def _ask(self, worker: str, lost: list[Lost]) -> End:
+        """Find out what a worker had started."""
+        scheduler = self.plugin.scheduler
+        with suppress(Exception):  # an RPC raises what the other side raised
+            if worker in scheduler.workers:
+                calls = [(one.record.key, one.number) for one in lost]
+                answer = await asyncio.wait_for(
+                    scheduler.rpc(worker).handoff_withdraw(calls=calls), ANSWER
+                )
+                return End(
+                    {number: started for number, started, _ in answer},
+                    frozenset(number for number, _, busy in answer if busy),
+                )
+        # The nanny tells of a process that died; one that closes in order speaks for itself.
+        asked = asyncio.create_task(self._ask_nanny(worker))
+        deadline: float | None = None
+        try:
+            while worker not in self._ends:
+                if asked.done():
+                    found = asked.result()
+                    if found.started is not None:
+                        return found
+                    deadline = deadline or time.monotonic() + LAST_WORD
+                    if time.monotonic() >= deadline:
+                        return found
+                heard = asyncio.ensure_future(self._heard.wait())
+                waits = [heard] if asked.done() else [heard, asked]
+                left = deadline and deadline - time.monotonic()
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                heard.cancel()
+            return self._ends[worker]
+        finally:
+            asked.cancel()
+
+    async def _ask_nanny(self, worker: str) -> End:
+        nanny = self.nannies.get(worker)
+        if nanny is None:
+            return End()
+        with suppress(Exception):  # an RPC raises what the other side raised
+            answer = await asyncio.wait_for(
+                self.plugin.scheduler.rpc(nanny).handoff_end(worker=worker), ANSWER
+            )
+            if answer is not None:
+                started = answer["started"]
+                reason = _reason(answer["code"], answer["memory"])
+                return End(None if started is None else dict(started), reason=reason)
+        return End()
+
+    def _settle(self, lost: Lost, end: End) -> None:
+        record = lost.record
+        if record.lost is not lost or record.key not in self.plugin.records:
+            return
+        record.lost = None
+        if end.started is not None and lost.number not in end.started:
+            record.attempt -= 1
+        else:
+            started = record.placed if end.started is None else end.started[lost.number]
+            message = None
+            if lost.outcome == "worker-lost":
+                message = end.reason or (
+                    "it was lost" if lost.counts else "it closed in order; this does not count"
+                )
+            record.run.ended(
+                record, lost.outcome, started, max(started, lost.stopped), message=message
+            )
+            if lost.counts:
+                self.plugin.retries.died(record, end.reason or "for a reason unknown")
+            if lost.number in end.busy:
+                self.plugin.retries.outlives(record, lost.number)
+        if record.state == "held":
+            self.plugin.ready(record)
+
+
+def _reason(code: int, memory: bool) -> str:
+    """Say how a process ended."""
+    if memory:
+        return "out of memory: its nanny ended it at its memory limit"
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"killed by signal {-code}"
+    return f"killed by signal {-code} ({name})"

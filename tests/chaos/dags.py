@@ -1,0 +1,100 @@
+"""Random DAGs whose functions count their own starts and go wrong by plan."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from handoff_dask import DAG, Function, RetryPolicy, collocated, current
+
+COSTS = [None, {"cpu": 1}, {"cpu": 0.5, "memory": 200}, {"cpu": 2}, {"gpu": 1}, {"memory": 600}]
+
+
+class Stubborn(Exception):
+    """An exception that pickles, but does not unpickle."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def act(root, deeds, *inputs):
+    """Say that this started, then do what is planned for this attempt."""
+    me = current()
+    folder = Path(root, str(os.getpid()))
+    folder.mkdir(exist_ok=True)
+    (folder / f"{me.dag_id}.{me.id}.{uuid4().hex}").touch()
+    deed, seconds = deeds[me.attempt - 1] if me.attempt <= len(deeds) else ("return", 0)
+    time.sleep(seconds)
+    if deed == "raise":
+        raise ValueError(f"attempt {me.attempt}")
+    if deed == "raise stubborn":
+        raise Stubborn("one", "two")
+    if deed == "leave":
+        sys.exit(3)
+    if deed == "exit":
+        os._exit(3)
+    if deed == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1 + sum(inputs) % 1_000_003
+
+
+def count_starts(root):
+    """Return {(dag id, function id): starts} by the word of the functions."""
+    found = {}
+    for path in Path(root).glob("*/*.*"):
+        dag_id, id_, _ = path.name.split(".")
+        found[dag_id, int(id_)] = found.get((dag_id, int(id_)), 0) + 1
+    return found
+
+
+def random_dag(rng: random.Random, name: str, root: str, deadly: bool):
+    """Return a DAG and the results it must have.
+
+    Parameters
+    ----------
+    deadly
+        Whether functions may kill the process they run in.
+    """
+    evil = ["raise", "raise", "raise stubborn", "leave"] + ["exit", "kill"] * deadly
+    dag, values, costs = DAG(name), {}, {}
+    n = rng.randint(5, 30)
+    share = rng.choice([0, 0.05, 0.15])
+    for i in range(n):
+        args = rng.sample(range(i), min(i, rng.choice([0, 1, 1, 2, 3])))
+        deeds = []
+        for _ in range(4):
+            deed = rng.choice(evil) if rng.random() < share else "return"
+            deeds.append((deed, rng.choice([0, 0, 0.001, 0.01, 0.05])))
+        costs[i] = rng.choice(COSTS)
+        node = None
+        if args and rng.random() < 0.1:
+            node, costs[i] = collocated(args[0]), costs[args[0]]
+        policy = RetryPolicy(rng.choice([0, 1, 2, 3, 3]), delay=rng.choice([0, 0, 0.02]))
+        dag.add_function(
+            Function(
+                id=i,
+                args=args,
+                code=_Act(root, deeds),
+                cost=costs[i],
+                node=node,
+                retry=policy,
+                timeout=rng.choice([None, None, None, 0.03, 30]),
+            )
+        )
+        values[i] = 1 + sum(values[a] for a in args) % 1_000_003
+    return dag, values
+
+
+class _Act:
+    """`act`, with its plan."""
+
+    def __init__(self, root, deeds):
+        self.root, self.deeds = root, deeds
+
+    def __call__(self, *inputs):
+        return act(self.root, self.deeds, *inputs)

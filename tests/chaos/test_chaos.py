@@ -1,0 +1,270 @@
+"""Everything goes wrong at once, again and again, and every run still ends as promised.
+
+What goes wrong follows from a seed, which names the test: CHAOS_SEED=7 pytest tests/chaos. Only when
+it does depends on the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Nanny, Status, Worker
+from distributed.utils_test import gen_cluster
+
+from handoff_dask import FunctionFailedError, HandoffError, RunCancelledError, submit
+from handoff_dask.starts import read
+from tests.chaos.dags import count_starts, random_dag
+
+#: DAGs of one round, all at once.
+DAGS = 10
+#: Seconds for a round.
+DEADLINE = 90
+OFFERS = [
+    {"cpu": 2, "memory": 1000},
+    {"cpu": 2, "memory": 1000, "gpu": 1},
+    {"cpu": 4, "memory": 4000, "gpu": 1},
+]
+CONFIG = {
+    "handoff.lost-capacity-grace": "30s",
+    # Otherwise the memory monitor has workers go on that were paused by hand.
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.scheduler.allowed-failures": 0,
+}
+chaotic = partial(gen_cluster, client=True, nthreads=[], timeout=110, config=CONFIG)
+
+
+class Monkey:
+    """Takes workers away and brings others."""
+
+    def __init__(self, rng, scheduler, cls, root):
+        self.rng, self.scheduler, self.cls, self.root = rng, scheduler, cls, root
+        self.workers = []
+        self.added = 0
+        self.calm = asyncio.Event()
+        self.done = []
+
+    async def add(self):
+        offer = OFFERS[self.added % len(OFFERS)]
+        self.added += 1
+        worker = self.cls(
+            self.scheduler.address, nthreads=2, name=self.added, resources=offer, memory_limit=0
+        )
+        self.workers.append(await worker)
+
+    async def rage(self):
+        """Do harm until calmed."""
+        deeds = [self.add, self.retire, self.close, self.drop, self.pause]
+        if self.cls is Nanny:
+            deeds += [self.kill, self.kill, self.kill, self.terminate]
+        while not self.calm.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.calm.wait(), self.rng.uniform(0.05, 0.4))
+                return
+            deed = self.rng.choice(deeds)
+            if deed == self.add and len(self.workers) > 4:
+                continue
+            self.done.append(deed.__name__)
+            await deed()
+            while len(self.workers) < len(OFFERS):
+                await self.add()
+
+    def victim(self):
+        return self.rng.choice(self.workers)
+
+    def address(self, worker):
+        return worker.worker_address if self.cls is Nanny else worker.address
+
+    async def retire(self):
+        """Have a worker retire, as a cluster that shrinks does."""
+        worker = self.victim()
+        self.workers.remove(worker)
+        await self.scheduler.retire_workers([self.address(worker)])
+        await worker.close()
+
+    async def close(self):
+        """Close a worker without a word to the scheduler."""
+        worker = self.victim()
+        self.workers.remove(worker)
+        await worker.close()
+
+    async def drop(self):
+        """Have the scheduler give up a worker, as if it had not been heard of."""
+        worker = self.victim()
+        if self.cls is not Nanny:
+            self.workers.remove(worker)
+        await self.scheduler.remove_worker(self.address(worker), stimulus_id="monkey")
+        if self.cls is not Nanny:
+            await worker.close()
+
+    async def pause(self):
+        worker = self.victim()
+        address = self.address(worker)
+        ws = self.scheduler.workers.get(address)
+        if ws is None:
+            return
+        for status in ("paused", "running"):
+            self.scheduler.stream_comms[address].send(
+                {"op": "worker-status-change", "status": status, "stimulus_id": "monkey"}
+            )
+            await asyncio.sleep(0.1)
+            if address not in self.scheduler.stream_comms:
+                return
+
+    async def kill(self):
+        await self._signal(signal.SIGKILL)
+
+    async def terminate(self):
+        await self._signal(signal.SIGTERM)
+
+    async def _signal(self, number):
+        """Kill a process, but for the microseconds between a start and its function's own word."""
+        nanny = self.victim()
+        for _ in range(1000):
+            plugin, pid = nanny.plugins.get("handoff"), nanny.pid
+            if pid is not None and plugin is not None and plugin.watched is not None:
+                path = plugin.watched[1]
+                with suppress(psutil.NoSuchProcess, ProcessLookupError, OSError):
+                    os.kill(pid, signal.SIGSTOP)
+                    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+                        await asyncio.sleep(0.001)
+                    owner, starts, _ = read(path)
+                    files = len(list(Path(self.root, str(pid)).glob("*")))
+                    if owner == pid and starts == files:
+                        os.kill(pid, number)
+                        os.kill(pid, signal.SIGCONT)
+                        return
+                    os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.005)
+
+    async def restore(self):
+        """Go, and leave workers that work."""
+        self.calm.set()
+
+
+async def settled(runs):
+    """Wait until nothing of the runs moves any more."""
+    while True:
+        found = [await run.status() for run in runs]
+        if not any(status[name] for status in found for name in ("held", "running")):
+            return found
+        await asyncio.sleep(0.05)
+
+
+def check_attempts(dag, attempts, starts):
+    """The ledger has every start, and what counts is never more than max_retries + 1."""
+    for id_, function in dag.functions.items():
+        tried = attempts.get(id_, ())
+        assert len(tried) == starts.get((dag.id, id_), 0), (dag.id, id_, tried)
+        assert [a.number for a in tried] == list(range(1, len(tried) + 1))
+        counted = [a for a in tried if counts(a)]
+        assert len(counted) <= function.retry.max_retries + 1, tried
+
+
+def counts(attempt):
+    if attempt.outcome == "worker-lost":
+        return "does not count" not in attempt.message
+    return attempt.outcome in ("error", "timeout")
+
+
+async def wreak_havoc(c, s, rng, root, cls):
+    monkey = Monkey(rng, s, cls, root)
+    for _ in OFFERS:
+        await monkey.add()
+    dags, values = zip(
+        *(random_dag(rng, f"dag{i}", root, cls is Nanny) for i in range(DAGS)), strict=True
+    )
+    modes = [rng.choice(["continue", "continue", "continue", "raise", "cancel"]) for _ in dags]
+    runs = [
+        await submit(dag, client=c, on_error="raise" if mode == "raise" else "continue")
+        for dag, mode in zip(dags, modes, strict=True)
+    ]
+    rage = asyncio.create_task(monkey.rage())
+    for run, mode in zip(runs, modes, strict=True):
+        if mode == "cancel":
+            await asyncio.sleep(rng.uniform(0, 0.1))
+            await run.cancel()
+    ends = await asyncio.wait_for(
+        asyncio.gather(*(run.result() for run in runs), return_exceptions=True), DEADLINE
+    )
+    await monkey.restore()
+    await rage
+
+    statuses = await asyncio.wait_for(settled(runs), 30)
+    starts = count_starts(root)
+    for dag, right, mode, end, status in zip(dags, values, modes, ends, statuses, strict=True):
+        if mode == "cancel":
+            if isinstance(end, BaseException):
+                assert isinstance(end, RunCancelledError)
+        elif mode == "raise" and isinstance(end, BaseException):
+            assert isinstance(end, FunctionFailedError), end
+            failed = dag.functions[end.function_id]
+            assert sum(map(counts, end.attempts)) == failed.retry.max_retries + 1
+            assert len(end.attempts) == starts[dag.id, failed.id]
+            for id_, value in end.partial.results.items():
+                assert value == right[id_]
+        else:
+            assert not isinstance(end, BaseException), end
+            for id_ in dag.functions:
+                if id_ in end.errors:
+                    assert isinstance(end.errors[id_], HandoffError), end.errors[id_]
+                else:
+                    assert end.results[id_] == right[id_]
+            check_attempts(dag, status["attempts"], starts)
+    runs.clear()
+    del run, ends, end, statuses, status
+    return monkey
+
+
+async def assert_nothing_is_left(c, s, monkey):
+    """No task, no record, no claim; every worker has all it offers."""
+    plugin = s.plugins["handoff"]
+
+    async def leftovers():
+        found = {
+            "tasks": {key: ts.state for key, ts in s.tasks.items()},
+            "runs": plugin.runs,
+            "records": plugin.records,
+            "late": plugin.retries.late,
+            "lost": plugin.losses._inquiries,
+        }
+        for address in s.workers:
+            claimed = plugin.engine.claimed(address)
+            found[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
+
+        def in_use(dask_worker):
+            total = dask_worker.state.total_resources
+            return dask_worker.state.available_resources != total or len(dask_worker.state.tasks)
+
+        if not any(found.values()):
+            with suppress(OSError):
+                found.update(await c.run(in_use, on_error="ignore"))
+        return {what: left for what, left in found.items() if left}
+
+    deadline = asyncio.get_running_loop().time() + 30
+    while left := await leftovers():
+        assert asyncio.get_running_loop().time() < deadline, left
+        await asyncio.sleep(0.05)
+
+
+@chaotic()
+async def test_processes(c, s, seed, rng, tmp_path):
+    """On worker processes that are killed, retire, pause and join, every run ends as promised."""
+    monkey = await wreak_havoc(c, s, rng, str(tmp_path), Nanny)
+    await assert_nothing_is_left(c, s, monkey)
+    await asyncio.gather(*(worker.close() for worker in monkey.workers))
+
+
+@chaotic()
+async def test_in_process(c, s, seed, rng, tmp_path):
+    """The same on workers in one process, which close, retire, pause and join."""
+    monkey = await wreak_havoc(c, s, rng, str(tmp_path), Worker)
+    await assert_nothing_is_left(c, s, monkey)
+    await asyncio.gather(*(worker.close() for worker in monkey.workers))
