@@ -32,11 +32,13 @@ __all__ = [
     "claimed_by_task",
     "died_under",
     "exact",
+    "fail_orphan",
     "fail_task",
     "hold",
     "is_held",
     "keep_unrunnable",
     "killed_for_memory",
+    "lacks_failed",
     "release_hold",
     "placement_number",
     "replace_exception",
@@ -125,6 +127,26 @@ def fail_task(
     )
     # Without these, dependents and clients hear nothing and wait for ever.
     scheduler.transitions(recommendations, stimulus_id)
+
+
+def lacks_failed(ts: TaskState) -> bool:
+    """Whether a task needs the result of another that failed."""
+    return any(dependency.state == "erred" for dependency in ts.dependencies)
+
+
+def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
+    """Fail a task that is to be done again and whose dependency failed since it was done.
+
+    Dask would have it wait for ever.
+    """
+    ts = scheduler.tasks.get(key)
+    if ts is None or ts.state not in ("released", "waiting"):
+        return
+    for dependency in ts.dependencies:
+        if dependency.state == "erred":
+            ts.exception_blame = dependency.exception_blame or dependency
+            scheduler.transitions({key: "erred"}, stimulus_id)
+            return
 
 
 def replace_exception(ts: TaskState, error: BaseException | None) -> None:

@@ -78,8 +78,8 @@ class Losses:
 
     def __init__(self, plugin: HandoffPlugin) -> None:
         self.plugin = plugin
-        #: {worker: its nanny's address or None}
-        self.nannies: dict[str, str | None] = {}
+        #: {worker: address of its nanny, if any, and its id}
+        self.nannies: dict[str, tuple[str | None, str]] = {}
         #: Workers that said that they close.
         self.closing: set[str] = set()
         self._open: dict[str, list[Lost]] = {}
@@ -184,12 +184,12 @@ class Losses:
             asked.cancel()
 
     async def _ask_nanny(self, worker: str) -> End:
-        nanny = self.nannies.get(worker)
+        nanny, id_ = self.nannies.get(worker, (None, ""))
         if nanny is None:
             return End()
         with suppress(Exception):  # an RPC raises what the other side raised
             answer = await asyncio.wait_for(
-                self.plugin.scheduler.rpc(nanny).handoff_end(worker=worker), ANSWER
+                self.plugin.scheduler.rpc(nanny).handoff_end(worker=id_), ANSWER
             )
             if answer is not None:
                 started = answer["started"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 #: Ends of processes that a nanny remembers.
 KEPT = 16
+#: Names, for a worker's process, the file in which it notes its starts.
+VARIABLE = "HANDOFF_STARTS"
 
 
 class HandoffNannyPlugin(NannyPlugin):
@@ -30,45 +33,50 @@ class HandoffNannyPlugin(NannyPlugin):
     async def setup(self, nanny: Nanny) -> None:
         """Watch the worker's process, this one and those that follow it."""
         self.nanny = nanny
-        #: Of the process that runs: the worker's address and the file of its starts.
-        self.watched: tuple[str, str] | None = None
-        #: {worker's address: how its process ended}
+        #: Where the worker's process notes its starts.
+        file, self.path = tempfile.mkstemp(prefix="handoff-starts-")
+        os.close(file)
+        #: {worker's id: how its process ended}
         self.ends: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
         self._unwatch: Callable[[], None] = _compat.watch_exits(nanny, self.exited)
-        nanny.handlers["handoff_watch"] = self.watch
+        # A process that runs already asks; one that starts cannot, before the nanny itself is up.
+        nanny.env[VARIABLE] = self.path
+        nanny.handlers["handoff_starts"] = self.starts
         nanny.handlers["handoff_end"] = self.end
 
     async def teardown(self, nanny: Nanny) -> None:
         """Leave the nanny."""
         self._unwatch()
-        nanny.handlers.pop("handoff_watch", None)
+        nanny.env.pop(VARIABLE, None)
+        nanny.handlers.pop("handoff_starts", None)
         nanny.handlers.pop("handoff_end", None)
+        with suppress(OSError):
+            os.unlink(self.path)
 
-    async def watch(self, worker: str, path: str) -> None:
-        """Take down who runs in the nanny's process, and where its starts stand."""
-        self.watched = worker, path
-        self.ends.pop(worker, None)
+    async def starts(self) -> str:
+        """Tell the worker's process where to note its starts."""
+        return self.path
 
     def exited(self, code: int) -> None:
         """Take down how the process ended, and what it had started."""
-        if self.watched is None:
-            return
-        (worker, path), self.watched = self.watched, None
-        end: dict[str, Any] = {"code": code, "memory": False, "started": None}
-        with suppress(OSError):
-            pid, _, started = read(path)
-            os.unlink(path)
-            end["memory"] = _compat.killed_for_memory(self.nanny, pid)
-            end["started"] = None if started is None else list(started.items())
-        self.ends[worker] = end
+        try:
+            left = read(self.path)
+            os.truncate(self.path, 0)
+        except (OSError, ValueError):
+            return  # it closed in order and said all there is to say
+        self.ends[left.owner] = {
+            "code": code,
+            "memory": _compat.killed_for_memory(self.nanny, left.pid),
+            "started": None if left.started is None else list(left.started.items()),
+        }
         while len(self.ends) > KEPT:
             del self.ends[next(iter(self.ends))]
         self._news.set()
         self._news = asyncio.Event()
 
     async def end(self, worker: str) -> dict[str, Any] | None:
-        """Return how the process of a worker ended; None if it does not end."""
+        """Return how the process of a worker, given by its id, ended; None if it does not end."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while worker not in self.ends:
             left = deadline - asyncio.get_running_loop().time()

@@ -173,6 +173,8 @@ class HandoffPlugin(SchedulerPlugin):
         elif start == "memory" and finish == "released":
             # Should its result be asked for again, it passes the gate again.
             _compat.hold(self.scheduler.tasks[key])
+        if finish in ("released", "waiting") and record.run.failed:
+            self._orphan(key)
         if finish == "forgotten":
             del self.records[key]
             record.run.alive -= 1
@@ -180,6 +182,13 @@ class HandoffPlugin(SchedulerPlugin):
                 self.forget(record.run)
         elif finish == "erred" and record.state != "failed":
             record.move("failed")
+
+    def _orphan(self, key: Any) -> None:
+        """Fail, after this, what lost its result and cannot have it again."""
+        if _compat.lacks_failed(self.scheduler.tasks[key]):
+            asyncio.get_running_loop().call_soon(
+                _compat.fail_orphan, self.scheduler, key, f"handoff-orphan-{time.time()}"
+            )
 
     def ready(self, record: FunctionRecord) -> None:
         """Ask the engine for a place: the function's inputs are there."""

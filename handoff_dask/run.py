@@ -238,19 +238,21 @@ class Run:
         futures = list(self._awaited.values())
         try:
             if self._submission.options.on_error == "continue":
-                await wait(futures)
-            else:
-                values = await self._client.gather(futures, asynchronous=True)
-                return await self._assemble(dict(zip(self._awaited, values, strict=True)))
+                return await self._assemble(await self._gather_ended())
+            values = await self._client.gather(futures, asynchronous=True)
+            return await self._assemble(dict(zip(self._awaited, values, strict=True)))
         except CancelledError:
             raise self._cancelled() from None
-        except Exception:
+        except HandoffError:
+            raise
+        except Exception as problem:
             error = await self._failure()
+            if error is None:
+                raise _unfetched(problem) from problem
             raise error from error.__cause__
         finally:
             if self._limit is not None:
                 self._limit.cancel()
-        return await self._assemble(await self._gather_finished())
 
     def _cancelled(self) -> HandoffError:
         if self._stopped is not None:
@@ -259,15 +261,36 @@ class Run:
             return ClusterLostError(self.dag_id, "the scheduler went away")
         return RunCancelledError(self.dag_id, "its functions were cancelled on the cluster")
 
-    async def _failure(self) -> HandoffError:
+    async def _failure(self) -> HandoffError | None:
         """Stop the run; return the error of the function that failed first."""
         report, errors = await self._report()
+        if not errors:
+            await self._release()
+            return None
         partial = await self._assemble(await self._gather_finished())
         await self._release()
         error = self._error(next(iter(errors)), errors, report)
         if isinstance(error, FunctionFailedError):
             error.partial = partial
         return error
+
+    async def _gather_ended(self) -> dict[Hashable, Any]:
+        """Gather the results of all that did not fail, once everything has ended."""
+        while True:
+            await wait(list(self._awaited.values()))
+            failed = self._failed()
+            try:
+                values = await self._gather_finished()
+            except Exception as error:
+                if self._failed() == failed:
+                    raise _unfetched(error) from error
+                continue
+            # A worker that was lost meanwhile took results with it; these are made again.
+            if values.keys() | self._failed() == self._awaited.keys():
+                return values
+
+    def _failed(self) -> set[Hashable]:
+        return {id_ for id_, future in self._awaited.items() if future.status == "error"}
 
     async def _gather_finished(self) -> dict[Hashable, Any]:
         done = {id_: f for id_, f in self._awaited.items() if f.status == "finished"}
@@ -318,7 +341,7 @@ class Run:
             index = spreading.pop()
             errors.setdefault(submission.nodes[index].function.id, failed[index])
             for user in users.get(index, ()):
-                if user not in failed:
+                if user not in failed and submission.nodes[user].function.id not in values:
                     failed[user] = failed[index]
                     spreading.append(user)
         return ExecutionResult(
@@ -329,3 +352,8 @@ class Run:
             errors=errors,
             dag_functions=submission.functions,
         )
+
+
+def _unfetched(error: Exception) -> HandoffError:
+    """Return the error for results that exist and do not arrive: not unpickled here, for example."""
+    return HandoffError(f"the results cannot be fetched: {type(error).__name__}: {error}")

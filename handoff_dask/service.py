@@ -186,7 +186,7 @@ class Service:
             if names.setdefault(name.lower(), name) == name:
                 offered[name.lower()] = amount
         self.plugin.renamed(worker, names)
-        self.plugin.losses.nannies[worker] = ws.nanny
+        self.plugin.losses.nannies[worker] = ws.nanny, ws.server_id
         self.engine.worker_added(
             WorkerSpec(
                 address=worker,

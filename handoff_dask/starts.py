@@ -5,17 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
-__all__ = ["Starts", "read"]
+__all__ = ["Left", "Starts", "read"]
 
-#: Of the file: process id, starts so far, starts that found no room.
-_HEAD = struct.Struct("<qqq")
+#: Of the file: process id, starts so far, starts that found no room, whose they are.
+_HEAD = struct.Struct("<qqq128s")
 #: Of each place in it: number of the placement and 1, so that 0 is none; seconds since the epoch.
 _START = struct.Struct("<qd")
 
@@ -33,11 +33,13 @@ class Starts:
     places
         How many starts are kept; above all that run at a time and all whose end the scheduler
         may not have heard of.
-    durable
-        Whether to keep them in a file.
+    path
+        A file to keep them in; None keeps them in memory alone.
+    owner
+        Whose they are: the worker's id.
     """
 
-    def __init__(self, places: int, durable: bool = False) -> None:
+    def __init__(self, places: int, path: str | None = None, owner: str = "") -> None:
         self._lock = threading.Lock()
         self._free = deque(range(places))
         self._number: list[int | None] = [None] * places
@@ -46,21 +48,21 @@ class Starts:
         self._withdrawn: set[int] = set()
         self._sealed = False
         self._count = self._lost = 0
-        self.path: str | None = None
+        self.path = path
+        self._owner = owner.encode()
         self._memory: mmap.mmap | None = None
-        if durable:
+        if path is not None:
             size = _HEAD.size + places * _START.size
-            file, self.path = tempfile.mkstemp(prefix="handoff-starts-")
-            try:
-                os.truncate(file, size)
-                self._memory = mmap.mmap(file, size)
-            finally:
-                os.close(file)
+            with open(path, "w+b") as file:
+                file.truncate(size)
+                self._memory = mmap.mmap(file.fileno(), size)
             self._write_head()
 
     def _write_head(self) -> None:
         if self._memory is not None:
-            _HEAD.pack_into(self._memory, 0, os.getpid(), self._count, self._lost)
+            _HEAD.pack_into(
+                self._memory, 0, os.getpid(), self._count, self._lost, self._owner
+            )
 
     def begin(self, number: int) -> int | None:
         """Note that the function of a placement starts; None if it must not.
@@ -132,17 +134,37 @@ class Starts:
                 self.path = None
 
 
-def read(path: str) -> tuple[int, int, dict[int, float] | None]:
-    """Read what a process has left.
+class Left(NamedTuple):
+    """What a process has left.
 
-    Returns
-    -------
-    tuple
-        The process id; the number of starts; {placement: s since epoch} of the last of them, or
-        None if they are not fully known.
+    Attributes
+    ----------
+    owner, pid
+        The worker's id, and that of its process.
+    count
+        The number of starts.
+    started
+        {placement: s since epoch} of the last of them; None if they are not fully known.
+    """
+
+    owner: str
+    pid: int
+    count: int
+    started: dict[int, float] | None
+
+
+def read(path: str) -> Left:
+    """Read what a process has left in a file.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no file, or nothing was left in it.
     """
     with open(path, "rb") as file:
         data = file.read()
-    pid, count, lost = _HEAD.unpack_from(data)
+    if len(data) < _HEAD.size:
+        raise ValueError(f"{path} holds no starts")
+    pid, count, lost, owner = _HEAD.unpack_from(data)
     found = {n - 1: t for n, t in _START.iter_unpack(data[_HEAD.size :]) if n}
-    return pid, count, None if lost else found
+    return Left(owner.rstrip(b"\0").decode(), pid, count, None if lost else found)

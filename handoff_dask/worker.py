@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -14,6 +15,7 @@ from distributed.system import MEMORY_LIMIT
 
 from handoff_dask._compat import TaskEnds
 from handoff_dask.model.validation import cost_problem
+from handoff_dask.nanny import VARIABLE
 from handoff_dask.starts import Starts
 from handoff_dask.task import TOPIC
 
@@ -61,15 +63,15 @@ class HandoffWorkerPlugin(TaskEnds):
         worker = self.worker
         # A thread runs one function and may have 128 handed ahead: see the placement engine.
         places = 1024 + 256 * worker.state.nthreads
-        starts = Starts(places, durable=bool(worker.nanny))
+        path = None
         if worker.nanny:
-            try:
-                async with worker.rpc(worker.nanny) as nanny:
-                    await nanny.handoff_watch(worker=worker.contact_address, path=starts.path)
-            except Exception:  # an RPC raises what the other side raised
-                starts.close()
-                starts = Starts(places)
-        self.starts = starts
+            path = os.environ.get(VARIABLE)
+            if path is None:
+                # An RPC raises what the other side raised.
+                with suppress(Exception):
+                    asking = worker.rpc(worker.nanny).handoff_starts()
+                    path = await asyncio.wait_for(asking, PATIENCE)
+        self.starts = Starts(places, path, worker.id)
 
     async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float, bool]]:
         """Take placements back: of the calls (key, placement), those not started never will be.

@@ -31,7 +31,8 @@ ROOMS = """
     collection
     graph
     records
-    worker nanny
+    worker
+    nanny
     task
     _compat
     starts

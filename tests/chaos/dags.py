@@ -62,14 +62,14 @@ def random_dag(rng: random.Random, name: str, root: str, deadly: bool):
     """
     evil = ["raise", "raise", "raise stubborn", "leave"] + ["exit", "kill"] * deadly
     dag, values, costs = DAG(name), {}, {}
-    n = rng.randint(5, 30)
+    n = rng.randint(5, 40)
     share = rng.choice([0, 0.05, 0.15])
     for i in range(n):
         args = rng.sample(range(i), min(i, rng.choice([0, 1, 1, 2, 3])))
         deeds = []
         for _ in range(4):
             deed = rng.choice(evil) if rng.random() < share else "return"
-            deeds.append((deed, rng.choice([0, 0, 0.001, 0.01, 0.05])))
+            deeds.append((deed, rng.choice([0, 0.001, 0.01, 0.05, 0.2])))
         costs[i] = rng.choice(COSTS)
         node = None
         if args and rng.random() < 0.1:
@@ -83,7 +83,7 @@ def random_dag(rng: random.Random, name: str, root: str, deadly: bool):
                 cost=costs[i],
                 node=node,
                 retry=policy,
-                timeout=rng.choice([None, None, None, 0.03, 30]),
+                timeout=rng.choice([None, None, None, 0.1, 30]),
             )
         )
         values[i] = 1 + sum(values[a] for a in args) % 1_000_003
