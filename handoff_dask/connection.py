@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import pickle
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
@@ -11,7 +12,7 @@ from distributed import Client, LocalCluster, get_client
 from distributed.core import clean_exception
 
 from handoff_dask import config
-from handoff_dask.errors import ClusterLostError
+from handoff_dask.errors import ClusterLostError, StandInError
 from handoff_dask.plugin import HandoffPlugin
 
 T = TypeVar("T")
@@ -77,14 +78,28 @@ async def install(client: Client) -> None:
     await client.register_plugin(HandoffPlugin(), name=HandoffPlugin.name)
 
 
-async def exceptions(errors: Iterable[tuple[int, Any, Any]]) -> dict[int, BaseException]:
-    """Return exceptions as the scheduler keeps them, (index, exception, traceback), for raising."""
+async def exceptions(
+    errors: Iterable[tuple[int, Any, Any, str]], texts: Mapping[int, tuple[str, str]]
+) -> dict[int, BaseException]:
+    """Return exceptions for raising.
+
+    Parameters
+    ----------
+    errors
+        As the scheduler keeps them: (index, exception, traceback, text of the traceback).
+    texts
+        {index: (type, message)} for those that cannot be unpickled here.
+    """
 
     def restore() -> dict[int, BaseException]:
         found = {}
-        for index, error, traceback in errors:
-            _, exception, frames = clean_exception(error, traceback)
-            assert exception is not None
+        for index, error, traceback, text in errors:
+            try:
+                exception: Any = pickle.loads(error) if isinstance(error, bytes) else error
+                _, _, frames = clean_exception(None, traceback)
+            except Exception as problem:
+                unknown = type(problem).__name__, str(problem)
+                exception, frames = StandInError(*texts.get(index, unknown), text), None
             found[index] = exception.with_traceback(frames)
         return found
 

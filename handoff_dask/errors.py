@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+import traceback
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
+
+import cloudpickle
 
 __all__ = [
     "AllocationError",
@@ -18,6 +22,7 @@ __all__ = [
     "MissingFunctionError",
     "RunCancelledError",
     "RunTimeoutError",
+    "StandInError",
     "UnknownFunctionError",
     "UnknownRunError",
     "UnknownWorkerError",
@@ -251,12 +256,80 @@ class FunctionFailedError(HandoffError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions leave their cause behind when pickled; for this one it is half the message.
-        return (*super().__reduce__()[:2], {**self.__dict__, "_cause": self.__cause__})
+        cause = None if self.__cause__ is None else cloudpickle.dumps(sendable(self.__cause__))
+        try:
+            partial = cloudpickle.dumps(self.partial)
+        except Exception:  # results that exist here only
+            partial = None
+        state = {"_cause": cause, "partial": partial}
+        return type(self), (self.function_id, self.attempts, self.problem), state
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:
-        facts = dict(state or {})
-        self.__cause__ = facts.pop("_cause", None)
-        self.__dict__.update(facts)
+        for name, pickled in (state or {}).items():
+            value = None
+            if pickled is not None:
+                try:
+                    value = pickle.loads(pickled)
+                except Exception as error:
+                    if name == "_cause":
+                        value = StandInError(type(error).__name__, f"{self.problem} ({error})")
+            setattr(self, "__cause__" if name == "_cause" else name, value)
+
+
+class StandInError(HandoffError):
+    """Stands in for an exception that cannot be raised here as it was.
+
+    It cannot be pickled or unpickled, for example, or would end the worker, as ``SystemExit`` does.
+
+    Parameters
+    ----------
+    type_name, message
+        The exception's type and text.
+    traceback_text
+        Its traceback, as Python prints it.
+    """
+
+    def __init__(self, type_name: str, message: str, traceback_text: str = "") -> None:
+        super().__init__(type_name, message, traceback_text)
+        self.type_name = type_name
+        self.message = message
+        self.traceback_text = traceback_text
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}"
+
+    @classmethod
+    def of(cls, error: BaseException) -> StandInError:
+        """Return one for an exception, with its traceback."""
+        if isinstance(error, cls):
+            return error
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        return cls(type(error).__name__, text_of(error), frames).with_traceback(error.__traceback__)
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, also of one that cannot be made text."""
+    try:
+        return str(error)
+    except Exception as problem:
+        return f"(its text cannot be had: {type(problem).__name__})"
+
+
+def sendable(error: BaseException) -> Exception:
+    """Return an exception as it arrives in another process: itself, or what stands in for it."""
+    if not isinstance(error, Exception):
+        return StandInError.of(error)
+    try:
+        repr(error)
+        str(error)
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return StandInError.of(error)
+    if error.__cause__ is not None:
+        error.__cause__ = sendable(error.__cause__)
+    if error.__context__ is not None:
+        error.__context__ = sendable(error.__context__)
+    return error
 
 
 class WorkerLostError(HandoffError, RuntimeError):

@@ -165,8 +165,8 @@ class HandoffPlugin(SchedulerPlugin):
             return
         if finish == "no-worker":
             self.ready(record)
-        elif start == "processing" or (finish == "memory" and record.lost is not None):
-            self._left(record, finish, kwargs)
+        elif start == "processing" or finish == "memory":
+            self._left(record, start, finish, kwargs)
         elif start == "no-worker" and finish != "processing":
             self.engine.function_withdrawn(key)
             record.move("waiting")
@@ -214,7 +214,9 @@ class HandoffPlugin(SchedulerPlugin):
                 inputs[ws.address] = inputs.get(ws.address, 0) + dependency.nbytes
         self.engine.function_ready(record.key, now, inputs=inputs, **terms)
 
-    def _left(self, record: FunctionRecord, finish: str, facts: Mapping[str, Any]) -> None:
+    def _left(
+        self, record: FunctionRecord, start: str, finish: str, facts: Mapping[str, Any]
+    ) -> None:
         """Take down how an attempt ended."""
         ts = self.scheduler.tasks[record.key]
         failure, record.failure = record.failure, None
@@ -229,8 +231,11 @@ class HandoffPlugin(SchedulerPlugin):
             done=finish == "memory",
         )
         if finish == "memory":
+            if start == "processing" or record.lost is not None:
+                run.ended(record, "ok", started, stopped)
+            else:
+                run.corrected(record, started, stopped)
             record.lost = None
-            run.ended(record, "ok", started, stopped)
             record.move("done")
         elif failure is not None:
             run.ended(

@@ -202,6 +202,18 @@ class RunRecord:
             )
         )
 
+    def corrected(self, record: FunctionRecord, started: float, stopped: float) -> None:
+        """Record that the last attempt ended well after all: its result came and was taken."""
+        for i in range(len(self.attempts) - 1, -1, -1):
+            if self.attempts[i][0] == record.index:
+                cost = self.attempts[i][8]
+                del self.attempts[i]
+                self.attempts.append(
+                    (record.index, record.attempt, record.worker, started, stopped, "ok")
+                    + (None, None, cost)
+                )
+                return
+
     def report(self) -> RunReport:
         """Return what the client is told."""
         return RunReport(

@@ -235,21 +235,12 @@ class Run:
         return await asyncio.wait_for(asyncio.shield(self._outcome), timeout)
 
     async def _finish(self) -> ExecutionResult:
-        futures = list(self._awaited.values())
         try:
             if self._submission.options.on_error == "continue":
                 return await self._assemble(await self._gather_ended())
-            values = await self._client.gather(futures, asynchronous=True)
-            return await self._assemble(dict(zip(self._awaited, values, strict=True)))
+            return await self._assemble(await self._gather_all())
         except CancelledError:
             raise self._cancelled() from None
-        except HandoffError:
-            raise
-        except Exception as problem:
-            error = await self._failure()
-            if error is None:
-                raise _unfetched(problem) from problem
-            raise error from error.__cause__
         finally:
             if self._limit is not None:
                 self._limit.cancel()
@@ -267,42 +258,63 @@ class Run:
         if not errors:
             await self._release()
             return None
-        partial = await self._assemble(await self._gather_finished())
+        values: dict[Hashable, Any] = {}
+        with contextlib.suppress(HandoffError):
+            values = await self._gather_finished()
+        partial = await self._assemble(values)
         await self._release()
         error = self._error(next(iter(errors)), errors, report)
         if isinstance(error, FunctionFailedError):
             error.partial = partial
         return error
 
+    async def _gather_all(self) -> dict[Hashable, Any]:
+        """Gather every result; stop the run at the first failure."""
+        try:
+            values = await self._client.gather(list(self._awaited.values()), asynchronous=True)
+        except CancelledError:
+            raise
+        except Exception as problem:
+            error = await self._failure()
+            if error is None:
+                raise _unfetched(problem) from problem
+            raise error from error.__cause__
+        return dict(zip(self._awaited, values, strict=True))
+
     async def _gather_ended(self) -> dict[Hashable, Any]:
         """Gather the results of all that did not fail, once everything has ended."""
         while True:
             await wait(list(self._awaited.values()))
-            failed = self._failed()
-            try:
-                values = await self._gather_finished()
-            except Exception as error:
-                if self._failed() == failed:
-                    raise _unfetched(error) from error
-                continue
+            values = await self._gather_finished()
             # A worker that was lost meanwhile took results with it; these are made again.
             if values.keys() | self._failed() == self._awaited.keys():
                 return values
 
+    async def _gather_finished(self) -> dict[Hashable, Any]:
+        while True:
+            failed = self._failed()
+            done = {id_: f for id_, f in self._awaited.items() if f.status == "finished"}
+            try:
+                values = await self._client.gather(list(done.values()), asynchronous=True)
+            except CancelledError:
+                raise
+            except Exception as error:
+                if self._failed() == failed:
+                    raise _unfetched(error) from error
+                continue  # one was lost, made again, and failed
+            return dict(zip(done, values, strict=True))
+
     def _failed(self) -> set[Hashable]:
         return {id_ for id_, future in self._awaited.items() if future.status == "error"}
-
-    async def _gather_finished(self) -> dict[Hashable, Any]:
-        done = {id_: f for id_, f in self._awaited.items() if f.status == "finished"}
-        values = await self._client.gather(list(done.values()), asynchronous=True)
-        return dict(zip(done, values, strict=True))
 
     async def _report(self) -> tuple[RunReport, dict[int, BaseException]]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
         answer = await connection.call(self._client, "report", run_id=self._submission.run_id)
         if answer is None:
             return RunReport(), {}
-        return pickle.loads(answer["report"]), await connection.exceptions(answer["errors"])
+        report: RunReport = pickle.loads(answer["report"])
+        texts = {a[0]: (a[6], a[7]) for a in report.attempts if a[6] is not None}
+        return report, await connection.exceptions(answer["errors"], texts)
 
     def _error(
         self, index: int, errors: Mapping[int, BaseException], report: RunReport

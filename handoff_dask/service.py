@@ -126,7 +126,7 @@ class Service:
         for index in run.failed:
             ts = self.scheduler.tasks.get(run.functions[index].key)
             if ts is not None and ts.exception is not None:
-                errors.append((index, ts.exception, ts.traceback))
+                errors.append((index, ts.exception, ts.traceback, ts.traceback_text or ""))
         return {"report": pickle.dumps(run.report()), "errors": errors}
 
     async def close(self, run_id: str) -> None:

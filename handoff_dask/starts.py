@@ -47,7 +47,9 @@ class Starts:
         self._started: dict[int, tuple[int, float]] = {}
         self._withdrawn: set[int] = set()
         self._sealed = False
-        self._count = self._lost = 0
+        #: Starts so far, and how many of them found no room.
+        self.count = 0
+        self._lost = 0
         self.path = path
         self._owner = owner.encode()
         self._memory: mmap.mmap | None = None
@@ -61,7 +63,7 @@ class Starts:
     def _write_head(self) -> None:
         if self._memory is not None:
             _HEAD.pack_into(
-                self._memory, 0, os.getpid(), self._count, self._lost, self._owner
+                self._memory, 0, os.getpid(), self.count, self._lost, self._owner
             )
 
     def begin(self, number: int) -> int | None:
@@ -75,9 +77,8 @@ class Starts:
         now = time.time()
         with self._lock:
             if self._sealed or number in self._withdrawn:
-                self._withdrawn.discard(number)
                 return None
-            self._count += 1
+            self.count += 1
             if not self._free:  # all at work: functions that gave up their threads
                 self._lost += 1
                 self._write_head()

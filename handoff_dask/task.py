@@ -13,11 +13,12 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
-from distributed import rejoin, secede
+from distributed import Reschedule, rejoin, secede
 
 from handoff_dask import _compat
+from handoff_dask.errors import StandInError, sendable, text_of
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
@@ -159,9 +160,8 @@ def _run(
             return evaluate(Call(*parts), values, _compat.worker_address, loaded.__getitem__)
     except _compat.NotStarted:
         raise
-    except Exception as error:
-        _report_failure(error, started, policy)
-        raise
+    except BaseException as error:
+        _fail(error, started, policy)
 
 
 def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
@@ -176,9 +176,8 @@ def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
             return finish(transform(data, mark.get("source"), mark.get("target"), *static))
     except _compat.NotStarted:
         raise
-    except Exception as error:
-        _report_failure(error, started, None)
-        raise
+    except BaseException as error:
+        _fail(error, started, None)
 
 
 @lru_cache(maxsize=512)
@@ -220,12 +219,21 @@ def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
                 task.at_end(lambda: task.log(TOPIC, {"action": "attempt-over"}))
 
 
-def _report_failure(error: BaseException, started: float, policy: bytes | None) -> None:
-    """Tell the scheduler of a failed attempt, ahead of Dask's own message on the same stream."""
+def _fail(error: BaseException, started: float, policy: bytes | None) -> NoReturn:
+    """Tell the scheduler of a failed attempt, ahead of Dask's own message, and raise what arrives.
+
+    What ends a worker, ``SystemExit`` for example, ends the function alone; ``Reschedule``, which
+    Dask would count as no attempt, is a failure like any other.
+    """
     task = _compat.this_task()
-    if task is not None:
-        message = _failure(error, started, policy, task.facts)
-        task.log(TOPIC, {"action": "attempt-failed", **message})
+    if task is None:
+        raise error
+    message = _failure(error, started, policy, task.facts)
+    task.log(TOPIC, {"action": "attempt-failed", **message})
+    arrives = StandInError.of(error) if isinstance(error, Reschedule) else sendable(error)
+    if arrives is error:
+        raise error
+    raise arrives from None
 
 
 def _failure(
@@ -236,7 +244,7 @@ def _failure(
         "started": started,
         "stopped": time.time(),
         "error_type": type(error).__name__,
-        "message": str(error),
+        "message": text_of(error),
         "retry": True,
     }
     if policy is not None:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+from distributed import get_worker
+
 from handoff_dask import DAG, Function, RetryPolicy, collocated, current
 
 COSTS = [None, {"cpu": 1}, {"cpu": 0.5, "memory": 200}, {"cpu": 2}, {"gpu": 1}, {"memory": 600}]
@@ -36,10 +38,13 @@ def act(root, deeds, *inputs):
         raise Stubborn("one", "two")
     if deed == "leave":
         sys.exit(3)
-    if deed == "exit":
-        os._exit(3)
-    if deed == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if deed in ("exit", "kill"):
+        # Not while another function is between its start and its own word of it: listing gives the
+        # interpreter away, what follows does not.
+        starts = get_worker().plugins["handoff"].starts
+        while len(os.listdir(folder)) != starts.count:
+            pass
+        os._exit(3) if deed == "exit" else os.kill(os.getpid(), signal.SIGKILL)
     return 1 + sum(inputs) % 1_000_003
 
 
