@@ -218,8 +218,12 @@ class RunRecord:
             attempts=tuple(self.attempts),
             workers=dict(self.workers),
             failed=dict(self.failed),
-            counts={state: self.counts[state] for state in STATES},
+            counts=self.counted(),
         )
+
+    def counted(self) -> dict[str, int]:
+        """Return how many functions are in which state."""
+        return {state: self.counts[state] for state in STATES}
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,16 @@ class Run:
         """
         return connection.sync(self._client, self._status)
 
+    def progress(self) -> dict[str, int]:
+        """Return how many functions are in which state, however large the run at little cost.
+
+        Returns
+        -------
+        dict
+            The counts of :meth:`status`.
+        """
+        return connection.sync(self._client, self._progress)
+
     def explain(self) -> RunExplanation:
         """Tell, for every function that is not running, what it waits for.
 
@@ -223,6 +233,10 @@ class Run:
         report, _ = await self._report()
         counts = {**dict.fromkeys(STATES, 0), **report.counts}
         return {**counts, "attempts": dict(Attempts(report, self._outline.nodes))}
+
+    async def _progress(self) -> dict[str, int]:
+        counts = await connection.call(self._client, "progress", run_id=self._submission.run_id)
+        return {**dict.fromkeys(STATES, 0), **counts}
 
     async def _explain(self) -> RunExplanation:
         answer = await connection.call(self._client, "why", run_id=self._outline.run_id)

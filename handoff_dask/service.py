@@ -39,6 +39,7 @@ class Service:
             self.want,
             self.forget,
             self.report,
+            self.progress,
             self.explain,
             self.why,
             self.listed,
@@ -125,6 +126,11 @@ class Service:
             if ts is not None and ts.exception is not None:
                 errors.append((index, ts.exception, ts.traceback))
         return {"report": pickle.dumps(run.report()), "errors": errors}
+
+    async def progress(self, run_id: str) -> dict[str, int]:
+        """Return how many functions of a run are in which state; nothing of a forgotten run."""
+        run = self.plugin.runs.get(run_id)
+        return {} if run is None else run.counted()
 
     async def close(self, run_id: str) -> None:
         """Forget a run whose graph never came."""
