@@ -235,7 +235,7 @@ class Run:
         return {**counts, "attempts": dict(Attempts(report, self._outline.nodes))}
 
     async def _progress(self) -> dict[str, int]:
-        counts = await connection.call(self._client, "progress", run_id=self._submission.run_id)
+        counts = await connection.call(self._client, "progress", run_id=self._outline.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
     async def _explain(self) -> RunExplanation:
