@@ -165,7 +165,7 @@ def keep_unrunnable(
 def worker_address() -> str:
     """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
     try:
-        return get_worker().address
+        return get_worker().contact_address
     except ValueError:
         return "local"
 
