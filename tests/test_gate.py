@@ -132,7 +132,7 @@ async def test_clients_share_one_ledger(c, s, a, b):
 
 @on_cluster()
 async def test_priority(c, s, a, b):
-    """Functions of the run with the higher priority are placed first, whoever came first or asks."""
+    """The run with the higher priority is placed first, whoever came first and whoever asks."""
     go = await Event("go")
     gpu = {"gpu": 1}
     blocker = await submit(dag_of(Function(id=0, args=[], code=hold, cost=gpu)), client=c)
