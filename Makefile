@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+SEED ?= 1
 
 VENV := .venv
 OLDEST := .venv-oldest
@@ -13,7 +14,7 @@ OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo
 FLOORS = $(shell sed -n '/^dependencies/,/^]/ s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-oldest clean
+.PHONY: help demo test chaos lint test-oldest clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
 
@@ -25,6 +26,9 @@ demo: $(VENV)/.installed-demo  ## Run the image pipeline on real photographs
 
 test: $(VENV)/.installed-test  ## Run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.installed-test  ## Kill workers under 240 random DAGs; SEED=7 for another seed
+	CHAOS_SEED=$(SEED) CHAOS_ROUNDS=12 $(VENV)/bin/python -m pytest tests/chaos $(ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(VENV)/bin/ruff check

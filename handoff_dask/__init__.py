@@ -18,9 +18,10 @@ from handoff_dask.errors import (
     UnknownFunctionError,
     UnknownRunError,
     UnknownWorkerError,
+    VersionError,
     WorkerLostError,
 )
-from handoff_dask.execution import execute, forget, get_result, submit
+from handoff_dask.execution import execute, submit
 from handoff_dask.explaining import Explanation, RunExplanation, explain
 from handoff_dask.local import execute_local
 from handoff_dask.model.attempt import Attempt
@@ -37,6 +38,7 @@ from handoff_dask.planning import Plan, plan
 from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.results import ExecutionResult
 from handoff_dask.run import Run
+from handoff_dask.runs import RunInfo, forget, get_result, get_run, list_runs, uninstall
 from handoff_dask.task import Current, current
 
 __all__ = [
@@ -63,11 +65,13 @@ __all__ = [
     "Run",
     "RunCancelledError",
     "RunExplanation",
+    "RunInfo",
     "RunTimeoutError",
     "StandInError",
     "UnknownFunctionError",
     "UnknownRunError",
     "UnknownWorkerError",
+    "VersionError",
     "WorkerLostError",
     "__version__",
     "collocated",
@@ -78,9 +82,12 @@ __all__ = [
     "explain",
     "forget",
     "get_result",
+    "get_run",
+    "list_runs",
     "plan",
     "register_local_node",
     "register_node",
     "resources_available",
     "submit",
+    "uninstall",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import traceback
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import cloudpickle
+
+from handoff_dask.standins import HandoffError, StandInError, sendable
 
 __all__ = [
     "AllocationError",
@@ -26,6 +27,7 @@ __all__ = [
     "UnknownFunctionError",
     "UnknownRunError",
     "UnknownWorkerError",
+    "VersionError",
     "WorkerLostError",
 ]
 
@@ -37,10 +39,6 @@ def _list(items: Sequence[object]) -> str:
     shown = ", ".join(str(item) for item in items[:_SHOWN])
     more = len(items) - _SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-class HandoffError(Exception):
-    """Base of every error that handoff_dask raises by itself."""
 
 
 class DAGError(HandoffError, ValueError):
@@ -180,6 +178,31 @@ class UnknownWorkerError(HandoffError, KeyError):
         return f"no worker answers to {self.worker!r}; the cluster's workers are: {known}"
 
 
+class VersionError(HandoffError, RuntimeError):
+    """The cluster has a version of handoff_dask that does not fit the client's.
+
+    Parameters
+    ----------
+    where
+        The scheduler or a worker.
+    found, own
+        Its version, and that of the client.
+    """
+
+    def __init__(self, where: str, found: str, own: str) -> None:
+        super().__init__(where, found, own)
+        self.where = where
+        self.found = found
+        self.own = own
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where} has handoff_dask {self.found}, this client {self.own}: their first two "
+            "numbers must be equal. Install the same version on both sides; if a client brought "
+            "the other one, uninstall(client) with that version takes it off the cluster."
+        )
+
+
 class AllocationError(HandoffError, RuntimeError):
     """No worker can ever hold a function.
 
@@ -274,62 +297,6 @@ class FunctionFailedError(HandoffError, RuntimeError):
                     if name == "_cause":
                         value = StandInError(type(error).__name__, f"{self.problem} ({error})")
             setattr(self, "__cause__" if name == "_cause" else name, value)
-
-
-class StandInError(HandoffError):
-    """Stands in for an exception that cannot be raised here as it was.
-
-    It cannot be pickled or unpickled, for example, or would end the worker, as ``SystemExit`` does.
-
-    Parameters
-    ----------
-    type_name, message
-        The exception's type and text.
-    traceback_text
-        Its traceback, as Python prints it.
-    """
-
-    def __init__(self, type_name: str, message: str, traceback_text: str = "") -> None:
-        super().__init__(type_name, message, traceback_text)
-        self.type_name = type_name
-        self.message = message
-        self.traceback_text = traceback_text
-
-    def __str__(self) -> str:
-        return f"{self.type_name}: {self.message}"
-
-    @classmethod
-    def of(cls, error: BaseException) -> StandInError:
-        """Return one for an exception, with its traceback."""
-        if isinstance(error, cls):
-            return error
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        return cls(type(error).__name__, text_of(error), frames).with_traceback(error.__traceback__)
-
-
-def text_of(error: BaseException) -> str:
-    """Return the text of an exception, also of one that cannot be made text."""
-    try:
-        return str(error)
-    except Exception as problem:
-        return f"(its text cannot be had: {type(problem).__name__})"
-
-
-def sendable(error: BaseException) -> Exception:
-    """Return an exception as it arrives in another process: itself, or what stands in for it."""
-    if not isinstance(error, Exception):
-        return StandInError.of(error)
-    try:
-        repr(error)
-        str(error)
-        pickle.loads(cloudpickle.dumps(error))
-    except Exception:
-        return StandInError.of(error)
-    if error.__cause__ is not None:
-        error.__cause__ = sendable(error.__cause__)
-    if error.__context__ is not None:
-        error.__context__ = sendable(error.__context__)
-    return error
 
 
 class WorkerLostError(HandoffError, RuntimeError):

@@ -8,7 +8,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from distributed import Status
 
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.records import FunctionRecord
@@ -110,6 +112,11 @@ class Losses:
         self._open.setdefault(worker, []).append(lost)
         if worker not in self._inquiries:
             self._inquiries[worker] = asyncio.create_task(self._inquire(worker))
+
+    def status_changed(self, worker: str, status: str) -> None:
+        """Take down that a worker says that it closes."""
+        if status in (Status.closing.name, Status.closing_gracefully.name):
+            self.closing.add(worker)
 
     def told(self, worker: str, end: End) -> None:
         """Take down what a worker said last."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import NannyPlugin
 
-from handoff_dask import _compat
+from handoff_dask import _bootstrap, _compat
+from handoff_dask.shipping import Shipped
 from handoff_dask.starts import read
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ KEPT = 16
 VARIABLE = "HANDOFF_STARTS"
 
 
-class HandoffNannyPlugin(NannyPlugin):
+class HandoffNannyPlugin(Shipped, NannyPlugin):
     """Tells the scheduler's plugin, when a worker is lost, what became of its process."""
 
     name = "handoff"
@@ -53,6 +54,7 @@ class HandoffNannyPlugin(NannyPlugin):
         nanny.handlers.pop("handoff_end", None)
         with suppress(OSError):
             os.unlink(self.path)
+        _bootstrap.remove()
 
     async def starts(self) -> str:
         """Tell the worker's process where to note its starts."""

@@ -81,7 +81,7 @@ class Retries:
         """Keep the claim of an attempt that was taken back while its thread goes on."""
         worker, claim = record.worker, ("late", record.key, number)
         assert worker is not None
-        if worker in self.plugin.names:
+        if worker in self.plugin.registry.names:
             self.late[claim] = record, worker
             record.late += (worker,)
             self.plugin.engine.foreign_claimed(claim, worker, record.cost, slot=True)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass
 
 __all__ = ["Left", "Starts", "read"]
 
@@ -62,9 +62,7 @@ class Starts:
 
     def _write_head(self) -> None:
         if self._memory is not None:
-            _HEAD.pack_into(
-                self._memory, 0, os.getpid(), self.count, self._lost, self._owner
-            )
+            _HEAD.pack_into(self._memory, 0, os.getpid(), self.count, self._lost, self._owner)
 
     def begin(self, number: int) -> int | None:
         """Note that the function of a placement starts; None if it must not.
@@ -92,9 +90,7 @@ class Starts:
             self._started[number] = place, now
             if self._memory is not None:
                 self._write_head()
-                _START.pack_into(
-                    self._memory, _HEAD.size + place * _START.size, number + 1, now
-                )
+                _START.pack_into(self._memory, _HEAD.size + place * _START.size, number + 1, now)
             return place
 
     def end(self, place: int) -> None:
@@ -135,7 +131,8 @@ class Starts:
                 self.path = None
 
 
-class Left(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Left:
     """What a process has left.
 
     Attributes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,20 @@ from dask.system import CPU_COUNT
 from distributed import Status
 from distributed.system import MEMORY_LIMIT
 
+from handoff_dask import _bootstrap, _compat
 from handoff_dask._compat import TaskEnds
+from handoff_dask._version import __version__
+from handoff_dask.devices import Devices, visible_gpus
 from handoff_dask.model.validation import cost_problem
-from handoff_dask.nanny import VARIABLE
+from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
+from handoff_dask.shipping import Shipped
 from handoff_dask.starts import Starts
 from handoff_dask.task import TOPIC
 
 if TYPE_CHECKING:
-    from distributed import Worker
+    from distributed import Scheduler, Worker
+
+logger = logging.getLogger(__name__)
 
 #: Bytes in the unit of ``memory``.
 MB = 10**6
@@ -28,23 +36,34 @@ MB = 10**6
 PATIENCE = 2.0
 
 
-class HandoffWorkerPlugin(TaskEnds):
+class HandoffWorkerPlugin(Shipped, TaskEnds):
     """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
 
-    A worker that declares no ``cpu`` or ``memory`` offers its threads and its memory limit in MB;
-    without a limit, its share of the host's memory by threads. What an operator declared stays.
+    A worker that declares no ``cpu``, ``memory`` or ``gpu`` offers its threads, its memory limit in
+    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see.
+    What an operator declared stays.
     """
 
     async def setup(self, worker: Worker) -> None:
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker
-        self.found: dict[str, float] = {}
-        worker.handlers["handoff_declare"] = self.declare
-        worker.handlers["handoff_withdraw"] = self.withdraw
+        self.devices = Devices()
+        #: What the worker declared without us.
+        self._before = dict(worker.state.total_resources)
+        worker.handlers.update(self.handlers)
         await self._note_starts()
-        declared = {name.lower() for name in worker.state.total_resources}
-        self.found = {n: v for n, v in find_capabilities(worker).items() if n not in declared}
-        await self.declare(self.found)
+        declared = {name.lower() for name in self._before}
+        found = find_capabilities(worker)
+        await self.declare({n: v for n, v in found.items() if n not in declared})
+
+    @property
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """What the scheduler may ask of a worker."""
+        return {
+            "handoff_declare": self.declare,
+            "handoff_restore": self.restore,
+            "handoff_withdraw": self.withdraw,
+        }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
         """Declare resources, under the names that the worker has for them if it has any."""
@@ -53,10 +72,16 @@ class HandoffWorkerPlugin(TaskEnds):
             **{own.get(name.lower(), name.lower()): value for name, value in capabilities.items()}
         )
         total = dict(self.worker.state.total_resources)
+        self.devices.declare(sum(v for n, v in total.items() if n.lower() == "gpu"))
         await self.worker.scheduler.handoff_capabilities(
-            worker=self.worker.contact_address, capabilities=total
+            worker=self.worker.contact_address, capabilities=total, version=__version__
         )
         return total
+
+    async def restore(self) -> dict[str, float]:
+        """Take back what was declared on our behalf; return what the worker declares then."""
+        _compat.restore_resources(self.worker, self._before)
+        return self._before
 
     async def _note_starts(self) -> None:
         """Keep a record of what is started, for a nanny to read should this process be killed."""
@@ -69,7 +94,7 @@ class HandoffWorkerPlugin(TaskEnds):
             if path is None:
                 # An RPC raises what the other side raised.
                 with suppress(Exception):
-                    asking = worker.rpc(worker.nanny).handoff_starts()
+                    asking = worker.rpc(str(worker.nanny)).handoff_starts()
                     path = await asyncio.wait_for(asking, PATIENCE)
         self.starts = Starts(places, path, worker.id)
 
@@ -98,29 +123,59 @@ class HandoffWorkerPlugin(TaskEnds):
 
     async def teardown(self, worker: Worker) -> None:
         """Leave the worker."""
-        worker.handlers.pop("handoff_declare", None)
-        worker.handlers.pop("handoff_withdraw", None)
-        starts, self.starts = self.starts, None
-        if starts is None:
-            return
-        if worker.status != Status.running:
-            # It closes. Who runs functions here is told which of them were started.
-            started = list(starts.seal().items())
-            with suppress(Exception):
-                await asyncio.wait_for(
-                    worker.scheduler.handoff_gone(worker=worker.contact_address, started=started),
-                    PATIENCE,
-                )
-        starts.close()
+        for name in self.handlers:
+            worker.handlers.pop(name, None)
+        if self.starts is not None:
+            if worker.status != Status.running:
+                await self._last_word(self.starts)
+            self.starts.close()
+            self.starts = None
+        _bootstrap.remove()
+
+    async def _last_word(self, starts: Starts) -> None:
+        """Tell, when the worker closes, what it has started; it starts nothing any more."""
+        worker = self.worker
+        started = list(starts.seal().items())
+        with suppress(Exception):  # an RPC raises what the other side raised
+            await asyncio.wait_for(
+                worker.scheduler.handoff_gone(worker=worker.contact_address, started=started),
+                PATIENCE,
+            )
+
+
+async def send_plugins(scheduler: Scheduler) -> None:
+    """Have our plugins on all workers and nannies, also on those that join later."""
+    # Nannies first: workers turn to theirs.
+    for register, plugin in (
+        (scheduler.register_nanny_plugin, HandoffNannyPlugin()),
+        (scheduler.register_worker_plugin, HandoffWorkerPlugin()),
+    ):
+        for again in (False, True):
+            try:
+                await register(None, pickle.dumps(plugin), name=plugin.name, idempotent=not again)
+                break
+            except OSError:
+                # One went away meanwhile. Those that come later know already; once more for those
+                # that are there.
+                logger.info("Sending %s once more", type(plugin).__name__, exc_info=True)
+
+
+async def take_plugins_back(scheduler: Scheduler) -> None:
+    """Have our plugins nowhere any more."""
+    await scheduler.unregister_worker_plugin(None, name=HandoffWorkerPlugin.name)
+    await scheduler.unregister_nanny_plugin(None, name=HandoffNannyPlugin.name)
 
 
 def find_capabilities(worker: Worker) -> dict[str, float]:
-    """Find what a worker offers: cores, and memory in MB."""
+    """Find what a worker offers: cores, memory in MB, and GPUs if it has any."""
     threads = worker.state.nthreads
     # Without a limit, by Dask's own rule for workers that share a host: by their threads.
     share = MEMORY_LIMIT * min(1, threads / CPU_COUNT)
     limit = worker.memory_manager.memory_limit or share
-    return {"cpu": threads, "memory": int(limit // MB)}
+    found: dict[str, float] = {"cpu": threads, "memory": int(limit // MB)}
+    if gpus := visible_gpus():
+        found["gpu"] = gpus
+    return found
 
 
 def check_capabilities(capabilities: Any) -> dict[str, float]:

@@ -59,6 +59,11 @@ EXAMPLES = [
         ["'bob'", "alice, carol"],
     ),
     (
+        errors.VersionError("the scheduler", "0.2.0", "0.1.0"),
+        {"where": "the scheduler", "found": "0.2.0", "own": "0.1.0"},
+        ["the scheduler has handoff_dask 0.2.0", "this client 0.1.0", "uninstall(client)"],
+    ),
+    (
         errors.AllocationError(
             "a", {"gpu": 2}, "too few gpus", "tcp://a", {"gpu": (2, 1)}, node="alice"
         ),
@@ -83,9 +88,21 @@ EXAMPLES = [
         ["'a'", "2 attempts", "ValueError: no"],
     ),
     (
-        errors.WorkerLostError("a", ["tcp://a", "tcp://b"]),
-        {"function_id": "a", "workers": ("tcp://a", "tcp://b")},
-        ["'a'", "2 times", "tcp://a, tcp://b"],
+        errors.WorkerLostError(
+            "a", ["tcp://a", "tcp://b"], ["alice", "bob"], ["exited with status 1", "died"]
+        ),
+        {
+            "function_id": "a",
+            "workers": ("tcp://a", "tcp://b"),
+            "names": ("alice", "bob"),
+            "reasons": ("exited with status 1", "died"),
+        },
+        ["'a'", "2 times", "tcp://a (alice) exited with status 1, tcp://b (bob) died"],
+    ),
+    (
+        errors.StandInError("ValueError", "no", "  File ..."),
+        {"type_name": "ValueError", "message": "no", "traceback_text": "  File ..."},
+        ["ValueError: no"],
     ),
     *(
         (
@@ -183,6 +200,7 @@ def test_a_failure_without_cause():
         ("UnknownFunctionError", [KeyError]),
         ("UnknownRunError", [KeyError]),
         ("UnknownWorkerError", [KeyError]),
+        ("VersionError", [RuntimeError]),
         ("AllocationError", [RuntimeError]),
         ("FunctionFailedError", [RuntimeError]),
         ("WorkerLostError", [RuntimeError]),

@@ -17,15 +17,17 @@ ROOMS = """
     __init__
     cli dashboard preload widgets
     execution
-    nodes planning
+    runs nodes planning
     run
     explaining
     connection
+    gathering
     plugin
-    service retries
-    losses
+    registry service retries
+    losses foreign
     local
     submission
+    outline
     options
     results
     collection
@@ -33,14 +35,18 @@ ROOMS = """
     records
     worker
     nanny
+    shipping
     task
+    devices
     _compat
     starts
+    _bootstrap
     placement
     model
     config
     _version
     errors
+    standins
     collector
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}

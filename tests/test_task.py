@@ -8,8 +8,9 @@ import pickle
 
 import cloudpickle
 import pytest
+from distributed import Reschedule
 
-from handoff_dask import _compat, task
+from handoff_dask import StandInError, _compat, task
 from handoff_dask.model.expansion import Call, Listed, Transformed
 
 
@@ -59,15 +60,17 @@ def test_code_that_cannot_be_opened(log):
     assert message["error_type"] == "ModuleNotFoundError"
 
 
-def test_interrupts_are_no_failed_attempts(log):
-    """What is not the function's failure is not reported as one."""
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), Reschedule()])
+def test_a_function_cannot_end_its_worker(log, ending):
+    """sys.exit() in a function, and what else Dask would not take for a failure, is a failure."""
 
-    def interrupt():
-        raise KeyboardInterrupt
+    def end():
+        raise ending
 
-    with pytest.raises(KeyboardInterrupt):
-        task.run(*packed(Call(0, (), (), {}), interrupt))
-    assert log == []
+    with pytest.raises(StandInError, match=type(ending).__name__):
+        task.run(*packed(Call(0, (), (), {}), end))
+    ((_, message),) = log
+    assert message["error_type"] == type(ending).__name__
 
 
 def test_run(log):

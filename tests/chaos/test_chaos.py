@@ -1,7 +1,7 @@
 """Everything goes wrong at once, again and again, and every run still ends as promised.
 
-What goes wrong follows from a seed, which names the test: CHAOS_SEED=7 pytest tests/chaos. Only when
-it does depends on the machine.
+What goes wrong follows from a seed, which names the test (CHAOS_SEED=7 pytest tests/chaos). When it
+does depends on the machine too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-import pytest
-from distributed import Nanny, Status, Worker
+from distributed import Nanny, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import FunctionFailedError, HandoffError, RunCancelledError, submit
@@ -76,9 +75,7 @@ class Monkey:
             if deed == self.add and len(self.workers) > 4:
                 continue
             self.done.append(deed.__name__)
-            print(deed.__name__, flush=True)
             await deed()
-            print('done', flush=True)
             while len(self.workers) < len(OFFERS):
                 await self.add()
 
