@@ -11,9 +11,11 @@ from dask.base import DaskMethodsMixin
 from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
-from handoff_dask.graph import Key, translate_plain
+from handoff_dask.graph import Key, code_names, translate_plain
 from handoff_dask.model import dag as model
 from handoff_dask.model.function import Function
+from handoff_dask.widgets import dag as drawing
+from handoff_dask.widgets import markup
 
 
 class DAG(model.DAG, DaskMethodsMixin):
@@ -72,6 +74,24 @@ class DAG(model.DAG, DaskMethodsMixin):
             self.validate()
             self._plain = translate_plain(self.functions, self._token)
         return self._plain
+
+    def _fault(self) -> DAGError | None:
+        """Return what is wrong with the DAG; people look at it while they build it."""
+        try:
+            self.validate()
+        except DAGError as error:
+            return error
+        return None
+
+    def _codes(self) -> tuple[str, ...]:
+        return code_names(function.code for function in self.functions.values())
+
+    def _repr_html_(self) -> str:
+        title = f"DAG {markup.plain(self.id)}"
+        return drawing.show(title, self.functions, self._codes(), self._fault())
+
+    def _repr_svg_(self) -> str:
+        return drawing.draw(self.functions, self._codes(), self._fault(), alone=True)
 
     def _regular(self) -> list[Hashable]:
         return [f.id for f in self.functions.values() if f.type == "regular"]
