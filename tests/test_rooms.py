@@ -28,6 +28,7 @@ ROOMS = """
     options
     results
     collection
+    visualizing
     graph
     records
     worker

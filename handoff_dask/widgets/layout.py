@@ -237,7 +237,7 @@ class _Drawing:
                     for node in layer
                 ]
                 # A line is kept straight before a box is kept near.
-                weights = [1.0 if node < self.count else 8.0 for node in layer]
+                weights = [1.0 if node < self.count else 2.0 for node in layer]
                 breadths = [self._breadth(node) for node in layer]
                 for node, x in zip(layer, spread(wanted, weights, breadths), strict=True):
                     across[node] = x
