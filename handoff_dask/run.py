@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import pickle
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from distributed import CancelledError, Client, Future, wait
-from distributed.utils import is_kernel
 
-from handoff_dask import connection
+from handoff_dask import connection, watching
 from handoff_dask.errors import (
     AllocationError,
     ClusterLostError,
@@ -23,17 +22,13 @@ from handoff_dask.errors import (
     RunTimeoutError,
     WorkerLostError,
 )
-from handoff_dask.explaining import RunExplanation, Unready, hold_cells
+from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
 from handoff_dask.placement.events import Waiting
 from handoff_dask.records import STATES, Attempts, RunReport
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import Submission
 from handoff_dask.task import seceded
-from handoff_dask.widgets import live, markup, reports
-
-#: Seconds that a drawing waits for the cluster.
-_PATIENCE = 5.0
 
 
 class Run:
@@ -60,6 +55,8 @@ class Run:
         #: Why the run was stopped, once it was.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Task[ExecutionResult] | None = None
+        #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
+        self._final: Mapping[str, int] = {}
         self._limit: asyncio.TimerHandle | None = None
         self._close: Callable[[], Any] = lambda: None
 
@@ -67,18 +64,10 @@ class Run:
         return f"<Run of {self.dag_id!r}: {len(self._submission.functions)} functions>"
 
     def _repr_html_(self) -> str:
-        if self._client.asynchronous or self._client.status != "running":
-            return self._drawing(self._known_counts())
-        html, _ = connection.sync(self._client, self._draw)
-        return html
+        return watching.html(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        if not is_kernel():
-            return {}
-        # The drawing must not keep the run, and with it the results, alive.
-        draw: Any = weakref.WeakMethod(self._draw)
-        loop: Any = self._client.loop
-        return live.bundle(self._repr_html_(), repr(self), draw, loop.asyncio_loop)
+        return watching.bundle(self)
 
     def start(self) -> Any:
         """Send the run on its way; :func:`submit` does."""
@@ -244,36 +233,13 @@ class Run:
         counts = await connection.call(self._client, "progress", run_id=self._submission.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
-    async def _draw(self) -> tuple[str, bool]:
-        """Return the run as HTML, and whether it has ended."""
-        ended = self._outcome is None or self._outcome.done()
-        run_id = self._submission.run_id
-        try:
-            counts = await asyncio.wait_for(self._progress(), _PATIENCE)
-            answer = await asyncio.wait_for(
-                connection.call(self._client, "holds", run_id=run_id), _PATIENCE
-            )
-        except Exception:  # whatever the cluster's trouble is, a look at the run is no part of it
-            return self._drawing(self._known_counts()), ended or self._client.status != "running"
-        held = [
-            (number, markup.cost(cost), *hold_cells(why))
-            for number, cost, why in pickle.loads(answer)
-        ]
-        known = counts if any(counts.values()) else self._known_counts()
-        return self._drawing(known, held), ended
-
     def _known_counts(self) -> dict[str, int]:
-        """Return how many functions are in which state, as far as one can tell from here."""
+        """Return how many functions are in which state, as far as one can tell without asking."""
+        if self._final:
+            return dict(self._final)
         names = {"finished": "done", "error": "failed", "pending": "waiting"}
         states = [names.get(str(f.status), "cancelled") for f in self._awaited.values()]
         return {state: states.count(state) for state in STATES}
-
-    def _drawing(self, counts: Mapping[str, int], held: Sequence[Any] = ()) -> str:
-        remark = ""
-        if self._outcome is not None and self._outcome.done():
-            error = None if self._outcome.cancelled() else self._outcome.exception()
-            remark = "ended" if error is None else f"{type(error).__name__}: {error}"
-        return reports.progress(self.dag_id, counts, held, remark)
 
     async def _explain(self) -> RunExplanation:
         answer = await connection.call(self._client, "why", run_id=self._submission.run_id)
@@ -370,6 +336,7 @@ class Run:
         """Put the result together."""
         submission = self._submission
         report, causes = await self._report()
+        self._final = report.counts
         failed = {index: self._error(index, causes, report) for index in causes}
         # Nodes come after what they depend on in no particular order: follow failures to their end.
         errors: dict[Hashable, BaseException] = {}

@@ -19,6 +19,7 @@ ROOMS = """
     execution
     nodes planning
     run
+    watching
     explaining
     connection
     plugin
