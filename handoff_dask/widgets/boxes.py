@@ -15,6 +15,8 @@ from handoff_dask.widgets.layout import Edge, levels
 MOST_SINGLE = 100
 #: More groups than this are not told apart by how deep in the graph they are, and then not at all.
 MOST_GROUPS = 48
+#: Of more lines than this between groups, the thickest are drawn.
+MOST_LINES = 300
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ class Picture:
     boxes: list[Box]
     lines: dict[Edge, Line]
     collapsed: bool = False
+    #: Lines between groups that were left out.
+    hidden: int = 0
 
 
 def picture(
@@ -232,7 +236,8 @@ def _collapsed(
         into.size += line.size
         into.wrong = into.wrong or line.wrong
         into.transformed = into.transformed or line.transformed
-    return Picture(boxes, merged, collapsed=True)
+    kept = sorted(merged, key=lambda e: (not merged[e].wrong, -merged[e].size))[:MOST_LINES]
+    return Picture(boxes, {e: merged[e] for e in kept}, True, len(merged) - len(kept))
 
 
 def _stack(title: str, functions: Sequence[Function], wrong: bool) -> Box:

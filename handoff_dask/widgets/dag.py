@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 from handoff_dask.errors import DAGError
@@ -61,6 +62,8 @@ def show(
         parts.append(markup.scrolled(_svg(found)))
         if found.collapsed:
             summary += "; those of one code are one box"
+        if found.hidden:
+            summary += f"; the thinnest {found.hidden:,} lines are left out"
     return markup.panel(title, summary, *parts)
 
 
@@ -180,7 +183,8 @@ def _stroke(line: Line, path: list[Point], direction: int, downwards: bool) -> s
     (x, y), foot = path[-1], path[-1][0] - 7 * direction
     curve = f"M{place(*path[0])}C" + " ".join(place(*p) for p in path[1:])
     head = f"M{place(x, y)}L{place(foot, y - 3.5)}L{place(foot, y + 3.5)}Z"
-    look = f'stroke={colour} stroke-width="{1.8 if line.wrong else 1.1}"'
+    thick = 1.1 + 0.5 * math.log10(max(line.size, 1)) + 0.7 * line.wrong
+    look = f'stroke={colour} stroke-width="{thick:.1f}"'
     parts = [
         f'<path d="{curve}" fill="none" {look}/><path d="{head}" fill={colour}/>',
     ]

@@ -216,6 +216,18 @@ def test_dags_of_many_codes_collapse_into_the_most_frequent():
     assert any(re.fullmatch(r"\d+ other codes", box.title) for box in found.boxes)
 
 
+def test_very_many_lines_between_groups(monkeypatch):
+    """The thickest lines are drawn, what is wrong among them, and the rest is counted."""
+    monkeypatch.setattr(boxes, "MOST_LINES", 2)
+    dag = many(100).add_function(Function("p", [("load", 0)], max))
+    dag.add_function(Function("q", ["q", "p"], min))
+    found = pictured(dag)
+    titles = [box.title for box in found.boxes]
+    assert [(titles[a], titles[b]) for a, b in found.lines] == [("min", "min"), ("load", "mix")]
+    assert found.hidden == 3
+    assert "the thinnest 3 lines are left out" in dag._repr_html_()
+
+
 def test_what_is_wrong_with_a_large_dag():
     """The box that holds a culprit is marked, and what is missing is a box."""
     dag = many(100).add_function(Function("bad", ["x", "y"], operator.add))
