@@ -236,8 +236,8 @@ def _collapsed(
         into.size += line.size
         into.wrong = into.wrong or line.wrong
         into.transformed = into.transformed or line.transformed
-    kept = sorted(merged, key=lambda e: (not merged[e].wrong, -merged[e].size))[:MOST_LINES]
-    return Picture(boxes, {e: merged[e] for e in kept}, True, len(merged) - len(kept))
+    shown = sorted(merged, key=lambda e: (not merged[e].wrong, -merged[e].size))[:MOST_LINES]
+    return Picture(boxes, {e: merged[e] for e in shown}, True, len(merged) - len(shown))
 
 
 def _stack(title: str, functions: Sequence[Function], wrong: bool) -> Box:
