@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin, Status
 
-from handoff_dask import _compat, config
+from handoff_dask import _compat, config, dashboard
+from handoff_dask.dashboard.history import History
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
@@ -55,6 +56,7 @@ class HandoffPlugin(SchedulerPlugin):
         #: Held functions that are not tried again, and why.
         self.doomed: list[tuple[FunctionRecord, Exception]] = []
         self.retries = Retries(self)
+        self.history = History()
         #: Tasks of others that hold resources.
         self.foreign: set[Any] = set()
         #: {address: {resource in lower case: the worker's own name for it}}
@@ -71,12 +73,14 @@ class HandoffPlugin(SchedulerPlugin):
             name=HandoffWorkerPlugin.name,
             idempotent=True,
         )
+        self._dashboard = dashboard.install(self)
 
     def _held(self) -> list[Any]:
         return [key for key, record in self.records.items() if record.state == "held"]
 
     async def close(self) -> None:
         """Stop."""
+        self._dashboard.close()
         if self._limit is not None:
             self._limit.stop()
         if self._timer is not None:
@@ -109,6 +113,7 @@ class HandoffPlugin(SchedulerPlugin):
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
+        self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)
         for record in run.functions:
             self.records.pop(record.key, None)
@@ -221,6 +226,7 @@ class HandoffPlugin(SchedulerPlugin):
                 self.retries.died(record)
         else:
             run.ended(record, "cancelled", started, stopped)
+        self.history.attempt_ended(record)
         if record.state == "running":
             record.move("waiting")
         if finish != "memory":

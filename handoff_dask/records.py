@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,10 @@ class RunRecord:
     #: Nodes that failed for good by themselves.
     failed: dict[int, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    #: When it was opened (s since epoch).
+    opened: float = field(default_factory=time.time)
+    #: Attempts of functions that were not their first.
+    retries: int = 0
     #: Nodes that Dask has not forgotten.
     alive: int = 0
     #: Set when the graph has come.

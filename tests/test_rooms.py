@@ -15,13 +15,14 @@ NAME = PACKAGE.name
 #: From top to bottom. A module imports only from rooms further down; a package is one room.
 ROOMS = """
     __init__
-    cli dashboard preload widgets
+    cli preload widgets
     execution
     nodes planning
     run
     explaining
     connection
     plugin
+    dashboard
     service retries
     local
     submission
@@ -42,7 +43,7 @@ ROOMS = """
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}
 #: Rooms whose modules may import each other freely.
-OPEN_ROOMS = {"placement", "model", "widgets"}
+OPEN_ROOMS = {"placement", "model", "widgets", "dashboard"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in FILES]
 
@@ -128,7 +129,7 @@ def private(module, source=None):
         ("graph", "if typing.TYPE_CHECKING:\n    from handoff_dask.run import Run", []),
         ("graph", "from handoff_dask.graph import translate", ["graph"]),
         ("graph", "from handoff_dask import config, errors", []),
-        ("cli", "from handoff_dask.dashboard import show", ["dashboard"]),
+        ("cli", "from handoff_dask.preload import dask_setup", ["preload"]),
         ("model.dag", "from handoff_dask.placement.engine import Engine", ["placement.engine"]),
         ("model.dag", "from handoff_dask.model.retry import RetryPolicy", []),
     ],
