@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from bokeh.layouts import column
@@ -20,10 +20,9 @@ from bokeh.models import (
     UIElement,
 )
 from bokeh.plotting import figure
-from bokeh.transform import factor_cmap
 
 from handoff_dask.dashboard import overview
-from handoff_dask.dashboard.history import ATTEMPTS
+from handoff_dask.dashboard.history import ATTEMPTS, plain
 from handoff_dask.dashboard.lanes import Lanes
 from handoff_dask.dashboard.panel import (
     BLACK,
@@ -52,13 +51,16 @@ NAMES = 40
 #: Attempts that ended and are sent in one go.
 NEWS = 250
 
+#: The sources have their places in this order: strings cost more to send.
 OUTCOMES = {
+    "running": BLUE,
     "ok": GREEN,
     "error": RED,
     "timeout": VIOLET,
     "worker-lost": BLACK,
     "cancelled": GREY,
 }
+_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class Allocations(Panel):
     """Which function runs where, live, and how attempts ended."""
 
     title = "Handoff Allocations"
-    legend = {"running": BLUE, **OUTCOMES, "retry": ORANGE}
+    legend: ClassVar = {**OUTCOMES, "retry": ORANGE}
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
@@ -90,7 +92,8 @@ class Allocations(Panel):
         #: Of which attempts the columns of `_running` are.
         self._shown: list[Any] = []
         self._ended = ColumnDataSource(self._columns([]))
-        self._running = ColumnDataSource({**self._columns([]), "name": []})
+        self._running = ColumnDataSource(self._columns([]))
+        self._names = ColumnDataSource({"x": [], "y": [], "name": []})
         self._times = Range1d(0, 1)
         self._figure: Any = figure(
             x_range=self._times,
@@ -104,39 +107,35 @@ class Allocations(Panel):
 
     def _draw(self) -> None:
         plot = self._figure
-        # The first attempt has an edge that nobody sees, others have one that everybody sees.
-        edge = LinearColorMapper(palette=["#ffffff", ORANGE], low=1, high=2)
+        # Retries have an edge that one sees.
+        span = {"low": -0.5, "high": 2 * len(OUTCOMES) - 0.5}
+        fill = LinearColorMapper(palette=2 * list(OUTCOMES.values()), **span)
+        edges = len(OUTCOMES) * ["#ffffff"] + len(OUTCOMES) * [ORANGE]
+        edge = LinearColorMapper(palette=edges, **span)
         style = {
             "y": "y",
             "left": "left",
             "right": "right",
             "height": "height",
-            "line_color": {"field": "number", "transform": edge},
+            "fill_color": {"field": "code", "transform": fill},
+            "line_color": {"field": "code", "transform": edge},
             "line_width": 1.5,
         }
-        outcome = factor_cmap("outcome", list(OUTCOMES.values()), list(OUTCOMES))
-        bars = [
-            plot.hbar(source=self._ended, fill_color=outcome, **style),
-            plot.hbar(source=self._running, fill_color=BLUE, **style),
-        ]
+        bars = [plot.hbar(source=source, **style) for source in (self._ended, self._running)]
         plot.text(
-            x="right",
+            x="x",
             y="y",
             text="name",
             x_offset=6,
             text_baseline="middle",
             text_font_size="11px",
             text_color="#333333",
-            source=self._running,
+            source=self._names,
         )
         plot.add_tools(
             HoverTool(
                 renderers=bars,
-                tooltips=[
-                    ("function", "@label"),
-                    ("run", "@dag_id"),
-                    ("attempt", "@number, @outcome"),
-                ],
+                tooltips="@what",
             )
         )
         plot.xaxis.formatter = CustomJSTickFormatter(
@@ -159,7 +158,8 @@ class Allocations(Panel):
         self._seen = 0
         self._shown = []
         self._ended.data = self._columns([])
-        self._running.data = {**self._columns([]), "name": []}
+        self._running.data = self._columns([])
+        self._name([], 0.0)
         self._axis()
 
     def show(self, plugin: HandoffPlugin) -> str:
@@ -181,12 +181,12 @@ class Allocations(Panel):
         named = 0 < len(bars) <= NAMED
         if moved or list(running) != self._shown:
             self._shown = list(running)
-            names = [bar.label if named else "" for bar in bars]
-            self._running.data = {**self._columns(bars), "name": names}
+            self._running.data = self._columns(bars)
         elif bars:
             self._running.data["right"] = np.full(len(bars), now)
+        self._name(bars if named else [], now)
         # Room for the names.
-        self._times.update(start=now - WINDOW, end=now + WINDOW * (0.3 if named else 0.01))
+        self._times.update(start=now - WINDOW, end=now + WINDOW * (0.2 if named else 0.01))
         return self._summary(plugin, bars)
 
     def _summary(self, plugin: HandoffPlugin, bars: Sequence[Bar]) -> str:
@@ -220,7 +220,7 @@ class Allocations(Panel):
                 ended.number,
                 ended.outcome,
             )
-            for ended in list(history.attempts)[-new:]
+            for ended in sorted(list(history.attempts)[-new:], key=lambda ended: ended.started)
         ]
 
     def _runs(self, plugin: HandoffPlugin, now: float) -> dict[Any, Bar]:
@@ -234,7 +234,7 @@ class Allocations(Panel):
                 lane,
                 since,
                 now,
-                short(record.row.label),
+                short(plain(record.row.label)),
                 short(record.run.spec.dag_id),
                 record.attempt,
                 "running",
@@ -246,10 +246,13 @@ class Allocations(Panel):
         return {
             "left": np.array([bar.started for bar in bars]),
             "right": np.array([bar.stopped for bar in bars]),
-            "number": np.array([bar.number for bar in bars], dtype="int32"),
-            "label": [bar.label for bar in bars],
-            "dag_id": [bar.dag_id for bar in bars],
-            "outcome": [bar.outcome for bar in bars],
+            "code": np.array(
+                [_CODES[bar.outcome] + len(OUTCOMES) * (bar.number > 1) for bar in bars],
+                dtype="int32",
+            ),
+            "what": [
+                f"{bar.label} of {bar.dag_id}, attempt {bar.number}: {bar.outcome}" for bar in bars
+            ],
             **self._heights(bars),
         }
 
@@ -265,6 +268,13 @@ class Allocations(Panel):
             ),
             "height": np.array([0.0 if row is None else row.height for row in rows]),
         }
+
+    def _name(self, bars: Sequence[Bar], now: float) -> None:
+        """Write names next to bars."""
+        if bars or self._names.data["name"]:
+            ys = [self._lanes.rows[bar.worker].y(bar.lane) for bar in bars]
+            names = [bar.label for bar in bars]
+            self._names.data = {"x": [now] * len(bars), "y": ys, "name": names}
 
     def _axis(self) -> None:
         """Name the rows, some of them if there are many."""

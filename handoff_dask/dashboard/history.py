@@ -18,6 +18,11 @@ ATTEMPTS = 1000
 RUNS = 20
 
 
+def plain(label: str) -> str:
+    """Drop the quotes around an id that is a string: what is shown needs none."""
+    return label[1:-1] if len(label) > 2 and label[0] == label[-1] and label[0] in "'\"" else label
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """An attempt of a function that ended."""
@@ -82,7 +87,7 @@ class History:
             Ended(
                 record.key,
                 run.spec.dag_id,
-                record.row.label,
+                plain(record.row.label),
                 number,
                 worker,
                 started,

@@ -8,6 +8,8 @@ __all__ = ["Lanes", "Row"]
 
 #: Share of a row's height that stays empty above its bars, and below.
 GAP = 0.08
+#: How many lanes a row may be divided into.
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class Row:
@@ -79,9 +81,7 @@ class Lanes:
             row = self.rows[worker] = Row(worker if name is None else name)
         return row
 
-    def begun(
-        self, attempt: Hashable, worker: str, placed: float, now: float
-    ) -> tuple[int, float]:
+    def begun(self, attempt: Hashable, worker: str, placed: float, now: float) -> tuple[int, float]:
         """Return the lane of an attempt that runs, and since when it runs as far as is known.
 
         What a worker was handed ahead is placed before it begins: not before its lane was free.
@@ -120,8 +120,8 @@ class Lanes:
         """Give each row its place; return whether one changed."""
         changed = False
         for place, row in enumerate(self.rows.values()):
-            # A power of two, so that it seldom changes.
-            lanes = 1 << (max(1, len(row.until)) - 1).bit_length()
+            # In steps, so that it seldom changes.
+            lanes = next((n for n in STEPS if n >= len(row.until)), len(row.until))
             if (row.place, row.lanes) != (place, lanes):
                 row.place, row.lanes = place, lanes
                 changed = True

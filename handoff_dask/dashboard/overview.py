@@ -7,13 +7,13 @@ records and by the engine's queues.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from handoff_dask.dashboard.history import RunView
+from handoff_dask.dashboard.history import RunView, plain
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.events import THREADS
 from handoff_dask.records import STATES
@@ -32,7 +32,7 @@ PLUGIN = "handoff"
 
 def plugin_of(scheduler: Scheduler) -> HandoffPlugin | None:
     """Return the plugin that a scheduler has now."""
-    plugin: Any = scheduler.plugins.get(PLUGIN)
+    plugin: HandoffPlugin | None = cast(Any, scheduler.plugins.get(PLUGIN))
     return plugin
 
 
@@ -93,8 +93,11 @@ def held(plugin: HandoffPlugin, most: int) -> list[Held]:
         record = plugin.records.get(key)
         why = plugin.engine.why(key)
         if record is not None and why is not None:
-            run = record.run.spec.dag_id
-            found.append(Held(count, record.cost, str(why), record.row.label, run))
+            text = str(why)
+            for address in why.workers:
+                text = text.replace(address, worker_name(plugin, address))
+            example = plain(record.row.label)
+            found.append(Held(count, record.cost, text, example, record.run.spec.dag_id))
     return found
 
 
@@ -137,7 +140,7 @@ def usage(plugin: HandoffPlugin) -> Usage:
     engine = plugin.engine
     backlog = engine.backlog(0)
     for address in plugin.names:
-        asked_of: Mapping[Hashable, float] = backlog.asked_of.get(address, {})
+        asked_of: Mapping[str, float] = backlog.asked_of.get(address, {})
         free, slots = engine.slots(address)
         claimed = engine.claimed(address)
         amounts = {THREADS: Amounts(slots, slots - free, asked_of.get(THREADS, 0.0))}

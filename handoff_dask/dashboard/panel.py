@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bokeh.core.properties import without_property_validation
 from bokeh.models import Div, UIElement
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from handoff_dask.plugin import HandoffPlugin
 
-#: Milliseconds between two looks at the plugin, and seconds at the least.
-TICK = 250
-#: Part of a core that one panel may take of the scheduler: after a costly look it waits longer.
-SHARE = 0.005
+#: Milliseconds between two looks at the plugin, at the least.
+TICK = 500
+#: Share of a core that looking and drawing may take; after a costly look a panel waits longer.
+#: Bokeh takes about as much again to send it.
+SHARE = 0.003
 #: Names are cut to this length.
 LONGEST = 60
 
@@ -40,9 +41,9 @@ class Panel:
     """
 
     #: What the page is called.
-    title: str
+    title: ClassVar[str]
     #: What the colours mean.
-    legend: Mapping[str, str]
+    legend: ClassVar[Mapping[str, str]]
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -66,7 +67,6 @@ class Panel:
         """Draw nothing."""
         raise NotImplementedError
 
-    @without_property_validation
     def tick(self) -> None:
         """Look at the plugin, unless the last look was so costly that it is not time yet."""
         began = time.thread_time()
@@ -99,7 +99,7 @@ class Panel:
     def watch(self, document: Document) -> None:
         """Begin to look, for as long as somebody has the document open."""
         self.tick()
-        document.add_periodic_callback(self.tick, TICK)
+        document.add_periodic_callback(without_property_validation(self.tick), TICK)
 
 
 def short(text: str) -> str:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, UIElement
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    LinearColorMapper,
+    Range1d,
+    UIElement,
+)
 from bokeh.plotting import figure
 
 from handoff_dask.dashboard import overview
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 
     from handoff_dask.plugin import HandoffPlugin
 
-#: Workers that get a row of their own, and cells that are written into.
+#: Workers that get a row of their own; and cells that are written into, unless there are more.
 ROWS = 250
 WRITTEN = 160
 #: Width of a cell's bar; the rest keeps resources apart.
@@ -27,18 +35,34 @@ WIDTH = 0.9
 ALL = "all workers"
 
 
+class Cell(NamedTuple):
+    """A resource of a worker, or of all in the row 0."""
+
+    row: int
+    slot: int
+    name: str
+    resource: str
+    amounts: Amounts
+
+
 class Resources(Panel):
     """Declared, claimed and asked for, by worker and resource."""
 
     title = "Handoff Resources"
-    legend = {"declared": PALE, "claimed": BLUE, "asked for by held functions": AMBER}
+    legend: ClassVar = {
+        "declared": PALE,
+        "claimed": BLUE,
+        "asked for by held functions": AMBER,
+        "asked for, nobody has any": RED,
+    }
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
-        #: What the cells stand for, as drawn: rows, resources, declared amounts.
-        self._grid: tuple[Any, ...] = ()
+        #: What the cells stand for, as drawn: names and declared amounts; what moves in them.
+        self._grid: list[tuple[str, str, float]] = []
         self._amounts: list[tuple[float, float]] = []
         self._cells = ColumnDataSource(self._columns([]))
+        self._texts = ColumnDataSource({"x": [], "y": [], "text": []})
         self._figure: Any = figure(
             x_range=Range1d(0, 1),
             y_range=Range1d(1, 0),
@@ -53,25 +77,26 @@ class Resources(Panel):
     def _draw(self) -> None:
         plot = self._figure
         style: dict[str, Any] = {"left": "left", "source": self._cells, "line_color": None}
-        back = plot.hbar(y="y", right="end", height=0.8, fill_color="back", **style)
+        back = plot.hbar(y="y", right="end", height=0.8, fill_color=PALE, **style)
         plot.hbar(y="y_claimed", right="claimed_end", height=0.56, fill_color=BLUE, **style)
-        plot.hbar(y="y_asked", right="asked_end", height=0.16, fill_color=AMBER, **style)
+        lacking = LinearColorMapper(palette=[AMBER, RED], low=0, high=1)
+        color = {"field": "lacking", "transform": lacking}
+        plot.hbar(y="y_asked", right="asked_end", height=0.16, fill_color=color, **style)
         plot.text(
-            x="left",
-            y="y_claimed",
+            x="x",
+            y="y",
             text="text",
             x_offset=5,
             text_baseline="middle",
             text_font_size="11px",
             text_color="#222222",
-            source=self._cells,
+            source=self._texts,
         )
         plot.add_tools(
             HoverTool(
                 renderers=[back],
                 tooltips=[
-                    ("worker", "@worker"),
-                    ("resource", "@resource"),
+                    ("resource", "@what"),
                     ("declared", "@declared{0.[000]}"),
                     ("claimed", "@claimed{0.[000]}"),
                     ("asked for", "@asked{0.[000]}"),
@@ -93,9 +118,10 @@ class Resources(Panel):
 
     def clear(self) -> None:
         """Draw nothing."""
-        self._grid = ()
+        self._grid = []
         self._amounts = []
         self._cells.data = self._columns([])
+        self._write([])
         self._axes([], [])
 
     def show(self, plugin: HandoffPlugin) -> str:
@@ -108,58 +134,75 @@ class Resources(Panel):
         rows = [(ALL, usage.total)]
         rows += [
             (overview.worker_name(plugin, address), amounts)
-            for address, amounts in list(usage.workers.items())[:ROWS]
+            for address, amounts in islice(usage.workers.items(), ROWS)
         ]
         cells = [
-            (place, name, slot, resource, amounts[resource])
-            for place, (name, amounts) in enumerate(rows)
+            Cell(row, slot, name, resource, amounts[resource])
+            for row, (name, amounts) in enumerate(rows)
             for slot, resource in enumerate(resources)
             if resource in amounts
         ]
-        grid = tuple((cell[1], cell[3], cell[4].declared) for cell in cells)
-        values = [(cell[4].claimed, cell[4].asked) for cell in cells]
+        grid = [(cell.name, cell.resource, cell.amounts.declared) for cell in cells]
+        values = [(cell.amounts.claimed, cell.amounts.asked) for cell in cells]
         if grid != self._grid:
             self._grid = grid
             self._cells.data = self._columns(cells)
             self._axes([name for name, _ in rows], resources)
+            self._write(cells)
         elif values != self._amounts:
             self._cells.data.update(self._moving(cells))
+            self._write(cells)
         self._amounts = values
         shown = f", {ROWS} of them drawn" if len(usage.workers) > ROWS else ""
         return f"{len(usage.workers)} workers{shown}"
 
-    def _columns(self, cells: Sequence[tuple[int, str, int, str, Amounts]]) -> dict[str, Any]:
+    def _columns(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Return cells as the source has them."""
-        places = np.array([cell[0] for cell in cells], dtype=float)
-        left = np.array([cell[2] for cell in cells], dtype=float)
         return {
-            "y": places + 0.5,
-            "y_claimed": places + 0.4,
-            "y_asked": places + 0.8,
-            "left": left,
-            "end": left + WIDTH,
-            "worker": [short(cell[1]) for cell in cells],
-            "resource": [short(cell[3]) for cell in cells],
-            "declared": np.array([cell[4].declared for cell in cells]),
-            # Asked for, and nobody has any.
-            "back": [RED if cell[4].asked and not cell[4].declared else PALE for cell in cells],
+            "y": np.array([cell.row + 0.5 for cell in cells]),
+            "y_claimed": np.array([cell.row + 0.4 for cell in cells]),
+            "y_asked": np.array([cell.row + 0.8 for cell in cells]),
+            "left": np.array([float(cell.slot) for cell in cells]),
+            "end": np.array([cell.slot + WIDTH for cell in cells]),
+            "what": [f"{short(cell.resource)} of {short(cell.name)}" for cell in cells],
+            "declared": np.array([cell.amounts.declared for cell in cells]),
             **self._moving(cells),
         }
 
-    def _moving(self, cells: Sequence[tuple[int, str, int, str, Amounts]]) -> dict[str, Any]:
+    def _moving(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Return the columns that change while functions come and go."""
-        written = len(cells) <= WRITTEN
+        all_amounts = [(cell.slot, cell.amounts) for cell in cells]
         return {
-            "claimed": np.array([cell[4].claimed for cell in cells]),
-            "asked": np.array([cell[4].asked for cell in cells]),
+            "claimed": np.array([amounts.claimed for _, amounts in all_amounts]),
+            "asked": np.array([amounts.asked for _, amounts in all_amounts]),
+            # Asked for, and nobody has any.
+            "lacking": np.array([int(a.asked > 0 and a.declared <= 0) for _, a in all_amounts]),
             "claimed_end": np.array(
-                [cell[2] + WIDTH * _share(cell[4].claimed, cell[4].declared) for cell in cells]
+                [slot + WIDTH * _share(a.claimed, a.declared) for slot, a in all_amounts]
             ),
             "asked_end": np.array(
-                [cell[2] + WIDTH * _share(cell[4].asked, cell[4].declared) for cell in cells]
+                [slot + WIDTH * _share(a.asked, a.declared) for slot, a in all_amounts]
             ),
-            "text": [_text(cell[4]) if written or not cell[0] else "" for cell in cells],
         }
+
+    def _write(self, cells: Sequence[Cell]) -> None:
+        """Write amounts into the cells, into those of all workers only if there are many."""
+        if len(cells) > WRITTEN:
+            cells = [cell for cell in cells if not cell.row]
+        lines = []
+        for cell in cells:
+            amounts = cell.amounts
+            text = f"{amount_text(amounts.claimed)} of {amount_text(amounts.declared)}"
+            lines.append((cell.slot, cell.row + 0.4, text))
+            if amounts.asked and len(cells) <= WRITTEN // 4:
+                lines.append((cell.slot, cell.row + 0.8, f"{amount_text(amounts.asked)} asked"))
+        columns = {
+            "x": [line[0] for line in lines],
+            "y": [line[1] for line in lines],
+            "text": [line[2] for line in lines],
+        }
+        if columns != self._texts.data:
+            self._texts.data = columns
 
     def _axes(self, names: Sequence[str], resources: Sequence[str]) -> None:
         """Name the rows, some of them if there are many, and the columns."""
@@ -178,8 +221,3 @@ def _share(amount: float, declared: float) -> float:
     if declared <= 0:
         return 1.0 if amount else 0.0
     return min(1.0, amount / declared)
-
-
-def _text(amounts: Amounts) -> str:
-    asked = f" · {amount_text(amounts.asked)} asked" if amounts.asked else ""
-    return f"{amount_text(amounts.claimed)} of {amount_text(amounts.declared)}{asked}"

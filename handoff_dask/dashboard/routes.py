@@ -11,6 +11,7 @@ from tornado.web import Application, RequestHandler
 
 from handoff_dask import _compat
 from handoff_dask.dashboard import overview
+from handoff_dask.records import STATES
 
 if TYPE_CHECKING:
     from handoff_dask.dashboard.history import RunView
@@ -51,8 +52,8 @@ def state(plugin: HandoffPlugin) -> dict[str, Any]:
     """
     return {
         "functions": overview.states(plugin),
-        "runs": [_run(plugin, run) for run in overview.runs(plugin, RUNS)],
-        "recent": [_run(plugin, run) for run in plugin.history.runs],
+        "runs": [_run(run) for run in overview.runs(plugin, RUNS)],
+        "recent": [_run(run) for run in plugin.history.runs],
         "held": [held.as_dict() for held in overview.held(plugin, CAUSES)],
         "resources": {
             name: {
@@ -65,11 +66,11 @@ def state(plugin: HandoffPlugin) -> dict[str, Any]:
     }
 
 
-def _run(plugin: HandoffPlugin, run: RunView) -> dict[str, Any]:
+def _run(run: RunView) -> dict[str, Any]:
     return {
         "dag_id": run.dag_id,
         "run_id": run.run_id,
-        "functions": {state: run.counts.get(state, 0) for state in overview.STATES},
+        "functions": {state: run.counts.get(state, 0) for state in STATES},
         "retries": run.retries,
         "opened": run.opened,
         "closed": run.closed,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, Div, FixedTicker, HoverTool, Range1d, UIElement
 from bokeh.plotting import figure
@@ -37,7 +36,7 @@ RUNS = 20
 CAUSES = 8
 #: Seconds for which a run that is over stays in sight, and between two looks at what is held.
 LINGER = 60.0
-PAUSE = 1.0
+PAUSE = 2.0
 
 STATES = {
     "done": GREEN,
@@ -53,7 +52,7 @@ class Runs(Panel):
     """Progress by run, and what functions are held for."""
 
     title = "Handoff Runs"
-    legend = STATES
+    legend: ClassVar = STATES
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
@@ -145,10 +144,13 @@ class Runs(Panel):
 
     def _put(self, runs: Sequence[RunView], now: float) -> None:
         columns = _columns(runs, now)
-        if runs != self._drawn:
+        known: Any = self._bars.data
+        if len(runs) != len(known["y"]):
             self._bars.data = columns
-        elif columns["text"] != self._bars.data["text"]:
-            self._bars.data["text"] = columns["text"]
+        else:
+            changed = {name: column for name, column in columns.items() if column != known[name]}
+            if changed:
+                known.update(changed)
         self._drawn = list(runs)
         names = [short(run.dag_id) for run in runs]
         if names != self._names:
@@ -163,7 +165,7 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
     """Return runs as the source has them: shares by state, and what is written next to them."""
     totals = [max(1, sum(run.counts.values())) for run in runs]
     columns: dict[str, Any] = {
-        "y": np.arange(len(runs)) + 0.5,
+        "y": [place + 0.5 for place in range(len(runs))],
         "dag_id": [short(run.dag_id) for run in runs],
         "retries": [run.retries for run in runs],
         "text": [_text(run, total, now) for run, total in zip(runs, totals, strict=True)],
@@ -171,7 +173,7 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
     for state in STATES:
         counts = [run.counts.get(state, 0) for run in runs]
         columns[f"n_{state}"] = counts
-        columns[state] = np.array([n / total for n, total in zip(counts, totals, strict=True)])
+        columns[state] = [n / total for n, total in zip(counts, totals, strict=True)]
     return columns
 
 

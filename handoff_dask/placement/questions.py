@@ -77,7 +77,7 @@ class Answers:
         return [function.key for function in self._worker(worker).placed]
 
     def backlog(self, most: int) -> Backlog:
-        """What is ready and not placed; goes through the queues, not through the functions.
+        """Return what is ready and not placed; goes through queues, not through functions.
 
         Parameters
         ----------
