@@ -282,7 +282,7 @@ class Allocations(Panel):
         self._figure.y_range.update(
             start=max(1, len(rows)), end=0, reset_start=max(1, len(rows)), reset_end=0
         )
-        named = rows[:: 1 + (len(rows) - 1) // NAMES]
+        named = rows[:: 1 + len(rows) // NAMES]
         self._figure.yaxis.major_label_overrides = {
             row.place + 0.5: short(row.name) for row in named
         }

@@ -68,19 +68,22 @@ class Panel:
         raise NotImplementedError
 
     def tick(self) -> None:
-        """Look at the plugin, unless the last look was so costly that it is not time yet."""
-        began = time.thread_time()
+        """Look, unless the last look was so costly that it is not time yet."""
         now = time.monotonic()
-        if now < self._next:
-            return
+        if now >= self._next:
+            began = time.thread_time()
+            self.look()
+            # Ticks come a little early or late.
+            self._next = now + max(0.8e-3 * TICK, (time.thread_time() - began) / SHARE)
+
+    def look(self) -> None:
+        """Draw the plugin's state as it is now."""
         plugin = plugin_of(self.scheduler)
         if plugin is None:
             self.clear()
             self.say("Handoff is not installed on this scheduler. The first run brings it.")
         else:
             self.say(self.show(plugin))
-        # Ticks come a little early or late.
-        self._next = now + max(0.8e-3 * TICK, (time.thread_time() - began) / SHARE)
 
     def say(self, text: str) -> None:
         """Set the heading."""

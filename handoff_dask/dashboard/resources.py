@@ -211,7 +211,7 @@ class Resources(Panel):
         plot.y_range.update(start=rows, end=0, reset_start=rows, reset_end=0)
         plot.x_range.update(start=-0.02, end=max(1, len(resources)))
         for axis, labels in ((plot.yaxis, names), (plot.xaxis, resources)):
-            step = 1 + (len(labels) - 1) // 40
+            step = 1 + len(labels) // 40
             axis.major_label_overrides = {i + 0.5: short(s) for i, s in enumerate(labels)}
             axis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(0, len(labels), step)])
 

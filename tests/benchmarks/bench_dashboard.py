@@ -128,11 +128,8 @@ async def main(options):
             await share(world, 5)
             watched.append(await share(world, options.seconds))
             told, _ = await viewer.communicate(b"")
-            print(
-                f"nobody looks {idle[-1]:.2%}, one viewer {watched[-1]:.2%}; {told.decode()}",
-                end="",
-            )
-            await asyncio.sleep(0)
+            print(f"nobody looks {idle[-1]:.2%}, one viewer {watched[-1]:.2%}")
+            print(f"messages: {told.decode()}", end="")
         held = sum(run.counts["held"] for run in plugin.runs.values())
         ended = plugin.history.ended
         print(f"{options.workers} workers, {held} functions held at the end, {ended} ended")
