@@ -17,23 +17,27 @@ ROOMS = """
     __init__
     cli preload widgets
     execution
-    nodes planning
+    runs nodes planning
     run
     explaining
     connection
     plugin
     dashboard
-    service retries
+    registry service retries
     local
     submission
+    outline
     options
     results
     collection
     graph
     records
     worker
+    shipping
     task
+    devices
     _compat
+    _bootstrap
     placement
     model
     config

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import _compat
+from handoff_dask.dashboard.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,20 +74,20 @@ def announce() -> None:
         logger.debug("No dashboard without Bokeh", exc_info=True)
 
 
-def install(plugin: HandoffPlugin) -> ExitStack:
-    """Show the state of a plugin on its scheduler; what is returned takes all of it away again.
+def install(plugin: HandoffPlugin) -> History:
+    """Show the state of a plugin on its scheduler, until the history that is returned is closed.
 
     The plugin works without it, so that a failure is logged and no more.
     """
     from handoff_dask.dashboard import metrics, routes
 
-    installed = ExitStack()
+    history = History()
     for part in (_pages, routes.install, metrics.install):
         try:
-            part(plugin, installed)
+            part(plugin, history.shown)
         except Exception:
             logger.warning("Handoff could not add to the dashboard", exc_info=True)
-    return installed
+    return history
 
 
 def _pages(plugin: HandoffPlugin, installed: ExitStack) -> None:

@@ -165,11 +165,11 @@ class Allocations(Panel):
     def show(self, plugin: HandoffPlugin) -> str:
         """Draw what runs, and what ended since the last look."""
         now = time.time()
-        for address in plugin.names.keys() - self._lanes.rows.keys():
+        for address in plugin.registry.names.keys() - self._lanes.rows.keys():
             self._lanes.row(address, overview.worker_name(plugin, address))
         news = self._news(plugin)
         running = self._runs(plugin, now)
-        self._lanes.prune(set(running), set(plugin.names), now, WINDOW)
+        self._lanes.prune(set(running), set(plugin.registry.names), now, WINDOW)
         moved = self._lanes.arrange()
         if moved:
             self._axis()
@@ -195,8 +195,9 @@ class Allocations(Panel):
         states = overview.states(plugin)
         workers = len({bar.worker for bar in bars})
         some = f", {len(bars)} of them drawn" if len(bars) == RUNNING else ""
+        known = len(plugin.registry.names)
         return (
-            f"{states['running']} running{some} on {workers} of {len(plugin.names)} workers, "
+            f"{states['running']} running{some} on {workers} of {known} workers, "
             f"{states['held']} held"
         )
 

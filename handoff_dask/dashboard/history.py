@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +63,17 @@ class History:
     """Sums over all runs, which only grow, and the latest that ended."""
 
     def __init__(self) -> None:
+        #: What shows the history and the rest of the plugin's state; closed, it is gone.
+        self.shown = ExitStack()
         #: Attempts that ended, by outcome, and how many of them were not the first.
         self.outcomes: Counter[str] = Counter()
         self.retries = 0
         self.attempts: deque[Ended] = deque(maxlen=ATTEMPTS)
         self.runs: deque[RunView] = deque(maxlen=RUNS)
+
+    def close(self) -> None:
+        """Take everything off the scheduler that was put there to show it."""
+        self.shown.close()
 
     @property
     def ended(self) -> int:

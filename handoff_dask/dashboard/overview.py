@@ -106,7 +106,7 @@ def held(plugin: HandoffPlugin, most: int) -> list[Held]:
 
 def running(plugin: HandoffPlugin, most: int) -> Iterator[tuple[str, FunctionRecord]]:
     """Yield functions that run and where, by worker; from each worker its share of `most`."""
-    addresses = list(plugin.names)
+    addresses = list(plugin.registry.names)
     share = max(1, most // max(1, len(addresses)))
     for address in addresses:
         records = map(plugin.records.get, plugin.engine.placed(address))
@@ -139,7 +139,7 @@ def usage(plugin: HandoffPlugin) -> Usage:
     found = Usage()
     engine = plugin.engine
     backlog = engine.backlog(0)
-    for address in plugin.names:
+    for address in plugin.registry.names:
         asked_of: Mapping[str, float] = backlog.asked_of.get(address, {})
         free, slots = engine.slots(address)
         claimed = engine.claimed(address)

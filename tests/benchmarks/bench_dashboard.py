@@ -39,7 +39,7 @@ class World:
         for i in range(workers):
             address = f"tcp://10.0.{i // 250}.{i % 250}:40000"
             capacity = {"cpu": 4, "memory": 16000, "gpu": i % 10 == 0}
-            plugin.names[address] = {name: name for name in capacity}
+            plugin.registry.names[address] = {name: name for name in capacity}
             plugin.engine.worker_added(WorkerSpec(address, str(i), address, capacity, slots=4))
 
     async def open(self, functions):
@@ -108,7 +108,6 @@ async def share(world, seconds):
 async def main(options):
     async with Scheduler(dashboard=True, dashboard_address=":0") as scheduler:
         plugin = HandoffPlugin()
-        scheduler.add_plugin(plugin, name=plugin.name)
         await plugin.start(scheduler)
         world = World(plugin, options.workers, options.duration)
         await world.open(options.functions)

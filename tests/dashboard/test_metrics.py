@@ -6,7 +6,7 @@ import dask
 import pytest
 from distributed import Event
 
-from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit
+from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit, uninstall
 from handoff_dask.dashboard.metrics import COLLECTOR
 from tests.dashboard.viewing import get, on_cluster
 from tests.support import assert_clean
@@ -80,11 +80,10 @@ async def test_unregistered_with_the_plugin(c, s, a, b):
     """No metrics of a plugin that is gone; back with it."""
     await execute(DAG())
     assert await scrape(s)
-    plugin = s.plugins["handoff"]
-    await plugin.close()
+    await uninstall(c)
     assert COLLECTOR.plugins == []
     assert await scrape(s) == {}
-    await plugin.start(s)
+    await execute(DAG())
     assert await scrape(s)
 
 

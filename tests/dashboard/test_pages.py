@@ -10,7 +10,7 @@ import pytest
 from distributed import Client, Scheduler, Worker
 from distributed.utils_test import gen_test
 
-from handoff_dask import DAG, Function, dashboard, execute
+from handoff_dask import DAG, Function, dashboard, execute, uninstall
 from handoff_dask.dashboard.panel import Panel
 from tests.dashboard.viewing import (
     INDIVIDUAL,
@@ -51,17 +51,16 @@ async def test_a_running_scheduler_gets_the_panels(c, s, a, b):
 
 
 @on_dashboard()
-async def test_closing_the_plugin_takes_the_panels_away(c, s, a, b):
+async def test_uninstall_takes_the_panels_away(c, s, a, b):
     """Nothing on the dashboard tells of a plugin that is gone; installed again, all is back."""
     await execute(ONE)
-    plugin = s.plugins["handoff"]
-    await plugin.close()
+    await uninstall(c)
     assert await listed(s) == {}
     for path in (*INDIVIDUAL.values(), "/handoff", "/handoff/runs.json"):
         assert (await get(s, path))[0] == 404
     _, body = await get(s, "/status")
     assert "andoff" not in body
-    await plugin.start(s)
+    await execute(ONE)
     assert await listed(s) == INDIVIDUAL
     assert (await get(s, "/handoff"))[0] == 200
 
@@ -74,8 +73,7 @@ async def test_a_page_that_is_open_says_that_the_plugin_is_gone(c, s, a, b, look
     await until(lambda: len(looks) > 1)
     panel = looks[-1]
     pages = s.http_application.applications[1]
-    plugin = s.plugins.pop("handoff")
-    await plugin.close()
+    await uninstall(c)
     assert pages not in s.http_application.applications
     await until(lambda: "not installed" in panel.heading.text)
     socket.close()
@@ -109,7 +107,11 @@ async def test_announced_before_the_start(monkeypatch):
     """What a preload announces is there from the start, once, and outlives the plugin."""
     monkeypatch.setattr(dask_dashboard, "applications", dict(dask_dashboard.applications))
     dashboard.announce()
-    async with Scheduler(**SHOWN) as s, Worker(s.address), Client(s.address, asynchronous=True):
+    async with (
+        Scheduler(**SHOWN) as s,
+        Worker(s.address),
+        Client(s.address, asynchronous=True) as c,
+    ):
         assert await listed(s) == INDIVIDUAL
         own = len(s.http_application.applications)
         await execute(ONE)
@@ -118,7 +120,7 @@ async def test_announced_before_the_start(monkeypatch):
         assert len(s.http_application.applications) == own + 1
         _, body = await get(s, "/status")
         assert body.count("Handoff Allocations") == body.count('href="handoff"') == 1
-        await s.plugins.pop("handoff").close()
+        await uninstall(c)
         assert await listed(s) == INDIVIDUAL
         status, _ = await get(s, "/individual-handoff-runs")
         assert status == 200
@@ -145,7 +147,7 @@ async def test_a_scheduler_without_dashboard(c, s, a, b):
     assert result.results == {"f": 0}
     assert await listed(s) == {}
     assert (await get(s, "/handoff/runs.json"))[0] == 200
-    await s.plugins["handoff"].close()
+    await uninstall(c)
     assert (await get(s, "/handoff/runs.json"))[0] == 404
 
 

@@ -6,7 +6,7 @@ import math
 
 from distributed import Event
 
-from handoff_dask import DAG, Function, submit
+from handoff_dask import DAG, Function, __version__, submit
 from tests.dashboard.viewing import get_json, on_cluster
 from tests.support import assert_clean
 
@@ -56,6 +56,7 @@ async def test_runs(c, s, a, b):
 async def test_an_endless_capacity(c, s, a, b):
     """A capacity without a limit does not make the answer something else than JSON."""
     await submit(DAG())
-    await s.plugins["handoff"].service.capabilities(a.address, {"cpu": math.inf})
+    registry = s.plugins["handoff"].registry
+    await registry.capabilities(a.address, {"cpu": math.inf}, __version__)
     state = await get_json(s, "/handoff/runs.json")
     assert state["resources"]["cpu"] == {"declared": None, "claimed": 0, "asked": 0}
