@@ -23,7 +23,7 @@ ROOMS = """
     connection
     plugin
     service retries
-    local
+    local wfformat
     submission
     options
     results
@@ -42,7 +42,7 @@ ROOMS = """
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}
 #: Rooms whose modules may import each other freely.
-OPEN_ROOMS = {"placement", "model", "widgets"}
+OPEN_ROOMS = {"cli", "placement", "model", "widgets"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in FILES]
 
@@ -128,7 +128,7 @@ def private(module, source=None):
         ("graph", "if typing.TYPE_CHECKING:\n    from handoff_dask.run import Run", []),
         ("graph", "from handoff_dask.graph import translate", ["graph"]),
         ("graph", "from handoff_dask import config, errors", []),
-        ("cli", "from handoff_dask.dashboard import show", ["dashboard"]),
+        ("cli.app", "from handoff_dask.dashboard import show", ["dashboard"]),
         ("model.dag", "from handoff_dask.placement.engine import Engine", ["placement.engine"]),
         ("model.dag", "from handoff_dask.model.retry import RetryPolicy", []),
     ],
