@@ -107,6 +107,18 @@ class Run:
         """
         return connection.sync(self._client, self._explain)
 
+    def progress(self, held: int = 0) -> tuple[dict[str, int], RunExplanation]:
+        """Return what :meth:`status` counts and, for a few held functions, what they wait for.
+
+        Cheap, whatever the size of the run.
+
+        Parameters
+        ----------
+        held
+            Of how many held functions to tell what they wait for.
+        """
+        return connection.sync(self._client, self._progress, held)
+
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the run to end, well or not.
 
@@ -210,6 +222,14 @@ class Run:
         report, _ = await self._report()
         counts = {**dict.fromkeys(STATES, 0), **report.counts}
         return {**counts, "attempts": dict(Attempts(report, self._submission.nodes))}
+
+    async def _progress(self, held: int) -> tuple[dict[str, int], RunExplanation]:
+        run_id = self._submission.run_id
+        answer = await connection.call(self._client, "progress", run_id=run_id, held=held)
+        counts, why = pickle.loads(answer)
+        nodes = self._submission.nodes
+        found = {nodes[index].function.id: waiting for index, waiting in why.items()}
+        return {**dict.fromkeys(STATES, 0), **counts}, RunExplanation(found)
 
     async def _explain(self) -> RunExplanation:
         answer = await connection.call(self._client, "why", run_id=self._submission.run_id)

@@ -6,10 +6,11 @@ import asyncio
 import pickle
 import time
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
-from handoff_dask.placement.events import WorkerSpec
+from handoff_dask.placement.events import Waiting, WorkerSpec
 from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord, RunSpec, function_specs
 from handoff_dask.worker import check_capabilities
 
@@ -42,6 +43,7 @@ class Service:
             self.report,
             self.explain,
             self.why,
+            self.progress,
             self.capabilities,
             self.declare,
             self.nodes,
@@ -114,6 +116,17 @@ class Service:
                     i for i in record.row.dependencies if record.run.functions[i].state != "done"
                 ]
         return pickle.dumps(found)
+
+    async def progress(self, run_id: str, held: int) -> bytes:
+        """Return how many functions are in which state, and what the first `held` wait for."""
+        run = self.plugin.runs.get(run_id)
+        if run is None:
+            return pickle.dumps(({}, {}))
+        # Without any held one, nobody needs to be asked.
+        records = run.functions if held and run.counts["held"] else []
+        some = islice((r for r in records if r.state == "held" and r.row.source is None), held)
+        why = {r.index: self.engine.why(r.key) or Waiting("next") for r in some}
+        return pickle.dumps((dict(run.counts), why))
 
     async def report(self, run_id: str) -> dict[str, Any] | None:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""
