@@ -37,7 +37,7 @@ def problems() -> list[str]:
     return list(_misfits("handoff", settings, schema["properties"]["handoff"]))
 
 
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+_KINDS: dict[str, tuple[Any, str]] = {
     "object": (dict, "a group of settings"),
     "boolean": (bool, "true or false"),
     "string": (str, "text"),
@@ -64,5 +64,5 @@ def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
             yield from _misfits(f"{name}.{canonical}", inner, known[canonical])
         else:
             near = difflib.get_close_matches(canonical, known, 1)
-            hint = f" Did you mean {name}.{near[0]}?" if near else ""
-            yield f"there is no setting {name}.{key}.{hint}"
+            hint = f". Did you mean {name}.{near[0]}?" if near else ""
+            yield f"there is no setting {name}.{key}{hint}"

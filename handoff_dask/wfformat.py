@@ -22,6 +22,8 @@ __all__ = ["Task", "read", "replay", "waiting"]
 VERSION = "1.5"
 #: A percentage of CPU this much over a step counts as on it: 100.0017 is one core.
 _NOISE = 1.0
+#: What JSON calls its types.
+_JSON: Mapping[Any, str] = {dict: "object", list: "list", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,8 @@ def _field(where: Any, name: str, kind: type, what: str = "") -> Any:
     """Return a field of an object, of the type that it must have."""
     found = where.get(name) if isinstance(where, dict) else None
     if not isinstance(found, kind):
-        names = {dict: "object", list: "list", str: "text"}
         subject = f"{what}: " if what else ""
-        raise ValueError(f"{subject}the field {name!r} is missing, or no {names[kind]}")
+        raise ValueError(f"{subject}the field {name!r} is missing, or no {_JSON[kind]}")
     return found
 
 

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from handoff_dask import config
 from handoff_dask._version import __version__
 from handoff_dask.cli import looking, running
 from handoff_dask.cli.cluster import Where, cluster_options
-from handoff_dask.cli.failing import Command, Problem
+from handoff_dask.cli.failing import Command
 from handoff_dask.cli.targets import load
 from handoff_dask.placement.strategies import STRATEGIES
 
@@ -34,7 +33,7 @@ class _Group(click.Group):
     command_class = Command
 
 
-class _TargetType(click.ParamType):
+class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # as click may be
     """A target; a shell completes its file."""
 
     name = "target"
@@ -54,8 +53,6 @@ def handoff() -> None:
     arguments after --, or a workflow file in WfFormat 1.5 (*.json), whose tasks are replayed: each
     waits as long as it took.
     """
-    if problems := config.problems():
-        raise Problem("; ".join(problems))
 
 
 def target_options(command: F) -> F:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import psutil
 
+from handoff_dask import config
 from handoff_dask.errors import (
     AllocationError,
     ClusterLostError,
@@ -58,16 +59,13 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int],
 )
 
 
-class Problem(click.ClickException):
+class Problem(Exception):
     """What ends a command: a message, and the exit code."""
 
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
-        self.exit_code = code
-
-    def show(self, file: Any = None) -> None:
-        """Print the message as one paragraph."""
-        click.echo(f"Error: {' '.join(self.message.split())}", file=file, err=file is None)
+        self.message = " ".join(message.split())
+        self.code = code
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -111,6 +109,7 @@ class Command(click.Command):
         debug = ctx.params.pop("debug")
         try:
             with interruptible():
+                check_settings()
                 ctx.meta["handoff.debug"] = debug
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.UsageError):
@@ -119,8 +118,14 @@ class Command(click.Command):
             if debug:
                 traceback.print_exception(error)
             problem = problem_of(error)
-            problem.show()
-            ctx.exit(problem.exit_code)
+            click.echo(f"Error: {problem.message}", err=True)
+            ctx.exit(problem.code)
+
+
+def check_settings() -> None:
+    """Raise the problem of settings that are none."""
+    if problems := config.problems():
+        raise Problem("; ".join(problems))
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ class JsonLines(Display):
         """Show how it ended."""
         self._event(
             "end",
-            exit_code=0 if error is None else error.exit_code,
+            exit_code=0 if error is None else error.code,
             error=None if error is None else error.message,
             seconds=seconds,
             done=0 if result is None else len(result.allocations),

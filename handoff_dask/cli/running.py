@@ -144,7 +144,7 @@ def _first_failure(result: ExecutionResult) -> BaseException | None:
     errors = list(dict.fromkeys(result.errors.values()))
     if not errors:
         return None
-    text = "; ".join(str(problem_of(error).message) for error in errors[:3])
+    text = "; ".join(problem_of(error).message for error in errors[:3])
     if len(errors) > 3:
         text += f"; and {len(errors) - 3} more"
     impossible = all(isinstance(error, AllocationError) for error in errors)
