@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -182,11 +183,17 @@ def connected(
             "DASK_SCHEDULER_ADDRESS"
         )
     else:
-        with (
-            _cluster(where.workers, processes, debug) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
-            yield client
+        with _cluster(where.workers, processes, debug) as cluster:
+            try:
+                with Client(cluster, set_as_default=False) as client:
+                    yield client
+            finally:
+                # Nobody waits any more for what may still run there.
+                cluster.sync(_stop_workers, list(cluster.workers.values()))
+
+
+async def _stop_workers(workers: Sequence[Any]) -> None:
+    await asyncio.gather(*(worker.close(timeout=1) for worker in workers))
 
 
 def _client(where: Where) -> Client:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -153,8 +152,8 @@ def interruptible() -> Iterator[None]:
 
 def _leave() -> None:
     """End this process and those that it started, now."""
+    os.write(2, b"Error: interrupted\n")
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()
-    sys.stderr.flush()
     os._exit(INTERRUPTED)
