@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dask.config
 import yaml
 from dask.utils import parse_timedelta
 
-_HERE = Path(__file__).parent
-with (_HERE / "handoff.yaml").open() as file:
-    _DEFAULTS = yaml.safe_load(file)
+
+def _read(name: str) -> Any:
+    return yaml.safe_load(pkgutil.get_data("handoff_dask", name) or b"")
+
+
+_DEFAULTS = _read("handoff.yaml")
 dask.config.update_defaults(_DEFAULTS)
 
 
@@ -31,8 +34,7 @@ def seconds(name: str) -> float:
 
 def problems() -> list[str]:
     """Return what is wrong with the settings of the ``handoff`` namespace, by its schema."""
-    with (_HERE / "handoff-schema.yaml").open() as file:
-        schema = yaml.safe_load(file)
+    schema = _read("handoff-schema.yaml")
     settings = dask.config.get("handoff", _DEFAULTS["handoff"])
     return list(_misfits("handoff", settings, schema["properties"]["handoff"]))
 

@@ -203,7 +203,9 @@ def watch(run: Run, display: Display, forecast: Forecast) -> None:
         asked = time.monotonic()
         # A scheduler that went away is the run's to tell.
         with contextlib.suppress(OSError):
-            counts, why = run.progress(_ASKED)
+            counts = run.progress()
+            # Nobody is asked where nobody waits.
+            why = run.explain(held=_ASKED if counts["held"] else 0)
             display.update(counts, why, forecast.left(counts["done"]))
         pause = max(display.every or 0.0, (time.monotonic() - asked) / _SHARE)
 
