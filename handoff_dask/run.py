@@ -53,6 +53,8 @@ class Run:
         self._client = client
         #: Every future that the end of the run hangs on.
         self._awaited: dict[Hashable, Future[Any]] = {}
+        #: Whether another client submitted it.
+        self._followed = False
         #: Why the run was stopped, once it was.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Task[ExecutionResult] | None = None
@@ -202,6 +204,7 @@ class Run:
 
     async def follow(self) -> Run:
         """Watch a run that is on its way already; :func:`get_run` does."""
+        self._followed = True
         client, outline = self._client, self._outline
         keys = [outline.keys[index] for index in outline.awaited.values()]
         futures: list[Future[Any]] = [Future(key, client) for key in keys]
@@ -224,7 +227,7 @@ class Run:
         if self._outcome is not None and self._outcome.done():
             return
         self._stopped = self._stopped or reason
-        if self._outline.detach:
+        if self._outline.detach or self._followed:
             with contextlib.suppress(OSError):
                 await connection.call(self._client, "cancel", run_id=self._outline.run_id)
         await self._release()

@@ -137,6 +137,19 @@ async def test_cancelling_somebody_elses_run(c, s, a, b):
 
 
 @gen_cluster(client=True)
+async def test_cancelling_a_run_that_its_client_attends(c, s, a, b):
+    """A follower's cancel() stops it too, and its submitter hears of it."""
+    mine = await submit(waiting())
+    async with Client(s.address, asynchronous=True) as other:
+        await (await get_run("a dag", client=other)).cancel()
+        with pytest.raises(RunCancelledError, match="cancelled on the cluster"):
+            await mine.result()
+    await Event("a dag").set()
+    del mine
+    await assert_clean(s, a, b)
+
+
+@gen_cluster(client=True)
 async def test_a_run_that_nobody_knows(c, s, a, b):
     """UnknownRunError names it, at once."""
     assert await list_runs() == []

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from handoff_dask._version import __version__
-from handoff_dask.cli import looking, running
+from handoff_dask.cli import keeping, looking, running
 from handoff_dask.cli.cluster import Where, cluster_options
 from handoff_dask.cli.failing import Command
 from handoff_dask.cli.targets import load
@@ -252,3 +252,71 @@ Examples:
 def nodes(where: Where) -> None:
     """Show what each worker of a cluster offers."""
     looking.nodes(where, _debug())
+
+
+@handoff.command()
+@cluster_options(workers=False)
+def runs(where: Where) -> None:
+    """List the runs on a cluster, everybody's, the oldest first.
+
+    A run that is kept needs no client, and stays until `dask handoff forget`.
+    """
+    keeping.runs(where, _debug())
+
+
+@handoff.command()
+@click.argument("dag_id")
+@cluster_options(workers=False)
+def status(where: Where, dag_id: str) -> None:
+    """Show how far a run is, what its functions wait for, and what failed.
+
+    Of several runs of one DAG_ID, the latest is meant, here and elsewhere.
+    """
+    keeping.status(where, dag_id, _debug())
+
+
+@handoff.command(
+    epilog="""\b
+Examples:
+  dask handoff result nightly total --scheduler tcp://host:8786
+  dask handoff result nightly model --output model.pkl --timeout 3600 --scheduler tcp://host:8786
+"""
+)
+@click.argument("dag_id")
+@click.argument("function")
+@cluster_options(workers=False)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for the function to end.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write it: JSON or, if it is called *.pkl, a pickle.",
+)
+def result(where: Where, dag_id: str, function: str, timeout: float, output: Path | None) -> None:
+    """Fetch the result of a function of a run.
+
+    Text is printed as it is, other values as JSON or, where that cannot hold them, as Python shows
+    them. A function whose id is no text goes by its repr.
+    """
+    keeping.result(where, dag_id, function, timeout, output, _debug())
+
+
+@handoff.command()
+@click.argument("dag_id")
+@cluster_options(workers=False)
+def cancel(where: Where, dag_id: str) -> None:
+    """Stop a run: what has not started never does, what runs finishes unseen."""
+    keeping.cancel(where, dag_id, _debug())
+
+
+@handoff.command()
+@click.argument("dag_id")
+@cluster_options(workers=False)
+def forget(where: Where, dag_id: str) -> None:
+    """Let the kept runs of a DAG go: their results, and whatever of them still runs."""
+    keeping.let_go(where, dag_id, _debug())

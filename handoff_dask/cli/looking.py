@@ -11,7 +11,7 @@ import click
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import IMPOSSIBLE, Problem
 from handoff_dask.cli.output import durations
-from handoff_dask.cli.progress import duration
+from handoff_dask.cli.progress import table
 from handoff_dask.cli.targets import Target
 from handoff_dask.explaining import explain
 from handoff_dask.nodes import discover_nodes
@@ -102,17 +102,3 @@ def nodes(where: Where, debug: bool) -> None:
     for address, offered in found.items():
         rows.append([address, *(f"{offered[n]:g}" if n in offered else "-" for n in resources)])
     table(rows)
-
-
-def table(rows: list[list[str]]) -> None:
-    """Print rows with their columns in line, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        click.echo("  ".join(cells).rstrip())
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was."""
-    return f"{duration(max(seconds, 0.0))} ago"

@@ -17,7 +17,7 @@ from handoff_dask.cli.targets import names
 from handoff_dask.results import ExecutionResult
 
 
-class Output:
+class File:
     """The file of ``--output``: a pickle if it is called so, else JSON.
 
     Parameters
@@ -51,14 +51,17 @@ class Output:
         """Whether the file is complete or not there; devices and pipes are written as they are."""
         return self._path.is_file() or not self._path.exists()
 
-    def write(self, result: ExecutionResult) -> list[Hashable]:
-        """Write a result; return the ids of those results that JSON cannot hold."""
-        left_out: list[Hashable] = []
-        if self._path.suffix in (".pkl", ".pickle"):
-            data = cloudpickle.dumps(result.as_dict())
+    @property
+    def pickles(self) -> bool:
+        """Whether it is to be a pickle."""
+        return self._path.suffix in (".pkl", ".pickle")
+
+    def write(self, value: Any) -> None:
+        """Write a value, which JSON must be able to hold if that is what the file is to be."""
+        if self.pickles:
+            data = cloudpickle.dumps(value)
         else:
-            document, left_out = as_json(result)
-            data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+            data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
         try:
             if self._replaces:
                 self._draft.write_bytes(data)
@@ -68,7 +71,16 @@ class Output:
         except OSError as error:
             self._draft.unlink(missing_ok=True)
             raise Problem(f"cannot write {self._path}: {error.strerror or error}") from None
-        return left_out
+
+
+def write_result(file: File, result: ExecutionResult) -> list[Hashable]:
+    """Write what came out of a run; return the ids of the results that JSON cannot hold."""
+    if file.pickles:
+        file.write(result.as_dict())
+        return []
+    document, left_out = as_json(result)
+    file.write(document)
+    return left_out
 
 
 def as_json(result: ExecutionResult) -> tuple[dict[str, Any], list[Hashable]]:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import IO, Any
 
+import click
+
 from handoff_dask.cli.output import labels
 from handoff_dask.errors import HandoffError
 from handoff_dask.explaining import RunExplanation
@@ -267,3 +269,17 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def table(rows: list[list[str]]) -> None:
+    """Print rows with their columns in line, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was."""
+    return f"{duration(max(seconds, 0.0))} ago"

@@ -15,7 +15,7 @@ from distributed import Client
 
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import FAILED, IMPOSSIBLE, Problem, problem_of
-from handoff_dask.cli.output import Output, durations
+from handoff_dask.cli.output import File, durations, write_result
 from handoff_dask.cli.progress import Display, Forecast, JsonLines, Lines, Terminal, watch
 from handoff_dask.cli.targets import Target, load, resolve
 from handoff_dask.errors import AllocationError, HandoffError
@@ -62,7 +62,7 @@ def run(
             "--detach does not wait for the run, so that --output and --timeout have no use: fetch "
             "results with `dask handoff result`"
         )
-    file = None if output is None else Output(output)
+    file = None if output is None else File(output)
     with own_stdout(json_lines) as stdout:
         loaded = load(target, arguments, scale)
         ids = list(loaded.dag.functions)
@@ -107,7 +107,7 @@ def _attended(
     known: Mapping[Hashable, float] | None,
     options: dict[str, Any],
     display: Display,
-    file: Output | None,
+    file: File | None,
 ) -> None:
     """Run a DAG, show how far it is, and write what came out."""
     dag = target.dag
@@ -129,7 +129,7 @@ def _attended(
     problem = None if failure is None else problem_of(failure)
     display.end(time.monotonic() - started, result, problem)
     if file is not None and result is not None:
-        left_out = file.write(result)
+        left_out = write_result(file, result)
         if left_out:
             some = ", ".join(map(repr, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
             display.note(
