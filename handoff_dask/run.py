@@ -274,7 +274,9 @@ class Run:
         futures = list(self._awaited.values())
         try:
             if self._outline.on_error == "continue":
-                await wait(futures)
+                # It asks for the current client, which need not be ours.
+                with self._client.as_current():
+                    await wait(futures)
             else:
                 values = await self._client.gather(futures, asynchronous=True)
                 return await self._assemble(dict(zip(self._awaited, values, strict=True)))

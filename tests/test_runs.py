@@ -18,6 +18,8 @@ from handoff_dask import (
     collocated,
     discover_nodes,
     execute,
+    forget,
+    get_result,
     get_run,
     list_runs,
     register_node,
@@ -118,6 +120,23 @@ async def test_a_followed_run_that_fails(c, s, a, b):
         await run.result()
     assert isinstance(caught.value.__cause__, LookupError)
     assert [a.outcome for a in caught.value.attempts] == ["error", "error"]
+
+
+@gen_cluster(client=False)
+async def test_a_client_that_is_not_the_current_one(s, a, b):
+    """The client passed is the one that waits, whatever `on_error` is, and get_result() with it."""
+    async with Client(s.address, asynchronous=True, set_as_default=False) as c:
+        dag = dag_of(
+            Function(id="good", args=[], code=int, extra_args=["7"]),
+            Function(id="bad", args=[], code=fail, max_retries=0),
+        )
+        run = await submit(dag, client=c, on_error="continue", detach=True)
+        result = await run.result()
+        assert result.results == {"good": 7} and result.errors.keys() == {"bad"}
+        assert await get_result("a dag", "good", client=c) == 7
+        await forget("a dag", client=c)
+        del run
+    await assert_clean(s, a, b)
 
 
 @gen_cluster(client=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -17,6 +19,7 @@ import dask.config
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
+from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask.cli import arguments
@@ -197,30 +200,35 @@ async def _stop_workers(workers: Sequence[Any]) -> None:
 
 
 def _client(where: Where) -> Client:
-    timeout = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
-    if where.scheduler_file:
-        # A batch job may be ahead of its scheduler.
-        deadline = time.monotonic() + timeout
-        while not (os.path.exists(where.scheduler_file) and os.path.getsize(where.scheduler_file)):
-            if time.monotonic() > deadline:
-                raise Problem(
-                    f"the scheduler file {where.scheduler_file} did not appear within "
-                    f"{timeout:g} s",
-                    CLUSTER,
-                )
-            time.sleep(0.1)
-    name = where.address or where.scheduler_file
+    address = where.address or _announced(str(where.scheduler_file))
+    security = where.security or Security()
+    # Before there is a client, which takes a minute to notice that it never had a scheduler.
     try:
-        return Client(
-            address=where.address,
-            scheduler_file=where.scheduler_file,
-            security=where.security,
-            set_as_default=False,
-        )
+        scheme, _ = parse_address(address)
+        get_address_host_port(address)
+    except (ValueError, NotImplementedError) as error:
+        raise Problem(f"{address!r} is not the address of a scheduler: {error}") from None
+    if scheme == "tls" and security.get_connection_args("client").get("ssl_context") is None:
+        raise Problem(f"{address} needs --tls-ca-file, --tls-cert and --tls-key, or Dask's own")
+    try:
+        return Client(address, security=security, set_as_default=False)
     except OSError as error:
-        raise Problem(f"cannot reach the scheduler {name}: {error}", CLUSTER) from error
-    except (TypeError, ValueError, KeyError) as error:
-        raise Problem(f"{name} is not the address of a scheduler: {error}") from error
+        raise Problem(f"cannot reach the scheduler {address}: {error}", CLUSTER) from error
+
+
+def _announced(file: str) -> str:
+    """Return the address that a scheduler writes into its file, once it does."""
+    timeout = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    # A batch job may be ahead of its scheduler.
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return str(json.loads(Path(file).read_text())["address"])
+        except (OSError, ValueError, KeyError, TypeError):
+            problem = "is not that of a scheduler" if os.path.exists(file) else "did not appear"
+        if time.monotonic() > deadline:
+            raise Problem(f"the scheduler file {file} {problem}, in {timeout:g} s", CLUSTER)
+        time.sleep(0.1)
 
 
 def _cluster(

@@ -117,7 +117,7 @@ def test_a_scheduler_file_that_never_comes(handoff):
         env={"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "200ms"},
     )  # fmt: skip
     assert done.returncode == 4
-    assert done.stderr == "Error: the scheduler file gone.json did not appear within 0.2 s\n"
+    assert done.stderr == "Error: the scheduler file gone.json did not appear, in 0.2 s\n"
 
 
 def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):
@@ -143,7 +143,8 @@ def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):
         (["pipeline.py:dag", "--strategy", "best"], "Invalid value for '--strategy'"),
         (["pipeline.py:dag", "--scale", "2"], "--scale is for workflow files"),
         (["pipeline.py:dag", "--detach"], "--detach needs a cluster that outlives this command"),
-        (["pipeline.py:dag", "--scheduler", "here"], "Error: here is not the address of a"),
+        (["pipeline.py:dag", "--scheduler", "here"], "Error: 'here' is not the address of a"),
+        (["pipeline.py:dag", "--scheduler", "tls://127.0.0.1:1"], "needs --tls-ca-file"),
         (["pipeline.py:dag", "--durations", "gone.json"], "gone.json: No such file"),
         (["pipeline.py:dag", "--worker", "cpu=1", "--scheduler", "a:1"], "--worker describes"),
     ],
