@@ -23,7 +23,10 @@ from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask.cli import arguments
-from handoff_dask.cli.failing import CLUSTER, Problem
+from handoff_dask.cli.failing import CLUSTER, Problem, leave
+
+#: Above every level of a log.
+_NOTHING = logging.CRITICAL + 1
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -176,7 +179,7 @@ def connected(
     """
     if not debug:
         # What matters of it is told as the command's own error.
-        logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
+        _hush("distributed", "tornado")
     if where.remote:
         with _client(where) as client:
             yield client
@@ -197,6 +200,13 @@ def connected(
 
 async def _stop_workers(workers: Sequence[Any]) -> None:
     await asyncio.gather(*(worker.close(timeout=1) for worker in workers))
+
+
+def _hush(*names: str) -> None:
+    """Keep loggers quiet, and those below them, which have levels of their own."""
+    for name in (*names, *logging.root.manager.loggerDict):
+        if name.partition(".")[0] in names:
+            logging.getLogger(name).setLevel(_NOTHING)
 
 
 def _client(where: Where) -> Client:
@@ -235,7 +245,7 @@ def _cluster(
     workers: Sequence[tuple[str | None, Mapping[str, float]]], processes: bool, debug: bool
 ) -> SpecCluster:
     """Start workers that declare the capabilities given; without any, one that has it all."""
-    level = logging.INFO if debug else logging.CRITICAL + 1
+    level = logging.INFO if debug else _NOTHING
     declared = workers or [(None, {})]
     specs: dict[str | int, Any] = {}
     for number, (name, offered) in enumerate(declared):
@@ -262,4 +272,8 @@ def _cluster(
             "port": 0,
         },
     }
-    return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=level)
+    try:
+        return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=level)
+    except KeyboardInterrupt:
+        # What is half started cannot be stopped, only ended.
+        leave()

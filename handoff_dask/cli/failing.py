@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import psutil
@@ -134,8 +134,8 @@ def interruptible() -> Iterator[None]:
     def first(signum: int, frame: Any) -> None:
         # The wait ends, and the run with it, but no longer than this. A second signal is for now.
         for number in handled:
-            signal.signal(number, lambda *_: _leave())
-        timer = threading.Timer(GRACE, _leave)
+            signal.signal(number, lambda *_: leave())
+        timer = threading.Timer(GRACE, leave)
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt
@@ -150,7 +150,7 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _leave() -> None:
+def leave() -> NoReturn:
     """End this process and those that it started, now."""
     os.write(2, b"Error: interrupted\n")
     for child in psutil.Process().children(recursive=True):

@@ -243,12 +243,14 @@ def reasons(why: RunExplanation) -> str:
         short = {
             name: f"{needed:g}, {free:g} free" for name, (needed, free) in waiting.resources.items()
         }
+        if len(short) > 1:
+            short.pop("threads", None)  # of which a worker has as many as cores
         if not short:
             short = {waiting.reason: ""}
         for name, amounts in short.items():
             found.setdefault(name, (id_, amounts))
     return "; ".join(
-        f"{name}: {id_} needs {amounts}" if amounts else name
+        f"{name}: {id_!r} needs {amounts}" if amounts else name
         for name, (id_, amounts) in found.items()
     )
 

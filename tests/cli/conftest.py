@@ -120,7 +120,7 @@ def start(environment, folder):
             process = subprocess.Popen(
                 [*DASK, "handoff", *map(str, arguments)], cwd=folder, env=env, text=True, **options
             )
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
             return process
 
