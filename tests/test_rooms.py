@@ -25,7 +25,7 @@ ROOMS = """
     plugin
     dashboard
     registry service retries
-    local
+    local wfformat
     submission
     outline
     options
@@ -50,7 +50,7 @@ ROOMS = """
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}
 #: Rooms whose modules may import each other freely.
-OPEN_ROOMS = {"dashboard", "model", "placement", "widgets"}
+OPEN_ROOMS = {"cli", "dashboard", "model", "placement", "widgets"}
 #: Rooms that know nothing of Dask.
 WITHOUT_DASK = {"model", "placement", "widgets"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -138,7 +138,7 @@ def private(module, source=None):
         ("graph", "if typing.TYPE_CHECKING:\n    from handoff_dask.run import Run", []),
         ("graph", "from handoff_dask.graph import translate", ["graph"]),
         ("graph", "from handoff_dask import config, errors", []),
-        ("cli", "from handoff_dask.preload import dask_setup", ["preload"]),
+        ("cli.app", "from handoff_dask.preload import dask_setup", ["preload"]),
         ("model.dag", "from handoff_dask.placement.engine import Engine", ["placement.engine"]),
         ("model.dag", "from handoff_dask.model.retry import RetryPolicy", []),
     ],
