@@ -7,38 +7,52 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 from dask._task_spec import GraphNode, Task, TaskRef
-from distributed import Reschedule, WorkerPlugin
-from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
-from tornado.ioloop import PeriodicCallback
+from tornado.ioloop import IOLoop, PeriodicCallback
 
-from handoff_dask.starts import Starts
+from handoff_dask._compat_worker import (
+    NotStarted,
+    TaskEnds,
+    killed_for_memory,
+    restore_resources,
+    started,
+    task_annotations,
+    this_task,
+    watch_exits,
+    worker_address,
+)
 
 if TYPE_CHECKING:
-    from distributed import Nanny, Scheduler, Worker
+    from distributed import Scheduler
     from distributed.scheduler import TaskState
 
 __all__ = [
     "GraphNode",
     "NotStarted",
+    "Pages",
     "Task",
     "TaskEnds",
     "TaskRef",
+    "announce_pages",
     "claimed_by_task",
+    "dashboard_look",
     "died_under",
     "exact",
     "fail_orphan",
     "fail_task",
     "hold",
+    "http_prefix",
     "is_held",
     "keep_unrunnable",
     "killed_for_memory",
     "lacks_failed",
+    "metric_name",
     "placement_number",
     "release_hold",
     "remove_resources",
@@ -195,160 +209,114 @@ def keep_unrunnable(
     return callback
 
 
-# On a worker
+# On the scheduler's dashboard
+
+#: A function that fills a Bokeh document: called with scheduler, template variables, document.
+Page = Callable[["Scheduler", dict[str, Any], Any], None]
 
 
-def worker_address() -> str:
-    """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
-    try:
-        return str(get_worker().contact_address)
-    except ValueError:
-        return "local"
+def announce_pages(pages: Mapping[str, Page]) -> None:
+    """Have every scheduler that this process starts from now on show pages, by their path."""
+    from distributed.dashboard.scheduler import applications
+
+    applications.update(pages)
 
 
-def restore_resources(worker: Worker, before: Mapping[str, float]) -> None:
-    """Have a worker declare what it declared before; what its tasks hold meanwhile stays."""
-    state = worker.state
-    for name, total in dict(state.total_resources).items():
-        used = total - state.available_resources[name]
-        if name in before:
-            state.total_resources[name] = before[name]
-            state.available_resources[name] = before[name] - used
-        elif not used:
-            del state.total_resources[name], state.available_resources[name]
+class Pages:
+    """Pages on the dashboard of a scheduler that was started without them.
+
+    They are a Bokeh application of their own. The first one, Dask's, gets to know their paths,
+    since that is where dask-labextension looks.
+
+    Parameters
+    ----------
+    pages
+        By path. A scheduler without a dashboard shows none; one that has a page keeps it.
+    tab
+        The path of the page that the navigation bar names.
+    """
+
+    def __init__(self, scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> None:
+        self._scheduler = scheduler
+        self._own: Any = None
+        self._first = _dashboard(scheduler)
+        if self._first is None:
+            return
+        from distributed.dashboard.core import BokehApplication
+        from distributed.dashboard.scheduler import template_variables
+
+        variables = template_variables(scheduler)
+        self._tabs: list[str] = variables["pages"]
+        self._menu: list[dict[str, str]] = variables["plots"]
+        new = {path: page for path, page in pages.items() if path not in self._first.app_paths}
+        self._entries = [
+            {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
+            for path in new
+            if path.startswith("/individual-")
+        ]
+        self._tab = tab.strip("/")
+        if self._tab not in self._tabs:
+            self._tabs.append(self._tab)
+        self._menu += self._entries
+        self._menu.sort(key=lambda entry: entry["name"])
+        if new:
+            self._own = BokehApplication(
+                new, scheduler, prefix=self._first.prefix, template_variables=variables
+            )
+            scheduler.http_application.add_application(self._own)
+            self._own.initialize(IOLoop.current())
+            self._own.start()
+            self._first._applications.update(self._own.applications)
+
+    def remove(self) -> None:
+        """Take the pages away. One that is open stays until it is closed."""
+        if self._own is None:
+            return
+        own, self._own = self._own, None
+        self._scheduler.http_application.applications.remove(own)
+        for path in own.applications:
+            self._first._applications.pop(path, None)
+        for entry in self._entries:
+            self._menu.remove(entry)
+        self._tabs.remove(self._tab)
+        _stop_unwatched(own)
 
 
-class TaskEnds(WorkerPlugin):
-    """Calls back when the thread of a task is free again, whatever became of the task."""
-
-    #: The worker has one under this name.
-    name = "handoff"
-
-    def __init__(self) -> None:
-        self._calls: dict[Any, Callable[[], None]] = {}
-        #: What the worker started, if somebody wants to know.
-        self.starts: Starts | None = None
-
-    def busy(self, worker: Worker, key: Any) -> bool:
-        """Whether a task may have a thread of the worker. To be asked on its loop."""
-        ts = worker.state.tasks.get(key)
-        return ts is not None and ts.state in _BUSY
-
-    def at_end(self, key: Any, call: Callable[[], None]) -> None:
-        """Have something called on the worker's loop when the worker is done with a task."""
-        self._calls[key] = call
-
-    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Follow a task from one state to the next."""
-        if key in self._calls and start in _BUSY and finish not in _BUSY:
-            self._calls.pop(key)()
-
-
-#: States in which a task of a worker may have a thread.
-_BUSY = ("executing", "long-running", "cancelled", "resumed")
-
-
-class NotStarted(Reschedule):
-    """The function of a task must not start: it was taken back, or its worker closes."""
-
-
-class ThisTask:
-    """The task that a thread of a worker runs."""
-
-    def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
-        self._worker = worker
-        self._key = key
-        self._run_id = run_id
-        #: Its annotations.
-        self.facts = facts
-
-    @property
-    def plugin(self) -> Any:
-        """Our plugin on the worker; None if the worker does not have it."""
-        return self._worker.plugins.get(TaskEnds.name)
-
-    def at_end(self, call: Callable[[], None]) -> None:
-        """Have something called on the worker's loop when the worker is done with the task."""
-        if self.plugin is not None:
-            self.plugin.at_end(self._key, call)
-
-    def log(self, topic: str, message: dict[str, Any]) -> None:
-        """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
-        self._worker.log_event(topic, {**message, "key": self._key, "run_id": self._run_id})
-
-
-def this_task() -> ThisTask | None:
-    """Return the task that this thread runs; None where it runs none."""
-    try:
-        worker = get_worker()
-        ts = worker.state.tasks[thread_state.key]
-    except (ValueError, AttributeError, KeyError):
+def _dashboard(scheduler: Scheduler) -> Any:
+    """Return the Bokeh application of a scheduler, if it has one."""
+    module = sys.modules.get("bokeh.server.tornado")
+    if module is None:
         return None
-    return ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+    applications = scheduler.http_application.applications
+    return next((app for app in applications if isinstance(app, module.BokehTornado)), None)
 
 
-@contextmanager
-def started() -> Iterator[None]:
-    """Note that the function of this thread's task starts here, and that it ends.
-
-    Raises
-    ------
-    NotStarted
-        It must not.
-    """
-    starts = None
-    try:
-        worker = get_worker()
-        number = worker.state.tasks[thread_state.key].run_id
-        plugin = worker.plugins.get(TaskEnds.name)
-        if isinstance(plugin, TaskEnds):
-            starts = plugin.starts
-    except (ValueError, AttributeError, KeyError):
-        pass
-    if starts is None:
-        yield
-        return
-    place = starts.begin(number)
-    if place is None:
-        raise NotStarted
-    try:
-        yield
-    finally:
-        starts.end(place)
+def _stop_unwatched(application: Any) -> None:
+    """Stop a Bokeh application once its last session has ended."""
+    if any(context.sessions for context in application.applications.values()):
+        IOLoop.current().call_later(1, _stop_unwatched, application)
+    else:
+        application.stop()
 
 
-def task_annotations() -> Mapping[str, Any]:
-    """Return the annotations of the task that this thread runs."""
-    task = this_task()
-    return {} if task is None else task.facts
+def dashboard_look() -> tuple[Any, Any]:
+    """Return Dask's Bokeh theme, and its template for a page with the navigation bar."""
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
+    return BOKEH_THEME, env.get_template("simple.html")
 
 
-# On a nanny
+def http_prefix(scheduler: Scheduler) -> str:
+    """Return what the operator put before the paths of a scheduler's pages: ``""`` or ``"/x"``."""
+    page = "/individual-plots.json$"
+    for rule in scheduler.http_application.wildcard_router.rules:
+        regex = getattr(rule.matcher, "regex", None)
+        if regex is not None and regex.pattern.endswith(page):
+            return str(regex.pattern.removesuffix(page))
+    return ""
 
 
-def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
-    """Have the exit code told of each process that a nanny's worker ran in, before it has another.
-
-    Returns
-    -------
-    Callable
-        Ends that.
-    """
-    inner = nanny._on_worker_exit_sync
-
-    def on_exit(code: int) -> None:
-        exited(code)
-        inner(code)  # type: ignore[no-untyped-call]
-
-    def replace(call: Callable[[int], None]) -> None:
-        nanny._on_worker_exit_sync = call  # type: ignore[method-assign]
-        if nanny.process is not None:
-            nanny.process.on_exit = call
-
-    replace(on_exit)
-    return lambda: replace(inner)
-
-
-def killed_for_memory(nanny: Nanny, pid: int) -> bool:
-    """Whether a nanny ended a process because it had more memory than it may."""
-    return getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid
+def metric_name(name: str) -> str:
+    """Return the full name of a metric, in the operator's namespace for Dask's."""
+    namespace = dask.config.get("distributed.dashboard.prometheus.namespace", "dask")
+    return f"{namespace}_handoff_{name}" if namespace else f"handoff_{name}"

@@ -15,7 +15,9 @@ Futures = Mapping[Hashable, Future[Any]]
 async def ended(client: Client, futures: Futures) -> dict[Hashable, Any]:
     """Gather the results of all that did not fail, once everything has ended."""
     while True:
-        await wait(list(futures.values()))
+        # It asks for the current client, which need not be ours.
+        with client.as_current():
+            await wait(list(futures.values()))
         values = await finished(client, futures)
         # A worker that was lost meanwhile took results with it; these are made again.
         if values.keys() | _failed(futures) == futures.keys():

@@ -221,6 +221,7 @@ class Losses:
             record.run.ended(
                 record, lost.outcome, started, max(started, lost.stopped), message=message
             )
+            self.plugin.history.attempt_ended(record)
             if lost.counts:
                 self.plugin.retries.died(record, end.reason or "for a reason unknown")
             if lost.number in end.busy:

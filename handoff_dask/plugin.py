@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin, Status
 
-from handoff_dask import _bootstrap, _compat, config
+from handoff_dask import _bootstrap, _compat, config, dashboard
 from handoff_dask._version import __version__
+from handoff_dask.claims import Claims
 from handoff_dask.errors import HandoffError
 from handoff_dask.foreign import Foreign
 from handoff_dask.losses import Losses
@@ -63,12 +64,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.retries = Retries(self)
         self.losses = Losses(self)
         self.foreign = Foreign(self)
-        self._shared: dict[str, dict[Any, tuple[set[str], dict[str, float]]]] = {}
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
         self._limit = _compat.keep_unrunnable(scheduler, self._held)
         self.registry = Registry(self)
+        self.claims = Claims(self.registry.names)
         self.service = Service(self)
+        self.history = dashboard.install(self)
         self._handlers = {**self.registry.handlers, **self.service.handlers}
         scheduler.handlers.update(self._handlers)
         facts = {"version": __version__, "strangers": self.registry.strangers}
@@ -94,6 +96,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def close(self) -> None:
         """Stop."""
+        self.history.close()
         if self._limit is not None:
             self._limit.stop()
         if self._timer is not None:
@@ -104,16 +107,12 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Forget a worker."""
-        self.changed(worker)
+        self.claims.changed(worker)
         if self.registry.removed(worker):
             self.engine.worker_removed(worker)
             self.retries.worker_removed(worker)
             self.losses.worker_removed(worker)
             self.ask()
-
-    def changed(self, worker: str) -> None:
-        """Forget what was derived from a worker's resources."""
-        self._shared.pop(worker, None)
 
     # Runs
 
@@ -136,6 +135,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
+        self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)
         for record in run.functions:
             self.records.pop(record.key, None)
@@ -267,10 +267,16 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             run.failed[record.index] = ts.exception_text or "it erred"
         else:
             self.losses.add(record, _compat.placement_number(ts), _compat.died_under(ts))
+            self._after(record, finish)
+            return
+        self.history.attempt_ended(record)
+        self._after(record, finish)
+
+    def _after(self, record: FunctionRecord, finish: str) -> None:
         if record.state == "running":
             record.move("waiting")
         if finish != "memory":
-            _compat.hold(ts)
+            _compat.hold(self.scheduler.tasks[record.key])
         self.ask()
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -339,7 +345,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.doomed.append((record, HandoffError(f"function {row.label}: {problem}")))
             self.ask()
             return False
-        _compat.release_hold(ts, *self._restrictions(place.worker, record.cost))
+        _compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
         record.attempt += 1
         record.worker = place.worker
@@ -350,21 +356,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if row.source is not None or record.attempt > 1:
             self._annotate(ts, record, place)
         return True
-
-    def _restrictions(
-        self, worker: str, cost: Mapping[str, float]
-    ) -> tuple[set[str], dict[str, float]]:
-        """Return what ties a task to a worker, and its cost under the worker's own names.
-
-        Functions of one cost on one worker share these: see ``_compat.hold``.
-        """
-        shared = self._shared.setdefault(worker, {})
-        amounts = tuple(cost.items())
-        if amounts not in shared:
-            names = self.registry.names[worker]
-            resources = {names[name]: _compat.exact(amount) for name, amount in amounts}
-            shared[amounts] = {worker}, resources
-        return shared[amounts]
 
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
         """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
