@@ -18,6 +18,8 @@ from handoff_dask.errors import ClusterLostError, HandoffError, StandInError, Ve
 from handoff_dask.plugin import HandoffPlugin
 
 T = TypeVar("T")
+#: Seconds between looks whether the scheduler, which has not answered yet, is still there.
+PULSE = 0.5
 
 
 def current_client(client: Client | None = None) -> Client | None:
@@ -73,9 +75,9 @@ async def installed(client: Client) -> dict[str, Any] | None:
     ClusterLostError
         The client has lost its scheduler.
     """
-    if client.status != "running":
-        raise ClusterLostError(None, f"the client is {client.status}: it has no scheduler")
-    facts: dict[str, Any] | None = await client.get_metadata([HandoffPlugin.name], default=None)
+    _require_scheduler(client)
+    metadata = client.get_metadata([HandoffPlugin.name], default=None)
+    facts: dict[str, Any] | None = await answered(client, metadata)
     return facts
 
 
@@ -96,7 +98,8 @@ async def install(client: Client) -> None:
     facts = await installed(client)
     if facts is None:
         try:
-            await client.register_plugin(HandoffPlugin(), name=HandoffPlugin.name)
+            plugin = HandoffPlugin()
+            await answered(client, client.register_plugin(plugin, name=HandoffPlugin.name))
         except ValueError as error:
             if "disallowed" not in str(error):
                 raise
@@ -160,5 +163,42 @@ def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 
 async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:
-    """Call a handler of the plugin."""
-    return await getattr(client.scheduler, f"handoff_{handler}")(**kwargs)
+    """Call a handler of the plugin.
+
+    Raises
+    ------
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    return await answered(client, getattr(client.scheduler, f"handoff_{handler}")(**kwargs))
+
+
+async def answered(client: Client, answer: Awaitable[T]) -> T:
+    """Wait for an answer of the scheduler for as long as the client has one.
+
+    By itself a call goes on to look for a scheduler that is gone, and does not say so.
+
+    Raises
+    ------
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    asked = asyncio.ensure_future(answer)
+    try:
+        while not asked.done():
+            _require_scheduler(client)
+            await asyncio.wait([asked], timeout=PULSE)
+        return asked.result()
+    except OSError:
+        # The client has another connection and may hear of the loss a moment later.
+        for _ in range(10):
+            _require_scheduler(client)
+            await asyncio.sleep(PULSE / 5)
+        raise
+    finally:
+        asked.cancel()
+
+
+def _require_scheduler(client: Client) -> None:
+    if client.status != "running":
+        raise ClusterLostError(None, f"the scheduler went away: the client is {client.status}")

@@ -347,7 +347,7 @@ class _RunEndedError(HandoffError):
         self.partial = partial
 
     def __str__(self) -> str:
-        return f"run {self.dag_id!r}: {self.problem}"
+        return self.problem if self.dag_id is None else f"run {self.dag_id!r}: {self.problem}"
 
 
 class ClusterLostError(_RunEndedError, RuntimeError):

@@ -1,13 +1,22 @@
-"""Fetching the results of a run, also while workers go away."""
+"""Fetching the results and the errors of a run, also while workers go away."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from distributed import CancelledError, Client, Future, wait
 
-from handoff_dask.errors import HandoffError
+from handoff_dask.errors import (
+    AllocationError,
+    FunctionFailedError,
+    HandoffError,
+    InvalidFunctionError,
+    StandInError,
+    WorkerLostError,
+)
+from handoff_dask.model.expansion import Node
+from handoff_dask.records import RunReport
 
 Futures = Mapping[Hashable, Future[Any]]
 
@@ -53,3 +62,26 @@ def _failed(futures: Futures) -> set[Hashable]:
 def unfetched(error: Exception) -> HandoffError:
     """Return the error for results that exist but do not arrive: they cannot be unpickled here."""
     return HandoffError(f"the results cannot be fetched: {type(error).__name__}: {error}")
+
+
+def failure(
+    nodes: Sequence[Node], index: int, causes: Mapping[int, BaseException], report: RunReport
+) -> HandoffError:
+    """Return the error of a node that failed by itself."""
+    node, cause = nodes[index], causes[index]
+    id_ = node.function.id
+    if isinstance(cause, InvalidFunctionError):
+        return InvalidFunctionError(id_, cause.field, cause.problem)
+    if isinstance(cause, WorkerLostError):
+        cause = WorkerLostError(id_, *cause.args[1:])
+    if isinstance(cause, AllocationError):
+        return AllocationError(
+            id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
+        )
+    named = isinstance(cause, StandInError)
+    problem = str(cause) if named else f"{type(cause).__name__}: {cause}"
+    if node.kind != "function":
+        problem = f"the {node.kind} of one of its arguments: {problem}"
+    error = FunctionFailedError(id_, report.attempts_by_index().get(index, ()), problem)
+    error.__cause__ = cause
+    return error

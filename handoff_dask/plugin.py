@@ -137,6 +137,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             return
         self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)
+        if run.limit is not None:
+            run.limit.cancel()
         for record in run.functions:
             self.records.pop(record.key, None)
         self.ask()

@@ -109,6 +109,8 @@ class RunSpec:
     placement_timeout: float = 0.0
     priority: float = 0
     detach: bool = False
+    #: Seconds that it may take, where the scheduler is to see to it.
+    timeout: float | None = None
     #: Nodes whose results are kept for who asked for them.
     wanted: frozenset[int] = frozenset()
 
@@ -176,6 +178,8 @@ class RunRecord:
     retries: int = 0
     #: Nodes that Dask has not forgotten.
     alive: int = 0
+    #: What stops it when its time is up.
+    limit: asyncio.TimerHandle | None = None
     #: Set when the graph has come.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).

@@ -13,14 +13,11 @@ from distributed import CancelledError, Client, Future
 
 from handoff_dask import connection, gathering, watching
 from handoff_dask.errors import (
-    AllocationError,
     ClusterLostError,
     FunctionFailedError,
     HandoffError,
-    InvalidFunctionError,
     RunCancelledError,
     RunTimeoutError,
-    WorkerLostError,
 )
 from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
@@ -185,14 +182,14 @@ class Run:
         await connection.install(client)
         pins = None
         if isinstance(submission.options.allocation_strategy, Allocator):
-            nodes = await connection.call(client, "nodes")
+            nodes = await self._call("nodes")
             names = {name for node in nodes.values() for name in node["names"]}
             pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
-        refused = await connection.call(client, "open", spec=submission.spec(client.id, pins))
+        refused = await self._call("open", spec=submission.spec(client.id, pins))
         if refused is not None:
             raise submission.allocation_error(*pickle.loads(refused))
         if self._stopped is not None:  # cancelled on its way here
-            await connection.call(client, "close", run_id=submission.run_id)
+            await self._call("close", run_id=submission.run_id)
             raise self._stopped
         keys = submission.translation.keys
         futures = client.get(
@@ -203,9 +200,9 @@ class Run:
         )
         if submission.options.detach:
             # The client may be closed as soon as this returns.
-            await connection.call(client, "arrived", run_id=submission.run_id)
+            await self._call("arrived", run_id=submission.run_id)
         limit = submission.options.timeout
-        if limit is not None:
+        if limit is not None and not submission.options.detach:  # else the scheduler looks to it
             error = RunTimeoutError(self.dag_id, f"it did not end within {limit} s")
             self._limit = asyncio.get_running_loop().call_later(limit, self._out_of_time, error)
         return self._watch(futures)
@@ -217,7 +214,7 @@ class Run:
         keys = [outline.keys[index] for index in outline.awaited.values()]
         futures: list[Future[Any]] = [Future(key, client) for key in keys]
         # Only now: the scheduler answers with the states, which the futures must hear.
-        await connection.call(client, "want", keys=keys, client=client.id)
+        await self._call("want", keys=keys, client=client.id)
         return self._watch(futures)
 
     def _watch(self, futures: Iterable[Future[Any]]) -> Run:
@@ -236,14 +233,21 @@ class Run:
             return
         self._stopped = self._stopped or reason
         if self._outline.detach or self._followed:
-            with contextlib.suppress(OSError):
-                await connection.call(self._client, "cancel", run_id=self._outline.run_id)
+            with contextlib.suppress(OSError, ClusterLostError):
+                await self._call("cancel", run_id=self._outline.run_id)
         await self._release()
 
     async def _release(self) -> None:
         """Have the scheduler forget every task of the run, unless others want it."""
-        with contextlib.suppress(OSError, CancelledError):
-            await self._client.cancel(list(self._awaited.values()), asynchronous=True)
+        with contextlib.suppress(OSError, CancelledError, ClusterLostError):
+            cancelling = self._client.cancel(list(self._awaited.values()), asynchronous=True)
+            await connection.answered(self._client, cancelling)
+
+    async def _call(self, handler: str, **kwargs: Any) -> Any:
+        try:
+            return await connection.call(self._client, handler, **kwargs)
+        except ClusterLostError as error:
+            raise ClusterLostError(self.dag_id, error.problem) from error
 
     async def _status(self) -> dict[str, Any]:
         report, _ = await self._report()
@@ -251,7 +255,7 @@ class Run:
         return {**counts, "attempts": dict(Attempts(report, self._outline.nodes))}
 
     async def _progress(self) -> dict[str, int]:
-        counts = await connection.call(self._client, "progress", run_id=self._outline.run_id)
+        counts = await self._call("progress", run_id=self._outline.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
     def _known_counts(self) -> dict[str, int]:
@@ -264,7 +268,7 @@ class Run:
 
     async def _explain(self, held: int | None) -> RunExplanation:
         run_id = self._outline.run_id
-        answer = await connection.call(self._client, "why", run_id=run_id, held=held)
+        answer = await self._call("why", run_id=run_id, held=held)
         nodes = self._outline.nodes
         found: dict[Hashable, Waiting | Unready] = {}
         for index, why in pickle.loads(answer).items():
@@ -293,16 +297,20 @@ class Run:
                 return await self._assemble(values)
             return await self._assemble(await self._gather_all())
         except CancelledError:
-            raise self._cancelled() from None
+            raise await self._cancelled() from None
         finally:
             if self._limit is not None:
                 self._limit.cancel()
 
-    def _cancelled(self) -> HandoffError:
+    async def _cancelled(self) -> HandoffError:
         if self._stopped is not None:
             return self._stopped
-        if self._client.status != "running":
+        try:
+            problem = await self._call("overdue", run_id=self._outline.run_id)
+        except (ClusterLostError, OSError):
             return ClusterLostError(self.dag_id, "the scheduler went away")
+        if problem is not None:
+            return RunTimeoutError(self.dag_id, problem)
         return RunCancelledError(self.dag_id, "its functions were cancelled on the cluster")
 
     async def _failure(self) -> HandoffError | None:
@@ -316,7 +324,7 @@ class Run:
             values = await gathering.finished(self._client, self._awaited)
         partial = await self._assemble(values)
         await self._release()
-        error = self._error(next(iter(errors)), errors, report)
+        error = gathering.failure(self._outline.nodes, next(iter(errors)), errors, report)
         if isinstance(error, FunctionFailedError):
             error.partial = partial
         return error
@@ -336,40 +344,21 @@ class Run:
 
     async def _report(self) -> tuple[RunReport, dict[int, BaseException]]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
-        answer = await connection.call(self._client, "report", run_id=self._outline.run_id)
+        answer = await self._call("report", run_id=self._outline.run_id)
         if answer is None:
             return RunReport(), {}
         report: RunReport = pickle.loads(answer["report"])
         texts = {a[0]: (a[6], a[7]) for a in report.attempts if a[6] is not None}
         return report, await connection.exceptions(answer["errors"], texts)
 
-    def _error(
-        self, index: int, errors: Mapping[int, BaseException], report: RunReport
-    ) -> HandoffError:
-        """Return the error of a node that failed by itself."""
-        node, cause = self._outline.nodes[index], errors[index]
-        id_ = node.function.id
-        if isinstance(cause, InvalidFunctionError):
-            return InvalidFunctionError(id_, cause.field, cause.problem)
-        if isinstance(cause, WorkerLostError):
-            cause = WorkerLostError(id_, *cause.args[1:])
-        if isinstance(cause, AllocationError):
-            return AllocationError(
-                id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
-            )
-        problem = f"{type(cause).__name__}: {cause}"
-        if node.kind != "function":
-            problem = f"the {node.kind} of one of its arguments: {problem}"
-        error = FunctionFailedError(id_, report.attempts_by_index().get(index, ()), problem)
-        error.__cause__ = cause
-        return error
-
     async def _assemble(self, values: Mapping[Hashable, Any]) -> ExecutionResult:
         """Put the result together."""
         outline = self._outline
         report, causes = await self._report()
         self._final = report.counts
-        failed = {index: self._error(index, causes, report) for index in causes}
+        failed = {
+            index: gathering.failure(outline.nodes, index, causes, report) for index in causes
+        }
         # Nodes come after what they depend on in no particular order: follow failures to their end.
         errors: dict[Hashable, BaseException] = {}
         users: dict[int, list[int]] = {}

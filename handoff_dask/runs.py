@@ -14,6 +14,7 @@ from handoff_dask.connection import call, install, installed, require_client, sy
 from handoff_dask.errors import (
     FunctionFailedError,
     HandoffError,
+    RunTimeoutError,
     UnknownFunctionError,
     UnknownRunError,
 )
@@ -122,7 +123,7 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
         await install(client)
         packed = await call(client, "outline", dag_id=dag_label(dag_id))
         if packed is None:
-            raise UnknownRunError(dag_id)
+            raise await _unknown(client, dag_id)
         return await Run(Outline.unpacked(packed), client).follow()
 
     return sync(client, found)
@@ -164,7 +165,7 @@ def get_result(
             client, "find", dag_id=dag_label(dag_id), label=function_label(function_id)
         )
         if not known:
-            raise UnknownRunError(dag_id)
+            raise await _unknown(client, dag_id)
         if key is None:
             raise UnknownFunctionError(
                 function_id, f"the run {dag_id!r} has no such function, or does not keep its result"
@@ -190,6 +191,11 @@ def get_result(
         raise FunctionFailedError(function_id, problem=problem) from error
 
     return sync(client, get)
+
+
+async def _unknown(client: Client, dag_id: Hashable) -> HandoffError:
+    problem = await call(client, "overdue", dag_id=dag_label(dag_id))
+    return UnknownRunError(dag_id) if problem is None else RunTimeoutError(dag_id, problem)
 
 
 def forget(dag_id: Hashable, *, client: Client | None = None) -> None:

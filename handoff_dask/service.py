@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Awaitable, Callable
 from itertools import islice
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
 
 
+#: How many stopped runs are remembered, for whoever asks what became of them.
+OVERDUE = 1000
+
+
 class Service:
     """The handlers of a plugin, installed on its scheduler under ``handoff_...``."""
 
@@ -29,6 +34,8 @@ class Service:
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.engine = plugin.engine
+        #: {run: (its DAG, why)} of detached runs that were stopped because their time was up.
+        self._overdue: dict[str, tuple[str, str]] = {}
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -45,6 +52,7 @@ class Service:
             self.explain,
             self.why,
             self.gone,
+            self.overdue,
             self.holds,
             self.listed,
             self.outline,
@@ -61,6 +69,9 @@ class Service:
         with collector.paused():
             run = self._opened(pickle.loads(spec))
         run_id = run.spec.run_id
+        if run.spec.timeout is not None:
+            loop = asyncio.get_running_loop()
+            run.limit = loop.call_later(run.spec.timeout, self._out_of_time, run)
         if not run.functions:
             self.plugin.forget(run)  # no graph will follow, and nothing to tell its end by
             return None
@@ -97,6 +108,22 @@ class Service:
         }
         self.engine.functions_added(run.spec.run_id, function_specs(rows, keys, expected))
         return run
+
+    def _out_of_time(self, run: RunRecord) -> None:
+        """Stop a run that has not ended, though its client may be gone."""
+        if any(run.counts[state] for state in ("waiting", "held", "running")):
+            problem = f"it did not end within {run.spec.timeout} s"
+            self._overdue[run.spec.run_id] = run.spec.dag_id, problem
+            while len(self._overdue) > OVERDUE:
+                del self._overdue[next(iter(self._overdue))]
+            self.plugin.cancel(run)
+
+    async def overdue(self, run_id: str | None = None, dag_id: str | None = None) -> str | None:
+        """Tell whether a run, or the last of a DAG, was stopped because its time was up."""
+        for known, (dag, problem) in reversed(self._overdue.items()):
+            if run_id == known or dag_id == dag:
+                return problem
+        return None
 
     async def explain(self, spec: bytes) -> bytes:
         """Return which workers could run each node of a run that is not to be run."""
@@ -194,7 +221,10 @@ class Service:
             keys = [ts.key for ts in keeper.wants_what]
             self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
             del self.scheduler.clients[run.spec.keeper]
-        return bool(found)
+        overdue = [run_id for run_id, (dag, _) in self._overdue.items() if dag == dag_id]
+        for run_id in overdue:
+            del self._overdue[run_id]
+        return bool(found or overdue)
 
     async def cancel(self, run_id: str) -> None:
         """Stop a run, whoever wants it."""

@@ -203,6 +203,7 @@ class Submission:
                 placement_timeout=self.options.placement_timeout,
                 priority=self.options.priority,
                 detach=self.options.detach,
+                timeout=self.options.timeout if self.options.detach else None,
                 wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
             )
         )
