@@ -242,6 +242,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             done=finish == "memory",
         )
         if finish == "memory":
+            made, record.made = record.made, (record.worker, started)
+            if made == record.made:
+                # Its worker still had a result that was lost to the scheduler: no start.
+                record.attempt -= 1
+                record.move("done")
+                self._after(record, finish)
+                return
             if start == "processing" or record.lost is not None:
                 run.ended(record, "ok", started, stopped)
             else:

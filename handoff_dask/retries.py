@@ -119,7 +119,8 @@ class Retries:
             return InvalidFunctionError(row.label, "retry.escalate", record.problem)
         if record.failures > row.policy.max_retries:
             return self._lost(record)
-        if record.cost is not row.cost:
+        if record.cost is not row.cost and not record.deaths:
+            # After a death, the engine waits for what the cluster has lost with the worker.
             finding = self.plugin.engine.feasibility(record.cost, row.pin)
             if not finding:
                 context = f"retry.escalate asked for {dict(record.cost)}: "
