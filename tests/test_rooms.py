@@ -17,15 +17,16 @@ ROOMS = """
     __init__
     cli dashboard preload
     execution
-    nodes planning
+    runs nodes planning
     run
     watching
     explaining
     connection
     plugin
-    service retries
+    registry service retries
     local
     submission
+    outline
     options
     results
     collection
@@ -33,9 +34,12 @@ ROOMS = """
     graph
     records
     worker
+    shipping
     task
+    devices
     _compat
     widgets
+    _bootstrap
     placement
     model
     config
