@@ -291,7 +291,9 @@ def _dumps(value: object) -> bytes:
     """Pickle by reference what can be imported, by value what was made in the user's script."""
     try:
         data = pickle.dumps(value, protocol=5)
-        if b"__main__" not in data:  # a worker has another __main__ than the client
+        # A worker has another __main__ than the client, and may lack what the user registered.
+        local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
+        if not any(name.encode() in data for name in local):
             return data
     except Exception:
         pass  # cloudpickle can do more

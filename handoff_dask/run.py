@@ -53,6 +53,8 @@ class Run:
         self._client = client
         #: Every future that the end of the run hangs on.
         self._awaited: dict[Hashable, Future[Any]] = {}
+        #: Whether another client submitted it.
+        self._followed = False
         #: Why the run was stopped, once it was.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Task[ExecutionResult] | None = None
@@ -115,8 +117,13 @@ class Run:
         """
         return connection.sync(self._client, self._progress)
 
-    def explain(self) -> RunExplanation:
+    def explain(self, held: int | None = None) -> RunExplanation:
         """Tell, for every function that is not running, what it waits for.
+
+        Parameters
+        ----------
+        held
+            Tell it of so many held functions only, which costs little however large the run.
 
         Returns
         -------
@@ -124,7 +131,7 @@ class Run:
             {function id: why}: the dependencies it lacks, or the resources on which workers, the
             retry's delay, the limit or whatever else holds it. Printed, it is a report.
         """
-        return connection.sync(self._client, self._explain)
+        return connection.sync(self._client, self._explain, held)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the run to end, well or not.
@@ -205,6 +212,7 @@ class Run:
 
     async def follow(self) -> Run:
         """Watch a run that is on its way already; :func:`get_run` does."""
+        self._followed = True
         client, outline = self._client, self._outline
         keys = [outline.keys[index] for index in outline.awaited.values()]
         futures: list[Future[Any]] = [Future(key, client) for key in keys]
@@ -227,7 +235,7 @@ class Run:
         if self._outcome is not None and self._outcome.done():
             return
         self._stopped = self._stopped or reason
-        if self._outline.detach:
+        if self._outline.detach or self._followed:
             with contextlib.suppress(OSError):
                 await connection.call(self._client, "cancel", run_id=self._outline.run_id)
         await self._release()
@@ -246,8 +254,9 @@ class Run:
         counts = await connection.call(self._client, "progress", run_id=self._outline.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
-    async def _explain(self) -> RunExplanation:
-        answer = await connection.call(self._client, "why", run_id=self._outline.run_id)
+    async def _explain(self, held: int | None) -> RunExplanation:
+        run_id = self._outline.run_id
+        answer = await connection.call(self._client, "why", run_id=run_id, held=held)
         nodes = self._outline.nodes
         found: dict[Hashable, Waiting | Unready] = {}
         for index, why in pickle.loads(answer).items():
@@ -273,7 +282,9 @@ class Run:
         futures = list(self._awaited.values())
         try:
             if self._outline.on_error == "continue":
-                await wait(futures)
+                # It asks for the current client, which need not be ours.
+                with self._client.as_current():
+                    await wait(futures)
             else:
                 values = await self._client.gather(futures, asynchronous=True)
                 return await self._assemble(dict(zip(self._awaited, values, strict=True)))
