@@ -59,7 +59,7 @@ class Runs(Panel):
         self._drawn: list[RunView] = []
         self._names: list[str] = []
         self._listed = 0.0
-        self._bars = ColumnDataSource(_columns([]))
+        self._bars = ColumnDataSource(_columns([]), name="runs")
         self._held = Div(sizing_mode="stretch_width", margin=(4, 8, 8, 8))
         self._figure: Any = figure(
             x_range=Range1d(0, 1.5),
@@ -155,7 +155,7 @@ class Runs(Panel):
         names = [short(run.dag_id) for run in runs]
         if names != self._names:
             self._names = names
-            self._figure.y_range.update(start=max(4, len(names)), end=0)
+            self._figure.y_range.update(start=max(6, len(names)), end=0)
             axis = self._figure.yaxis
             axis.major_label_overrides = {i + 0.5: name for i, name in enumerate(names)}
             axis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(len(names))])
