@@ -285,7 +285,8 @@ def metric_name(name: str) -> str:
 def worker_address() -> str:
     """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
     try:
-        return get_worker().contact_address
+        worker = get_worker()
+        return worker.contact_address or worker.address
     except ValueError:
         return "local"
 

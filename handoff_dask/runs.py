@@ -173,7 +173,9 @@ def get_result(
         try:
             # Only now: the scheduler answers with the state, which the future must hear.
             await call(client, "want", keys=[key], client=client.id)
-            await wait(future, timeout=timeout)
+            # It asks for the current client, which need not be ours.
+            with client.as_current():
+                await wait(future, timeout=timeout)
             if future.status != "error":
                 return await future
             error = await future.exception()

@@ -100,6 +100,25 @@ class Answers:
         function = self._functions.get(key)
         return None if function is None else _why(function, self._placer)
 
+    def holds(self, run: Hashable) -> list[tuple[Hashable, int, Waiting]]:
+        """Why functions of a run are not placed: one of each kind, how many there are, the reason.
+
+        Functions of one queue wait for the same: only one of them is asked about.
+        """
+        kinds: dict[tuple[object, ...], list[Function]] = {}
+        for function in self._run(run).functions.values():
+            state = function.state
+            if state == QUEUED:
+                kinds.setdefault((state, function.queue), []).append(function)
+            elif state in (DELAYED, FRESH):
+                kinds.setdefault((state, function.cost, function.binds), []).append(function)
+        found = []
+        for alike in kinds.values():
+            why = _why(alike[0], self._placer)
+            if why is not None:
+                found.append((alike[0].key, len(alike), why))
+        return found
+
     def counts(self, run: Hashable) -> Counts:
         """How many functions of a run are where."""
         return _counts(self._run(run))
