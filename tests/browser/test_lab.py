@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from handoff_dask.dashboard.panel import AMBER, BLUE, GREEN, RED
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 WORKERS = {
     "laptop": {"cpu": 2, "memory": 4000},
     "node-1": {"cpu": 4, "memory": 16000},
