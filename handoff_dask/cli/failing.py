@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -85,13 +86,16 @@ def problem_of(error: BaseException) -> Problem:
     return Problem(text, code)
 
 
-def place_of(error: BaseException, file: str | None = None) -> str:
-    """Return where an error was raised, " (file, line n)"; in `file` if it passed through that."""
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised: " (file, line n)".
+
+    The last line of the user's own, which lies where imports are looked for first; else the last.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if frame.filename == file] or list(frames)
-    if not inside:
-        return ""
-    return f" ({os.path.basename(inside[-1].filename)}, line {inside[-1].lineno})"
+    own = [frame for frame in frames if frame.filename.startswith(os.path.join(sys.path[0], ""))]
+    for frame in (own or frames)[-1:]:
+        return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return ""
 
 
 class Command(click.Command):

@@ -86,7 +86,7 @@ def _dag(target: str, values: Sequence[str]) -> DAG:
         raise Problem(f"{where!r} is neither a Python file (*.py) nor the name of a module")
     found = _attribute(module, where, name)
     if not isinstance(found, DAG) and callable(found):
-        found = _called(found, values, target, where)
+        found = _called(found, values, target)
     elif values and isinstance(found, DAG):
         raise Problem(f"{target} is a DAG and takes no arguments; a function that returns one does")
     if not isinstance(found, DAG):
@@ -94,13 +94,13 @@ def _dag(target: str, values: Sequence[str]) -> DAG:
     return found
 
 
-def _called(factory: Callable[..., Any], values: Sequence[str], target: str, where: str) -> Any:
+def _called(factory: Callable[..., Any], values: Sequence[str], target: str) -> Any:
     try:
         found = arguments.call(factory, values, target)
     except (Problem, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise _raised(f"{target}()", where, error) from error
+        raise _raised(f"{target}()", error) from error
     if not isinstance(found, DAG):
         raise Problem(f"{target}() returned {_described(found)}, not a DAG")
     return found
@@ -136,15 +136,13 @@ def _imported(where: str, load: Callable[[], ModuleType]) -> ModuleType:
         file = os.path.basename(error.filename or where)
         raise Problem(f"{file}, line {error.lineno}: {error.msg}") from error
     except BaseException as error:
-        raise _raised(where, where, error) from error
+        raise _raised(where, error) from error
     _travel(sys.modules[name] for name in set(sys.modules) - before)
     return module
 
 
-def _raised(what: str, where: str, error: BaseException) -> Problem:
-    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
-    place = place_of(error, None if file is None else os.path.abspath(file))
-    return Problem(f"{what} raised {type(error).__name__}: {error}{place}")
+def _raised(what: str, error: BaseException) -> Problem:
+    return Problem(f"{what} raised {type(error).__name__}: {error}{place_of(error)}")
 
 
 def _from_file(path: Path) -> ModuleType:
