@@ -83,7 +83,7 @@ class Registry:
     async def withdraw(self) -> None:
         """Have every worker take back what it declares on our behalf."""
         for worker in list(self.names):
-            found = await self.scheduler.rpc(worker).handoff_withdraw()
+            found = await self.scheduler.rpc(worker).handoff_restore()
             _compat.remove_resources(self.scheduler, worker, found)
 
     async def settled(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import CancelledError, Client, Future, wait
 
-from handoff_dask import connection
+from handoff_dask import connection, watching
 from handoff_dask.errors import (
     AllocationError,
     ClusterLostError,
@@ -58,11 +58,19 @@ class Run:
         #: Why the run was stopped, once it was.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Task[ExecutionResult] | None = None
+        #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
+        self._final: Mapping[str, int] = {}
         self._limit: asyncio.TimerHandle | None = None
         self._close: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
         return f"<Run of {self.dag_id!r}: {len(self._outline.functions)} functions>"
+
+    def _repr_html_(self) -> str:
+        return watching.html(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return watching.bundle(self)
 
     def start(self, submission: Submission) -> Any:
         """Send the run on its way; :func:`submit` does."""
@@ -246,6 +254,14 @@ class Run:
         counts = await connection.call(self._client, "progress", run_id=self._outline.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
+    def _known_counts(self) -> dict[str, int]:
+        """Return how many functions are in which state, as far as one can tell without asking."""
+        if self._final:
+            return dict(self._final)
+        names = {"finished": "done", "error": "failed", "pending": "waiting"}
+        states = [names.get(str(f.status), "cancelled") for f in self._awaited.values()]
+        return {state: states.count(state) for state in STATES}
+
     async def _explain(self, held: int | None) -> RunExplanation:
         run_id = self._outline.run_id
         answer = await connection.call(self._client, "why", run_id=run_id, held=held)
@@ -344,6 +360,7 @@ class Run:
         """Put the result together."""
         outline = self._outline
         report, causes = await self._report()
+        self._final = report.counts
         failed = {index: self._error(index, causes, report) for index in causes}
         # Nodes come after what they depend on in no particular order: follow failures to their end.
         errors: dict[Hashable, BaseException] = {}

@@ -43,6 +43,7 @@ class Service:
             self.progress,
             self.explain,
             self.why,
+            self.holds,
             self.listed,
             self.outline,
             self.cancel,
@@ -120,6 +121,16 @@ class Service:
                 found[record.index] = [
                     i for i in record.row.dependencies if record.run.functions[i].state != "done"
                 ]
+        return pickle.dumps(found)
+
+    async def holds(self, run_id: str) -> bytes:
+        """Return what functions of a run are held for: how many, what they cost, and why."""
+        if run_id not in self.plugin.runs:
+            return pickle.dumps([])
+        found = [
+            (number, dict(self.plugin.records[key].cost), why)
+            for key, number, why in self.engine.holds(run_id)
+        ]
         return pickle.dumps(found)
 
     async def report(self, run_id: str) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """What the scheduler may ask of a worker."""
-        return {"handoff_declare": self.declare, "handoff_withdraw": self.withdraw}
+        return {"handoff_declare": self.declare, "handoff_restore": self.restore}
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
         """Declare resources, under the names that the worker has for them if it has any."""
@@ -59,7 +59,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         )
         return total
 
-    async def withdraw(self) -> dict[str, float]:
+    async def restore(self) -> dict[str, float]:
         """Take back what was declared on our behalf; return what the worker declares then."""
         _compat.restore_resources(self.worker, self._before)
         return self._before

@@ -21,15 +21,21 @@ PATIENCE = 60
 def bare_python(tmp_path_factory):
     """A Python with all that is installed here but handoff_dask."""
     folder = tmp_path_factory.mktemp("bare")
+    python = bare_environment(folder)
+    found = run(python, "-c", "import dask, distributed; import handoff_dask", cwd=folder)
+    if "No module named 'handoff_dask'" not in found.stderr:
+        pytest.skip("handoff_dask is installed beside Dask: no environment lacks it")
+    return python
+
+
+def bare_environment(folder):
+    """Make an environment in a folder, and return its Python."""
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     (site,) = folder.rglob("site-packages")
     # What a .pth file adds is searched for modules, but not for further .pth files: an editable
     # installation of this package is not seen.
     (site / "others.pth").write_text(str(Path(dask.__file__).parents[1]))
-    found = run(python, "-c", "import dask, distributed; import handoff_dask", cwd=folder)
-    if "No module named 'handoff_dask'" not in found.stderr:
-        pytest.skip("handoff_dask is installed beside Dask: no environment lacks it")
     return python
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from cloudpickle import register_pickle_by_value
-from distributed import Client, Security
+from distributed import Client, Security, get_worker
 
 import handoff_dask
 from handoff_dask import (
     DAG,
+    Argument,
     Function,
     HandoffError,
     collocated,
@@ -22,6 +24,7 @@ from handoff_dask import (
     get_result,
     get_run,
     list_runs,
+    register_node,
     submit,
     uninstall,
 )
@@ -208,3 +211,43 @@ def test_a_scheduler_with_the_preload(bare_python, tmp_path):
             dag = DAG().add_function(Function(id="f", args=[], code=who, cost={"cpu": 2}))
             assert execute(dag, client=client).results == {"f": ("f", 1)}
             assert set(client.run(has_module).values()) == {(True, True)}
+
+
+def addresses(value, source, target):
+    return source, target
+
+
+def where(value):
+    return value, get_worker().contact_address
+
+
+def test_workers_that_are_reached_elsewhere(bare_python, tmp_path):
+    """Workers listen on one address and are known by another, which the client cannot use."""
+    with Processes(bare_python, tmp_path) as processes:
+        for number, name in enumerate(("a", "b"), 2):
+            port = free_port()
+            processes.worker(
+                name,
+                *("--nthreads", 1, "--no-nanny", "--memory-limit", "1GB"),
+                *("--listen-address", f"tcp://0.0.0.0:{port}"),
+                *("--contact-address", f"tcp://127.0.0.{number}:{port}"),
+            )
+        with Client(processes.address) as client:
+            client.wait_for_workers(2, timeout=60)
+            register_node("b", {"licence": 1}, client=client)
+            argument = Argument("f", serialization_fn=addresses)
+            dag = (
+                DAG()
+                .add_function(Function(id="f", args=[], code=int, node="127.0.0.2"))
+                .add_function(Function(id="g", args=[argument], code=where, cost={"licence": 1}))
+            )
+            result = execute(dag, client=client)
+            first, second = result.allocations["f"], result.allocations["g"]
+            assert first.startswith("tcp://127.0.0.2:") and second.startswith("tcp://127.0.0.3:")
+            assert result.results["g"] == ((first, second), second)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
