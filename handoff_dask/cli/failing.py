@@ -35,7 +35,7 @@ FAILED = 1
 USAGE = 2
 #: No worker can hold a function.
 IMPOSSIBLE = 3
-#: The scheduler cannot be reached, or went away.
+#: The scheduler cannot be reached, takes no plugin of ours, or went away.
 CLUSTER = 4
 #: By a signal, or by somebody who cancelled the run.
 INTERRUPTED = 130
@@ -53,9 +53,8 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int],
     # The options of a run say so of themselves.
     (ValueError, USAGE),
     (TimeoutError, FAILED),
-    # What Dask raises when a connection breaks.
-    (OSError, CLUSTER),
-    (HandoffError, FAILED),
+    # What Dask raises when a connection breaks; and clusters that will not have us.
+    ((OSError, HandoffError), CLUSTER),
 )
 
 

@@ -162,8 +162,10 @@ class JsonLines(Display):
         self._stream = stream
 
     def _event(self, event: str, **facts: Any) -> None:
-        self._stream.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
-        self._stream.flush()
+        line = json.dumps({"event": event, "time": time.time(), **facts})
+        with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the run goes on
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
         """Show that a run starts."""

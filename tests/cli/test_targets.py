@@ -31,19 +31,9 @@ lacking = DAG("lacking").add_function(Function(id="a", args=["b"], code=int))
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A folder with flow.py, which is the current one; what was imported is forgotten."""
-    (tmp_path / "flow.py").write_text(FLOW)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        module = sys.modules.pop(name)
-        if name in cloudpickle.list_registry_pickle_by_value():
-            sys.modules[name] = module
-            cloudpickle.unregister_pickle_by_value(module)
-            del sys.modules[name]
+def flow(here):
+    """A folder with flow.py, which is the current one."""
+    (here / "flow.py").write_text(FLOW)
 
 
 @pytest.mark.parametrize("where", ["flow.py", "./flow.py", "flow"])
