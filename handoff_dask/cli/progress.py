@@ -16,7 +16,6 @@ from typing import IO, Any
 import click
 
 from handoff_dask.cli.output import labels
-from handoff_dask.errors import HandoffError
 from handoff_dask.explaining import RunExplanation
 from handoff_dask.placement.events import Waiting
 from handoff_dask.planning import Plan
@@ -46,7 +45,8 @@ class Forecast:
             threading.Thread(target=self._plan, args=(make,), daemon=True).start()
 
     def _plan(self, make: Callable[[], Plan]) -> None:
-        with contextlib.suppress(HandoffError, ValueError):
+        # It is a courtesy: the run may end first, and take the client with it.
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             slots = [slot.stop for slots in make().timeline.values() for slot in slots]
             self._stops = sorted(slots)
 

@@ -26,7 +26,7 @@ from handoff_dask.planning import Plan, plan
 from handoff_dask.results import ExecutionResult
 
 #: No plan is made of bigger DAGs: it would take from the time of the run.
-_PLANNED = 5000
+_PLANNED = 2000
 
 
 def selection(given: tuple[str, ...], default: str, ids: list[Hashable]) -> Any:

@@ -137,7 +137,7 @@ def _imported(where: str, load: Callable[[], ModuleType]) -> ModuleType:
         raise Problem(f"{file}, line {error.lineno}: {error.msg}") from error
     except BaseException as error:
         raise _raised(where, error) from error
-    _travel(sys.modules[name] for name in set(sys.modules) - before)
+    _travel(set(sys.modules) - before)
     return module
 
 
@@ -171,17 +171,14 @@ def _look_in(folder: Path) -> None:
     sys.path.insert(0, str(folder))
 
 
-def _travel(modules: Iterable[ModuleType]) -> None:
+def _travel(names: Iterable[str]) -> None:
     """Send the user's own modules along, as those of a script: a worker need not have them."""
-    here = sys.path[0]
-    for module in modules:
-        top = sys.modules.get(module.__name__.partition(".")[0], module)
-        file = getattr(top, "__file__", None)
-        # A package lies in the folder where it was found, its __init__ one deeper.
-        folder = os.path.dirname(file) if file else None
-        if folder and hasattr(top, "__path__"):
-            folder = os.path.dirname(folder)
-        if folder == here:
+    for name in names:
+        module = sys.modules.get(name)
+        top = sys.modules.get(name.partition(".")[0])
+        # A package is a folder, with an __init__.py or without.
+        places = [*getattr(top, "__path__", ()), getattr(top, "__file__", None) or ""]
+        if isinstance(module, ModuleType) and os.path.dirname(places[0]) == sys.path[0]:
             cloudpickle.register_pickle_by_value(module)
 
 

@@ -236,11 +236,13 @@ def test_a_module_here(handoff, on, folder):
     assert json.loads((folder / "out.json").read_text())["results"] == {"a": 42}
 
 
-def test_a_package_here(handoff, on, folder):
-    """A package and what it imports from itself travel too."""
+@pytest.mark.parametrize("files", [["__init__.py"], []])
+def test_a_package_here(handoff, on, folder, files):
+    """A package, with __init__.py or without, and what it imports from itself travel too."""
     package = folder / "mine"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    for name in files:
+        (package / name).touch()
     (package / "steps.py").write_text("def answer():\n    return 42\n")
     (package / "flow.py").write_text(
         "from handoff_dask import DAG, Function\nfrom mine.steps import answer\n"
