@@ -84,13 +84,16 @@ class Display:
 
     def note(self, text: str) -> None:
         """Show a remark."""
-        print(text, file=sys.stderr, flush=True)
 
 
 class Lines(Display):
     """A line now and then, for log files."""
 
     every = 10.0
+
+    def note(self, text: str) -> None:
+        """Show a remark."""
+        print(text, file=sys.stderr, flush=True)
 
     def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
         """Show that a run starts."""
