@@ -12,8 +12,11 @@ OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 FLOORS = $(shell sed -n '/^dependencies/,/^]/ s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)
 
+NOTEBOOKS = $(patsubst notebooks/%,docs/notebooks/%,$(wildcard notebooks/*.ipynb))
+CODE = $(wildcard handoff_dask/*.py handoff_dask/*/*.py notebooks/*.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-oldest clean
+.PHONY: help demo test lint test-oldest notebooks docs clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
 
@@ -34,8 +37,18 @@ lint: $(VENV)/.installed-test  ## Check style and types
 test-oldest: $(OLDEST)/.installed-test  ## Run the tests with the oldest Dask we support
 	$(OLDEST)/bin/python -m pytest $(ARGS)
 
+notebooks: $(NOTEBOOKS)  ## Run every notebook top to bottom, with a real kernel
+
+# With its outputs, for the documentation; run again when it or the code has changed.
+docs/notebooks/%.ipynb: notebooks/%.ipynb docs/run_notebook.py $(CODE) | $(VENV)/.installed-docs
+	@$(VENV)/bin/python docs/run_notebook.py $< $@
+
+docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation: docs/_build/index.html
+	$(VENV)/bin/python -m sphinx -W --keep-going --quiet $(ARGS) docs docs/_build
+
 clean:  ## Remove environments, builds, caches and what the demo made
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info image_pipeline_output
+	rm -rf docs/_build docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
