@@ -17,9 +17,10 @@ from handoff_dask.errors import (
     UnknownFunctionError,
     UnknownRunError,
     UnknownWorkerError,
+    VersionError,
     WorkerLostError,
 )
-from handoff_dask.execution import execute, forget, get_result, submit
+from handoff_dask.execution import execute, submit
 from handoff_dask.explaining import Explanation, RunExplanation, explain
 from handoff_dask.local import execute_local
 from handoff_dask.model.attempt import Attempt
@@ -36,6 +37,7 @@ from handoff_dask.planning import Plan, plan
 from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.results import ExecutionResult
 from handoff_dask.run import Run
+from handoff_dask.runs import RunInfo, forget, get_result, get_run, list_runs, uninstall
 from handoff_dask.task import Current, current
 
 __all__ = [
@@ -62,10 +64,12 @@ __all__ = [
     "Run",
     "RunCancelledError",
     "RunExplanation",
+    "RunInfo",
     "RunTimeoutError",
     "UnknownFunctionError",
     "UnknownRunError",
     "UnknownWorkerError",
+    "VersionError",
     "WorkerLostError",
     "__version__",
     "collocated",
@@ -76,9 +80,12 @@ __all__ = [
     "explain",
     "forget",
     "get_result",
+    "get_run",
+    "list_runs",
     "plan",
     "register_local_node",
     "register_node",
     "resources_available",
     "submit",
+    "uninstall",
 ]

@@ -33,7 +33,9 @@ __all__ = [
     "is_held",
     "keep_unrunnable",
     "release_hold",
+    "remove_resources",
     "replace_exception",
+    "restore_resources",
     "task_annotations",
     "this_task",
     "worker_address",
@@ -73,6 +75,20 @@ def release_hold(ts: TaskState, workers: set[str], resources: dict[str, float]) 
     """Let a held task run on the one worker of a set, claiming resources of it."""
     ts.worker_restrictions = workers
     ts.resource_restrictions = resources
+
+
+def remove_resources(scheduler: Scheduler, worker: str, left: Mapping[str, float]) -> None:
+    """Have the scheduler forget what a worker no longer declares: all but `left`."""
+    ws = scheduler.workers.get(worker)
+    if ws is None:
+        return
+    scheduler.remove_resources(worker)
+    for name in [name for name, workers in scheduler.resources.items() if not workers]:
+        del scheduler.resources[name]
+    used = dict(ws.used_resources)
+    ws.resources = dict(left)
+    scheduler.add_resources(worker)
+    ws.used_resources.update({name: used[name] for name in left if name in used})
 
 
 def exact(amount: float) -> float:
@@ -149,9 +165,21 @@ def keep_unrunnable(
 def worker_address() -> str:
     """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
     try:
-        return get_worker().address
+        return get_worker().contact_address
     except ValueError:
         return "local"
+
+
+def restore_resources(worker: Worker, before: Mapping[str, float]) -> None:
+    """Have a worker declare what it declared before; what its tasks hold meanwhile stays."""
+    state = worker.state
+    for name, total in dict(state.total_resources).items():
+        used = total - state.available_resources[name]
+        if name in before:
+            state.total_resources[name] = before[name]
+            state.available_resources[name] = before[name] - used
+        elif not used:
+            del state.total_resources[name], state.available_resources[name]
 
 
 class TaskEnds(WorkerPlugin):
@@ -187,11 +215,15 @@ class ThisTask:
         #: Its annotations.
         self.facts = facts
 
+    @property
+    def plugin(self) -> Any:
+        """Our plugin on the worker; None if the worker does not have it."""
+        return self._worker.plugins.get(TaskEnds.name)
+
     def at_end(self, call: Callable[[], None]) -> None:
         """Have something called on the worker's loop when the worker is done with the task."""
-        plugin = self._worker.plugins.get(TaskEnds.name)
-        if isinstance(plugin, TaskEnds):
-            plugin.at_end(self._key, call)
+        if self.plugin is not None:
+            self.plugin.at_end(self._key, call)
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, ahead of Dask's word of the task's end."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pkgutil
 from typing import Any
 
 import dask.config
 import yaml
 from dask.utils import parse_timedelta
 
-with (Path(__file__).parent / "handoff.yaml").open() as file:
-    _DEFAULTS = yaml.safe_load(file)
+_DEFAULTS = yaml.safe_load(pkgutil.get_data("handoff_dask", "handoff.yaml") or b"")
 dask.config.update_defaults(_DEFAULTS)
 
 

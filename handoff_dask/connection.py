@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
@@ -11,7 +12,8 @@ from distributed import Client, LocalCluster, get_client
 from distributed.core import clean_exception
 
 from handoff_dask import config
-from handoff_dask.errors import ClusterLostError
+from handoff_dask._version import __version__, fits
+from handoff_dask.errors import ClusterLostError, HandoffError, VersionError
 from handoff_dask.plugin import HandoffPlugin
 
 T = TypeVar("T")
@@ -62,19 +64,62 @@ class EmbeddedCluster:
         self.cluster.close()
 
 
-async def install(client: Client) -> None:
-    """Have the plugin on a client's scheduler; nothing happens if it is there.
+async def installed(client: Client) -> dict[str, Any] | None:
+    """Return the facts of the plugin on a client's scheduler; None if it is not there.
 
     Raises
     ------
-    HandoffError
-        The scheduler takes no plugins from clients.
     ClusterLostError
         The client has lost its scheduler.
     """
     if client.status != "running":
         raise ClusterLostError(None, f"the client is {client.status}: it has no scheduler")
-    await client.register_plugin(HandoffPlugin(), name=HandoffPlugin.name)
+    facts: dict[str, Any] | None = await client.get_metadata([HandoffPlugin.name], default=None)
+    return facts
+
+
+async def install(client: Client) -> None:
+    """Have the plugin on a client's scheduler, and on its workers; nothing happens if it is there.
+
+    It brings a copy of the package along for those who lack it.
+
+    Raises
+    ------
+    HandoffError
+        The scheduler takes no plugins from clients.
+    VersionError
+        The scheduler has a version of the package that does not fit ours.
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    facts = await installed(client)
+    if facts is None:
+        try:
+            await client.register_plugin(HandoffPlugin(), name=HandoffPlugin.name)
+        except ValueError as error:
+            if "disallowed" not in str(error):
+                raise
+            raise HandoffError(
+                f"the scheduler takes no plugins from clients ({error}): have its operator start "
+                "it with --preload handoff_dask.preload"
+            ) from error
+        facts = await installed(client) or {}
+    _check_versions(facts)
+
+
+def _check_versions(facts: Mapping[str, Any]) -> None:
+    """Complain of versions that differ: an error where they do not fit, else a warning."""
+    found = facts.get("version", __version__)
+    if not fits(found):
+        raise VersionError("the scheduler", found, __version__)
+    others = {f"worker {address}": v for address, v in facts.get("strangers", {}).items()}
+    for where, version in {"the scheduler": found, **others}.items():
+        if version != __version__:
+            consequence = "" if fits(version) else ", and is given no functions"
+            warnings.warn(
+                f"{where} has handoff_dask {version}, this client {__version__}{consequence}",
+                stacklevel=2,
+            )
 
 
 async def exceptions(errors: Iterable[tuple[int, Any, Any]]) -> dict[int, BaseException]:

@@ -20,6 +20,7 @@ __all__ = [
     "UnknownFunctionError",
     "UnknownRunError",
     "UnknownWorkerError",
+    "VersionError",
     "WorkerLostError",
 ]
 
@@ -172,6 +173,31 @@ class UnknownWorkerError(HandoffError, KeyError):
     def __str__(self) -> str:
         known = _list(self.known) or "none"
         return f"no worker answers to {self.worker!r}; the cluster's workers are: {known}"
+
+
+class VersionError(HandoffError, RuntimeError):
+    """The cluster has a version of handoff_dask that does not fit the client's.
+
+    Parameters
+    ----------
+    where
+        The scheduler or a worker.
+    found, own
+        Its version, and that of the client.
+    """
+
+    def __init__(self, where: str, found: str, own: str) -> None:
+        super().__init__(where, found, own)
+        self.where = where
+        self.found = found
+        self.own = own
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where} has handoff_dask {self.found}, this client {self.own}: their first two "
+            "numbers must be equal. Install the same version on both sides; if a client brought "
+            "the other one, uninstall(client) with that version takes it off the cluster."
+        )
 
 
 class AllocationError(HandoffError, RuntimeError):

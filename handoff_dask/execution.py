@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Hashable
 from typing import Any, cast
 
-from distributed import Client, Future, wait
+from distributed import Client
 
 from handoff_dask import collector
-from handoff_dask.connection import (
-    EmbeddedCluster,
-    call,
-    current_client,
-    install,
-    require_client,
-    sync,
-)
-from handoff_dask.errors import FunctionFailedError, UnknownFunctionError, UnknownRunError
+from handoff_dask.connection import EmbeddedCluster, current_client
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, OnError, ResultSelection, RunOptions
 from handoff_dask.results import ExecutionResult
 from handoff_dask.run import Run
-from handoff_dask.submission import Submission, dag_label, function_label
+from handoff_dask.submission import Submission
 
 
 def execute(
@@ -187,102 +177,15 @@ timeout, placement_timeout, priority
         submission = Submission(dag, options)
     found = current_client(client)
     if found is not None:
-        started: Run = Run(submission, found).start()
+        started: Run = Run(submission.outline, found).start(submission)
         return started
     if detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
     try:
-        run: Run = Run(submission, embedded.client).start()
+        run: Run = Run(submission.outline, embedded.client).start(submission)
     except BaseException:
         embedded.close()
         raise
     run.owns(embedded)
     return run
-
-
-def get_result(
-    dag_id: Hashable, function_id: Hashable, timeout: float = 5, *, client: Client | None = None
-) -> Any:
-    """Return one result of a run that the cluster keeps (``Handoff.get_result``).
-
-    From any client of the cluster: while the run's own client holds it or, after that, if it was
-    submitted with ``detach=True``.
-
-    Parameters
-    ----------
-    dag_id, function_id
-        The DAG and the function. Of several runs of one dag_id, the latest answers.
-    timeout
-        Seconds to wait for the function to end.
-    client
-        A client of the cluster; None takes the current one.
-
-    Raises
-    ------
-    UnknownRunError
-        The cluster keeps no such run.
-    UnknownFunctionError
-        The run has no such function, or does not keep its result.
-    TimeoutError
-        The function had not ended by then.
-    FunctionFailedError
-        The function, or one that it depends on, failed.
-    """
-    client = require_client(client)
-
-    async def get() -> Any:
-        await install(client)
-        known, key = await call(
-            client, "find", dag_id=dag_label(dag_id), label=function_label(function_id)
-        )
-        if not known:
-            raise UnknownRunError(dag_id)
-        if key is None:
-            raise UnknownFunctionError(
-                function_id, f"the run {dag_id!r} has no such function, or does not keep its result"
-            )
-        future: Future[Any] = Future(key, client)
-        try:
-            # Only now: the scheduler answers with the state, which the future must hear.
-            await call(client, "want", keys=[key], client=client.id)
-            await wait(future, timeout=timeout)
-            if future.status != "error":
-                return await future
-            error = await future.exception()
-        except asyncio.TimeoutError:
-            raise TimeoutError(
-                f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
-            ) from None
-        finally:
-            # An error's traceback would keep the future, and with it the result, on the cluster.
-            future.release()
-        problem = f"{type(error).__name__}: {error}"
-        raise FunctionFailedError(function_id, problem=problem) from error
-
-    return sync(client, get)
-
-
-def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
-    """Let a detached run go: its results, and whatever of it still runs.
-
-    Parameters
-    ----------
-    dag_id
-        The DAG; all detached runs of that id are let go.
-    client
-        A client of the cluster; None takes the current one.
-
-    Raises
-    ------
-    UnknownRunError
-        The cluster keeps no such run.
-    """
-    client = require_client(client)
-
-    async def let_go() -> None:
-        await install(client)
-        if not await call(client, "forget", dag_id=dag_label(dag_id)):
-            raise UnknownRunError(dag_id)
-
-    return sync(client, let_go)

@@ -23,7 +23,7 @@ from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.expansion import Call, Entry, Listed, Node, Transformed, expand
 from handoff_dask.model.function import Argument, Function, effective_policy
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.task import run, run_and_discard, run_on_terms, run_transform
+from handoff_dask.task import Terms, run, run_and_discard, run_on_terms, run_transform
 
 NO_RETRIES = RetryPolicy(0)
 
@@ -93,10 +93,11 @@ def translate(
         codes, call = pack(node, node.call, (node.function.id, dag_id))
         if node.kind != "function":
             dsk[key] = Task(key, run_transform, codes, call, *refs)
-        elif node.function.timeout is not None or own.has_code:
+        elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
             judge = pack.policy(node.function, own) if own.has_code else None
             keep = node.index not in discard
-            terms = (node.function.timeout, judge, keep)
+            gpus = "gpu" in node.cost or own.escalate is not None
+            terms = Terms(node.function.timeout, judge, keep, gpus)
             dsk[key] = Task(key, run_on_terms, terms, codes, call, *refs)
         else:
             runner = run_and_discard if node.index in discard else run

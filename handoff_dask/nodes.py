@@ -46,7 +46,7 @@ def register_node(
     --------
     >>> from distributed import Client
     >>> from handoff_dask import discover_nodes, register_node
-    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     (worker,) = discover_nodes()
     ...     _ = register_node(worker, {"licence": 2})
     ...     discover_nodes()[worker]["licence"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import NamedTuple
 
@@ -23,11 +24,16 @@ from handoff_dask.worker import check_capabilities
 #: Threads of a worker whose capabilities tell of no cpu.
 _MANY_THREADS = 10**6
 
-#: With an overhead, how real the rest is: seconds that a function takes longer at most, bytes of
-#: each result, and simulations of which the median one is the plan (an odd number).
-_JITTER = 0.0002
-_RESULT_BYTES = 64.0
+#: On a cluster no two functions end at the same instant, and which of two ends first decides what
+#: is placed next. So functions end a little apart in each of several simulations, of which the
+#: median one is the plan (an odd number). Large DAGs are their own average.
 _SIMULATIONS = 7
+_SIMULATIONS_OF_MANY, _MANY = 1, 5000
+#: A shift, and the digits that are told, as shares of the longest duration: the first can't be seen
+#: in the second.
+_JITTER, _DIGITS = 1e-9, 6
+#: What the engine is told that results weigh: it cares where inputs lie, as on a cluster.
+_RESULT_BYTES = 64.0
 
 
 class Slot(NamedTuple):
@@ -78,8 +84,10 @@ def plan(
     """Predict how a DAG would run.
 
     The engine that places functions on a cluster places them on imagined workers here, against the
-    clock of a simulation. In it functions take exactly their time, and start and find their
-    inputs in none; pass an `overhead` for something closer to a real cluster.
+    clock of a simulation. In it functions take exactly their time and start in none; results are
+    small, and take 5 ms to move. What is decided when several functions end at once is a matter of
+    chance, on a cluster as well: of several simulations the plan is the one of median makespan.
+    The same arguments give the same plan.
 
     Parameters
     ----------
@@ -93,11 +101,8 @@ def plan(
     allocation_strategy, max_concurrency
         As for :func:`execute`.
     overhead
-        Seconds from the decision to start a function to its start; 0.003 suits a cluster on one
-        machine. If it is not 0, results are small ones that must be fetched, and functions that
-        take equally long do not end at the same instant, which lets some wait that could start
-        together in theory. Of several such simulations the plan is the one of median makespan;
-        the same arguments give the same plan.
+        Seconds that messages take: from the decision to start a function to its start and, on
+        average, from its end until the scheduler knows. 0.003 suits a cluster on one machine.
 
     Returns
     -------
@@ -134,6 +139,8 @@ def plan(
     rows = [FunctionRow(*row) for row in function_rows(nodes, code_prefixes(nodes))]
     specs = function_specs(rows, range(len(nodes)))
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
+    longest = max(seconds.values(), default=0.0)
+    count = _SIMULATIONS if len(nodes) < _MANY else _SIMULATIONS_OF_MANY
     runs = [
         simulate(
             specs,
@@ -142,22 +149,26 @@ def plan(
             strategy=allocation_strategy,
             max_concurrency=max_concurrency,
             overhead=overhead,
-            sizes=dict.fromkeys(seconds, _RESULT_BYTES) if overhead else None,
-            jitter=_JITTER if overhead else 0.0,
+            sizes=dict.fromkeys(seconds, _RESULT_BYTES),
+            # As long again, on average, until the scheduler hears of its end.
+            jitter=2 * overhead or _JITTER * longest,
             seed=seed,
         )
-        for seed in range(_SIMULATIONS if overhead else 1)
+        for seed in range(count)
     ]
     run = sorted(runs, key=lambda run: run.makespan)[len(runs) // 2]
     for index, finding in run.refused.items():
         node = nodes[_index(index)]
         raise allocation_error(node.function.id, node.cost, finding)
+    told = partial(round, ndigits=_DIGITS - math.floor(math.log10(longest or 1)))
     timeline: dict[str, list[Slot]] = {name: [] for name in capabilities}
     for index, place in run.placements.items():
         node = nodes[_index(index)]
         if node.kind == "function":
-            timeline[place.worker].append(Slot(node.function.id, place.start, place.stop))
-    return Plan(run.makespan, timeline, run.utilisation)
+            slot = Slot(node.function.id, told(place.start), told(place.stop))
+            timeline[place.worker].append(slot)
+    utilisation = {name: round(share, _DIGITS) for name, share in run.utilisation.items()}
+    return Plan(told(run.makespan), timeline, utilisation)
 
 
 def _index(key: Hashable) -> int:

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin, Status
 
-from handoff_dask import _compat, config
+from handoff_dask import _bootstrap, _compat, config
+from handoff_dask._version import __version__
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
 from handoff_dask.records import FunctionRecord, RunRecord, allocation_error
+from handoff_dask.registry import Registry
 from handoff_dask.retries import Retries
 from handoff_dask.service import Service
+from handoff_dask.shipping import Shipped
 from handoff_dask.task import TOPIC
 from handoff_dask.worker import HandoffWorkerPlugin
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class HandoffPlugin(SchedulerPlugin):
+class HandoffPlugin(Shipped, SchedulerPlugin):
     """Places the functions of Handoff runs, records where they ran, and enforces their retries.
 
     Registered by :func:`handoff_dask.execute` on first use, or by the operator's preload.
@@ -44,6 +47,9 @@ class HandoffPlugin(SchedulerPlugin):
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin: install the handlers and ask every worker what it offers."""
+        if self.name in scheduler.plugins:
+            return  # another client, or the preload, was a moment faster
+        scheduler.add_plugin(self, name=self.name, idempotent=True)
         self.scheduler = scheduler
         self.engine = Engine(
             horizon=config.seconds("commit-ahead"),
@@ -57,14 +63,16 @@ class HandoffPlugin(SchedulerPlugin):
         self.retries = Retries(self)
         #: Tasks of others that hold resources.
         self.foreign: set[Any] = set()
-        #: {address: {resource in lower case: the worker's own name for it}}
-        self.names: dict[str, dict[str, str]] = {}
         self._shared: dict[str, dict[Any, tuple[set[str], dict[str, float]]]] = {}
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
         self._limit = _compat.keep_unrunnable(scheduler, self._held)
+        self.registry = Registry(self)
         self.service = Service(self)
-        scheduler.handlers.update(self.service.handlers)
+        self._handlers = {**self.registry.handlers, **self.service.handlers}
+        scheduler.handlers.update(self._handlers)
+        facts = {"version": __version__, "strangers": self.registry.strangers}
+        scheduler.set_metadata([self.name], facts)
         await scheduler.register_worker_plugin(
             None,
             pickle.dumps(HandoffWorkerPlugin()),
@@ -74,6 +82,20 @@ class HandoffPlugin(SchedulerPlugin):
 
     def _held(self) -> list[Any]:
         return [key for key, record in self.records.items() if record.state == "held"]
+
+    async def uninstall(self) -> None:
+        """Leave the scheduler and its workers as they were."""
+        for run in list(self.runs.values()):
+            self.cancel(run)
+            self.forget(run)
+        await self.registry.withdraw()
+        await self.scheduler.unregister_worker_plugin(None, name=HandoffWorkerPlugin.name)
+        for handler in self._handlers:
+            self.scheduler.handlers.pop(handler, None)
+        self.scheduler.task_metadata.pop(self.name, None)
+        self.scheduler.remove_plugin(self.name)
+        await self.close()
+        _bootstrap.remove()
 
     async def close(self) -> None:
         """Stop."""
@@ -86,15 +108,14 @@ class HandoffPlugin(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Forget a worker."""
-        self._shared.pop(worker, None)
-        if self.names.pop(worker, None) is not None:
+        self.changed(worker)
+        if self.registry.removed(worker):
             self.engine.worker_removed(worker)
             self.retries.worker_removed(worker)
             self.ask()
 
-    def renamed(self, worker: str, names: dict[str, str]) -> None:
-        """Take down how a worker calls what it offers."""
-        self.names[worker] = names
+    def changed(self, worker: str) -> None:
+        """Forget what was derived from a worker's resources."""
         self._shared.pop(worker, None)
 
     # Runs
@@ -104,6 +125,15 @@ class HandoffPlugin(SchedulerPlugin):
         for run in list(self.runs.values()):
             if run.spec.client == client and not run.spec.detach:
                 self.forget(run)
+
+    def cancel(self, run: RunRecord) -> None:
+        """Stop a run, whoever wants it; its tasks are forgotten, and it with them."""
+        tasks = [ts for r in run.functions if (ts := self.scheduler.tasks.get(r.key)) is not None]
+        keys = [ts.key for ts in tasks]
+        for client in {cs.client_key for ts in tasks for cs in ts.who_wants or ()}:
+            self.scheduler.client_releases_keys(keys=keys, client=client)
+        self.scheduler.clients.pop(run.spec.keeper, None)
+        self.scheduler.report({"op": "cancelled-keys", "keys": keys})
 
     def forget(self, run: RunRecord) -> None:
         """Drop all there is of a run."""
@@ -248,7 +278,7 @@ class HandoffPlugin(SchedulerPlugin):
         action = msg.get("action")
         if topic == TOPIC and isinstance(action, str):
             self.retries.heard(action, msg)
-        elif action == "worker-status-change" and topic in self.names:
+        elif action == "worker-status-change" and topic in self.registry.names:
             # The event comes before Dask has taken the change in.
             self.engine.worker_running(topic, msg["status"] == Status.running.name)
             self.ask()
@@ -293,7 +323,7 @@ class HandoffPlugin(SchedulerPlugin):
         if record is None or ws is None or ws not in self.scheduler.running:
             # The worker changed without a word.
             self.engine.attempt_ended(place.key, time.monotonic())
-            if place.worker in self.names:
+            if place.worker in self.registry.names:
                 self.engine.worker_running(place.worker, False)
             if record is not None:
                 self.ready(record)
@@ -328,7 +358,7 @@ class HandoffPlugin(SchedulerPlugin):
         shared = self._shared.setdefault(worker, {})
         amounts = tuple(cost.items())
         if amounts not in shared:
-            names = self.names[worker]
+            names = self.registry.names[worker]
             resources = {names[name]: _compat.exact(amount) for name, amount in amounts}
             shared[amounts] = {worker}, resources
         return shared[amounts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ class RunSpec:
     dag_id: str
     client: str
     rows: tuple[tuple[Any, ...], ...]
+    #: For clients that look at the run later: the DAG's id as the user has it, and the outline.
+    own_id: bytes = b""
+    outline: bytes = b""
     strategy: str = "packed"
     max_concurrency: int | None = None
     placement_timeout: float = 0.0
@@ -166,6 +170,18 @@ class RunRecord:
     alive: int = 0
     #: Set when the graph has come.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    #: When it was opened (s since epoch).
+    opened: float = field(default_factory=time.time)
+    #: Whether it is kept though no client may hold it.
+    kept: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = self.spec.detach
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything of it has yet to end."""
+        return any(self.counts[state] for state in ("waiting", "held", "running"))
 
     def index(self, key: Any) -> int:
         """Return the index of the node with a key."""
@@ -202,8 +218,12 @@ class RunRecord:
             attempts=tuple(self.attempts),
             workers=dict(self.workers),
             failed=dict(self.failed),
-            counts={state: self.counts[state] for state in STATES},
+            counts=self.counted(),
         )
+
+    def counted(self) -> dict[str, int]:
+        """Return how many functions are in which state."""
+        return {state: self.counts[state] for state in STATES}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pickle
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from distributed import CancelledError, Client, Future, wait
@@ -24,6 +24,7 @@ from handoff_dask.errors import (
 )
 from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
+from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Waiting
 from handoff_dask.records import STATES, Attempts, RunReport
 from handoff_dask.results import ExecutionResult
@@ -45,10 +46,10 @@ class Run:
         while the run or its futures are referenced.
     """
 
-    def __init__(self, submission: Submission, client: Client) -> None:
-        self.dag_id = submission.dag_id
+    def __init__(self, outline: Outline, client: Client) -> None:
+        self.dag_id = outline.dag_id
         self.futures: Mapping[Hashable, Future[Any]] = {}
-        self._submission = submission
+        self._outline = outline
         self._client = client
         #: Every future that the end of the run hangs on.
         self._awaited: dict[Hashable, Future[Any]] = {}
@@ -59,12 +60,12 @@ class Run:
         self._close: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<Run of {self.dag_id!r}: {len(self._submission.functions)} functions>"
+        return f"<Run of {self.dag_id!r}: {len(self._outline.functions)} functions>"
 
-    def start(self) -> Any:
+    def start(self, submission: Submission) -> Any:
         """Send the run on its way; :func:`submit` does."""
         try:
-            return connection.sync(self._client, self._start)
+            return connection.sync(self._client, self._start, submission)
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -95,6 +96,16 @@ class Run:
             ``"cancelled"``; under ``"attempts"`` {function id: tuple of Attempt}.
         """
         return connection.sync(self._client, self._status)
+
+    def progress(self) -> dict[str, int]:
+        """Return how many functions are in which state, however large the run at little cost.
+
+        Returns
+        -------
+        dict
+            The counts of :meth:`status`.
+        """
+        return connection.sync(self._client, self._progress)
 
     def explain(self) -> RunExplanation:
         """Tell, for every function that is not running, what it waits for.
@@ -154,8 +165,8 @@ class Run:
             self.futures = {}
             self._awaited = {}
 
-    async def _start(self) -> Run:
-        client, submission = self._client, self._submission
+    async def _start(self, submission: Submission) -> Run:
+        client = self._client
         await connection.install(client)
         pins = None
         if isinstance(submission.options.allocation_strategy, Allocator):
@@ -178,42 +189,58 @@ class Run:
         if submission.options.detach:
             # The client may be closed as soon as this returns.
             await connection.call(client, "arrived", run_id=submission.run_id)
-        self._awaited = dict(zip(submission.awaited, futures, strict=True))
-        self.futures = {id_: self._awaited[id_] for id_ in submission.wanted}
-        if submission.options.timeout is not None:
-            self._limit = asyncio.get_running_loop().call_later(
-                submission.options.timeout, self._out_of_time
-            )
+        limit = submission.options.timeout
+        if limit is not None:
+            error = RunTimeoutError(self.dag_id, f"it did not end within {limit} s")
+            self._limit = asyncio.get_running_loop().call_later(limit, self._out_of_time, error)
+        return self._watch(futures)
+
+    async def follow(self) -> Run:
+        """Watch a run that is on its way already; :func:`get_run` does."""
+        client, outline = self._client, self._outline
+        keys = [outline.keys[index] for index in outline.awaited.values()]
+        futures: list[Future[Any]] = [Future(key, client) for key in keys]
+        # Only now: the scheduler answers with the states, which the futures must hear.
+        await connection.call(client, "want", keys=keys, client=client.id)
+        return self._watch(futures)
+
+    def _watch(self, futures: Iterable[Future[Any]]) -> Run:
+        self._awaited = dict(zip(self._outline.awaited, futures, strict=True))
+        self.futures = {id_: self._awaited[id_] for id_ in self._outline.wanted}
         self._outcome = asyncio.create_task(self._finish())
         # Who never asks for the outcome is not told of it.
         self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self
 
-    def _out_of_time(self) -> None:
-        error = RunTimeoutError(
-            self.dag_id, f"it did not end within {self._submission.options.timeout} s"
-        )
+    def _out_of_time(self, error: RunTimeoutError) -> None:
         self._stopping = asyncio.create_task(self._stop(error))
 
     async def _stop(self, reason: HandoffError) -> None:
         if self._outcome is not None and self._outcome.done():
             return
         self._stopped = self._stopped or reason
+        if self._outline.detach:
+            with contextlib.suppress(OSError):
+                await connection.call(self._client, "cancel", run_id=self._outline.run_id)
         await self._release()
 
     async def _release(self) -> None:
-        """Have the scheduler forget every task of the run."""
+        """Have the scheduler forget every task of the run, unless others want it."""
         with contextlib.suppress(OSError, CancelledError):
             await self._client.cancel(list(self._awaited.values()), asynchronous=True)
 
     async def _status(self) -> dict[str, Any]:
         report, _ = await self._report()
         counts = {**dict.fromkeys(STATES, 0), **report.counts}
-        return {**counts, "attempts": dict(Attempts(report, self._submission.nodes))}
+        return {**counts, "attempts": dict(Attempts(report, self._outline.nodes))}
+
+    async def _progress(self) -> dict[str, int]:
+        counts = await connection.call(self._client, "progress", run_id=self._outline.run_id)
+        return {**dict.fromkeys(STATES, 0), **counts}
 
     async def _explain(self) -> RunExplanation:
-        answer = await connection.call(self._client, "why", run_id=self._submission.run_id)
-        nodes = self._submission.nodes
+        answer = await connection.call(self._client, "why", run_id=self._outline.run_id)
+        nodes = self._outline.nodes
         found: dict[Hashable, Waiting | Unready] = {}
         for index, why in pickle.loads(answer).items():
             if nodes[index].kind != "function":
@@ -237,7 +264,7 @@ class Run:
     async def _finish(self) -> ExecutionResult:
         futures = list(self._awaited.values())
         try:
-            if self._submission.options.on_error == "continue":
+            if self._outline.on_error == "continue":
                 await wait(futures)
             else:
                 values = await self._client.gather(futures, asynchronous=True)
@@ -276,7 +303,7 @@ class Run:
 
     async def _report(self) -> tuple[RunReport, dict[int, BaseException]]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
-        answer = await connection.call(self._client, "report", run_id=self._submission.run_id)
+        answer = await connection.call(self._client, "report", run_id=self._outline.run_id)
         if answer is None:
             return RunReport(), {}
         return pickle.loads(answer["report"]), await connection.exceptions(answer["errors"])
@@ -285,7 +312,7 @@ class Run:
         self, index: int, errors: Mapping[int, BaseException], report: RunReport
     ) -> HandoffError:
         """Return the error of a node that failed by itself."""
-        node, cause = self._submission.nodes[index], errors[index]
+        node, cause = self._outline.nodes[index], errors[index]
         id_ = node.function.id
         if isinstance(cause, InvalidFunctionError):
             return InvalidFunctionError(id_, cause.field, cause.problem)
@@ -304,28 +331,28 @@ class Run:
 
     async def _assemble(self, values: Mapping[Hashable, Any]) -> ExecutionResult:
         """Put the result together."""
-        submission = self._submission
+        outline = self._outline
         report, causes = await self._report()
         failed = {index: self._error(index, causes, report) for index in causes}
         # Nodes come after what they depend on in no particular order: follow failures to their end.
         errors: dict[Hashable, BaseException] = {}
         users: dict[int, list[int]] = {}
-        for node in submission.nodes:
+        for node in outline.nodes:
             for dependency in node.dependencies:
                 users.setdefault(dependency, []).append(node.index)
         spreading = list(failed)
         while spreading:
             index = spreading.pop()
-            errors.setdefault(submission.nodes[index].function.id, failed[index])
+            errors.setdefault(outline.nodes[index].function.id, failed[index])
             for user in users.get(index, ()):
                 if user not in failed:
                     failed[user] = failed[index]
                     spreading.append(user)
         return ExecutionResult(
             dag_id=self.dag_id,
-            results={id_: values[id_] for id_ in submission.wanted if id_ in values},
-            allocations=report.allocations(submission.nodes),
-            attempts=Attempts(report, submission.nodes),
+            results={id_: values[id_] for id_ in outline.wanted if id_ in values},
+            allocations=report.allocations(outline.nodes),
+            attempts=Attempts(report, outline.nodes),
             errors=errors,
-            dag_functions=submission.functions,
+            dag_functions=outline.functions,
         )

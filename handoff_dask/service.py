@@ -1,23 +1,23 @@
-"""What clients and workers may ask the scheduler's plugin."""
+"""What clients may ask the scheduler's plugin about runs."""
 
 from __future__ import annotations
 
-import asyncio
 import pickle
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
-from handoff_dask.placement.events import WorkerSpec
-from handoff_dask.records import FunctionRecord, FunctionRow, RunRecord, RunSpec, function_specs
-from handoff_dask.worker import check_capabilities
+from handoff_dask.records import (
+    STATES,
+    FunctionRecord,
+    FunctionRow,
+    RunRecord,
+    RunSpec,
+    function_specs,
+)
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
-
-#: Seconds that a question waits for workers that have joined but not said what they offer.
-PATIENCE = 10.0
 
 
 class Service:
@@ -27,7 +27,6 @@ class Service:
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.engine = plugin.engine
-        self._news = asyncio.Event()
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -40,12 +39,13 @@ class Service:
             self.want,
             self.forget,
             self.report,
+            self.progress,
             self.explain,
             self.why,
-            self.capabilities,
-            self.declare,
-            self.nodes,
-            self.available,
+            self.listed,
+            self.outline,
+            self.cancel,
+            self.uninstall,
         )
         return {f"handoff_{handler.__name__}": handler for handler in handlers}
 
@@ -53,7 +53,7 @@ class Service:
 
     async def open(self, spec: bytes) -> bytes | None:
         """Take down a run; the answer is None, or a node that no worker can hold and why."""
-        await self._settled()
+        await self.plugin.registry.settled()
         with collector.paused():
             run = self._opened(pickle.loads(spec))
         run_id = run.spec.run_id
@@ -61,7 +61,7 @@ class Service:
             self.plugin.forget(run)  # no graph will follow, and nothing to tell its end by
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
-        if not run.spec.placement_timeout and self.plugin.names:
+        if not run.spec.placement_timeout and self.plugin.registry.names:
             for key, finding in self.engine.verdicts(run_id):
                 if not finding.able:
                     self.plugin.forget(run)
@@ -96,7 +96,7 @@ class Service:
 
     async def explain(self, spec: bytes) -> bytes:
         """Return which workers could run each node of a run that is not to be run."""
-        await self._settled()
+        await self.plugin.registry.settled()
         run = self._opened(pickle.loads(spec))
         findings = [finding for _, finding in self.engine.verdicts(run.spec.run_id)]
         self.plugin.forget(run)
@@ -127,13 +127,21 @@ class Service:
                 errors.append((index, ts.exception, ts.traceback))
         return {"report": pickle.dumps(run.report()), "errors": errors}
 
+    async def progress(self, run_id: str) -> dict[str, int]:
+        """Return how many functions of a run are in which state; nothing of a forgotten run."""
+        run = self.plugin.runs.get(run_id)
+        return {} if run is None else run.counted()
+
     async def close(self, run_id: str) -> None:
         """Forget a run whose graph never came."""
         if run := self.plugin.runs.get(run_id):
             self.plugin.forget(run)
 
+    def _called(self, dag_id: str) -> list[RunRecord]:
+        return [run for run in self.plugin.runs.values() if run.spec.dag_id == dag_id]
+
     def _latest(self, dag_id: str) -> RunRecord | None:
-        runs = [run for run in self.plugin.runs.values() if run.spec.dag_id == dag_id]
+        runs = self._called(dag_id)
         return runs[-1] if runs else None
 
     async def find(self, dag_id: str, label: str) -> tuple[bool, Any]:
@@ -159,94 +167,47 @@ class Service:
 
     async def forget(self, dag_id: str) -> bool:
         """Let the detached runs of a DAG go; the answer is whether there were any."""
-        found = [
-            run
-            for run in self.plugin.runs.values()
-            if run.spec.dag_id == dag_id and run.spec.detach
-        ]
+        found = [run for run in self._called(dag_id) if run.kept]
         for run in found:
+            run.kept = False
             keeper = self.scheduler.clients[run.spec.keeper]
             keys = [ts.key for ts in keeper.wants_what]
             self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
             del self.scheduler.clients[run.spec.keeper]
         return bool(found)
 
-    # Workers
+    async def cancel(self, run_id: str) -> None:
+        """Stop a run, whoever wants it."""
+        if run := self.plugin.runs.get(run_id):
+            self.plugin.cancel(run)
 
-    async def capabilities(self, worker: str, capabilities: dict[str, float]) -> None:
-        """Take down what a worker offers; from then on it is given functions."""
-        ws = self.scheduler.workers.get(worker)
-        if ws is None:
-            return
-        names: dict[str, str] = {}
-        offered: dict[str, float] = {}
-        for name, amount in capabilities.items():
-            if names.setdefault(name.lower(), name) == name:
-                offered[name.lower()] = amount
-        self.plugin.renamed(worker, names)
-        self.engine.worker_added(
-            WorkerSpec(
-                address=worker,
-                name=str(ws.name),
-                host=ws.host,
-                capacity=offered,
-                slots=ws.nthreads,
-                running=ws in self.scheduler.running,
-            )
-        )
-        self._news.set()
-        self.plugin.ask()
-
-    async def _settled(self) -> None:
-        """Wait until every worker has said what it offers."""
-        deadline = time.monotonic() + PATIENCE
-        while self.scheduler.workers.keys() - self.plugin.names.keys():
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
-                return
-
-    def _resolve(self, worker: str) -> str | None:
-        """Return the address of a worker called by its address or name."""
-        if worker in self.scheduler.workers:
-            return worker
-        for address, ws in self.scheduler.workers.items():
-            if str(ws.name) == worker:
-                return address
-        return None
-
-    def _unknown(self) -> bytes:
-        return pickle.dumps((None, [str(ws.name) for ws in self.scheduler.workers.values()]))
-
-    async def declare(self, worker: str, capabilities: dict[str, float]) -> bytes:
-        """Have a worker declare capabilities; the answer is what it offers then."""
-        await self._settled()
-        address = self._resolve(worker)
-        if address is None:
-            return self._unknown()
-        offered = await self.scheduler.rpc(address).handoff_declare(
-            capabilities=check_capabilities(capabilities)
-        )
-        return pickle.dumps((address, offered))
-
-    async def nodes(self) -> dict[str, dict[str, Any]]:
-        """Return what each worker offers, and what it answers to."""
-        await self._settled()
-        return {
-            address: {
-                "capabilities": dict(self.engine.capacity(address)),
-                "names": [address, str(ws.name), ws.host],
+    async def listed(self) -> list[dict[str, Any]]:
+        """Return the facts of every run, the oldest first."""
+        return [
+            {
+                "run_id": run.spec.run_id,
+                "dag_id": run.spec.dag_id,
+                "own_id": run.spec.own_id,
+                "started": run.opened,
+                "detached": run.kept,
+                "priority": run.spec.priority,
+                "counts": {state: run.counts[state] for state in STATES},
             }
-            for address, ws in self.scheduler.workers.items()
-            if address in self.plugin.names
-        }
+            for run in self.plugin.runs.values()
+        ]
 
-    async def available(self, worker: str, cost: dict[str, float]) -> bytes:
-        """Tell whether a worker has a cost free at this moment."""
-        await self._settled()
-        address = self._resolve(worker)
-        if address is None:
-            return self._unknown()
-        free = self.engine.free(address)
-        return pickle.dumps((address, all(free.get(n, 0) >= v for n, v in cost.items())))
+    async def outline(self, dag_id: str) -> bytes | None:
+        """Return what it takes to follow the latest run of a DAG; None if there is none."""
+        run = self._latest(dag_id)
+        if run is None:
+            return None
+        await run.arrived.wait()
+        return run.spec.outline
+
+    async def uninstall(self, force: bool) -> list[str]:
+        """Take everything off the cluster, unless runs are in the way: the answer names them."""
+        busy = [run.spec.dag_id for run in self.plugin.runs.values() if run.kept or run.busy]
+        if not busy or force:
+            await self.plugin.uninstall()
+            return []
+        return busy

@@ -16,6 +16,7 @@ from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, RunOptions
+from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Finding
 from handoff_dask.records import RunSpec, allocation_error
 from handoff_dask.results import select
@@ -133,6 +134,21 @@ class Submission:
         )
 
     @property
+    def outline(self) -> Outline:
+        """What it takes to follow the run."""
+        return Outline(
+            run_id=self.run_id,
+            dag_id=self.dag_id,
+            functions=self.functions,
+            nodes=self.nodes,
+            wanted=self.wanted,
+            awaited=self.awaited,
+            keys=self.translation.keys,
+            on_error=self.options.on_error,
+            detach=self.options.detach,
+        )
+
+    @property
     def regular(self) -> list[Function]:
         """The functions that are scheduled."""
         return [f for f in self.functions.values() if f.type == "regular"]
@@ -178,6 +194,8 @@ class Submission:
             RunSpec(
                 run_id=self.run_id,
                 dag_id=dag_label(self.dag_id),
+                own_id=cloudpickle.dumps(self.dag_id),
+                outline=self.outline.packed(),
                 client=client,
                 rows=rows,
                 strategy=strategy if isinstance(strategy, str) else "packed",

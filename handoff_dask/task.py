@@ -6,6 +6,7 @@ the user's modules; a worker opens them when it runs them.
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import rejoin, secede
 
@@ -41,12 +42,16 @@ class Current:
         1 for the first attempt.
     cost : Mapping
         What this attempt claims: {resource: amount}.
+    gpus : tuple of int
+        Indices of the devices that it has, of those that the worker may see, as CUDA counts them:
+        ``f"cuda:{index}"``. Nobody else on the worker has them, unless the cost is a fraction.
     """
 
     id: Hashable
     dag_id: Hashable
     attempt: int
     cost: Mapping[str, float]
+    gpus: tuple[int, ...] = ()
 
 
 def current() -> Current | None:
@@ -65,12 +70,22 @@ def current() -> Current | None:
     if found is None:
         return None
     function_id, dag_id, attempt, cost = found
+    gpus = getattr(_running, "gpus", ())
     if attempt is None:
         annotations = _compat.task_annotations()
-        mark = annotations.get("handoff", {})
-        attempt = mark.get("attempt", 1)
-        cost = mark.get("cost", annotations.get("resources", {}))
-    return Current(function_id, dag_id, attempt, dict(cost))
+        attempt = annotations.get("handoff", {}).get("attempt", 1)
+        cost = _cost(annotations)
+    else:
+        gpus = tuple(range(math.ceil(cost.get("gpu", 0))))
+    return Current(function_id, dag_id, attempt, dict(cost), gpus)
+
+
+def _cost(annotations: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return what an attempt claims."""
+    cost: Mapping[str, float] = annotations.get("handoff", {}).get(
+        "cost", annotations.get("resources", {})
+    )
+    return cost
 
 
 @contextmanager
@@ -127,8 +142,29 @@ def run_and_discard(codes: tuple[bytes, ...], call: bytes, *values: Any) -> None
     _run(None, codes, call, values)
 
 
+class Terms(NamedTuple):
+    """How a function runs that asks for more than to be called.
+
+    Parameters
+    ----------
+    timeout
+        Seconds it may take; None is no limit.
+    policy
+        Its retry policy, pickled, if that has code of the user's.
+    keep
+        Whether its result is kept.
+    gpus
+        Whether it may claim devices.
+    """
+
+    timeout: float | None
+    policy: bytes | None
+    keep: bool
+    gpus: bool
+
+
 def run_on_terms(
-    terms: tuple[float | None, bytes | None, bool],
+    terms: Terms,
     codes: tuple[bytes, ...],
     call: bytes,
     *values: Any,
@@ -138,14 +174,13 @@ def run_on_terms(
     Parameters
     ----------
     terms
-        The seconds it may take; its retry policy, pickled; whether its result is kept.
+        The terms.
     codes, call, *values
         As for :func:`run`.
     """
-    timeout, policy, keep = terms
-    with _time_limit(timeout, policy):
-        result = _run(policy, codes, call, values)
-        return result if keep else None
+    with _devices(terms.gpus), _time_limit(terms.timeout, terms.policy):
+        result = _run(terms.policy, codes, call, values)
+        return result if terms.keep else None
 
 
 def _run(
@@ -179,6 +214,21 @@ def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
 @lru_cache(maxsize=512)
 def _load(code: bytes) -> Any:
     return pickle.loads(code)
+
+
+@contextmanager
+def _devices(needed: bool) -> Iterator[None]:
+    """Give the function of this thread the devices that it claims."""
+    task = _compat.this_task() if needed else None
+    amount = 0.0 if task is None else _cost(task.facts).get("gpu", 0)
+    if task is None or task.plugin is None or not amount:
+        yield
+        return
+    with task.plugin.devices.held(amount) as _running.gpus:
+        try:
+            yield
+        finally:
+            _running.gpus = ()
 
 
 @contextmanager
@@ -238,9 +288,8 @@ def _failure(
         own: RetryPolicy = _load(policy)
         message["retry"] = own.retries(error)
         if message["retry"] and own.escalate is not None:
-            mark = facts.get("handoff", {})
-            cost = mark.get("cost", facts.get("resources", {}))
-            message.update(escalated(own, mark.get("attempt", 1), cost, error))
+            attempt = facts.get("handoff", {}).get("attempt", 1)
+            message.update(escalated(own, attempt, _cost(facts), error))
     return message
 
 

@@ -59,6 +59,11 @@ EXAMPLES = [
         ["'bob'", "alice, carol"],
     ),
     (
+        errors.VersionError("the scheduler", "0.2.0", "0.1.0"),
+        {"where": "the scheduler", "found": "0.2.0", "own": "0.1.0"},
+        ["the scheduler has handoff_dask 0.2.0", "this client 0.1.0", "uninstall(client)"],
+    ),
+    (
         errors.AllocationError(
             "a", {"gpu": 2}, "too few gpus", "tcp://a", {"gpu": (2, 1)}, node="alice"
         ),
@@ -183,6 +188,7 @@ def test_a_failure_without_cause():
         ("UnknownFunctionError", [KeyError]),
         ("UnknownRunError", [KeyError]),
         ("UnknownWorkerError", [KeyError]),
+        ("VersionError", [RuntimeError]),
         ("AllocationError", [RuntimeError]),
         ("FunctionFailedError", [RuntimeError]),
         ("WorkerLostError", [RuntimeError]),

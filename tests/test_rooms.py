@@ -17,22 +17,26 @@ ROOMS = """
     __init__
     cli dashboard preload widgets
     execution
-    nodes planning
+    runs nodes planning
     run
     explaining
     connection
     plugin
-    service retries
+    registry service retries
     local
     submission
+    outline
     options
     results
     collection
     graph
     records
     worker
+    shipping
     task
+    devices
     _compat
+    _bootstrap
     placement
     model
     config

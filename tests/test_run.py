@@ -186,6 +186,38 @@ async def test_cancel(c, s, a, b):
         await run.result()
     await go.set()
     await assert_clean(s, a, b)
+    assert not any((await run.progress()).values())
+
+
+@on_cluster()
+async def test_progress(c, s, a, b):
+    """progress() has the counts of status() without the attempts."""
+    started, go = await Event("started"), await Event("go")
+
+    def hold():
+        Event("started").set()
+        Event("go").wait()
+
+    run = await submit(
+        dag_of(
+            Function(id="hold", args=[], code=hold, cost={"gpu": 1}),
+            Function(id="held", args=[], code=where, cost={"gpu": 1}),
+            Function(id="after", args=["hold"], code=note),
+        )
+    )
+    await started.wait()
+    progress = await run.progress()
+    assert {state for state, count in progress.items() if count == 1} == {
+        "running",
+        "held",
+        "waiting",
+    }
+    status = await run.status()
+    del status["attempts"]
+    assert progress == status
+    await go.set()
+    await run.result()
+    assert (await run.progress())["done"] == 3
 
 
 @on_cluster()

@@ -124,7 +124,8 @@ def markdown(figures: Sequence[Figures], facts: Mapping[str, str], plot: str) ->
         "- Ray: the same requests, one Ray node per worker; memory and gpu are custom resources.",
         "- first run: a new cluster, which knows no duration. What ends teaches it while it runs.",
         "- second run: the same DAG again, on the same cluster.",
-        "- `plan()`: what it predicts from the durations, and how far that is off the second run.",
+        "- `plan()`: what it predicts from the durations and 3 ms of overhead, and how far that is",
+        "  off the second run.",
         "",
     ]
     return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""Makes the package importable where it is not installed, from files in memory.
+
+This text travels to schedulers and workers and is executed there, so it needs the standard library
+only. Nothing is written to their disks.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import pickle
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+#: The one package that is ever shipped, and where its files seem to lie.
+NAME = "handoff_dask"
+PLACE = "shipped"
+
+
+class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
+    """Finds and loads the package's modules among files in memory.
+
+    Parameters
+    ----------
+    files
+        {path from the package's parent, with slashes: content}.
+    """
+
+    #: How another copy of this class is recognised.
+    ships = NAME
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = files
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find a module of the package; of others it knows nothing."""
+        if fullname.partition(".")[0] != NAME:
+            return None
+        stem = fullname.replace(".", "/")
+        for file, package in ((f"{stem}/__init__.py", True), (f"{stem}.py", False)):
+            if file in self.files:
+                spec = ModuleSpec(fullname, self, origin=f"{PLACE}/{file}", is_package=package)
+                spec.has_location = True  # modules get a __file__
+                if package:
+                    spec.submodule_search_locations = [f"{PLACE}/{stem}"]
+                return spec
+        return None
+
+    def get_filename(self, fullname: str) -> str:
+        """Return where a module seems to lie."""
+        spec = self.find_spec(fullname)
+        if spec is None or spec.origin is None:
+            raise ImportError(f"{fullname} was not shipped", name=fullname)
+        return spec.origin
+
+    def get_data(self, path: str) -> bytes:
+        """Return the content of a file."""
+        try:
+            return self.files[path.replace("\\", "/").removeprefix(f"{PLACE}/")]
+        except KeyError:
+            raise OSError(f"{path} was not shipped") from None
+
+
+def unpack(files: bytes, parcel: bytes) -> Any:
+    """Make what a parcel holds, with the package found here or else the one it came with.
+
+    Parameters
+    ----------
+    files
+        The files of the package: a mapping, pickled and compressed.
+    parcel
+        A pickled pair: what to call, and the arguments.
+    """
+    try:
+        importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise
+        sys.meta_path.append(ShippedPackage(pickle.loads(zlib.decompress(files))))
+    make, arguments = pickle.loads(parcel)
+    return make(*arguments)
+
+
+def shipped() -> list[Any]:
+    """Return what finds the package here if it was shipped: one or none."""
+    return [finder for finder in sys.meta_path if getattr(finder, "ships", None) == NAME]
+
+
+def remove() -> None:
+    """Forget the package if it was shipped here."""
+    found = shipped()
+    for finder in found:
+        sys.meta_path.remove(finder)
+    if found:
+        for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
+            del sys.modules[name]
