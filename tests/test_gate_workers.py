@@ -133,6 +133,7 @@ async def test_held_functions_outlive_the_no_workers_timeout(c, s, a, b):
 @on_cluster()
 async def test_a_result_that_is_lost_is_made_again(c, s, a, b):
     """A value lost with its worker is computed anew, through the gate, and the run ends well."""
+    SEEN.clear()
     run = await submit(dag_of(Function(id="value", args=[], code=note, cost={"cpu": 1})))
     result = await run.result()
     lost = a if result.allocations["value"] == a.address else b
