@@ -39,6 +39,7 @@ def run(source: Path, target: Path) -> None:
 
     client = NotebookClient(
         notebook,
+        coalesce_streams=True,
         # Or every kernel starts with a word on encryption.
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": str(source.parent)}},

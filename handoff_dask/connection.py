@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, get_client
+from distributed import Client, LocalCluster, get_client, wait
 from distributed.core import clean_exception
+from distributed.protocol import Serialize
 
 from handoff_dask import config
 from handoff_dask._version import __version__, fits
@@ -127,8 +128,10 @@ async def exceptions(errors: Iterable[tuple[int, Any, Any]]) -> dict[int, BaseEx
 
     def restore() -> dict[int, BaseException]:
         found = {}
-        for index, error, traceback in errors:
-            _, exception, frames = clean_exception(error, traceback)
+        for index, *packed in errors:
+            # Between the threads of one process, messages arrive as they are: still wrapped.
+            packed = [part.data if isinstance(part, Serialize) else part for part in packed]
+            _, exception, frames = clean_exception(*packed)
             assert exception is not None
             found[index] = exception.with_traceback(frames)
         return found
@@ -136,6 +139,13 @@ async def exceptions(errors: Iterable[tuple[int, Any, Any]]) -> dict[int, BaseEx
     # A restored traceback refers to the frames that it was restored under, and these to whatever
     # they hold: results, for example, which would stay on the cluster. A thread has none of them.
     return await asyncio.get_running_loop().run_in_executor(None, restore)
+
+
+def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitable[Any]:
+    """Wait for futures, whichever client is the current one; there need be none."""
+    with client.as_current():
+        ending: Awaitable[Any] = wait(futures, timeout=timeout)
+    return ending
 
 
 def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
-from distributed import CancelledError, Client, Future, wait
+from distributed import CancelledError, Client, Future
 
 from handoff_dask import connection
 from handoff_dask.errors import (
@@ -265,7 +265,7 @@ class Run:
         futures = list(self._awaited.values())
         try:
             if self._outline.on_error == "continue":
-                await wait(futures)
+                await connection.ended(self._client, futures)
             else:
                 values = await self._client.gather(futures, asynchronous=True)
                 return await self._assemble(dict(zip(self._awaited, values, strict=True)))
