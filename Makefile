@@ -43,7 +43,7 @@ notebooks: $(NOTEBOOKS)  ## Run every notebook top to bottom, with a real kernel
 docs/notebooks/%.ipynb: notebooks/%.ipynb docs/run_notebook.py $(CODE) | $(VENV)/.installed-docs
 	@$(VENV)/bin/python docs/run_notebook.py $< $@
 
-docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation: docs/_build/index.html
+docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation, docs/_build/index.html
 	$(VENV)/bin/python -m sphinx -W --keep-going --quiet $(ARGS) docs docs/_build
 
 clean:  ## Remove environments, builds, caches and what the demo made
