@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 from dask._task_spec import GraphNode, Task, TaskRef
 from distributed import WorkerPlugin
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
-from tornado.ioloop import PeriodicCallback
+from tornado.ioloop import IOLoop, PeriodicCallback
 
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
@@ -22,16 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GraphNode",
+    "Pages",
     "Task",
     "TaskEnds",
     "TaskRef",
+    "announce_pages",
     "claimed_by_task",
+    "dashboard_look",
     "died_under",
     "exact",
     "fail_task",
     "hold",
+    "http_prefix",
     "is_held",
     "keep_unrunnable",
+    "metric_name",
     "release_hold",
     "remove_resources",
     "replace_exception",
@@ -159,13 +166,127 @@ def keep_unrunnable(
     return callback
 
 
+# On the scheduler's dashboard
+
+#: A function that fills a Bokeh document: called with scheduler, template variables, document.
+Page = Callable[["Scheduler", dict[str, Any], Any], None]
+
+
+def announce_pages(pages: Mapping[str, Page]) -> None:
+    """Have every scheduler that this process starts from now on show pages, by their path."""
+    from distributed.dashboard.scheduler import applications
+
+    applications.update(pages)
+
+
+class Pages:
+    """Pages on the dashboard of a scheduler that was started without them.
+
+    They are a Bokeh application of their own. The first one, Dask's, gets to know their paths,
+    since that is where dask-labextension looks.
+
+    Parameters
+    ----------
+    pages
+        By path. A scheduler without a dashboard shows none; one that has a page keeps it.
+    tab
+        The path of the page that the navigation bar names.
+    """
+
+    def __init__(self, scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> None:
+        self._scheduler = scheduler
+        self._own: Any = None
+        self._first = _dashboard(scheduler)
+        if self._first is None:
+            return
+        from distributed.dashboard.core import BokehApplication
+        from distributed.dashboard.scheduler import template_variables
+
+        variables = template_variables(scheduler)
+        self._tabs: list[str] = variables["pages"]
+        self._menu: list[dict[str, str]] = variables["plots"]
+        new = {path: page for path, page in pages.items() if path not in self._first.app_paths}
+        self._entries = [
+            {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
+            for path in new
+            if path.startswith("/individual-")
+        ]
+        self._tab = tab.strip("/")
+        if self._tab not in self._tabs:
+            self._tabs.append(self._tab)
+        self._menu += self._entries
+        self._menu.sort(key=lambda entry: entry["name"])
+        if new:
+            self._own = BokehApplication(
+                new, scheduler, prefix=self._first.prefix, template_variables=variables
+            )
+            scheduler.http_application.add_application(self._own)
+            self._own.initialize(IOLoop.current())
+            self._own.start()
+            self._first._applications.update(self._own.applications)
+
+    def remove(self) -> None:
+        """Take the pages away. One that is open stays until it is closed."""
+        if self._own is None:
+            return
+        own, self._own = self._own, None
+        self._scheduler.http_application.applications.remove(own)
+        for path in own.applications:
+            self._first._applications.pop(path, None)
+        for entry in self._entries:
+            self._menu.remove(entry)
+        self._tabs.remove(self._tab)
+        _stop_unwatched(own)
+
+
+def _dashboard(scheduler: Scheduler) -> Any:
+    """Return the Bokeh application of a scheduler, if it has one."""
+    module = sys.modules.get("bokeh.server.tornado")
+    if module is None:
+        return None
+    applications = scheduler.http_application.applications
+    return next((app for app in applications if isinstance(app, module.BokehTornado)), None)
+
+
+def _stop_unwatched(application: Any) -> None:
+    """Stop a Bokeh application once its last session has ended."""
+    if any(context.sessions for context in application.applications.values()):
+        IOLoop.current().call_later(1, _stop_unwatched, application)
+    else:
+        application.stop()
+
+
+def dashboard_look() -> tuple[Any, Any]:
+    """Return Dask's Bokeh theme, and its template for a page with the navigation bar."""
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
+    return BOKEH_THEME, env.get_template("simple.html")
+
+
+def http_prefix(scheduler: Scheduler) -> str:
+    """Return what the operator put before the paths of a scheduler's pages: ``""`` or ``"/x"``."""
+    page = "/individual-plots.json$"
+    for rule in scheduler.http_application.wildcard_router.rules:
+        regex = getattr(rule.matcher, "regex", None)
+        if regex is not None and regex.pattern.endswith(page):
+            return str(regex.pattern.removesuffix(page))
+    return ""
+
+
+def metric_name(name: str) -> str:
+    """Return the full name of a metric, in the operator's namespace for Dask's."""
+    namespace = dask.config.get("distributed.dashboard.prometheus.namespace", "dask")
+    return f"{namespace}_handoff_{name}" if namespace else f"handoff_{name}"
+
+
 # On a worker
 
 
 def worker_address() -> str:
     """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
     try:
-        return get_worker().contact_address
+        worker = get_worker()
+        return worker.contact_address or worker.address
     except ValueError:
         return "local"
 

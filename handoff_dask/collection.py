@@ -11,9 +11,12 @@ from dask.base import DaskMethodsMixin
 from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
-from handoff_dask.graph import Key, translate_plain
+from handoff_dask.graph import Key, code_names, translate_plain
 from handoff_dask.model import dag as model
 from handoff_dask.model.function import Function
+from handoff_dask.visualizing import Engine, choose_engine, looks, write_svg
+from handoff_dask.widgets import dag as drawing
+from handoff_dask.widgets import markup
 
 
 class DAG(model.DAG, DaskMethodsMixin):
@@ -72,6 +75,90 @@ class DAG(model.DAG, DaskMethodsMixin):
             self.validate()
             self._plain = translate_plain(self.functions, self._token)
         return self._plain
+
+    def _fault(self) -> DAGError | None:
+        """Return what is wrong with the DAG; people look at it while they build it."""
+        try:
+            self.validate()
+        except DAGError as error:
+            return error
+        return None
+
+    def _codes(self) -> tuple[str, ...]:
+        return code_names(function.code for function in self.functions.values())
+
+    def _repr_html_(self) -> str:
+        title = f"DAG {markup.plain(self.id)}"
+        return drawing.show(title, self.functions, self._codes(), self._fault())
+
+    def _repr_svg_(self) -> str:
+        return drawing.draw(self.functions, self._codes(), self._fault(), alone=True)
+
+    def visualize(
+        self,
+        filename: str | None = "dag",
+        format: str | None = None,
+        optimize_graph: bool = False,
+        *,
+        engine: Engine | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw the DAG into a file.
+
+        Parameters
+        ----------
+        filename
+            Its ending tells the format: ``"dag.svg"``, ``"dag.png"``, ``"dag.pdf"``. None writes no
+            file.
+        format
+            The format, if the filename does not tell; PNG, or SVG where Graphviz is missing.
+        optimize_graph
+            Whether Dask's engines draw the graph as it is after optimization.
+        engine
+            ``"graphviz"`` and ``"cytoscape"`` are Dask's: they draw the tasks that
+            ``dask.compute(dag)`` would run. ``"handoff"`` draws what notebooks show, as SVG,
+            whatever is installed. None takes Dask's setting ``visualization.engine`` or, of those
+            that can draw the format, the first installed: Graphviz, ipycytoscape (HTML), our own.
+        **kwargs
+            What else Dask's engine is told, such as ``rankdir="LR"``.
+
+        Returns
+        -------
+        IPython.display.SVG, IPython.display.Image, CytoscapeWidget or None
+            What a notebook shows; None where IPython is missing, and for what it cannot show.
+
+        Raises
+        ------
+        DAGError
+            The DAG is not valid; our own engine draws it all the same.
+        RuntimeError
+            What the format or the engine needs is not installed.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from handoff_dask import DAG, Function
+        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> path = os.path.join(tempfile.mkdtemp(), "dag.svg")
+        >>> _ = dag.visualize(path, engine="handoff")
+        >>> os.path.exists(path)
+        True
+        """
+        chosen = choose_engine(filename, format, engine)
+        if chosen == "handoff":
+            return write_svg(self._repr_svg_(), filename)
+        if "color" not in kwargs:  # Dask labels what it colours
+            regular = [f for f in self.functions.values() if f.type == "regular"]
+            kwargs = {**looks(chosen, self.__dask_keys__(), regular), **kwargs}
+        drawn: Any = DaskMethodsMixin.visualize(
+            self,
+            filename=filename,
+            format=format,
+            optimize_graph=optimize_graph,
+            engine=chosen,
+            **kwargs,
+        )
+        return drawn
 
     def _regular(self) -> list[Hashable]:
         return [f.id for f in self.functions.values() if f.type == "regular"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import dask.config
 import yaml
 from dask.utils import parse_timedelta
 
-_DEFAULTS = yaml.safe_load(pkgutil.get_data("handoff_dask", "handoff.yaml") or b"")
+
+def _read(name: str) -> Any:
+    return yaml.safe_load(pkgutil.get_data("handoff_dask", name) or b"")
+
+
+_DEFAULTS = _read("handoff.yaml")
 dask.config.update_defaults(_DEFAULTS)
 
 
@@ -23,3 +30,41 @@ def get(name: str) -> Any:
 def seconds(name: str) -> float:
     """Return a setting that is a time, in seconds."""
     return float(parse_timedelta(get(name)))
+
+
+def problems() -> list[str]:
+    """Return what is wrong with the settings of the ``handoff`` namespace, by its schema."""
+    schema = _read("handoff-schema.yaml")
+    settings = dask.config.get("handoff", _DEFAULTS["handoff"])
+    return list(_misfits("handoff", settings, schema["properties"]["handoff"]))
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "object": (dict, "a group of settings"),
+    "boolean": (bool, "true or false"),
+    "string": (str, "text"),
+    "number": ((int, float), "a number"),
+    "integer": (int, "a whole number"),
+}
+
+
+def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
+    kind, described = _KINDS[schema["type"]]
+    if not isinstance(value, kind) or (schema["type"] != "boolean" and isinstance(value, bool)):
+        yield f"the setting {name} must be {described}, not {value!r}"
+        return
+    if schema.get("format") == "duration":
+        try:
+            parse_timedelta(value)
+        except (KeyError, ValueError):
+            yield f"the setting {name} must be a time such as 60s or 50ms, not {value!r}"
+    known = schema.get("properties", {})
+    for key, inner in value.items() if schema["type"] == "object" else ():
+        # Dask takes both spellings, and environment variables know only this one.
+        canonical = str(key).replace("_", "-")
+        if canonical in known:
+            yield from _misfits(f"{name}.{canonical}", inner, known[canonical])
+        else:
+            near = difflib.get_close_matches(canonical, known, 1)
+            hint = f". Did you mean {name}.{near[0]}?" if near else ""
+            yield f"there is no setting {name}.{key}{hint}"

@@ -16,6 +16,7 @@ from handoff_dask.model.expansion import expand
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.records import RunSpec
 from handoff_dask.submission import dag_label, function_rows
+from handoff_dask.widgets import markup, reports
 
 Verdict = TypeVar("Verdict")
 
@@ -68,6 +69,27 @@ class Explanation(_Report[Finding]):
         )
         return "\n".join([head, *(f"  {line}" for line in self._lines())])
 
+    def _repr_html_(self) -> str:
+        rows = reports.verdicts(self._verdicts, _finding_cells)
+        # What cannot run comes first: it is what one looks for.
+        rows.sort(key=lambda row: bool(self._verdicts[row.ids[0]]))
+        head = ("can it run", "where, or nearest", "lacks")
+        return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+
+
+def _finding_cells(finding: Finding) -> tuple[object, ...]:
+    if finding:
+        number = markup.count(len(finding.able), "worker")
+        where = f"{number}: {markup.names(finding.able)}" if len(finding.able) > 1 else ""
+        return reports.yes_no(True, "yes"), where or finding.able[0], ""
+    if not finding.pin_known:
+        return reports.yes_no(False, "no"), "", f"no worker answers to {finding.pin!r}"
+    if finding.nearest is None:
+        return reports.yes_no(False, "no"), "", "no workers"
+    pinned = f" (pinned to {finding.pin!r})" if finding.pin is not None else ""
+    lacks = reports.resources(finding.shortfall, "offers")
+    return reports.yes_no(False, "no"), f"{finding.nearest}{pinned}", lacks
+
 
 @dataclass(frozen=True, slots=True)
 class Unready:
@@ -88,6 +110,25 @@ class RunExplanation(_Report[Waiting | Unready]):
         if not self._verdicts:
             return "nothing waits"
         return "\n".join([f"{len(self)} functions wait", *(f"  {line}" for line in self._lines())])
+
+    def _repr_html_(self) -> str:
+        rows = reports.verdicts(self._verdicts, _reason_cells)
+        head = ("held for", "workers")
+        return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+
+
+def _reason_cells(why: Waiting | Unready) -> tuple[object, ...]:
+    if isinstance(why, Unready):
+        return str(why), ""
+    return hold_cells(why)
+
+
+def hold_cells(why: Waiting) -> tuple[str, str]:
+    """Return what functions are held for, and the workers that this concerns, for a table."""
+    what = reports.resources(why.resources, "at most free") or why.reason
+    if why.finding is not None:
+        what += f": {why.finding}"
+    return what, markup.names(why.workers)
 
 
 def explain(dag: DAG, client: Client | None = None) -> Explanation:

@@ -183,10 +183,15 @@ def _map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
 
 def code_prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:
     """Name each node after its code: one name a code, one code a name."""
+    return code_names(node.call.code for node in nodes)
+
+
+def code_names(codes: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
+    """Name each callable: the same name for the same code, and for no other."""
     names: dict[int, str] = {}
     taken: dict[str, tuple[object, ...]] = {}
-    for node in nodes:
-        code = node.call.code
+    codes = list(codes)
+    for code in codes:
         if id(code) in names:
             continue
         name, identity = _identify(code)
@@ -197,7 +202,7 @@ def code_prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:
             unique = f"{name}_{number}"
             number += 1
         names[id(code)] = unique
-    return tuple(names[id(node.call.code)] for node in nodes)
+    return tuple(names[id(code)] for code in codes)
 
 
 def _identify(code: Callable[..., Any]) -> tuple[str, tuple[object, ...]]:
@@ -286,7 +291,9 @@ def _dumps(value: object) -> bytes:
     """Pickle by reference what can be imported, by value what was made in the user's script."""
     try:
         data = pickle.dumps(value, protocol=5)
-        if b"__main__" not in data:  # a worker has another __main__ than the client
+        # A worker has another __main__ than the client, and may lack what the user registered.
+        local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
+        if not any(name.encode() in data for name in local):
             return data
     except Exception:
         pass  # cloudpickle can do more

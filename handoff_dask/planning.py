@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from handoff_dask.graph import code_prefixes
 from handoff_dask.model.dag import DAG
@@ -19,6 +19,7 @@ from handoff_dask.placement.simulation import simulate
 from handoff_dask.records import FunctionRow, allocation_error, function_specs
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import function_rows
+from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.worker import check_capabilities
 
 #: Threads of a worker whose capabilities tell of no cpu.
@@ -70,6 +71,32 @@ class Plan:
             busy = sum(slot.stop - slot.start for slot in slots)
             lines.append(f"  {worker}: {len(slots)} functions, {busy:.3g} s of work")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return reports.plan(self.makespan, self.timeline, self.utilisation)
+
+    def plot(self) -> Any:
+        """Return the timeline by worker.
+
+        Returns
+        -------
+        bokeh.plotting.figure
+            For ``bokeh.io.show`` or ``bokeh.io.save``.
+
+        Raises
+        ------
+        ImportError
+            Bokeh is not installed.
+
+        Examples
+        --------
+        >>> from handoff_dask import DAG, Function, plan
+        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> plan(dag, {"laptop": {"cpu": 2}}, {"f": 1.5}).plot().title.text
+        'plan: 1.5 s'
+        """
+        title = f"plan: {markup.seconds(self.makespan)}"
+        return plots.figure(reports.slot_bars(self.timeline), title, {})
 
 
 def plan(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin, Status
 
-from handoff_dask import _bootstrap, _compat, config
+from handoff_dask import _bootstrap, _compat, config, dashboard
 from handoff_dask._version import __version__
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
@@ -31,7 +31,6 @@ from handoff_dask.worker import HandoffWorkerPlugin
 if TYPE_CHECKING:
     from distributed import Scheduler
     from distributed.scheduler import TaskState
-
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +68,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._limit = _compat.keep_unrunnable(scheduler, self._held)
         self.registry = Registry(self)
         self.service = Service(self)
+        self.history = dashboard.install(self)
         self._handlers = {**self.registry.handlers, **self.service.handlers}
         scheduler.handlers.update(self._handlers)
         facts = {"version": __version__, "strangers": self.registry.strangers}
@@ -99,6 +99,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def close(self) -> None:
         """Stop."""
+        self.history.close()
         if self._limit is not None:
             self._limit.stop()
         if self._timer is not None:
@@ -139,6 +140,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
+        self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)
         for record in run.functions:
             self.records.pop(record.key, None)
@@ -251,6 +253,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 self.retries.died(record)
         else:
             run.ended(record, "cancelled", started, stopped)
+        self.history.attempt_ended(record)
         if record.state == "running":
             record.move("waiting")
         if finish != "memory":

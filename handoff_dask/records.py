@@ -166,6 +166,8 @@ class RunRecord:
     #: Nodes that failed for good by themselves.
     failed: dict[int, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    #: Attempts of functions that were not their first.
+    retries: int = 0
     #: Nodes that Dask has not forgotten.
     alive: int = 0
     #: Set when the graph has come.

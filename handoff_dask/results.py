@@ -12,6 +12,8 @@ from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node, sinks
 from handoff_dask.model.function import Function
+from handoff_dask.widgets import markup, plots, reports
+from handoff_dask.widgets.markup import OUTCOME_COLOURS
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +54,34 @@ class ExecutionResult:
             f"{len(self.allocations)} functions on {len(set(self.allocations.values()))} workers, "
             f"{self.makespan:.3g} s{failed}>"
         )
+
+    def _repr_html_(self) -> str:
+        return reports.result(
+            self.dag_id, self.attempts, self.errors, self.makespan, len(self.allocations)
+        )
+
+    def plot(self) -> Any:
+        """Return the timeline by worker, each attempt coloured by its outcome.
+
+        Returns
+        -------
+        bokeh.plotting.figure
+            For ``bokeh.io.show`` or ``bokeh.io.save``.
+
+        Raises
+        ------
+        ImportError
+            Bokeh is not installed.
+
+        Examples
+        --------
+        >>> from handoff_dask import DAG, Function, execute_local
+        >>> dag = DAG("d").add_function(Function(id="f", args=[], code=int))
+        >>> execute_local(dag).plot().title.text
+        'd'
+        """
+        rows, _ = reports.attempt_bars(self.attempts)
+        return plots.figure(rows, markup.plain(self.dag_id), OUTCOME_COLOURS)
 
     @cached_property
     def functions(self) -> dict[Hashable, Function]:

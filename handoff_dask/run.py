@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import CancelledError, Client, Future
 
-from handoff_dask import connection
+from handoff_dask import connection, watching
 from handoff_dask.errors import (
     AllocationError,
     ClusterLostError,
@@ -53,14 +53,24 @@ class Run:
         self._client = client
         #: Every future that the end of the run hangs on.
         self._awaited: dict[Hashable, Future[Any]] = {}
+        #: Whether another client submitted it.
+        self._followed = False
         #: Why the run was stopped, once it was.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Task[ExecutionResult] | None = None
+        #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
+        self._final: Mapping[str, int] = {}
         self._limit: asyncio.TimerHandle | None = None
         self._close: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
         return f"<Run of {self.dag_id!r}: {len(self._outline.functions)} functions>"
+
+    def _repr_html_(self) -> str:
+        return watching.html(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return watching.bundle(self)
 
     def start(self, submission: Submission) -> Any:
         """Send the run on its way; :func:`submit` does."""
@@ -107,8 +117,13 @@ class Run:
         """
         return connection.sync(self._client, self._progress)
 
-    def explain(self) -> RunExplanation:
+    def explain(self, held: int | None = None) -> RunExplanation:
         """Tell, for every function that is not running, what it waits for.
+
+        Parameters
+        ----------
+        held
+            Tell it of so many held functions only, which costs little however large the run.
 
         Returns
         -------
@@ -116,7 +131,7 @@ class Run:
             {function id: why}: the dependencies it lacks, or the resources on which workers, the
             retry's delay, the limit or whatever else holds it. Printed, it is a report.
         """
-        return connection.sync(self._client, self._explain)
+        return connection.sync(self._client, self._explain, held)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the run to end, well or not.
@@ -197,6 +212,7 @@ class Run:
 
     async def follow(self) -> Run:
         """Watch a run that is on its way already; :func:`get_run` does."""
+        self._followed = True
         client, outline = self._client, self._outline
         keys = [outline.keys[index] for index in outline.awaited.values()]
         futures: list[Future[Any]] = [Future(key, client) for key in keys]
@@ -219,7 +235,7 @@ class Run:
         if self._outcome is not None and self._outcome.done():
             return
         self._stopped = self._stopped or reason
-        if self._outline.detach:
+        if self._outline.detach or self._followed:
             with contextlib.suppress(OSError):
                 await connection.call(self._client, "cancel", run_id=self._outline.run_id)
         await self._release()
@@ -238,8 +254,17 @@ class Run:
         counts = await connection.call(self._client, "progress", run_id=self._outline.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
-    async def _explain(self) -> RunExplanation:
-        answer = await connection.call(self._client, "why", run_id=self._outline.run_id)
+    def _known_counts(self) -> dict[str, int]:
+        """Return how many functions are in which state, as far as one can tell without asking."""
+        if self._final:
+            return dict(self._final)
+        names = {"finished": "done", "error": "failed", "pending": "waiting"}
+        states = [names.get(str(f.status), "cancelled") for f in self._awaited.values()]
+        return {state: states.count(state) for state in STATES}
+
+    async def _explain(self, held: int | None) -> RunExplanation:
+        run_id = self._outline.run_id
+        answer = await connection.call(self._client, "why", run_id=run_id, held=held)
         nodes = self._outline.nodes
         found: dict[Hashable, Waiting | Unready] = {}
         for index, why in pickle.loads(answer).items():
@@ -265,7 +290,13 @@ class Run:
         futures = list(self._awaited.values())
         try:
             if self._outline.on_error == "continue":
+<<<<<<< HEAD
                 await connection.ended(self._client, futures)
+=======
+                # It asks for the current client, which need not be ours.
+                with self._client.as_current():
+                    await wait(futures)
+>>>>>>> 7da3943022fe17f259ac59755a38721909635e41
             else:
                 values = await self._client.gather(futures, asynchronous=True)
                 return await self._assemble(dict(zip(self._awaited, values, strict=True)))
@@ -333,6 +364,7 @@ class Run:
         """Put the result together."""
         outline = self._outline
         report, causes = await self._report()
+        self._final = report.counts
         failed = {index: self._error(index, causes, report) for index in causes}
         # Nodes come after what they depend on in no particular order: follow failures to their end.
         errors: dict[Hashable, BaseException] = {}

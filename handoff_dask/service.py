@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
@@ -42,6 +43,7 @@ class Service:
             self.progress,
             self.explain,
             self.why,
+            self.holds,
             self.listed,
             self.outline,
             self.cancel,
@@ -102,17 +104,33 @@ class Service:
         self.plugin.forget(run)
         return pickle.dumps(findings)
 
-    async def why(self, run_id: str) -> bytes:
-        """Return, for each node that does not run, what it waits for or which nodes it lacks."""
+    async def why(self, run_id: str, held: int | None = None) -> bytes:
+        """Return, for each node that does not run, what it waits for or which nodes it lacks.
+
+        With a number, of so many held ones.
+        """
         found: dict[int, Any] = {}
         run = self.plugin.runs.get(run_id)
-        for record in [] if run is None else run.functions:
+        records = [] if run is None else run.functions
+        if held is not None:
+            records = list(islice((r for r in records if r.state == "held"), held))
+        for record in records:
             if record.state == "held":
                 found[record.index] = self.engine.why(record.key)
             elif record.state == "waiting":
                 found[record.index] = [
                     i for i in record.row.dependencies if record.run.functions[i].state != "done"
                 ]
+        return pickle.dumps(found)
+
+    async def holds(self, run_id: str) -> bytes:
+        """Return what functions of a run are held for: how many, what they cost, and why."""
+        if run_id not in self.plugin.runs:
+            return pickle.dumps([])
+        found = [
+            (number, dict(self.plugin.records[key].cost), why)
+            for key, number, why in self.engine.holds(run_id)
+        ]
         return pickle.dumps(found)
 
     async def report(self, run_id: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from distributed import get_worker
 
@@ -41,3 +42,25 @@ async def assert_clean(scheduler, *workers, timeout=10):
         await asyncio.wait_for(settle(), timeout)
     except asyncio.TimeoutError:
         raise AssertionError(f"left behind: {leftovers()}") from None
+
+
+def write_trace(folder, *, version="1.5", **changes):
+    """Write a workflow instance of two tasks, in WfFormat, and return its path."""
+    facts = {
+        "first": {"runtimeInSeconds": 2.5, "command": {"program": "sort"}, "avgCPU": 175.2},
+        "then_ID0007": {"runtimeInSeconds": 0.5, "memoryInBytes": 1_500_000},
+    }
+    parents = {"then_ID0007": ["first"], "first": [], **changes.pop("parents", {})}
+    for id_, change in changes.items():
+        facts[id_] |= change
+    tasks = [{"id": id_, "name": id_, "parents": parents[id_]} for id_ in ("then_ID0007", "first")]
+    document = {
+        "schemaVersion": version,
+        "workflow": {
+            "specification": {"tasks": tasks},
+            "execution": {"tasks": [{"id": id_, **fact} for id_, fact in facts.items()]},
+        },
+    }
+    path = folder / "small-chameleon-001.json"
+    path.write_text(json.dumps(document))
+    return path

@@ -210,13 +210,12 @@ def test_no_annotations():
     assert not any(la.annotations for la in make_dag().__dask_graph__().layers.values())
 
 
-@pytest.mark.parametrize("draw", [dask.visualize, lambda dag, **kwargs: dag.visualize(**kwargs)])
-def test_visualize(monkeypatch, draw):
+def test_visualize(monkeypatch):
     """Dask gets the graph to draw, with a node for each regular function."""
     drawn = []
     monkeypatch.setattr(dask.base, "visualize_dsk", lambda dsk, **kwargs: drawn.append(dict(dsk)))
     dag = make_dag()
-    draw(dag, filename=None)
+    dask.visualize(dag, filename=None)
     assert [set(graph) for graph in drawn] == [set(dag.__dask_keys__())]
 
 

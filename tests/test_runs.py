@@ -18,6 +18,8 @@ from handoff_dask import (
     collocated,
     discover_nodes,
     execute,
+    forget,
+    get_result,
     get_run,
     list_runs,
     register_node,
@@ -120,6 +122,23 @@ async def test_a_followed_run_that_fails(c, s, a, b):
     assert [a.outcome for a in caught.value.attempts] == ["error", "error"]
 
 
+@gen_cluster(client=False)
+async def test_a_client_that_is_not_the_current_one(s, a, b):
+    """The client passed is the one that waits, whatever `on_error` is, and get_result() with it."""
+    async with Client(s.address, asynchronous=True, set_as_default=False) as c:
+        dag = dag_of(
+            Function(id="good", args=[], code=int, extra_args=["7"]),
+            Function(id="bad", args=[], code=fail, max_retries=0),
+        )
+        run = await submit(dag, client=c, on_error="continue", detach=True)
+        result = await run.result()
+        assert result.results == {"good": 7} and result.errors.keys() == {"bad"}
+        assert await get_result("a dag", "good", client=c) == 7
+        await forget("a dag", client=c)
+        del run
+    await assert_clean(s, a, b)
+
+
 @gen_cluster(client=True)
 async def test_cancelling_somebody_elses_run(c, s, a, b):
     """cancel() stops a detached run for everybody, and touches no other run of the same id."""
@@ -133,6 +152,19 @@ async def test_cancelling_somebody_elses_run(c, s, a, b):
         await Event("a dag").set()
         assert (await mine.result()).results["second", 2] == "a dag, then done"
         del mine, theirs
+    await assert_clean(s, a, b)
+
+
+@gen_cluster(client=True)
+async def test_cancelling_a_run_that_its_client_attends(c, s, a, b):
+    """A follower's cancel() stops it too, and its submitter hears of it."""
+    mine = await submit(waiting())
+    async with Client(s.address, asynchronous=True) as other:
+        await (await get_run("a dag", client=other)).cancel()
+        with pytest.raises(RunCancelledError, match="cancelled on the cluster"):
+            await mine.result()
+    await Event("a dag").set()
+    del mine
     await assert_clean(s, a, b)
 
 

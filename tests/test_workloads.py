@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
+from handoff_dask.wfformat import Task
 from tests.benchmarks.listing import best_known, list_schedule, remaining_path
 from tests.benchmarks.report import GOAL, Figures, markdown, svg, table
 from tests.benchmarks.workloads import (
     TRACES,
     WORKERS,
-    Task,
     Workload,
-    cores,
     load_trace,
     random_dag,
     workloads,
 )
+from tests.support import write_trace
 
 needs_traces = pytest.mark.skipif(not TRACES.is_dir(), reason=f"there is no {TRACES}")
 
 
-def trace(folder, *, version="1.5", **changes):
-    """Write an instance of two tasks and return its path."""
-    facts = {
-        "first": {"runtimeInSeconds": 2.5, "command": {"program": "sort"}, "avgCPU": 175.2},
-        "then_ID0007": {"runtimeInSeconds": 0.5, "memoryInBytes": 1_500_000},
-    }
-    parents = {"then_ID0007": ["first"], "first": [], **changes.pop("parents", {})}
-    for id_, change in changes.items():
-        facts[id_] |= change
-    tasks = [{"id": id_, "name": id_, "parents": parents[id_]} for id_ in ("then_ID0007", "first")]
-    document = {
-        "schemaVersion": version,
-        "workflow": {
-            "specification": {"tasks": tasks},
-            "execution": {"tasks": [{"id": id_, **fact} for id_, fact in facts.items()]},
-        },
-    }
-    path = folder / "small-chameleon-001.json"
-    path.write_text(json.dumps(document))
-    return path
-
-
 def test_a_trace_becomes_tasks(tmp_path):
     """Parents come first; cpu, memory, seconds and program are those that were measured."""
-    loaded = load_trace(trace(tmp_path))
+    loaded = load_trace(write_trace(tmp_path))
     assert loaded.name == "small-001"
     assert loaded.tasks == (
         Task("first", "sort", (), {"cpu": 1.8}, 2.5),
@@ -58,30 +35,9 @@ def test_a_trace_becomes_tasks(tmp_path):
 
 def test_a_task_too_big_for_every_worker_is_cut_down(tmp_path):
     """What comes out of a trace fits at least one worker, in all resources at once."""
-    path = trace(tmp_path, first={"avgCPU": 6400.0, "memoryInBytes": 10**12})
+    path = write_trace(tmp_path, first={"avgCPU": 6400.0, "memoryInBytes": 10**12})
     task = load_trace(path).tasks[0]
     assert task.cost == {"cpu": 8, "memory": 32000}
-
-
-@pytest.mark.parametrize(
-    ("percent", "expected"),
-    [(None, 1), (0.6, 1), (99.9, 1), (100.0017, 1), (101.5, 1.1), (148.5, 1.5), (175.23, 1.8)],
-)
-def test_cpu_is_rounded_up_to_tenths_of_a_core(percent, expected):
-    """At least one core; noise just above a step counts as on it."""
-    assert cores(percent) == expected
-
-
-def test_a_trace_of_another_version_is_refused(tmp_path):
-    """The message names the file and the version."""
-    with pytest.raises(ValueError, match=r"small-chameleon-001\.json: WfFormat '1\.4'"):
-        load_trace(trace(tmp_path, version="1.4"))
-
-
-def test_a_trace_with_a_cycle_is_refused(tmp_path):
-    """Instead of being loaded for ever."""
-    with pytest.raises(ValueError, match="cycle"):
-        load_trace(trace(tmp_path, parents={"first": ["then_ID0007"]}))
 
 
 def test_without_traces_the_random_dags_remain(tmp_path):

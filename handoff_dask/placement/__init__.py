@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import (
+    Backlog,
     Counts,
     Finding,
     FunctionSpec,
@@ -20,6 +21,7 @@ from handoff_dask.placement.strategies import STRATEGIES, strategy
 
 __all__ = [
     "STRATEGIES",
+    "Backlog",
     "Counts",
     "Engine",
     "Finding",

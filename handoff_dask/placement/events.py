@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Counts", "Finding", "FunctionSpec", "Place", "Refuse", "Waiting", "WorkerSpec"]
+__all__ = [
+    "Backlog",
+    "Counts",
+    "Finding",
+    "FunctionSpec",
+    "Place",
+    "Refuse",
+    "Waiting",
+    "WorkerSpec",
+]
 
 #: The name under which reports show the resource that every worker offers and every function
 #: takes one of. It is no part of a worker's `capacity`.
@@ -218,3 +227,22 @@ class Counts:
     running: int = 0
     ahead: int = 0
     done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The ready functions that are not placed, by what they ask for.
+
+    Parameters
+    ----------
+    asked
+        Amount of each resource that they cost in sum, but those whose retry delay is not over.
+    asked_of
+        The same for a single worker, by address: of functions that may go nowhere else.
+    largest
+        (how many, key of the most urgent) of those that wait for the same, the most first.
+    """
+
+    asked: Mapping[str, float] = field(default_factory=dict)
+    asked_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    largest: tuple[tuple[int, Hashable], ...] = ()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from heapq import nlargest
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from handoff_dask.placement.board import Board
 from handoff_dask.placement.choice import Chooser
 from handoff_dask.placement.cluster import Cluster
 from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.events import Counts, Finding, Waiting
+from handoff_dask.placement.events import Backlog, Counts, Finding, Waiting
 from handoff_dask.placement.ledger import SLOT, UNIT
 from handoff_dask.placement.placer import Placer
 from handoff_dask.placement.runs import DELAYED, DONE, FRESH, PLACED, QUEUED
 
 if TYPE_CHECKING:
     from handoff_dask.placement.ledger import Resources, Worker
+    from handoff_dask.placement.queues import Queue
     from handoff_dask.placement.runs import Function, Run
 
 __all__ = ["Answers"]
@@ -69,6 +72,20 @@ class Answers:
         found = self._worker(worker)
         return found.free[SLOT] // UNIT, found.slots
 
+    def placed(self, worker: str) -> list[Hashable]:
+        """Return the keys of the functions that run on a worker, in order of placement."""
+        return [function.key for function in self._worker(worker).placed]
+
+    def backlog(self, most: int) -> Backlog:
+        """Return what is ready and not placed; goes through queues, not through functions.
+
+        Parameters
+        ----------
+        most
+            How many entries `Backlog.largest` has at most.
+        """
+        return _backlog(self._placer, most)
+
     def waits_ahead(self, key: Hashable) -> bool:
         """Whether a placed function waits on its worker, as far as one can know from here."""
         function = self._functions.get(key)
@@ -82,6 +99,25 @@ class Answers:
         """Why a ready function is not placed; None if it is not ready, or placed."""
         function = self._functions.get(key)
         return None if function is None else _why(function, self._placer)
+
+    def holds(self, run: Hashable) -> list[tuple[Hashable, int, Waiting]]:
+        """Why functions of a run are not placed: one of each kind, how many there are, the reason.
+
+        Functions of one queue wait for the same: only one of them is asked about.
+        """
+        kinds: dict[tuple[object, ...], list[Function]] = {}
+        for function in self._run(run).functions.values():
+            state = function.state
+            if state == QUEUED:
+                kinds.setdefault((state, function.queue), []).append(function)
+            elif state in (DELAYED, FRESH):
+                kinds.setdefault((state, function.cost, function.binds), []).append(function)
+        found = []
+        for alike in kinds.values():
+            why = _why(alike[0], self._placer)
+            if why is not None:
+                found.append((alike[0].key, len(alike), why))
+        return found
 
     def counts(self, run: Hashable) -> Counts:
         """How many functions of a run are where."""
@@ -109,6 +145,38 @@ def _amounts(worker: Worker, resources: Resources) -> tuple[dict[str, float], di
         free[name] = worker.free[i] / UNIT
         claimed[name] = (worker.shape.capacity[i] - worker.free[i]) / UNIT
     return free, claimed
+
+
+def _backlog(placer: Placer, most: int) -> Backlog:
+    board, cluster = placer.board, placer.cluster
+    names = cluster.resources.names
+    sums = [0] * len(names)
+    asked_of: dict[str, dict[str, float]] = {}
+    for queue in chain(board.anywhere, board.tied):
+        for i, amount in queue.cost.items:
+            sums[i] += queue.live * amount
+    for queue in board.tied:
+        only = list(cluster.candidates(queue.pin, queue.bound))
+        if len(only) == 1:
+            sums_of = asked_of.setdefault(only[0].address, {})
+            for i, amount in queue.cost.items:
+                sums_of[names[i]] = sums_of.get(names[i], 0) + queue.live * amount / UNIT
+    largest = [
+        (queue.live, head[4].key)
+        for queue in nlargest(most, chain(board.anywhere, board.tied), key=_live)
+        if (head := queue.head()) is not None
+    ]
+    delayed = [f for _, _, f, stamp in board.timers if f.state == DELAYED and stamp == f.stamp]
+    for waiting in (delayed, list(placer.unbound)):
+        if waiting:
+            largest.append((len(waiting), waiting[0].key))
+    largest.sort(key=lambda entry: -entry[0])
+    asked = {name: amount / UNIT for name, amount in zip(names, sums, strict=True) if amount}
+    return Backlog(asked, asked_of, tuple(largest[:most]))
+
+
+def _live(queue: Queue) -> int:
+    return queue.live
 
 
 def _counts(run: Run) -> Counts:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from handoff_dask.wfformat import replay, waiting
 from tests.benchmarks.workloads import WORKERS, Workload
 
 __all__ = [
@@ -65,19 +64,6 @@ def measured(workload: Workload, spans: Iterable[Span]) -> Measured:
     return Measured(max(stops) - min(starts), late[int(0.9 * len(late))])
 
 
-@cache
-def code(name: str) -> Callable[..., Span]:
-    """Return a function of that name that sleeps; functions of one name share their durations."""
-
-    def work(*inputs: Span, seconds: float) -> Span:
-        started = time.time()
-        time.sleep(seconds)
-        return started, time.time()
-
-    work.__name__ = work.__qualname__ = name
-    return work
-
-
 # Dask and Handoff
 
 
@@ -105,31 +91,14 @@ def dask_cluster() -> Iterator[Any]:
         yield client
 
 
-def dag_of(workload: Workload) -> Any:
-    """Return a workload as a Handoff DAG."""
-    from handoff_dask import DAG, Function
-
-    dag = DAG()
-    for task in workload.tasks:
-        dag.add_function(
-            Function(
-                id=task.id,
-                args=task.parents,
-                code=code(task.code),
-                extra_kwargs={"seconds": task.seconds},
-                cost=task.cost,
-            )
-        )
-    return dag
-
-
 def plain(client: Any, workload: Workload) -> Measured:
     """Run the very graph that `execute` sends, which nothing holds where no run was opened."""
     from handoff_dask import RetryPolicy
     from handoff_dask.graph import translate
     from handoff_dask.model.expansion import expand
 
-    translation = translate(expand(dag_of(workload).functions), uuid4().hex, policy=RetryPolicy(3))
+    nodes = expand(replay(workload.tasks, workload.name).functions)
+    translation = translate(nodes, uuid4().hex, policy=RetryPolicy(3))
     return measured(workload, client.get(translation.graph, list(translation.keys)))
 
 
@@ -137,7 +106,7 @@ def handoff(client: Any, workload: Workload) -> Measured:
     """Run it with `execute`."""
     from handoff_dask import execute
 
-    result = execute(dag_of(workload), client=client)
+    result = execute(replay(workload.tasks, workload.name), client=client)
     return measured(workload, [result.results[task.id] for task in workload.tasks])
 
 
@@ -176,14 +145,14 @@ def _warm_up(ray: Any) -> None:
     """Have Ray start its processes, one per core, before anything is measured."""
     total = sum(int(offer["cpu"]) for offer in WORKERS.values())
     for _ in range(3):
-        sleep = ray.remote(num_cpus=1)(code("warm_up"))
+        sleep = ray.remote(num_cpus=1)(waiting("warm_up"))
         ray.get([sleep.remote(seconds=2) for _ in range(total)])
 
 
 def ray(module: Any, workload: Workload) -> Measured:
     """Run it with Ray: the same requests, memory and gpu as resources of our own."""
     refs: dict[str, Any] = {}
-    remotes = {name: module.remote(code(name)) for name in {t.code for t in workload.tasks}}
+    remotes = {name: module.remote(waiting(name)) for name in {t.code for t in workload.tasks}}
     for task in workload.tasks:
         asked = {f"my_{n}": v for n, v in task.cost.items() if n != "cpu" and v}
         remote = remotes[task.code].options(num_cpus=task.cost["cpu"], resources=asked)
@@ -199,7 +168,7 @@ def planned(workload: Workload) -> float:
     from handoff_dask import plan
 
     seconds = {task.id: task.seconds for task in workload.tasks}
-    return plan(dag_of(workload), WORKERS, seconds, overhead=OVERHEAD).makespan
+    return plan(replay(workload.tasks, workload.name), WORKERS, seconds, overhead=OVERHEAD).makespan
 
 
 def simulated(workload: Workload, *, overhead: float = 0.0, rounds: int = 5) -> Columns:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["TRACES", "WORKERS", "Task", "Workload", "load_trace", "random_dag", "workloads"]
+from handoff_dask.wfformat import Task, read
+
+__all__ = ["TRACES", "WORKERS", "Workload", "load_trace", "random_dag", "workloads"]
 
 #: Where the WfCommons instances lie; the project does not need them.
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "wfinstances"
@@ -23,34 +23,6 @@ WORKERS: Mapping[str, Mapping[str, float]] = {
     "c": {"cpu": 4, "memory": 8000, "gpu": 0},
     "d": {"cpu": 8, "memory": 32000, "gpu": 1},
 }
-
-#: A percentage of CPU this much over a step counts as on it: 100.0017 is one core.
-_NOISE = 1.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """A function that sleeps.
-
-    Parameters
-    ----------
-    id
-        Unique in its workload.
-    code
-        What it has in common with others: the program a trace names.
-    parents
-        Ids of the tasks it waits for; they come before it in the workload.
-    cost
-        cpu (cores), memory (MB), gpu.
-    seconds
-        How long it sleeps.
-    """
-
-    id: str
-    code: str
-    parents: tuple[str, ...]
-    cost: Mapping[str, float]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -85,44 +57,15 @@ def workloads(names: Sequence[str] = (), folder: Path = TRACES) -> list[Workload
 
 
 def load_trace(path: Path) -> Workload:
-    """Load a workflow instance in WfFormat 1.5.
-
-    ``avgCPU`` (percent of a core) is rounded up to a tenth of a core and is at least 1, as a
-    function takes a thread and a worker has one per core; missing, it is 1. ``memoryInBytes``
-    becomes MB. A task that is bigger than the largest worker is cut down to that.
+    """Load a workflow instance; a task that is bigger than the largest worker is cut down to that.
 
     Raises
     ------
     ValueError
-        The file is of another version, or the parents of its tasks form a cycle.
+        As :func:`handoff_dask.wfformat.read`.
     """
-    document = json.loads(path.read_text())
-    if document.get("schemaVersion") != "1.5":
-        raise ValueError(f"{path.name}: WfFormat {document.get('schemaVersion')!r}, not '1.5'")
-    workflow = document["workflow"]
-    measured = {task["id"]: task for task in workflow["execution"]["tasks"]}
-    tasks = {}
-    for task in workflow["specification"]["tasks"]:
-        facts = measured[task["id"]]
-        cost = {"cpu": cores(facts.get("avgCPU"))}
-        if facts.get("memoryInBytes"):
-            cost["memory"] = facts["memoryInBytes"] / 1e6
-        tasks[task["id"]] = Task(
-            id=task["id"],
-            code=_program(facts, task["id"]),
-            parents=tuple(task["parents"]),
-            cost=_cut(cost),
-            seconds=facts["runtimeInSeconds"],
-        )
-    name = re.sub(r"-chameleon\b|\.json$", "", path.name)
-    return Workload(name, _parents_first(tasks, path.name))
-
-
-def cores(percent: float | None) -> float:
-    """Return the cores of a measured percentage: tenths, rounded up, at least 1."""
-    if percent is None:
-        return 1
-    return max(1, math.ceil((percent - _NOISE) / 10) / 10)
+    tasks = tuple(replace(task, cost=_cut(task.cost)) for task in read(path))
+    return Workload(re.sub(r"-chameleon\b|\.json$", "", path.name), tasks)
 
 
 def random_dag(seed: int, *, layered: bool, size: int = 300) -> Workload:
@@ -150,12 +93,6 @@ def random_dag(seed: int, *, layered: bool, size: int = 300) -> Workload:
     return Workload(f"random-{'layered' if layered else 'flat'}-{seed}", tuple(tasks))
 
 
-def _program(facts: Mapping[str, object], id_: str) -> str:
-    command = facts.get("command")
-    program = command.get("program") if isinstance(command, dict) else None
-    return re.sub(r"\W+", "_", program or re.sub(r"_?(ID)?\d+$", "", id_))
-
-
 def _cut(cost: Mapping[str, float]) -> dict[str, float]:
     """Cut a cost down to the worker that needs the least cut."""
 
@@ -163,15 +100,3 @@ def _cut(cost: Mapping[str, float]) -> dict[str, float]:
         return {name: min(amount, capacity.get(name, 0)) for name, amount in cost.items()}
 
     return max(map(cut, WORKERS.values()), key=lambda c: sum(c[n] / cost[n] for n in c if cost[n]))
-
-
-def _parents_first(tasks: Mapping[str, Task], where: str) -> tuple[Task, ...]:
-    done: dict[str, Task] = {}
-    left = dict(tasks)
-    while left:
-        ready = [task for task in left.values() if all(parent in done for parent in task.parents)]
-        if not ready:
-            raise ValueError(f"{where}: a cycle, or a parent that is missing, at {min(left)}")
-        for task in ready:
-            done[task.id] = left.pop(task.id)
-    return tuple(done.values())

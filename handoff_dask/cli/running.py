@@ -1,0 +1,171 @@
+"""``dask handoff run``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from distributed import Client
+
+from handoff_dask.cli.cluster import Where, connected
+from handoff_dask.cli.failing import FAILED, IMPOSSIBLE, Problem, problem_of
+from handoff_dask.cli.output import File, durations, write_result
+from handoff_dask.cli.progress import Display, Forecast, JsonLines, Lines, Terminal, watch
+from handoff_dask.cli.targets import Target, load, resolve
+from handoff_dask.errors import AllocationError, HandoffError
+from handoff_dask.execution import submit
+from handoff_dask.nodes import discover_nodes
+from handoff_dask.options import RunOptions
+from handoff_dask.planning import Plan, plan
+from handoff_dask.results import ExecutionResult
+
+#: No plan is made of bigger DAGs: it would take from the time of the run.
+_PLANNED = 5000
+
+
+def selection(given: tuple[str, ...], default: str, ids: list[Hashable]) -> Any:
+    """Return what ``--results`` asks for, as :func:`~handoff_dask.execute` takes it."""
+    given = given or (default,)
+    if given == ("none",):
+        return []
+    if len(given) == 1 and given[0] in ("all", "sinks"):
+        return given[0]
+    return [resolve(name, ids, "the DAG") for name in given]
+
+
+def run(
+    where: Where,
+    target: str,
+    arguments: tuple[str, ...],
+    *,
+    scale: float | None,
+    results: tuple[str, ...],
+    detach: bool,
+    output: Path | None,
+    durations_file: Path | None,
+    quiet: bool,
+    json_lines: bool,
+    **options: Any,
+) -> None:
+    """Run a DAG and wait for it, or not."""
+    debug = click.get_current_context().meta["handoff.debug"]
+    if detach and not where.remote:
+        raise Problem("--detach needs a cluster that outlives this command: say --scheduler")
+    if detach and (output is not None or options["timeout"] is not None):
+        raise Problem(
+            "--detach does not wait for the run, so that --output and --timeout have no use: fetch "
+            "results with `dask handoff result`"
+        )
+    file = None if output is None else File(output)
+    with own_stdout(json_lines) as stdout:
+        loaded = load(target, arguments, scale)
+        ids = list(loaded.dag.functions)
+        default = "all" if detach or file is not None else "none"
+        options["results"] = selection(results, default, ids)
+        RunOptions(**options, detach=detach)
+        known = loaded.durations
+        if durations_file is not None:
+            known = durations(durations_file, ids)
+        display = _display(quiet, json_lines, stdout)
+        with connected(where, processes=True, debug=debug) as client:
+            if detach:
+                submit(loaded.dag, client=client, detach=True, **options)
+                click.echo(loaded.dag.id)
+                return
+            _attended(client, loaded, known, options, display, file)
+
+
+@contextlib.contextmanager
+def own_stdout(own: bool) -> Iterator[IO[str]]:
+    """Keep standard output for this command, if asked to; what functions print goes to stderr."""
+    if not own:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w") as stdout:
+        os.dup2(2, 1)
+        yield stdout
+
+
+def _display(quiet: bool, json_lines: bool, stdout: IO[str]) -> Display:
+    if json_lines:
+        return JsonLines(stdout)
+    if quiet:
+        return Display()
+    return Terminal(sys.stderr) if sys.stderr.isatty() else Lines()
+
+
+def _attended(
+    client: Client,
+    target: Target,
+    known: Mapping[Hashable, float] | None,
+    options: dict[str, Any],
+    display: Display,
+    file: File | None,
+) -> None:
+    """Run a DAG, show how far it is, and write what came out."""
+    dag = target.dag
+    display.start(dag.id, [f.id for f in dag.functions.values() if f.type == "regular"])
+    started = time.monotonic()
+    result: ExecutionResult | None = None
+    run = None
+    try:
+        run = submit(dag, client=client, **options)
+        watch(run, display, Forecast(_planner(client, target, known, options)))
+        result = run.result()
+        failure = _first_failure(result)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and run is not None:
+            with contextlib.suppress(HandoffError, OSError):
+                run.cancel()
+        result = result or getattr(error, "partial", None)
+        failure = error
+    problem = None if failure is None else problem_of(failure)
+    display.end(time.monotonic() - started, result, problem)
+    if file is not None and result is not None:
+        left_out = write_result(file, result)
+        if left_out:
+            some = ", ".join(map(repr, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
+            display.note(
+                f"JSON cannot hold {len(left_out)} of the results ({some}); a file named *.pkl can"
+            )
+    if failure is not None:
+        raise failure
+
+
+def _first_failure(result: ExecutionResult) -> BaseException | None:
+    """Return what to tell of a run with ``--on-error continue``, some of which failed."""
+    errors = list(dict.fromkeys(result.errors.values()))
+    if not errors:
+        return None
+    text = "; ".join(problem_of(error).message for error in errors[:3])
+    if len(errors) > 3:
+        text += f"; and {len(errors) - 3} more"
+    impossible = all(isinstance(error, AllocationError) for error in errors)
+    return Problem(
+        f"{len(result.errors)} functions failed or were not run: {text}",
+        IMPOSSIBLE if impossible else FAILED,
+    )
+
+
+def _planner(
+    client: Client,
+    target: Target,
+    known: Mapping[Hashable, float] | None,
+    options: Mapping[str, Any],
+) -> Callable[[], Plan] | None:
+    if known is None or len(target.dag) > _PLANNED:
+        return None
+    return lambda: plan(
+        target.dag,
+        discover_nodes(client),
+        known,
+        allocation_strategy=options["allocation_strategy"],
+        max_concurrency=options["max_concurrency"],
+    )

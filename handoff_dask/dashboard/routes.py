@@ -1,0 +1,81 @@
+"""JSON on the scheduler's HTTP server: ``/handoff/runs.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import Application, RequestHandler
+
+from handoff_dask import _compat
+from handoff_dask.dashboard import overview
+from handoff_dask.records import STATES
+
+if TYPE_CHECKING:
+    from handoff_dask.dashboard.history import RunView
+    from handoff_dask.plugin import HandoffPlugin
+
+PATH = "/handoff/runs.json"
+#: Runs, and causes of waiting, that are listed.
+RUNS = 1000
+CAUSES = 100
+
+
+class RunsHandler(RequestHandler):
+    """Answers with the state of a plugin's runs."""
+
+    def initialize(self, plugin: HandoffPlugin) -> None:
+        """Take down whose."""
+        self.plugin = plugin
+
+    def get(self) -> None:
+        """Answer."""
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.write(json.dumps(state(self.plugin), allow_nan=False))
+
+
+def install(plugin: HandoffPlugin, installed: ExitStack) -> None:
+    """Add the route to a plugin's scheduler."""
+    http = plugin.scheduler.http_application
+    path = _compat.http_prefix(plugin.scheduler) + PATH
+    own = Application([(path, RunsHandler, {"plugin": plugin})])
+    http.add_application(own)
+    installed.callback(http.applications.remove, own)
+
+
+def state(plugin: HandoffPlugin) -> dict[str, Any]:
+    """Return the state of a plugin's runs, as JSON has it.
+
+    Times are seconds since the epoch. An infinite amount is null.
+    """
+    return {
+        "functions": overview.states(plugin),
+        "runs": [_run(run) for run in overview.runs(plugin, RUNS)],
+        "recent": [_run(run) for run in plugin.history.runs],
+        "held": [held.as_dict() for held in overview.held(plugin, CAUSES)],
+        "resources": {
+            name: {
+                "declared": _finite(amounts.declared),
+                "claimed": _finite(amounts.claimed),
+                "asked": _finite(amounts.asked),
+            }
+            for name, amounts in overview.usage(plugin).total.items()
+        },
+    }
+
+
+def _run(run: RunView) -> dict[str, Any]:
+    return {
+        "dag_id": run.dag_id,
+        "run_id": run.run_id,
+        "functions": {state: run.counts.get(state, 0) for state in STATES},
+        "retries": run.retries,
+        "opened": run.opened,
+        "closed": run.closed,
+    }
+
+
+def _finite(amount: float) -> float | None:
+    return amount if math.isfinite(amount) else None

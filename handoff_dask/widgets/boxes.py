@@ -1,0 +1,256 @@
+"""From the functions of a DAG, valid or not, to the boxes and lines of its drawing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from handoff_dask.errors import CyclicDependencyError, DAGError
+from handoff_dask.model.function import Argument, Collocated, Function, argument_id
+from handoff_dask.widgets import markup
+from handoff_dask.widgets.layout import Edge, levels
+
+#: More functions than this are drawn as boxes of functions that share their code.
+MOST_SINGLE = 100
+#: More groups than this are not told apart by how deep in the graph they are, and then not at all.
+MOST_GROUPS = 48
+#: Of more lines than this between groups, the thickest are drawn.
+MOST_LINES = 300
+
+
+@dataclass(slots=True)
+class Box:
+    """One box of the drawing.
+
+    Attributes
+    ----------
+    title, lines
+        What stands in it.
+    tooltip
+        What is told when the pointer rests on it.
+    kind : str
+        ``"box"``, ``"inline"``, or ``"missing"`` for what the DAG refers to and lacks.
+    wrong : bool
+        Whether something is the matter with it.
+    size : int
+        How many functions it stands for.
+    place : Hashable
+        What it shares with functions that are collocated with it; None if there are none.
+    """
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+    tooltip: str = ""
+    kind: str = "box"
+    wrong: bool = False
+    size: int = 1
+    place: Hashable = None
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of the drawing: how many dependencies it stands for, and whether they may be."""
+
+    size: int = 1
+    wrong: bool = False
+    transformed: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The boxes, and the lines between them by the numbers of the boxes."""
+
+    boxes: list[Box]
+    lines: dict[Edge, Line]
+    collapsed: bool = False
+    #: Lines between groups that were left out.
+    hidden: int = 0
+
+
+def picture(
+    functions: Mapping[Hashable, Function],
+    codes: Sequence[str],
+    error: DAGError | None = None,
+) -> Picture:
+    """Return what to draw of a DAG.
+
+    Parameters
+    ----------
+    functions
+        The functions by id, in any state.
+    codes
+        The name of each function's code, in the same order.
+    error
+        What is wrong with the DAG: its culprits are marked.
+    """
+    numbers: dict[Hashable, int] = {id_: i for i, id_ in enumerate(functions)}
+    lines: dict[Edge, Line] = {}
+    missing: dict[str, int] = {}
+    for function in functions.values():
+        for arg in function.args if isinstance(function.args, tuple) else ():
+            id_ = argument_id(arg)
+            number = _number(id_, numbers)
+            if number is None:
+                number = missing.setdefault(markup.plain(id_), len(functions) + len(missing))
+            line = lines.setdefault((number, numbers[function.id]), Line(0))
+            line.size += 1
+            line.transformed = line.transformed or _is_transformed(arg)
+    wrong = _culprits(error, numbers, lines)
+    if len(functions) + len(missing) > MOST_SINGLE:
+        return _collapsed(functions, codes, lines, missing, wrong)
+    places = _places(functions)
+    boxes = [
+        _box(function, code, function.id in wrong, places.get(function.id))
+        for function, code in zip(functions.values(), codes, strict=True)
+    ]
+    boxes += [
+        Box(text, ["not in the DAG"], f"{text} is not in the DAG", "missing", True)
+        for text in missing
+    ]
+    for line in lines.values():
+        line.size = 1
+    return Picture(boxes, lines)
+
+
+def _number(id_: Hashable, numbers: Mapping[Hashable, int]) -> int | None:
+    try:
+        return numbers.get(id_)
+    except TypeError:  # not hashable, and so no id
+        return None
+
+
+def _is_transformed(arg: Hashable | Argument) -> bool:
+    return isinstance(arg, Argument) and (
+        arg.serialization_fn is not None or arg.deserialization_fn is not None
+    )
+
+
+def _culprits(
+    error: DAGError | None, numbers: Mapping[Hashable, int], lines: Mapping[Edge, Line]
+) -> set[Hashable]:
+    """Mark the lines that an error is about; return the functions that it is about."""
+    if not isinstance(error, CyclicDependencyError):
+        culprit = getattr(error, "function_id", None)
+        return {culprit} if _number(culprit, numbers) is not None else set()
+    for here, there in zip(error.cycle, (*error.cycle[1:], error.cycle[0]), strict=True):
+        line = lines.get((numbers[here], numbers[there]))
+        if line is not None:
+            line.wrong = True
+    return set(error.cycle)
+
+
+def _places(functions: Mapping[Hashable, Function]) -> dict[Hashable, Hashable]:
+    """Return, for functions that share their worker with others, whose worker that is."""
+    numbers = dict.fromkeys(functions, 0)
+    towards = {
+        f.id: f.node.id
+        for f in functions.values()
+        if isinstance(f.node, Collocated) and _number(f.node.id, numbers) is not None
+    }
+    places: dict[Hashable, Hashable] = {}
+    for id_ in towards:
+        end, seen = id_, set()
+        while end in towards and end not in seen:
+            seen.add(end)
+            end = towards[end]
+        places[id_] = places[end] = end
+    return places
+
+
+def _box(function: Function, code: str, wrong: bool, place: Hashable) -> Box:
+    title = markup.plain(function.id)
+    lines = [] if code == title else [code]
+    if isinstance(function.cost, Mapping) and function.cost:
+        lines.append(markup.cost(function.cost))
+    node = function.node
+    if isinstance(node, Collocated):
+        lines.append(f"with {markup.plain(node.id)}")
+    elif node is not None:
+        lines.append(f"@ {markup.plain(node)}")
+    return Box(title, lines, _tooltip(function, code), _kind(function), wrong, 1, place)
+
+
+def _kind(function: Function) -> str:
+    return "inline" if function.type == "inline" else "box"
+
+
+def _tooltip(function: Function, code: str) -> str:
+    parts = [f"{markup.plain(function.id)} ({function.type})", f"code: {code}"]
+    if isinstance(function.args, tuple) and function.args:
+        parts.append(f"takes {markup.names([argument_id(a) for a in function.args], 8)}")
+    if function.cost:
+        parts.append(f"costs {function.cost!r}")
+    if function.node is not None:
+        parts.append(f"node: {function.node!r}")
+    if function.max_retries is not None:
+        parts.append(f"max_retries: {function.max_retries!r}")
+    if function.timeout is not None:
+        parts.append(f"timeout: {function.timeout!r} s")
+    return "\n".join(parts)
+
+
+def _collapsed(
+    functions: Mapping[Hashable, Function],
+    codes: Sequence[str],
+    lines: Mapping[Edge, Line],
+    missing: Mapping[str, int],
+    wrong: set[Hashable],
+) -> Picture:
+    """Draw functions of one code as one box, at each depth of the graph if that is not too many."""
+    nothing = "not in the DAG"
+    total = len(functions) + len(missing)
+    kinds = [str(f.type) for f in functions.values()] + ["missing"] * len(missing)
+    by_code = list(zip([*codes, *[nothing] * len(missing)], kinds, strict=True))
+    by_depth = list(zip(by_code, levels(total, list(lines)), strict=True))
+    groups: list[Hashable] = list(by_depth)
+    if len(set(by_depth)) > MOST_GROUPS:
+        groups = list(by_code)
+        sizes = Counter(by_code)
+        if len(sizes) > MOST_GROUPS:
+            kept = {group for group, _ in sizes.most_common(MOST_GROUPS - 1)}
+            groups = [group if group in kept else None for group in by_code]
+    numbers: dict[Hashable, int] = {}
+    members: list[list[int]] = []
+    of: list[int] = []
+    for i, group in enumerate(groups):
+        number = numbers.setdefault(group, len(numbers))
+        if number == len(members):
+            members.append([])
+        members[number].append(i)
+        of.append(number)
+    everyone = list(functions.values())
+    boxes = []
+    for group, inside in zip(numbers, members, strict=True):
+        if inside[0] >= len(everyone):
+            texts = list(missing)[: len(inside)]
+            boxes.append(Box(nothing, [], markup.names(texts, 8), "missing", True, len(inside)))
+            continue
+        mine = [everyone[i] for i in inside if i < len(everyone)]
+        different = len({by_code[i] for i in inside})
+        title = f"{different:,} other codes" if group is None else codes[inside[0]]
+        boxes.append(_stack(title, mine, any(f.id in wrong for f in mine)))
+    merged: dict[Edge, Line] = {}
+    for (a, b), line in lines.items():
+        into = merged.setdefault((of[a], of[b]), Line(0))
+        into.size += line.size
+        into.wrong = into.wrong or line.wrong
+        into.transformed = into.transformed or line.transformed
+    shown = sorted(merged, key=lambda e: (not merged[e].wrong, -merged[e].size))[:MOST_LINES]
+    return Picture(boxes, {e: merged[e] for e in shown}, True, len(merged) - len(shown))
+
+
+def _stack(title: str, functions: Sequence[Function], wrong: bool) -> Box:
+    """Return the box of many functions."""
+    lines = []
+    costs = [f.cost for f in functions if isinstance(f.cost, Mapping) and f.cost]
+    if costs:
+        lines.append(markup.cost_range(costs))
+    collocated = sum(isinstance(f.node, Collocated) for f in functions)
+    pinned = sum(f.node is not None for f in functions) - collocated
+    where = [f"{n:,} {what}" for n, what in ((pinned, "pinned"), (collocated, "collocated")) if n]
+    if where:
+        lines.append(", ".join(where))
+    ids = markup.names([f.id for f in functions], 8)
+    tooltip = f"{markup.count(len(functions), 'function')}: {ids}"
+    return Box(title, lines, tooltip, _kind(functions[0]), wrong, len(functions))

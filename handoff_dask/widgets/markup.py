@@ -1,0 +1,257 @@
+"""What every drawing is made of: escaped text, numbers for people, tables, colours."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+#: Colours that people with any eyesight tell apart, on white and on black.
+OUTCOME_COLOURS: dict[str, str] = {
+    "ok": "#009e73",
+    "error": "#d55e00",
+    "worker-lost": "#cc79a7",
+    "timeout": "#e69f00",
+    "cancelled": "#8f959b",
+}
+STATE_COLOURS = {
+    "done": "#009e73",
+    "running": "#3f97d6",
+    "held": "#e69f00",
+    "waiting": "#b9bec4",
+    "failed": "#d55e00",
+    "cancelled": "#8f959b",
+}
+PLAIN = "#3f97d6"
+WRONG = "#d94f3a"
+
+FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif)"
+
+#: What XML cannot hold.
+_UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+_DIGITS = re.compile("([0-9]+)")
+
+
+class Html(str):
+    """Text that is markup already: it is not escaped again."""
+
+    __slots__ = ()
+
+
+def plain(value: object) -> str:
+    """Return what a value reads as: a text is itself, anything else its repr."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut a text in its middle: what tells ids apart is often their end."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 1]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - tail :]}"
+
+
+def escaped(value: object, limit: int = 300) -> Html:
+    """Return a value as markup.
+
+    Examples
+    --------
+    >>> escaped("<b>")
+    '&lt;b&gt;'
+    >>> escaped(Html("<b>"))
+    '<b>'
+    """
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(_UNSPEAKABLE.sub("\N{REPLACEMENT CHARACTER}", _cut(value, limit))))
+
+
+def _cut(value: object, limit: int) -> str:
+    return shorten(plain(value), limit)
+
+
+def width(text: str, size: float = 12) -> float:
+    """Return about how wide a text is drawn: pixels, for a font size in pixels."""
+    units = 0.0
+    for character in text:
+        if unicodedata.east_asian_width(character) in "WF":
+            units += 1.0
+        elif character in "iljtfrI.,:;'|!()[] ":
+            units += 0.36
+        elif character in "mwMW@%":
+            units += 0.9
+        else:
+            units += 0.6
+    return units * size
+
+
+def number(value: float) -> str:
+    """Return an amount as people write it.
+
+    Examples
+    --------
+    >>> number(2048.0), number(0.5)
+    ('2,048', '0.5')
+    """
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
+
+
+def seconds(value: float) -> str:
+    """Return a duration, given in seconds, as people say it.
+
+    Examples
+    --------
+    >>> seconds(0.0123), seconds(12.345), seconds(4000)
+    ('12.3 ms', '12.3 s', '1 h 7 min')
+    """
+    if value >= 3600:
+        hours, minutes = divmod(round(value / 60), 60)
+        return f"{hours:,} h {minutes} min"
+    if value >= 99.95:
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes} min {rest} s"
+    if value >= 1:
+        return f"{value:.3g} s"
+    if value >= 0.001:
+        return f"{value * 1e3:.3g} ms"
+    return f"{value * 1e6:.3g} \N{MICRO SIGN}s" if value > 0 else "0 s"
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return what sorts texts as people do: ``worker-2`` comes before ``worker-10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(text)]
+
+
+def cost(amounts: Mapping[str, float]) -> str:
+    """Return a cost as one line."""
+    return " \N{MIDDLE DOT} ".join(_amount(name, number(n)) for name, n in amounts.items())
+
+
+def cost_range(costs: Iterable[Mapping[str, float]]) -> str:
+    """Return the costs of many functions as one line, from the least to the most."""
+    ends: dict[str, tuple[float, float]] = {}
+    for each in costs:
+        for name, amount in each.items():
+            low, high = ends.get(name, (amount, amount))
+            ends[name] = min(low, amount), max(high, amount)
+    return " \N{MIDDLE DOT} ".join(
+        _amount(name, number(low) if low == high else f"{number(low)}\N{EN DASH}{number(high)}")
+        for name, (low, high) in ends.items()
+    )
+
+
+def _amount(name: str, amount: str) -> str:
+    return f"{name} {amount}" + (" MB" if name == "memory" else "")
+
+
+def names(ids: Sequence[object], shown: int = 3) -> str:
+    """Name the first few of many functions."""
+    first = ", ".join(_cut(id_, 60) for id_ in ids[:shown])
+    more = len(ids) - shown
+    return f"{first} and {more:,} more" if more > 0 else first
+
+
+def count(n: int, what: str) -> str:
+    """Return a number of things.
+
+    Examples
+    --------
+    >>> count(1, "worker"), count(1200, "worker")
+    ('1 worker', '1,200 workers')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> Html:
+    """Return a table.
+
+    Parameters
+    ----------
+    head
+        The columns' names.
+    rows
+        The cells; what is not `Html` is escaped.
+    right
+        Of the columns, those whose numbers stand to the right: an ``r`` in their place.
+    """
+    aligned = [
+        f' style="text-align:{"right" if right[i : i + 1] == "r" else "left"}"'
+        for i in range(len(head))
+    ]
+    top = "".join(f"<th{a}>{escaped(h)}</th>" for h, a in zip(head, aligned, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{a}>{escaped(cell)}</td>" for cell, a in zip(row, aligned, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return Html(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def dot(colour: str, label: str) -> Html:
+    """Return a word with its colour before it."""
+    return Html(
+        f'<span style="display:inline-block;width:.65em;height:.65em;border-radius:50%;'
+        f'background:{colour};margin-right:.4em"></span>{escaped(label)}'
+    )
+
+
+def panel(title: object, summary: object, *parts: str) -> str:
+    """Return a block of output: a bold title, a summary beside it, the parts below."""
+    inner = "".join(f'<div style="margin-top:6px">{part}</div>' for part in parts if part)
+    return (
+        f'<div style="{FONT};font-size:13px;line-height:1.4"><div><b>{escaped(title)}</b> '
+        f'<span style="opacity:.75">{escaped(summary)}</span></div>{inner}</div>'
+    )
+
+
+def note(value: object) -> Html:
+    """Return a remark in small print."""
+    return Html(f'<span style="opacity:.75;font-size:12px">{escaped(value, 1000)}</span>')
+
+
+def warning(value: object) -> Html:
+    """Return what is wrong, so that it is seen."""
+    return Html(
+        f'<div style="border-left:3px solid {WRONG};padding:2px 8px;white-space:pre-wrap">'
+        f"{escaped(value, 1000)}</div>"
+    )
+
+
+def folded(title: object, inner: str, opened: bool = False) -> Html:
+    """Return a part that opens with a click."""
+    return Html(
+        f"<details{' open' if opened else ''}><summary style='cursor:pointer'>{escaped(title)}"
+        f"</summary>{inner}</details>"
+    )
+
+
+def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: str = "") -> str:
+    """Return a drawing.
+
+    Parameters
+    ----------
+    size
+        Width and height in pixels.
+    inner
+        What it holds.
+    alone
+        Whether it stands by itself, as in a file: with a background of its own.
+    label
+        What readers who cannot see it are told.
+    """
+    wide, high = (f"{x:.0f}" for x in size)
+    colour = "color:#24292f;" if alone else ""
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>' if alone else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
+        f'viewBox="0 0 {wide} {high}" role="img" aria-label="{escaped(label)}" '
+        f'style="{colour}{FONT}" font-size="12" fill="currentColor">{ground}{inner}</svg>'
+    )
+
+
+def scrolled(drawing: str, height: int = 640) -> str:
+    """Return a drawing that scrolls inside the notebook if it is larger than that."""
+    return f'<div style="overflow:auto;max-height:{height}px">{drawing}</div>'

@@ -1,0 +1,104 @@
+"""Signals, a scheduler that goes away, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.cli.conftest import separate_cluster
+
+#: SLURM's patience between SIGTERM and SIGKILL.
+PATIENCE = 5.0
+
+
+def started(process):
+    """Read the events of a run up to the first with two running functions."""
+    for line in process.stdout:
+        event = json.loads(line)
+        if event.get("running") == 2:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_embedded_cluster(start, number):
+    """Exit code 130 within the patience of SLURM, however long the functions would take."""
+    command = ("run", "pipeline.py:sleepers", "--worker", "cpu=2,memory=1000", "--json-lines")
+    process = start(*command, "--", "n=4")
+    started(process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    at = time.monotonic()
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - at < PATIENCE
+    assert process.returncode == 130
+    assert stderr == "Error: interrupted\n"
+    last = json.loads(stdout.splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("end", 130)
+    psutil.wait_procs(children, timeout=10)
+    assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_releases_what_the_run_held(start, handoff, on, number):
+    """On a cluster that goes on: the run is gone from it, and the next one gets its place."""
+    command = ("run", "pipeline.py:sleepers", *on, "--json-lines", "--output", "out.json")
+    process = start(*command, "--", "n=9", "seconds=3", "cpu=2")
+    started(process)
+    at = time.monotonic()
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - at < PATIENCE
+    assert (process.returncode, stderr) == (130, "Error: interrupted\n")
+    assert handoff("runs", *on).stdout == "no runs\n"
+    done = handoff("run", "pipeline.py:sleepers", *on, "--", "n=2", "seconds=0.1", "cpu=2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 0.9])
+def test_a_signal_while_the_cluster_starts(start, folder, delay):
+    """Whenever it comes, nothing is left running."""
+    (folder / "told.py").write_text("from pipeline import *\nprint('loaded', flush=True)\n")
+    process = start("run", "told.py:sleepers", "--worker", "cpu=2,memory=1000", "--", "n=1")
+    assert process.stdout.readline() == "loaded\n"
+    loaded = psutil.Process(process.pid)
+    time.sleep(delay)
+    children = loaded.children(recursive=True)
+    at = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - at < PATIENCE
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "Error: interrupted"
+    psutil.wait_procs(children, timeout=10)
+    assert not any(child.is_running() for child in children)
+
+
+def test_a_second_signal_does_not_wait(start, on):
+    """Whoever presses Ctrl-C twice is not asked for patience."""
+    process = start("run", "pipeline.py:sleepers", *on, "--json-lines", "--", "n=2", "seconds=3")
+    started(process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_the_scheduler_goes_away(start, environment, tmp_path):
+    """Exit code 4 and a sentence, when Dask's client gives up."""
+    workers = [("--nthreads", "2", "--resources", "cpu=2 memory=1000")]
+    with separate_cluster(environment, tmp_path, *workers) as (file, scheduler):
+        env = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"}
+        command = ("run", "pipeline.py:sleepers", "--scheduler-file", file, "--json-lines")
+        process = start(*command, "--", "n=2", "seconds=30", env=env)
+        started(process)
+        scheduler.kill()
+        _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 4
+    assert stderr == "Error: run 'sleepers': the scheduler went away\n"
