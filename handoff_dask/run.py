@@ -290,13 +290,7 @@ class Run:
         futures = list(self._awaited.values())
         try:
             if self._outline.on_error == "continue":
-<<<<<<< HEAD
                 await connection.ended(self._client, futures)
-=======
-                # It asks for the current client, which need not be ours.
-                with self._client.as_current():
-                    await wait(futures)
->>>>>>> 7da3943022fe17f259ac59755a38721909635e41
             else:
                 values = await self._client.gather(futures, asynchronous=True)
                 return await self._assemble(dict(zip(self._awaited, values, strict=True)))

@@ -173,13 +173,7 @@ def get_result(
         try:
             # Only now: the scheduler answers with the state, which the future must hear.
             await call(client, "want", keys=[key], client=client.id)
-<<<<<<< HEAD
             await ended(client, future, timeout)
-=======
-            # It asks for the current client, which need not be ours.
-            with client.as_current():
-                await wait(future, timeout=timeout)
->>>>>>> 7da3943022fe17f259ac59755a38721909635e41
             if future.status != "error":
                 return await future
             error = await future.exception()
