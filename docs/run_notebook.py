@@ -21,8 +21,15 @@ class NotebookError(Exception):
     """What is wrong with a notebook, in a line or a traceback."""
 
 
-def run(source: Path, target: Path) -> None:
+def run(source: Path, target: Path, seconds: float = DEADLINE) -> None:
     """Run a notebook in its own folder, and write the copy with its outputs.
+
+    Parameters
+    ----------
+    source, target
+        The notebook, and where to write the copy.
+    seconds
+        How long it may take.
 
     Raises
     ------
@@ -30,7 +37,7 @@ def run(source: Path, target: Path) -> None:
         A cell fails, writes to standard error, or does not end in time.
     """
     notebook = nbformat.read(source, as_version=4)
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + seconds
     at = 0
 
     def starts(cell: nbformat.NotebookNode, cell_index: int) -> None:
