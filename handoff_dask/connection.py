@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client, wait
 from distributed.core import clean_exception
-from distributed.protocol import Serialize
+from distributed.protocol.serialize import Serialize
 
 from handoff_dask import config
 from handoff_dask._version import __version__, fits

@@ -10,9 +10,8 @@ import pytest
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
-import nbformat  # noqa: E402 - only where it is
-
-from run_notebook import NotebookError, run  # noqa: E402
+import nbformat
+from run_notebook import NotebookError, run
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
