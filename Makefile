@@ -15,8 +15,11 @@ CHROMIUM ?= chromium
 OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 FLOORS = $(shell sed -n '/^dependencies/,/^]/ s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)
 
+NOTEBOOKS = $(patsubst notebooks/%,docs/notebooks/%,$(wildcard notebooks/*.ipynb))
+CODE = $(wildcard handoff_dask/*.py handoff_dask/*/*.py notebooks/*.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint test-oldest test-browser chromium clean
+.PHONY: help demo test chaos lint test-oldest test-browser chromium notebooks docs clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
 
@@ -52,8 +55,18 @@ chromium:
 	    echo 'The browser test needs Chromium (Debian and Ubuntu: apt install chromium).' \
 	         'If it has another name: make test-browser CHROMIUM=/path/to/chrome'; exit 1; } >&2
 
+notebooks: $(NOTEBOOKS)  ## Run every notebook top to bottom, with a real kernel
+
+# With its outputs, for the documentation; run again when it or the code has changed.
+docs/notebooks/%.ipynb: notebooks/%.ipynb docs/run_notebook.py $(CODE) | $(VENV)/.installed-docs
+	@$(VENV)/bin/python docs/run_notebook.py $< $@
+
+docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation, docs/_build/index.html
+	$(VENV)/bin/python -m sphinx -W --keep-going --quiet $(ARGS) docs docs/_build
+
 clean:  ## Remove environments, builds, caches and what the demo made
 	rm -rf $(VENV) $(OLDEST) $(BROWSER) build dist *.egg-info image_pipeline_output
+	rm -rf docs/_build docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
