@@ -7,14 +7,19 @@ SEED ?= 1
 
 VENV := .venv
 OLDEST := .venv-oldest
+BROWSER := .venv-browser
+CHROMIUM ?= chromium
 
 # The oldest of all we promise to work with: the floors in pyproject.toml, on Python 3.10
 # where there is one that runs.
 OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 FLOORS = $(shell sed -n '/^dependencies/,/^]/ s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)
 
+NOTEBOOKS = $(patsubst notebooks/%,docs/notebooks/%,$(wildcard notebooks/*.ipynb))
+CODE = $(wildcard handoff_dask/*.py handoff_dask/*/*.py notebooks/*.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint test-oldest clean
+.PHONY: help demo test chaos lint test-oldest test-browser chromium notebooks docs clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
 
@@ -38,8 +43,30 @@ lint: $(VENV)/.installed-test  ## Check style and types
 test-oldest: $(OLDEST)/.installed-test  ## Run the tests with the oldest Dask we support
 	$(OLDEST)/bin/python -m pytest $(ARGS)
 
+test-browser: $(BROWSER)/.installed-browser chromium  ## Look at the panels in JupyterLab
+	CHROMIUM="$$(command -v $(CHROMIUM))" \
+	    $(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
+
+chromium:
+	@command -v $(CHROMIUM) >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
+	    apt-get -qq -o DPkg::Lock::Timeout=300 install --no-install-recommends chromium \
+	        >/dev/null; } || { \
+	    echo 'The browser test needs Chromium (Debian and Ubuntu: apt install chromium).' \
+	         'If it has another name: make test-browser CHROMIUM=/path/to/chrome'; exit 1; } >&2
+
+notebooks: $(NOTEBOOKS)  ## Run every notebook top to bottom, with a real kernel
+
+# With its outputs, for the documentation; run again when it or the code has changed.
+docs/notebooks/%.ipynb: notebooks/%.ipynb docs/run_notebook.py $(CODE) | $(VENV)/.installed-docs
+	@$(VENV)/bin/python docs/run_notebook.py $< $@
+
+docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation, docs/_build/index.html
+	$(VENV)/bin/python -m sphinx -W --keep-going --quiet $(ARGS) docs docs/_build
+
 clean:  ## Remove environments, builds, caches and what the demo made
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info image_pipeline_output
+	rm -rf $(VENV) $(OLDEST) $(BROWSER) build dist *.egg-info image_pipeline_output
+	rm -rf docs/_build docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -59,6 +86,9 @@ $(VENV)/bin/pip:
 $(OLDEST)/bin/pip:
 	$(call make-venv,$(OLDEST_PYTHON),$(OLDEST))
 
+$(BROWSER)/bin/pip:
+	$(call make-venv,$(PYTHON),$(BROWSER))
+
 # One stamp per extra; installed again only when the metadata changed.
 $(VENV)/.installed-%: pyproject.toml setup.cfg | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
@@ -66,4 +96,8 @@ $(VENV)/.installed-%: pyproject.toml setup.cfg | $(VENV)/bin/pip
 
 $(OLDEST)/.installed-%: pyproject.toml setup.cfg | $(OLDEST)/bin/pip
 	$(OLDEST)/bin/python -m pip install --quiet --editable '.[$*]' $(FLOORS)
+	@touch $@
+
+$(BROWSER)/.installed-%: pyproject.toml setup.cfg | $(BROWSER)/bin/pip
+	$(BROWSER)/bin/python -m pip install --quiet --editable '.[$*]'
 	@touch $@

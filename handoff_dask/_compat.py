@@ -39,7 +39,6 @@ __all__ = [
     "Task",
     "TaskEnds",
     "TaskRef",
-    "announce_pages",
     "claimed_by_task",
     "dashboard_look",
     "died_under",
@@ -215,13 +214,6 @@ def keep_unrunnable(
 Page = Callable[["Scheduler", dict[str, Any], Any], None]
 
 
-def announce_pages(pages: Mapping[str, Page]) -> None:
-    """Have every scheduler that this process starts from now on show pages, by their path."""
-    from distributed.dashboard.scheduler import applications
-
-    applications.update(pages)
-
-
 class Pages:
     """Pages on the dashboard of a scheduler that was started without them.
 
@@ -231,7 +223,7 @@ class Pages:
     Parameters
     ----------
     pages
-        By path. A scheduler without a dashboard shows none; one that has a page keeps it.
+        By path. A scheduler without a dashboard shows none.
     tab
         The path of the page that the navigation bar names.
     """
@@ -248,31 +240,28 @@ class Pages:
         variables = template_variables(scheduler)
         self._tabs: list[str] = variables["pages"]
         self._menu: list[dict[str, str]] = variables["plots"]
-        new = {path: page for path, page in pages.items() if path not in self._first.app_paths}
         self._entries = [
             {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
-            for path in new
+            for path in pages
             if path.startswith("/individual-")
         ]
         self._tab = tab.strip("/")
-        if self._tab not in self._tabs:
-            self._tabs.append(self._tab)
+        self._tabs.append(self._tab)
         self._menu += self._entries
         self._menu.sort(key=lambda entry: entry["name"])
-        if new:
-            self._own = BokehApplication(
-                new, scheduler, prefix=self._first.prefix, template_variables=variables
-            )
-            scheduler.http_application.add_application(self._own)
-            self._own.initialize(IOLoop.current())
-            self._own.start()
-            self._first._applications.update(self._own.applications)
+        self._own = BokehApplication(
+            pages, scheduler, prefix=self._first.prefix, template_variables=variables
+        )
+        scheduler.http_application.add_application(self._own)
+        self._own.initialize(IOLoop.current())
+        self._own.start()
+        self._first._applications.update(self._own.applications)
 
     def remove(self) -> None:
         """Take the pages away. One that is open stays until it is closed."""
         if self._own is None:
             return
-        own, self._own = self._own, None
+        own = self._own
         self._scheduler.http_application.applications.remove(own)
         for path in own.applications:
             self._first._applications.pop(path, None)

@@ -34,8 +34,10 @@ def seconds(name: str) -> float:
 
 def problems() -> list[str]:
     """Return what is wrong with the settings of the ``handoff`` namespace, by its schema."""
-    schema = _read("handoff-schema.yaml")
     settings = dask.config.get("handoff", _DEFAULTS["handoff"])
+    if settings == _DEFAULTS["handoff"]:
+        return []  # to read the schema takes time
+    schema = _read("handoff-schema.yaml")
     return list(_misfits("handoff", settings, schema["properties"]["handoff"]))
 
 

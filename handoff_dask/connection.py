@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, get_client
+from distributed import Client, LocalCluster, get_client, wait
 from distributed.core import clean_exception
 
 from handoff_dask import config
@@ -154,6 +154,13 @@ async def exceptions(
     # A restored traceback refers to the frames that it was restored under, and these to whatever
     # they hold: results, for example, which would stay on the cluster. A thread has none of them.
     return await asyncio.get_running_loop().run_in_executor(None, restore)
+
+
+def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitable[Any]:
+    """Wait for futures, whichever client is the current one; there need be none."""
+    with client.as_current():
+        ending: Awaitable[Any] = wait(futures, timeout=timeout)
+    return ending
 
 
 def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:

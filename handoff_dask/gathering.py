@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from distributed import CancelledError, Client, Future, wait
+from distributed import CancelledError, Client, Future
 
+from handoff_dask import connection
 from handoff_dask.errors import (
     AllocationError,
     FunctionFailedError,
@@ -24,9 +25,7 @@ Futures = Mapping[Hashable, Future[Any]]
 async def ended(client: Client, futures: Futures) -> dict[Hashable, Any]:
     """Gather the results of all that did not fail, once everything has ended."""
     while True:
-        # It asks for the current client, which need not be ours.
-        with client.as_current():
-            await wait(list(futures.values()))
+        await connection.ended(client, list(futures.values()))
         values = await finished(client, futures)
         # A worker that was lost meanwhile took results with it; these are made again.
         if values.keys() | _failed(futures) == futures.keys():

@@ -114,6 +114,11 @@ register_local_node.__tornado_coroutine__ = True  # type: ignore[attr-defined]
 def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
     """Return what each worker offers (``Handoff.DistributedExecutor.discover_nodes``).
 
+    Parameters
+    ----------
+    client
+        A client of the cluster; None takes the current one.
+
     Returns
     -------
     dict
@@ -142,6 +147,13 @@ def resources_available(
         Its address or name.
     cost
         {resource: amount}.
+    client
+        A client of the cluster; None takes the current one.
+
+    Returns
+    -------
+    bool
+        With an asynchronous client, an awaitable of it.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -118,6 +118,38 @@ class ExecutionResult:
             "errors": {id_: repr(error) for id_, error in self.errors.items()},
             "makespan": self.makespan,
         }
+
+
+def failed_or_not_run(
+    nodes: Sequence[Node], failed: Mapping[int, BaseException], done: Container[Hashable]
+) -> dict[Hashable, BaseException]:
+    """Return the error of each function that failed or depends on one that did.
+
+    Parameters
+    ----------
+    nodes
+        What the DAG expands to.
+    failed
+        {index: error} of the nodes that failed by themselves.
+    done
+        The functions whose results are there all the same.
+    """
+    # Nodes come after what they depend on in no particular order: follow failures to their end.
+    found = dict(failed)
+    errors: dict[Hashable, BaseException] = {}
+    users: dict[int, list[int]] = {}
+    for node in nodes:
+        for dependency in node.dependencies:
+            users.setdefault(dependency, []).append(node.index)
+    spreading = list(found)
+    while spreading:
+        index = spreading.pop()
+        errors.setdefault(nodes[index].function.id, found[index])
+        for user in users.get(index, ()):
+            if user not in found and nodes[user].function.id not in done:
+                found[user] = found[index]
+                spreading.append(user)
+    return errors
 
 
 def select(

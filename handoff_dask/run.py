@@ -24,7 +24,7 @@ from handoff_dask.options import Allocator
 from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Waiting
 from handoff_dask.records import STATES, Attempts, RunReport
-from handoff_dask.results import ExecutionResult
+from handoff_dask.results import ExecutionResult, failed_or_not_run
 from handoff_dask.submission import Submission
 from handoff_dask.task import seceded
 
@@ -258,14 +258,6 @@ class Run:
         counts = await self._call("progress", run_id=self._outline.run_id)
         return {**dict.fromkeys(STATES, 0), **counts}
 
-    def _known_counts(self) -> dict[str, int]:
-        """Return how many functions are in which state, as far as one can tell without asking."""
-        if self._final:
-            return dict(self._final)
-        names = {"finished": "done", "error": "failed", "pending": "waiting"}
-        states = [names.get(str(f.status), "cancelled") for f in self._awaited.values()]
-        return {state: states.count(state) for state in STATES}
-
     async def _explain(self, held: int | None) -> RunExplanation:
         run_id = self._outline.run_id
         answer = await self._call("why", run_id=run_id, held=held)
@@ -359,25 +351,11 @@ class Run:
         failed = {
             index: gathering.failure(outline.nodes, index, causes, report) for index in causes
         }
-        # Nodes come after what they depend on in no particular order: follow failures to their end.
-        errors: dict[Hashable, BaseException] = {}
-        users: dict[int, list[int]] = {}
-        for node in outline.nodes:
-            for dependency in node.dependencies:
-                users.setdefault(dependency, []).append(node.index)
-        spreading = list(failed)
-        while spreading:
-            index = spreading.pop()
-            errors.setdefault(outline.nodes[index].function.id, failed[index])
-            for user in users.get(index, ()):
-                if user not in failed and outline.nodes[user].function.id not in values:
-                    failed[user] = failed[index]
-                    spreading.append(user)
         return ExecutionResult(
             dag_id=self.dag_id,
             results={id_: values[id_] for id_ in outline.wanted if id_ in values},
             allocations=report.allocations(outline.nodes),
             attempts=Attempts(report, outline.nodes),
-            errors=errors,
+            errors=failed_or_not_run(outline.nodes, failed, values),
             dag_functions=outline.functions,
         )

@@ -8,9 +8,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import CancelledError, Client, Future, wait
+from distributed import CancelledError, Client, Future
 
-from handoff_dask.connection import call, install, installed, require_client, sync
+from handoff_dask.connection import call, ended, install, installed, require_client, sync
 from handoff_dask.errors import (
     FunctionFailedError,
     HandoffError,
@@ -177,9 +177,7 @@ def get_result(
         try:
             # Only now: the scheduler answers with the state, which the future must hear.
             await call(client, "want", keys=[key], client=client.id)
-            # It asks for the current client, which need not be ours.
-            with client.as_current():
-                await wait(future, timeout=timeout)
+            await ended(client, future, timeout)
             if future.status != "error":
                 return await future
             error = await future.exception()

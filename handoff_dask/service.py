@@ -171,7 +171,8 @@ class Service:
         for index in run.failed:
             ts = self.scheduler.tasks.get(run.functions[index].key)
             if ts is not None and ts.exception is not None:
-                errors.append((index, ts.exception, ts.traceback, ts.traceback_text or ""))
+                # A list: Dask restores what is in lists only, where nothing goes over a wire.
+                errors.append([index, ts.exception, ts.traceback, ts.traceback_text or ""])
         return {"report": pickle.dumps(run.report()), "errors": errors}
 
     async def progress(self, run_id: str) -> dict[str, int]:

@@ -12,6 +12,7 @@ from distributed.utils import is_kernel
 
 from handoff_dask import connection
 from handoff_dask.explaining import hold_cells
+from handoff_dask.records import STATES
 from handoff_dask.widgets import live, markup, reports
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def html(run: Run) -> str:
     """Return a run as it looks now; with an asynchronous client, as far as its futures tell."""
     client = run._client
     if client.asynchronous or client.status != "running":
-        return _drawing(run, run._known_counts())
+        return _drawing(run, _known_counts(run))
     drawn, _ = connection.sync(client, draw, run)
     return drawn
 
@@ -51,12 +52,12 @@ async def draw(run: Run) -> tuple[str, bool]:
     try:
         counts, answer = await asyncio.wait_for(_ask(run), PATIENCE)
     except Exception:  # whatever the cluster's trouble is, it is not shown by a look at the run
-        return _drawing(run, run._known_counts()), ended or run._client.status != "running"
+        return _drawing(run, _known_counts(run)), ended or run._client.status != "running"
     held = [
         (number, markup.cost(cost), *hold_cells(why)) for number, cost, why in pickle.loads(answer)
     ]
     # A run that was stopped is forgotten on the scheduler.
-    known = counts if any(counts.values()) else run._known_counts()
+    known = counts if any(counts.values()) else _known_counts(run)
     return _drawing(run, known, held), ended
 
 
@@ -64,6 +65,15 @@ async def _ask(run: Run) -> tuple[dict[str, int], bytes]:
     counts = await run._progress()
     holds = await connection.call(run._client, "holds", run_id=run._outline.run_id)
     return counts, holds
+
+
+def _known_counts(run: Run) -> dict[str, int]:
+    """Return how many functions are in which state, as far as one can tell without asking."""
+    if run._final:
+        return dict(run._final)
+    names = {"finished": "done", "error": "failed", "pending": "waiting"}
+    states = [names.get(str(f.status), "cancelled") for f in run._awaited.values()]
+    return {state: states.count(state) for state in STATES}
 
 
 def _drawing(run: Run, counts: dict[str, int], held: list[Any] | None = None) -> str:

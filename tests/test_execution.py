@@ -15,6 +15,7 @@ from handoff_dask import (
     AllocationError,
     Argument,
     Function,
+    FunctionFailedError,
     UnknownFunctionError,
     UnknownWorkerError,
     collocated,
@@ -338,3 +339,23 @@ def test_worker_of_this_module_is_found():
     """Outside a worker, where() has no answer: the tests above really ask a worker."""
     with pytest.raises(ValueError):
         get_worker()
+
+
+def test_a_failure_in_an_embedded_cluster():
+    """The original exception arrives where messages between threads are not serialized, too."""
+    dag = DAG().add_function(Function(id="half", args=[], code=operator.truediv, extra_args=[1, 0]))
+    with pytest.raises(FunctionFailedError) as caught:
+        execute(dag, max_retries=0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_going_on_in_an_embedded_cluster():
+    """What does not depend on a failed function runs, also where no client is the current one."""
+    dag = (
+        DAG()
+        .add_function(Function(id="half", args=[], code=operator.truediv, extra_args=[1, 0]))
+        .add_function(Function(id="whole", args=[], code=operator.truediv, extra_args=[2, 2]))
+    )
+    result = execute(dag, max_retries=0, on_error="continue")
+    assert result.results == {"whole": 1.0}
+    assert list(result.errors) == ["half"]

@@ -21,8 +21,8 @@ ROOMS = """
     run
     watching
     explaining
-    connection
     gathering
+    connection
     plugin
     dashboard
     registry service retries

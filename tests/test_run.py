@@ -7,7 +7,7 @@ import threading
 from functools import partial
 
 import pytest
-from distributed import Event
+from distributed import Client, Event
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
@@ -187,6 +187,27 @@ async def test_cancel(c, s, a, b):
     await go.set()
     await assert_clean(s, a, b)
     assert not any((await run.progress()).values())
+
+
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+def test_a_failure_where_nothing_goes_over_a_wire(on_error):
+    """On a cluster within this process a function's own exception arrives too."""
+
+    def fail():
+        raise LookupError("no such thing")
+
+    dag = dag_of(Function(id="bad", args=[], code=fail, max_retries=0))
+    with Client(
+        processes=False, n_workers=1, dashboard_address=":0", set_as_default=False
+    ) as client:
+        if on_error == "raise":
+            with pytest.raises(FunctionFailedError) as caught:
+                execute(dag, client=client)
+            error = caught.value
+        else:
+            error = execute(dag, client=client, on_error="continue").errors["bad"]
+    assert isinstance(error.__cause__, LookupError)
+    assert "no such thing" in str(error)
 
 
 @on_cluster()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from handoff_dask._version import __version__
 from handoff_dask.cli import keeping, looking, running
@@ -15,6 +14,9 @@ from handoff_dask.cli.cluster import Where, cluster_options
 from handoff_dask.cli.failing import Command
 from handoff_dask.cli.targets import load
 from handoff_dask.placement.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +43,8 @@ class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # as
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         return [CompletionItem(incomplete, type="file")]
 
 

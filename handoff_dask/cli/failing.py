@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ FAILED = 1
 USAGE = 2
 #: No worker can hold a function.
 IMPOSSIBLE = 3
-#: The scheduler cannot be reached, or went away.
+#: The scheduler cannot be reached, takes no plugin of ours, or went away.
 CLUSTER = 4
 #: By a signal, or by somebody who cancelled the run.
 INTERRUPTED = 130
@@ -52,9 +53,8 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int],
     # The options of a run say so of themselves.
     (ValueError, USAGE),
     (TimeoutError, FAILED),
-    # What Dask raises when a connection breaks.
-    (OSError, CLUSTER),
-    (HandoffError, FAILED),
+    # What Dask raises when a connection breaks; and clusters that will not have us.
+    ((OSError, HandoffError), CLUSTER),
 )
 
 
@@ -85,13 +85,16 @@ def problem_of(error: BaseException) -> Problem:
     return Problem(text, code)
 
 
-def place_of(error: BaseException, file: str | None = None) -> str:
-    """Return where an error was raised, " (file, line n)"; in `file` if it passed through that."""
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised: " (file, line n)".
+
+    The last line of the user's own, which lies where imports are looked for first; else the last.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if frame.filename == file] or list(frames)
-    if not inside:
-        return ""
-    return f" ({os.path.basename(inside[-1].filename)}, line {inside[-1].lineno})"
+    own = [frame for frame in frames if frame.filename.startswith(os.path.join(sys.path[0], ""))]
+    for frame in (own or frames)[-1:]:
+        return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return ""
 
 
 class Command(click.Command):

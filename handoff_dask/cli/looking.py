@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -86,9 +85,8 @@ def visualized(target: Target, output: Path) -> None:
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise Problem(f"cannot write {output}: there is no such folder, or it is one itself")
     try:
-        dag: Any = target.dag
-        dag.visualize(filename=str(output))
-    except (ImportError, RuntimeError, OSError) as error:
+        target.dag.visualize(filename=str(output))
+    except (ImportError, RuntimeError, OSError, ValueError) as error:
         raise Problem(f"cannot draw {output}: {error}") from error
     click.echo(str(output))
 

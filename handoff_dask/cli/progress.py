@@ -16,7 +16,6 @@ from typing import IO, Any
 import click
 
 from handoff_dask.cli.output import labels
-from handoff_dask.errors import HandoffError
 from handoff_dask.explaining import RunExplanation
 from handoff_dask.placement.events import Waiting
 from handoff_dask.planning import Plan
@@ -46,7 +45,8 @@ class Forecast:
             threading.Thread(target=self._plan, args=(make,), daemon=True).start()
 
     def _plan(self, make: Callable[[], Plan]) -> None:
-        with contextlib.suppress(HandoffError, ValueError):
+        # It is a courtesy: the run may end first, and take the client with it.
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             slots = [slot.stop for slots in make().timeline.values() for slot in slots]
             self._stops = sorted(slots)
 
@@ -84,13 +84,16 @@ class Display:
 
     def note(self, text: str) -> None:
         """Show a remark."""
-        print(text, file=sys.stderr, flush=True)
 
 
 class Lines(Display):
     """A line now and then, for log files."""
 
     every = 10.0
+
+    def note(self, text: str) -> None:
+        """Show a remark."""
+        print(text, file=sys.stderr, flush=True)
 
     def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
         """Show that a run starts."""
@@ -162,8 +165,10 @@ class JsonLines(Display):
         self._stream = stream
 
     def _event(self, event: str, **facts: Any) -> None:
-        self._stream.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
-        self._stream.flush()
+        line = json.dumps({"event": event, "time": time.time(), **facts})
+        with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the run goes on
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
         """Show that a run starts."""

@@ -26,7 +26,7 @@ from handoff_dask.planning import Plan, plan
 from handoff_dask.results import ExecutionResult
 
 #: No plan is made of bigger DAGs: it would take from the time of the run.
-_PLANNED = 5000
+_PLANNED = 2000
 
 
 def selection(given: tuple[str, ...], default: str, ids: list[Hashable]) -> Any:
@@ -114,6 +114,7 @@ def _attended(
     display.start(dag.id, [f.id for f in dag.functions.values() if f.type == "regular"])
     started = time.monotonic()
     result: ExecutionResult | None = None
+    failure: BaseException | None
     run = None
     try:
         run = submit(dag, client=client, **options)
@@ -126,17 +127,23 @@ def _attended(
                 run.cancel()
         result = result or getattr(error, "partial", None)
         failure = error
-    problem = None if failure is None else problem_of(failure)
-    display.end(time.monotonic() - started, result, problem)
     if file is not None and result is not None:
-        left_out = write_result(file, result)
-        if left_out:
-            some = ", ".join(map(repr, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
-            display.note(
-                f"JSON cannot hold {len(left_out)} of the results ({some}); a file named *.pkl can"
-            )
+        try:
+            _written(file, result, display)
+        except Problem as problem:
+            failure = failure or problem
+    took = time.monotonic() - started
+    display.end(took, result, None if failure is None else problem_of(failure))
     if failure is not None:
         raise failure
+
+
+def _written(file: File, result: ExecutionResult, display: Display) -> None:
+    if left_out := write_result(file, result):
+        some = ", ".join(map(repr, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
+        display.note(
+            f"JSON cannot hold {len(left_out)} of the results ({some}); a file named *.pkl can"
+        )
 
 
 def _first_failure(result: ExecutionResult) -> BaseException | None:

@@ -86,7 +86,7 @@ def _dag(target: str, values: Sequence[str]) -> DAG:
         raise Problem(f"{where!r} is neither a Python file (*.py) nor the name of a module")
     found = _attribute(module, where, name)
     if not isinstance(found, DAG) and callable(found):
-        found = _called(found, values, target, where)
+        found = _called(found, values, target)
     elif values and isinstance(found, DAG):
         raise Problem(f"{target} is a DAG and takes no arguments; a function that returns one does")
     if not isinstance(found, DAG):
@@ -94,13 +94,13 @@ def _dag(target: str, values: Sequence[str]) -> DAG:
     return found
 
 
-def _called(factory: Callable[..., Any], values: Sequence[str], target: str, where: str) -> Any:
+def _called(factory: Callable[..., Any], values: Sequence[str], target: str) -> Any:
     try:
         found = arguments.call(factory, values, target)
     except (Problem, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise _raised(f"{target}()", where, error) from error
+        raise _raised(f"{target}()", error) from error
     if not isinstance(found, DAG):
         raise Problem(f"{target}() returned {_described(found)}, not a DAG")
     return found
@@ -136,15 +136,13 @@ def _imported(where: str, load: Callable[[], ModuleType]) -> ModuleType:
         file = os.path.basename(error.filename or where)
         raise Problem(f"{file}, line {error.lineno}: {error.msg}") from error
     except BaseException as error:
-        raise _raised(where, where, error) from error
-    _travel(sys.modules[name] for name in set(sys.modules) - before)
+        raise _raised(where, error) from error
+    _travel(set(sys.modules) - before)
     return module
 
 
-def _raised(what: str, where: str, error: BaseException) -> Problem:
-    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
-    place = place_of(error, None if file is None else os.path.abspath(file))
-    return Problem(f"{what} raised {type(error).__name__}: {error}{place}")
+def _raised(what: str, error: BaseException) -> Problem:
+    return Problem(f"{what} raised {type(error).__name__}: {error}{place_of(error)}")
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -173,17 +171,14 @@ def _look_in(folder: Path) -> None:
     sys.path.insert(0, str(folder))
 
 
-def _travel(modules: Iterable[ModuleType]) -> None:
+def _travel(names: Iterable[str]) -> None:
     """Send the user's own modules along, as those of a script: a worker need not have them."""
-    here = sys.path[0]
-    for module in modules:
-        top = sys.modules.get(module.__name__.partition(".")[0], module)
-        file = getattr(top, "__file__", None)
-        # A package lies in the folder where it was found, its __init__ one deeper.
-        folder = os.path.dirname(file) if file else None
-        if folder and hasattr(top, "__path__"):
-            folder = os.path.dirname(folder)
-        if folder == here:
+    for name in names:
+        module = sys.modules.get(name)
+        top = sys.modules.get(name.partition(".")[0])
+        # A package is a folder, with an __init__.py or without.
+        places = [*getattr(top, "__path__", ()), getattr(top, "__file__", None) or ""]
+        if isinstance(module, ModuleType) and os.path.dirname(places[0]) == sys.path[0]:
             cloudpickle.register_pickle_by_value(module)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from handoff_dask.plugin import HandoffPlugin
 
-__all__ = ["PAGES", "announce", "install"]
+__all__ = ["PAGES", "install"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +60,6 @@ PAGES: dict[str, _compat.Page] = {
     "/individual-handoff-runs": _runs,
     TAB: _all,
 }
-
-
-def announce() -> None:
-    """Have schedulers that this process starts show the panels from their start on: for preloads.
-
-    Not needed for the panels to be there, as the plugin brings them; but who opens the dashboard
-    before the plugin has started finds them.
-    """
-    try:
-        _compat.announce_pages(PAGES)
-    except ImportError:
-        logger.debug("No dashboard without Bokeh", exc_info=True)
 
 
 def install(plugin: HandoffPlugin) -> History:

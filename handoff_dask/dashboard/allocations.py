@@ -91,8 +91,8 @@ class Allocations(Panel):
         self._seen = 0
         #: Of which attempts the columns of `_running` are.
         self._shown: list[Any] = []
-        self._ended = ColumnDataSource(self._columns([]))
-        self._running = ColumnDataSource(self._columns([]))
+        self._ended = ColumnDataSource(self._columns([]), name="ended")
+        self._running = ColumnDataSource(self._columns([]), name="running")
         self._names = ColumnDataSource({"x": [], "y": [], "name": []})
         self._times = Range1d(0, 1)
         self._figure: Any = figure(
@@ -142,6 +142,7 @@ class Allocations(Panel):
             code="return new Date(1000 * tick).toLocaleTimeString()"
         )
         plot.ygrid.visible = False
+        plot.yaxis.name = "workers"
         plot.yaxis.ticker = FixedTicker(ticks=[])
         plot.yaxis.major_tick_line_color = None
         plot.outline_line_color = "#e5e5e5"

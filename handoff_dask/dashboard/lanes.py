@@ -8,6 +8,8 @@ __all__ = ["Lanes", "Row"]
 
 #: Share of a row's height that stays empty above its bars, and below.
 GAP = 0.08
+#: Seconds by which two attempts in a lane may seem to overlap: clocks are not exact.
+SLACK = 0.1
 #: How many lanes a row may be divided into.
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -34,7 +36,7 @@ class Row:
     def take(self, started: float, stopped: float) -> int:
         """Return the first lane that is free at a time, and take it."""
         for lane, until in enumerate(self.until):
-            if until <= started:
+            if until <= started + SLACK:
                 self.until[lane] = stopped
                 return lane
         self.until.append(stopped)
@@ -89,7 +91,7 @@ class Lanes:
         found = self.taken.get(attempt)
         if found is None:
             row = self.row(worker)
-            free = [until if until <= now else 0.0 for until in row.until]
+            free = [until if until <= now + SLACK else 0.0 for until in row.until]
             lane = row.take(now, float("inf"))
             since = max(placed, free[lane]) if lane < len(free) else placed
             found = self.taken[attempt] = worker, lane, since

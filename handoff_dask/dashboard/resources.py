@@ -61,7 +61,7 @@ class Resources(Panel):
         #: What the cells stand for, as drawn: names and declared amounts; what moves in them.
         self._grid: list[tuple[str, str, float]] = []
         self._amounts: list[tuple[float, float]] = []
-        self._cells = ColumnDataSource(self._columns([]))
+        self._cells = ColumnDataSource(self._columns([]), name="cells")
         self._texts = ColumnDataSource({"x": [], "y": [], "text": []})
         self._figure: Any = figure(
             x_range=Range1d(0, 1),

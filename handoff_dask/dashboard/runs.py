@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: Runs that are drawn, and causes that are listed.
 RUNS = 20
 CAUSES = 8
+#: Height of a run, in pixels.
+ROW = 28
 #: Seconds for which a run that is over stays in sight, and between two looks at what is held.
 LINGER = 60.0
 PAUSE = 2.0
@@ -59,15 +61,15 @@ class Runs(Panel):
         self._drawn: list[RunView] = []
         self._names: list[str] = []
         self._listed = 0.0
-        self._bars = ColumnDataSource(_columns([]))
+        self._bars = ColumnDataSource(_columns([]), name="runs")
         self._held = Div(sizing_mode="stretch_width", margin=(4, 8, 8, 8))
         self._figure: Any = figure(
             x_range=Range1d(0, 1.5),
             y_range=Range1d(1, 0),
-            sizing_mode="stretch_both",
+            sizing_mode="stretch_width",
+            height=ROW,
             tools="",
             toolbar_location=None,
-            min_height=60,
         )
         self._draw()
 
@@ -110,7 +112,7 @@ class Runs(Panel):
     @property
     def root(self) -> UIElement:
         """The heading, the bars and the list of what is held."""
-        return column(self.heading, self._figure, self._held, sizing_mode="stretch_both")
+        return column(self.heading, self._figure, self._held, sizing_mode="stretch_width")
 
     def clear(self) -> None:
         """Draw nothing."""
@@ -155,7 +157,8 @@ class Runs(Panel):
         names = [short(run.dag_id) for run in runs]
         if names != self._names:
             self._names = names
-            self._figure.y_range.update(start=max(4, len(names)), end=0)
+            self._figure.y_range.update(start=max(1, len(names)), end=0)
+            self._figure.height = ROW * max(1, len(names)) + 10
             axis = self._figure.yaxis
             axis.major_label_overrides = {i + 0.5: name for i, name in enumerate(names)}
             axis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(len(names))])

@@ -176,10 +176,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: str = ""
     right
         Of the columns, those whose numbers stand to the right: an ``r`` in their place.
     """
-    aligned = [
-        f' style="text-align:{"right" if right[i : i + 1] == "r" else "left"}"'
-        for i in range(len(head))
-    ]
+    looks = {True: "text-align:right;white-space:nowrap", False: "text-align:left"}
+    aligned = [f' style="{looks[right[i : i + 1] == "r"]}"' for i in range(len(head))]
     top = "".join(f"<th{a}>{escaped(h)}</th>" for h, a in zip(head, aligned, strict=True))
     body = "".join(
         "<tr>"

@@ -74,7 +74,7 @@ def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, s
         right="right",
         height=0.86,
         color="colour",
-        line_color=None,
+        line_color="white",
         source=ColumnDataSource(columns),
         **({"legend_group": "outcome"} if legend and top else {}),
     )
@@ -89,5 +89,6 @@ def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, s
     plot.ygrid.visible = False
     if plot.legend:
         plot.legend.orientation = "horizontal"
+        plot.legend.location = "top_left"
         plot.add_layout(plot.legend[0], "below")
     return plot

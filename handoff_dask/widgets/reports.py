@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,7 +87,11 @@ def _attempt_table(attempts: Attempts, errors: Mapping[Hashable, BaseException])
         tried = attempts.get(id_, ())
         return id_ not in errors, len(tried) < 2, -sum(a.duration for a in tried)
 
-    shown = ids if len(ids) <= MOST_ROWS else sorted(ids, key=urgency)[:MOST_ROWS]
+    def start(id_: Hashable) -> float:
+        return min((a.started for a in attempts.get(id_, ())), default=math.inf)
+
+    few = len(ids) <= MOST_ROWS
+    shown = sorted(ids, key=start) if few else sorted(ids, key=urgency)[:MOST_ROWS]
     rows = [_attempt_row(id_, attempts.get(id_, ()), errors.get(id_), origin) for id_ in shown]
     head = ("function", "worker", "attempts", "start", "duration", "outcome", "error")
     inner = markup.table(head, rows, "  rrr")

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import textwrap
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import cloudpickle
 import pytest
+
+from tests.integration.separate import Processes
 
 ROOT = Path(__file__).parents[2]
 DASK = (sys.executable, "-m", "dask")
@@ -110,6 +112,18 @@ def folder(tmp_path):
 
 
 @pytest.fixture
+def here(folder, monkeypatch):
+    """That folder, as the current one of this process; what is imported from it is forgotten."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = cloudpickle.list_registry_pickle_by_value()
+    yield folder
+    for name in cloudpickle.list_registry_pickle_by_value() - before:
+        cloudpickle.unregister_pickle_by_value(sys.modules[name])
+        del sys.modules[name]
+
+
+@pytest.fixture
 def start(environment, folder):
     """Start `dask handoff` with arguments; what still runs at the end of the test is killed."""
     with ExitStack() as stack:
@@ -139,80 +153,15 @@ def handoff(start):
     return handoff
 
 
-@contextmanager
-def running(*command, env, log):
-    """Have a process run, its output in a file."""
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, env=env, stdout=output, stderr=output) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@contextmanager
-def separate_cluster(environment, folder, *workers):
-    """A scheduler and workers, each started by Dask's own commands; the scheduler's file."""
-    env = {**environment, "PYTHONWARNINGS": "default"}
-    file = folder / "scheduler.json"
-    with ExitStack() as stack:
-        scheduler = stack.enter_context(
-            running(
-                *DASK,
-                "scheduler",
-                "--port",
-                "0",
-                "--host",
-                "127.0.0.1",
-                "--no-dashboard",
-                "--scheduler-file",
-                str(file),
-                env=env,
-                log=folder / "scheduler.log",
-            )
-        )
-        for number, options in enumerate(workers):
-            stack.enter_context(
-                running(
-                    *DASK,
-                    "worker",
-                    "--scheduler-file",
-                    str(file),
-                    "--no-dashboard",
-                    "--name",
-                    f"w{number}",
-                    "--host",
-                    "127.0.0.1",
-                    *options,
-                    "--local-directory",
-                    str(folder),
-                    env=env,
-                    log=folder / f"worker-{number}.log",
-                )
-            )
-        deadline = time.monotonic() + 60
-        while not file.exists() or not file.stat().st_size:
-            assert scheduler.poll() is None, (folder / "scheduler.log").read_text()
-            assert time.monotonic() < deadline, "the scheduler did not start"
-            time.sleep(0.05)
-        yield file, scheduler
-
-
 @pytest.fixture(scope="session")
 def scheduler(environment, tmp_path_factory):
     """The file of a scheduler with two workers."""
-    workers = (
-        ("--nthreads", "2", "--resources", "cpu=2 memory=1000"),
-        ("--nthreads", "2", "--resources", "cpu=2 memory=2000 gpu=1"),
-    )
-    with separate_cluster(environment, tmp_path_factory.mktemp("cluster"), *workers) as (file, _):
-        yield file
+    folder = tmp_path_factory.mktemp("cluster")
+    environ = {"PYTHONPATH": environment["PYTHONPATH"]}
+    with Processes(sys.executable, folder, environ=environ) as processes:
+        processes.worker("a", "--nthreads", 2, "--resources", "cpu=2 memory=1000")
+        processes.worker("b", "--nthreads", 2, "--resources", "cpu=2 memory=2000 gpu=1")
+        yield folder / "scheduler.json"
 
 
 @pytest.fixture

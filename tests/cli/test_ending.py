@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 
 import psutil
 import pytest
 
-from tests.cli.conftest import separate_cluster
+from tests.integration.separate import Processes, certificates
 
 #: SLURM's patience between SIGTERM and SIGKILL.
 PATIENCE = 5.0
@@ -92,13 +93,30 @@ def test_a_second_signal_does_not_wait(start, on):
 
 def test_the_scheduler_goes_away(start, environment, tmp_path):
     """Exit code 4 and a sentence, when Dask's client gives up."""
-    workers = [("--nthreads", "2", "--resources", "cpu=2 memory=1000")]
-    with separate_cluster(environment, tmp_path, *workers) as (file, scheduler):
+    environ = {"PYTHONPATH": environment["PYTHONPATH"]}
+    with Processes(sys.executable, tmp_path, environ=environ) as processes:
+        processes.worker("a", "--nthreads", 2, "--resources", "cpu=2 memory=1000")
         env = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"}
-        command = ("run", "pipeline.py:sleepers", "--scheduler-file", file, "--json-lines")
+        command = ("run", "pipeline.py:sleepers", "--scheduler", processes.address, "--json-lines")
         process = start(*command, "--", "n=2", "seconds=30", env=env)
         started(process)
-        scheduler.kill()
+        processes.scheduler.kill()
         _, stderr = process.communicate(timeout=90)
     assert process.returncode == 4
     assert stderr == "Error: run 'sleepers': the scheduler went away\n"
+
+
+def test_a_cluster_that_encrypts(handoff, environment, tmp_path):
+    """The TLS files of the command line; without them nothing is reached."""
+    _, security = certificates(tmp_path)
+    environ = {"PYTHONPATH": environment["PYTHONPATH"]}
+    with Processes(sys.executable, tmp_path, security, environ=environ) as processes:
+        processes.worker("a", "--nthreads", 2)
+        command = ("run", "pipeline.py:dag", "--scheduler", processes.address)
+        assert processes.address.startswith("tls://")
+        done = handoff(*command, *security)
+        assert done.returncode == 0, done.stderr
+        assert "3 of 3 functions done" in done.stderr
+        without = handoff(*command)
+        assert without.returncode == 2
+        assert "needs --tls-ca-file, --tls-cert and --tls-key" in without.stderr

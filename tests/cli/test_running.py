@@ -8,6 +8,9 @@ import time
 from itertools import pairwise
 
 import pytest
+from click.testing import CliRunner
+
+from handoff_dask.cli import handoff as group
 
 #: A cluster of the command's own.
 EMBEDDED = ("--worker", "cpu=2,memory=1000", "--worker", "name=big,cpu=2,memory=2000,gpu=1")
@@ -132,7 +135,6 @@ def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.py:dag"], "Error: there is no file gone.py"),
         (["pipeline.py:cyclic"], "Error: the dependencies form a cycle: "),
         (["pipeline.py:dag", "--worker", "cpu=much"], "the amount of 'cpu' is 'much'"),
         (["pipeline.py:dag", "--output", "gone/out.json"], "cannot write gone/out.json"),
@@ -149,13 +151,29 @@ def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):
         (["pipeline.py:dag", "--worker", "cpu=1", "--scheduler", "a:1"], "--worker describes"),
     ],
 )
-def test_wrong_usage(handoff, arguments, message):
+def test_wrong_usage(here, arguments, message):
     """Exit code 2 and one message, before anything is started."""
+    done = CliRunner().invoke(group, ["run", *arguments])
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "functions" not in done.output  # the line with which a run starts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.py:dag"], "Error: there is no file gone.py\n"),
+        (["pipeline.py:dag", "--output", "gone/out.json"], "Error: cannot write gone/out.json: "),
+        (["pipeline.py:dag", "--worker", "cpu=4;memory=1"], "Usage: "),
+    ],
+)
+def test_wrong_usage_of_the_process(handoff, arguments, message):
+    """The same seen from outside: on standard error, without a traceback."""
     done = handoff("run", *arguments)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr
-    assert "functions" not in done.stderr  # the line with which a run starts
 
 
 def test_debug_shows_the_traceback(handoff):
@@ -218,11 +236,13 @@ def test_a_module_here(handoff, on, folder):
     assert json.loads((folder / "out.json").read_text())["results"] == {"a": 42}
 
 
-def test_a_package_here(handoff, on, folder):
-    """A package and what it imports from itself travel too."""
+@pytest.mark.parametrize("files", [["__init__.py"], []])
+def test_a_package_here(handoff, on, folder, files):
+    """A package, with __init__.py or without, and what it imports from itself travel too."""
     package = folder / "mine"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    for name in files:
+        (package / name).touch()
     (package / "steps.py").write_text("def answer():\n    return 42\n")
     (package / "flow.py").write_text(
         "from handoff_dask import DAG, Function\nfrom mine.steps import answer\n"

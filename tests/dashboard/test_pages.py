@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import distributed.dashboard.scheduler as dask_dashboard
 import pytest
 from distributed import Client, Scheduler, Worker
 from distributed.utils_test import gen_test
 
-from handoff_dask import DAG, Function, dashboard, execute, uninstall
+from handoff_dask import DAG, Function, execute, uninstall
 from handoff_dask.dashboard.panel import Panel
 from tests.dashboard.viewing import (
     INDIVIDUAL,
@@ -103,31 +102,15 @@ async def test_no_cost_while_nobody_looks(c, s, a, b, looks):
 
 
 @gen_test()
-async def test_announced_before_the_start(monkeypatch):
-    """What a preload announces is there from the start, once, and outlives the plugin."""
-    monkeypatch.setattr(dask_dashboard, "applications", dict(dask_dashboard.applications))
-    dashboard.announce()
-    async with (
-        Scheduler(**SHOWN) as s,
-        Worker(s.address),
-        Client(s.address, asynchronous=True) as c,
-    ):
+async def test_preloaded():
+    """A scheduler that preloads the plugin lists the panels from its start on."""
+    async with Scheduler(**SHOWN, preload=["handoff_dask.preload"]) as s:
         assert await listed(s) == INDIVIDUAL
-        own = len(s.http_application.applications)
-        await execute(ONE)
-        assert await listed(s) == INDIVIDUAL
-        # JSON, and no second Bokeh application.
-        assert len(s.http_application.applications) == own + 1
-        _, body = await get(s, "/status")
-        assert body.count("Handoff Allocations") == body.count('href="handoff"') == 1
-        await uninstall(c)
-        assert await listed(s) == INDIVIDUAL
-        status, _ = await get(s, "/individual-handoff-runs")
-        assert status == 200
+        assert (await get(s, "/handoff"))[0] == 200
 
 
 @gen_test()
-async def test_a_prefix_of_the_operator(monkeypatch):
+async def test_a_prefix_of_the_operator():
     """All paths stand behind the prefix that the operator gave Dask's own."""
     async with (
         Scheduler(**SHOWN, http_prefix="/team/a") as s,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dask
 import pytest
+from distributed import Security
 
 #: Seconds for a process to start or to end.
 PATIENCE = 60
@@ -49,6 +50,24 @@ def run(python, *args, **kwargs):
     )
 
 
+def certificates(folder):
+    """Make certificates: what clients take, and what Dask's commands take as options."""
+    pytest.importorskip("cryptography")
+    temporary = Security.temporary()
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    certificate.write_text(temporary.tls_client_cert)
+    key.write_text(temporary.tls_client_key)
+    files = {"cert": certificate, "key": key, "ca-file": certificate}
+    options = [part for name, path in files.items() for part in (f"--tls-{name}", str(path))]
+    client = Security(
+        tls_ca_file=str(certificate),
+        tls_client_cert=str(certificate),
+        tls_client_key=str(key),
+        require_encryption=True,
+    )
+    return client, options
+
+
 class Processes:
     """A scheduler and workers, each a process of its own as an operator would start it."""
 
@@ -81,6 +100,11 @@ class Processes:
             )
         self._processes.append(process)
         return process
+
+    @property
+    def scheduler(self):
+        """The scheduler's process."""
+        return self._processes[0]
 
     def worker(self, name, *args):
         """Start a worker; it joins when it is ready."""

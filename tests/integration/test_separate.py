@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cloudpickle import register_pickle_by_value
-from distributed import Client, Security, get_worker
+from distributed import Client, get_worker
 
 import handoff_dask
 from handoff_dask import (
@@ -28,7 +28,7 @@ from handoff_dask import (
     submit,
     uninstall,
 )
-from tests.integration.separate import Processes, bare_python
+from tests.integration.separate import Processes, bare_python, certificates
 
 pipeline = pytest.importorskip("image_pipeline", exc_type=ImportError)
 
@@ -152,21 +152,7 @@ def newer():
 @pytest.fixture(scope="module")
 def security(tmp_path_factory):
     """Certificates of our own: (what clients take, what `dask` takes on its command line)."""
-    pytest.importorskip("cryptography")
-    folder = tmp_path_factory.mktemp("tls")
-    temporary = Security.temporary()
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    certificate.write_text(temporary.tls_client_cert)
-    key.write_text(temporary.tls_client_key)
-    files = {"cert": certificate, "key": key, "ca-file": certificate}
-    options = [part for name, path in files.items() for part in (f"--tls-{name}", str(path))]
-    client = Security(
-        tls_ca_file=str(certificate),
-        tls_client_cert=str(certificate),
-        tls_client_key=str(key),
-        require_encryption=True,
-    )
-    return client, options
+    return certificates(tmp_path_factory.mktemp("tls"))
 
 
 def test_the_image_pipeline_on_a_tls_cluster(bare_python, security, tmp_path):

@@ -94,7 +94,9 @@ def test_table():
     cells = list(rows.iter("td"))
     assert cells[0].text == "<b>"
     assert cells[2][0].tag == "i"
-    assert [cell.get("style") for cell in cells[:2]] == ["text-align:left", "text-align:right"]
+    left, right = (cell.get("style") for cell in cells[:2])
+    assert left == "text-align:left"
+    assert "text-align:right" in right
 
 
 def test_names():

@@ -1,0 +1,133 @@
+"""What a run leaves in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import pytest
+
+from handoff_dask import DAG, Function, execute_local
+from handoff_dask.cli.failing import Problem
+from handoff_dask.cli.output import File, as_json, durations, holds, labels, write_result
+
+
+def result_of(**values):
+    dag = DAG("a dag")
+    for id_, value in values.items():
+        dag.add_function(Function(id=id_, args=[], code=list, extra_args=[[value]]))
+    return execute_local(dag)
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (None, True),
+        ([1, 2.5, "a", True, {"b": (1, 2)}], True),
+        (float("nan"), False),
+        (float("-inf"), False),
+        ({1: "a"}, False),
+        ({"a": {1}}, False),
+        (b"bytes", False),
+        (type("Text", (str,), {})("a"), False),
+    ],
+)
+def test_what_json_holds(value, held):
+    """Whatever comes back as it was, tuples aside; nothing is bent to fit."""
+    assert holds(value) == held
+
+
+def test_a_value_that_contains_itself():
+    """Is not held, instead of never ending."""
+    loop: list[object] = []
+    loop.append(loop)
+    assert not holds(loop)
+
+
+def test_the_document():
+    """Ids are text, results that do not fit are named with their type."""
+    document, left_out = as_json(result_of(good=[1], bad={1, 2}))
+    assert document["results"] == {"good": [[1]]}
+    assert document["left_out"] == {"bad": "list"} and left_out == ["bad"]
+    assert document["allocations"] == {"good": "local", "bad": "local"}
+    assert document["dag_id"] == "a dag"
+    json.dumps(document, allow_nan=False)
+
+
+def test_ids_that_read_the_same():
+    """Are told apart."""
+    assert labels(["a", 1, ("b", 2)]) == {"a": "a", 1: "1", ("b", 2): "('b', 2)"}
+    assert labels(["1", 1]) == {"1": "'1'", 1: "1"}
+
+
+def test_a_file_is_complete_or_not_there(tmp_path):
+    """It is replaced in one step; nothing else stays in its folder."""
+    path = tmp_path / "out.json"
+    path.write_text("earlier")
+    file = File(path)
+    assert path.read_text() == "earlier"
+    write_result(file, result_of(a=1))
+    assert json.loads(path.read_text())["results"] == {"a": [1]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    """What it points to is written."""
+    (tmp_path / "real.pkl").touch()
+    (tmp_path / "link.pkl").symlink_to("real.pkl")
+    assert write_result(File(tmp_path / "link.pkl"), result_of(a={1})) == []
+    assert (tmp_path / "link.pkl").is_symlink()
+    assert pickle.loads((tmp_path / "real.pkl").read_bytes())["results"] == {"a": [{1}]}
+
+
+def test_a_device_is_written_in_place(tmp_path):
+    """A pipe stays one, instead of being replaced by a file."""
+    path = tmp_path / "pipe.json"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_result(File(path), result_of(a=1))
+    assert path.is_fifo()
+    assert json.loads(os.read(reader, 65536))["results"] == {"a": [1]}
+    os.close(reader)
+
+
+@pytest.mark.parametrize("name", [".", "gone/out.json", "file/out.json"])
+def test_a_file_that_cannot_be_written(tmp_path, name):
+    """Is found out at once, and nothing is left of the attempt."""
+    (tmp_path / "file").touch()
+    with pytest.raises(Problem, match="cannot write") as caught:
+        File(tmp_path / name)
+    assert caught.value.code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.pkl"])
+def test_durations_of_an_earlier_run(tmp_path, name):
+    """The mean of the attempts that ended well, by the ids of the DAG, from both kinds of file."""
+    dag = DAG().add_function(Function(id=1, args=[], code=int))
+    dag.add_function(Function(id=("a", 2), args=[], code=int))
+    result = execute_local(dag)
+    write_result(File(tmp_path / name), result)
+    found = durations(tmp_path / name, dag.functions)
+    assert found == {id_: pytest.approx(a.duration) for id_, (a,) in result.attempts.items()}
+
+
+def test_durations_by_hand(tmp_path):
+    """{id: seconds}."""
+    (tmp_path / "s.json").write_text('{"1": 2.5, "b": 1}')
+    assert durations(tmp_path / "s.json", [1, "b"]) == {1: 2.5, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "is no JSON object of seconds by function"),
+        ("{", "is neither JSON nor the output of a run"),
+    ],
+)
+def test_durations_that_are_none(tmp_path, content, message):
+    """The file is named."""
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(Problem, match=rf"s\.json {message}"):
+        durations(tmp_path / "s.json", [])

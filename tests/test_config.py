@@ -1,0 +1,40 @@
+"""The `handoff` namespace of Dask's configuration."""
+
+from __future__ import annotations
+
+import dask
+import pytest
+
+from handoff_dask import config
+
+
+def test_the_defaults_fit_their_schema():
+    """The two files of the package agree, setting by setting."""
+    for name in ("lost-capacity-grace", "commit-ahead", "embedded"):
+        with dask.config.set({"handoff": {name: config.get(name)}}):
+            assert config.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"handoff.commit-ahead": "soon"}, "commit-ahead must be a time such as 60s or 50ms"),
+        ({"handoff.commit-ahead": 7}, "commit-ahead must be text, not 7"),
+        ({"handoff.commit-ahead": True}, "commit-ahead must be text, not True"),
+        ({"handoff.embedded": "no"}, "embedded must be a group of settings, not 'no'"),
+        ({"handoff.embedded.processes": "no"}, "embedded.processes must be true or false"),
+        ({"handoff.embedded.proceses": True}, "Did you mean handoff.embedded.processes?"),
+        ({"handoff.unheard-of": 1}, "there is no setting handoff.unheard-of"),
+    ],
+)
+def test_settings_that_are_none(settings, problem):
+    """Named with their place, with what they should be or what was meant."""
+    with dask.config.set(settings):
+        (found,) = config.problems()
+    assert problem in found
+
+
+def test_both_spellings():
+    """Environment variables have underscores where YAML has dashes."""
+    with dask.config.set({"handoff": {"lost_capacity_grace": "5s"}}):
+        assert config.problems() == []

@@ -1,0 +1,95 @@
+"""The README and the documentation tell the truth."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if BLOCK.search(page.read_text(encoding="utf-8"))
+]
+
+#: What the script of a page begins with: it checks that a statement shows what the page says.
+PRELUDE = """
+import contextlib, doctest, io
+
+@contextlib.contextmanager
+def shows(expected):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        yield
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if not doctest.OutputChecker().check_output(expected, out.getvalue(), flags):
+        raise SystemExit(f"the page says:\\n{expected}\\nit shows:\\n{out.getvalue()}")
+
+def show(value):
+    if value is not None:
+        print(repr(value))
+"""
+
+
+def script_of(text):
+    """Return the Python of a page as one script.
+
+    A comment right below an expression, or below a statement that prints, is what it shows; "..."
+    stands for anything.
+    """
+    parts = [PRELUDE]
+    for block in BLOCK.findall(text):
+        lines = block.splitlines()
+        for statement in ast.parse(block).body:
+            source = ast.unparse(statement)
+            shown = []
+            for line in lines[statement.end_lineno :]:
+                if not line.startswith("#"):
+                    break
+                shown.append(line.removeprefix("#").removeprefix(" ") + "\n")
+            if shown and (isinstance(statement, ast.Expr) or "print(" in source):
+                if isinstance(statement, ast.Expr):
+                    source = f"show({source})"
+                body = "\n".join("    " + line for line in source.splitlines())
+                source = f"with shows({''.join(shown)!r}):\n{body}"
+            parts.append(source)
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("1 + 1\n# 2\n", True),
+        ("1 + 1\n# 3\n", False),
+        ("print('one')\n# o...\n", True),
+        ("try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    print(e)\n# division ...\n", True),
+        ("a = 1\n# no output, and none is expected\n", True),
+        ("a = 1 / 0\n", False),
+    ],
+)
+def test_these_tests_see(text, right):
+    """What a page says that its code shows is compared; what is no output is left alone."""
+    script = script_of(f"```python\n{text}```\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode == 0) == right
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_run_one_after_the_other(page, tmp_path):
+    """The Python examples of a page, run one after the other, show what the page says."""
+    script = tmp_path / "page.py"
+    script.write_text(script_of(page.read_text(encoding="utf-8")), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
