@@ -53,18 +53,30 @@ def text_of(error: BaseException) -> str:
         return f"(its text cannot be had: {type(problem).__name__})"
 
 
-def sendable(error: BaseException) -> Exception:
-    """Return an exception as it arrives in another process: itself, or what stands in for it."""
-    if not isinstance(error, Exception):
+def sendable(error: BaseException, seen: frozenset[int] = frozenset()) -> Exception:
+    """Return an exception as it arrives in another process: itself, or what stands in for it.
+
+    Parameters
+    ----------
+    error
+        The exception.
+    seen
+        Exceptions that it is a cause of, by their ids: some go round in circles.
+    """
+    seen |= {id(error)}
+    if not isinstance(error, Exception) or id(error.__cause__) in seen:
         return StandInError.of(error)
+    # First, since they may travel with it.
+    context, suppressed = error.__context__, error.__suppress_context__
+    if error.__cause__ is not None:
+        error.__cause__ = sendable(error.__cause__, seen)
+    if context is not None and id(context) not in seen:
+        error.__context__ = error.__cause__ if suppressed else sendable(context, seen)
+    error.__suppress_context__ = suppressed
     try:
         repr(error)
         str(error)
         pickle.loads(cloudpickle.dumps(error))
     except Exception:
         return StandInError.of(error)
-    if error.__cause__ is not None:
-        error.__cause__ = sendable(error.__cause__)
-    if error.__context__ is not None:
-        error.__context__ = sendable(error.__context__)
     return error

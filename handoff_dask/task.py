@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from distributed import Reschedule, rejoin, secede
 
@@ -200,7 +200,8 @@ def _run(
     except _compat.NotStarted:
         raise
     except BaseException as error:
-        _fail(error, started, policy)
+        failure = _told(error, started, policy)
+    raise failure  # not in the handler: what cannot travel would be its context
 
 
 def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
@@ -216,7 +217,8 @@ def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
     except _compat.NotStarted:
         raise
     except BaseException as error:
-        _fail(error, started, None)
+        failure = _told(error, started, None)
+    raise failure
 
 
 @lru_cache(maxsize=512)
@@ -273,21 +275,18 @@ def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
                 task.at_end(lambda: task.log(TOPIC, {"action": "attempt-over"}))
 
 
-def _fail(error: BaseException, started: float, policy: bytes | None) -> NoReturn:
-    """Tell the scheduler of a failed attempt, ahead of Dask's own message, and raise what arrives.
+def _told(error: BaseException, started: float, policy: bytes | None) -> BaseException:
+    """Tell the scheduler of a failed attempt, ahead of Dask's own message; return what to raise.
 
     What ends a worker, ``SystemExit`` for example, ends the function alone; ``Reschedule``, which
     Dask would count as no attempt, is a failure like any other.
     """
     task = _compat.this_task()
     if task is None:
-        raise error
+        return error
     message = _failure(error, started, policy, task.facts)
     task.log(TOPIC, {"action": "attempt-failed", **message})
-    arrives = StandInError.of(error) if isinstance(error, Reschedule) else sendable(error)
-    if arrives is error:
-        raise error
-    raise arrives from None
+    return StandInError.of(error) if isinstance(error, Reschedule) else sendable(error)
 
 
 def _failure(
