@@ -19,7 +19,8 @@ from handoff_dask.errors import (
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
 
-Futures = Mapping[Hashable, Future[Any]]
+# In quotes: the oldest Future takes no type at run time.
+Futures = Mapping[Hashable, "Future[Any]"]
 
 
 async def ended(client: Client, futures: Futures) -> dict[Hashable, Any]:
