@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distributed import Reschedule, WorkerPlugin
+from distributed.core import Status
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 
 from handoff_dask.starts import Starts
 
 if TYPE_CHECKING:
     from distributed import Nanny, Worker
+
+#: States in which a worker starts functions.
+WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 
 __all__ = [
     "NotStarted",
@@ -129,7 +133,7 @@ def started() -> Iterator[None]:
     NotStarted
         It must not.
     """
-    starts = None
+    starts = worker = None
     try:
         worker = get_worker()
         number = worker.state.tasks[thread_state.key].run_id
@@ -139,6 +143,8 @@ def started() -> Iterator[None]:
     except (ValueError, AttributeError, KeyError):
         pass
     if starts is None:
+        if worker is not None and worker.status not in WORKER_ANY_RUNNING:
+            raise NotStarted  # it closes, and has said what it started
         yield
         return
     place = starts.begin(number)

@@ -22,7 +22,7 @@ from handoff_dask.foreign import Foreign
 from handoff_dask.losses import Losses
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
-from handoff_dask.records import FunctionRecord, RunRecord, allocation_error
+from handoff_dask.records import FunctionRecord, RunRecord
 from handoff_dask.registry import Registry
 from handoff_dask.retries import Retries
 from handoff_dask.service import Service
@@ -242,6 +242,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             done=finish == "memory",
         )
         if finish == "memory":
+            made, record.made = record.made, (record.worker, started)
+            if made == record.made:
+                # Its worker still had a result that was lost to the scheduler: no start.
+                record.attempt -= 1
+                record.move("done")
+                self._after(record, finish)
+                return
             if start == "processing" or record.lost is not None:
                 run.ended(record, "ok", started, stopped)
             else:
@@ -372,8 +379,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _refuse(self, refuse: Refuse, stimulus_id: str) -> None:
         record = self.records.get(refuse.key)
         if record is not None:
-            error = allocation_error(record.row.label, record.row.cost, refuse.finding)
-            self._fail(record, error, stimulus_id)
+            self._fail(record, self.retries.refused(record, refuse.finding), stimulus_id)
 
     def _fail(self, record: FunctionRecord, error: Exception, stimulus_id: str) -> None:
         if record.state != "held" or record.key not in self.records:

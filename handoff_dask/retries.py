@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from handoff_dask import _compat
 from handoff_dask.errors import InvalidFunctionError, WorkerLostError
+from handoff_dask.placement.events import Finding
 from handoff_dask.records import FunctionRecord, allocation_error
 from handoff_dask.task import escalated
 
@@ -119,12 +120,19 @@ class Retries:
             return InvalidFunctionError(row.label, "retry.escalate", record.problem)
         if record.failures > row.policy.max_retries:
             return self._lost(record)
-        if record.cost is not row.cost:
+        if record.cost is not row.cost and not record.deaths:
+            # After a death, the engine waits for what the cluster has lost with the worker.
             finding = self.plugin.engine.feasibility(record.cost, row.pin)
             if not finding:
-                context = f"retry.escalate asked for {dict(record.cost)}: "
-                return allocation_error(row.label, record.cost, finding, context)
+                return self.refused(record, finding)
         return None
+
+    def refused(self, record: FunctionRecord, finding: Finding) -> Exception:
+        """Return the error for a function that no worker can hold."""
+        row = record.row
+        asked = f"retry.escalate asked for {dict(record.cost)}: "
+        context = asked if record.cost is not row.cost else ""
+        return allocation_error(row.label, record.cost, finding, context)
 
     def _lost(self, record: FunctionRecord) -> WorkerLostError:
         workers = [worker for worker, _ in record.deaths]

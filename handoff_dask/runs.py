@@ -8,12 +8,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client, Future
+from distributed import CancelledError, Client, Future
 
 from handoff_dask.connection import call, ended, install, installed, require_client, sync
 from handoff_dask.errors import (
     FunctionFailedError,
     HandoffError,
+    RunCancelledError,
     RunTimeoutError,
     UnknownFunctionError,
     UnknownRunError,
@@ -156,6 +157,8 @@ def get_result(
         The function had not ended by then.
     FunctionFailedError
         The function, or one that it depends on, failed.
+    RunTimeoutError, RunCancelledError, ClusterLostError
+        What ended the run, if it did not end by itself.
     """
     client = require_client(client)
 
@@ -178,6 +181,13 @@ def get_result(
             if future.status != "error":
                 return await future
             error = await future.exception()
+        except CancelledError:
+            if future.status != "cancelled":
+                raise
+            problem = await call(client, "overdue", dag_id=dag_label(dag_id))
+            if problem is not None:
+                raise RunTimeoutError(dag_id, problem) from None
+            raise RunCancelledError(dag_id, "its functions were cancelled") from None
         except asyncio.TimeoutError:
             raise TimeoutError(
                 f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"

@@ -179,19 +179,23 @@ def run_on_terms(
     codes, call, *values
         As for :func:`run`.
     """
-    with _devices(terms.gpus), _time_limit(terms.timeout, terms.policy):
-        result = _run(terms.policy, codes, call, values)
+    with _devices(terms.gpus):
+        result = _run(terms.policy, codes, call, values, terms.timeout)
         return result if terms.keep else None
 
 
 def _run(
-    policy: bytes | None, codes: tuple[bytes, ...], call: bytes, values: tuple[Any, ...]
+    policy: bytes | None,
+    codes: tuple[bytes, ...],
+    call: bytes,
+    values: tuple[Any, ...],
+    timeout: float | None = None,
 ) -> Any:
     started = time.time()
     try:
         identity, *parts = pickle.loads(call)
         loaded = [_load(code) for code in codes]
-        with running(*identity), _compat.started():
+        with running(*identity), _compat.started(), _time_limit(timeout, policy):
             return evaluate(Call(*parts), values, _compat.worker_address, loaded.__getitem__)
     except _compat.NotStarted:
         raise

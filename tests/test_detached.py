@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 
 import pytest
@@ -12,11 +13,13 @@ from handoff_dask import (
     DAG,
     Function,
     FunctionFailedError,
+    RunTimeoutError,
     UnknownFunctionError,
     UnknownRunError,
     execute,
     forget,
     get_result,
+    get_run,
     submit,
 )
 from tests.support import assert_clean
@@ -119,3 +122,32 @@ async def test_the_latest_of_several_runs_answers(c, s, a, b):
         runs.append(await submit(dag))
     assert await get_result("twice", "f") == 2
     await execute(doubled("once"))
+
+
+@gen_cluster(client=True)
+async def test_a_detached_run_keeps_its_time_limit(c, s, a, b):
+    """A detached run past its time is stopped though its client is closed; who asks is told so."""
+    go = await Event("go")
+    dag = DAG("late").add_function(Function(id="f", args=[], code=lambda: Event("go").wait()))
+    async with Client(s.address, asynchronous=True) as other:
+        await submit(dag, client=other, detach=True, timeout=0.3)
+    with pytest.raises(RunTimeoutError, match=r"'late'.*0\.3 s"):
+        while True:
+            await (await get_run("late")).result()
+    with pytest.raises(RunTimeoutError, match=r"0\.3 s"):
+        await get_result("late", "f")
+    await forget("late")
+    with pytest.raises(UnknownRunError):
+        await get_result("late", "f")
+    await go.set()
+    await assert_clean(s, a, b)
+
+
+@gen_cluster(client=True)
+async def test_a_detached_run_in_time(c, s, a, b):
+    """What has ended is not stopped, and its results are kept."""
+    await submit(doubled(), detach=True, timeout=0.3)
+    assert await get_result("kept", "double") == 84
+    await asyncio.sleep(0.5)
+    assert await get_result("kept", "double") == 84
+    await forget("kept")

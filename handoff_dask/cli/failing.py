@@ -41,7 +41,10 @@ CLUSTER = 4
 INTERRUPTED = 130
 
 #: Seconds from a signal to the end, whatever hangs. SLURM's own patience is often 5 s.
-GRACE = 3.5
+GRACE = 2.5
+
+#: Whether the command has said why it ends.
+_told = threading.Event()
 
 #: The first that fits counts.
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int], ...] = (
@@ -109,6 +112,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         debug = ctx.params.pop("debug")
+        _told.clear()
         try:
             with interruptible():
                 check_settings()
@@ -120,6 +124,7 @@ class Command(click.Command):
             if debug:
                 traceback.print_exception(error)
             problem = problem_of(error)
+            _told.set()
             click.echo(f"Error: {problem.message}", err=True)
             ctx.exit(problem.code)
 
@@ -155,7 +160,8 @@ def interruptible() -> Iterator[None]:
 
 def leave() -> NoReturn:
     """End this process and those that it started, now."""
-    os.write(2, b"Error: interrupted\n")
+    if not _told.is_set():
+        os.write(2, b"Error: interrupted\n")  # a stream may be what was interrupted
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()

@@ -121,10 +121,14 @@ def _attended(
         watch(run, display, Forecast(_planner(client, target, known, options)))
         result = run.result()
         failure = _first_failure(result)
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) and run is not None:
+    except KeyboardInterrupt as interrupt:
+        # First this: for what follows there may be no time.
+        display.end(time.monotonic() - started, None, problem_of(interrupt))
+        if run is not None:
             with contextlib.suppress(HandoffError, OSError):
                 run.cancel()
+        raise
+    except Exception as error:
         result = result or getattr(error, "partial", None)
         failure = error
     if file is not None and result is not None:

@@ -107,6 +107,7 @@ class Keeper:
             self._board.cancel(reservation)
         else:
             reservation.at, _, reservation.extra = found
+            reservation.beside.clear()
 
     def _wide_somewhere(self, cost: Cost) -> bool:
         cluster = self._board.cluster

@@ -67,7 +67,9 @@ class Placer:
             board.bins.restore()
         for worker in self.changed:
             self.cluster.index.changed[worker] = None
-            self.keeper.refresh(worker)
+            if worker.reservation is not None:
+                worker.reservation.settle()
+                self.keeper.refresh(worker)
             if worker.watchers:
                 board.woken.update(worker.watchers)
             if worker.running and not worker.ahead:
@@ -158,9 +160,7 @@ class Placer:
         else:
             reservation = worker.reservation
             if reservation is not None:
-                extra = reservation.extra
-                for i, amount in function.cost.items:
-                    extra[i] = max(0, extra[i] - amount)
+                reservation.take(function)
             worker.claim(function)
             self.keeper.refresh(worker)
         self.cluster.index.changed[worker] = None

@@ -37,7 +37,7 @@ _RESERVED = 32
 class Reservation:
     """A worker kept for the head of a queue."""
 
-    __slots__ = ("at", "extra", "queue", "soft", "worker")
+    __slots__ = ("at", "beside", "extra", "queue", "soft", "worker")
 
     def __init__(self, queue: Queue, worker: Worker, at: float | None, extra: list[int]) -> None:
         self.queue = queue
@@ -46,8 +46,23 @@ class Reservation:
         self.at = at
         #: What it should have free beside the reserved cost then.
         self.extra = extra
+        #: {function placed since: what it took of that}
+        self.beside: dict[Function, list[tuple[int, int]]] = {}
         #: Whether more urgent functions may delay it.
         self.soft = False
+
+    def take(self, function: Function) -> None:
+        """Count a function that is placed on the worker."""
+        taken = [(i, min(amount, self.extra[i])) for i, amount in function.cost.items]
+        for i, amount in taken:
+            self.extra[i] -= amount
+        self.beside[function] = taken
+
+    def settle(self) -> None:
+        """Give back what functions took that have ended."""
+        for function in [f for f in self.beside if f not in self.worker.placed]:
+            for i, amount in self.beside.pop(function):
+                self.extra[i] += amount
 
     def admits(self, function: Function, now: float) -> bool:
         """Whether `function` would not delay what the worker is kept for, or may do so."""

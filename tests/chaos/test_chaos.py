@@ -262,7 +262,7 @@ async def assert_nothing_is_left(c, s, monkey):
             "late": plugin.retries.late,
             "lost": plugin.losses._inquiries,
         }
-        for address in s.workers:
+        for address in plugin.registry.names:
             claimed = plugin.engine.claimed(address)
             found[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
 

@@ -79,6 +79,20 @@ def sleepers(n: int, seconds: float = 60.0, tag="sleepers", cpu: float = 1):
             Function(id=i, args=[], code=time.sleep, extra_args=[seconds], cost={"cpu": cpu})
         )
     return dag
+
+
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.05)
+
+
+def waiting(gate, n: int = 1, tag="waiting"):
+    dag = DAG(tag)
+    for i in range(n):
+        dag.add_function(
+            Function(id=i, args=[], code=wait_for, extra_args=[gate], cost={"cpu": 2})
+        )
+    return dag
 """
 
 
@@ -109,6 +123,14 @@ def folder(tmp_path):
     """A folder with pipeline.py, in which commands run."""
     (tmp_path / "pipeline.py").write_text(textwrap.dedent(PIPELINE))
     return tmp_path
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """The argument of pipeline.py:waiting, whose functions wait until the test has ended."""
+    path = tmp_path / "gate"
+    yield f"gate={path}"
+    path.touch()
 
 
 @pytest.fixture

@@ -79,22 +79,22 @@ def test_a_run_that_failed(handoff, detached, on):
     assert done.stderr.startswith("Error: function 'bad' failed: RuntimeError: out of luck (")
 
 
-def test_a_run_that_waits(handoff, detached, on):
+def test_a_run_that_waits(handoff, detached, on, gate):
     """status tells for which resources; result waits no longer than asked; cancel stops it."""
-    name = detached("pipeline.py:sleepers", "--", "n=5", "cpu=2", "tag=sleeping")
+    name = detached("pipeline.py:waiting", "--", gate, "n=5")
     until(lambda: "2 running" in handoff("status", name, *on).stdout)
     assert "3 functions wait" in handoff("status", name, *on).stdout
     assert "resources: cpu 2, at most 0 free" in handoff("status", name, *on).stdout
     done = handoff("result", name, "0", *on, "--timeout", "0.2")
     assert done.returncode == 1
-    assert done.stderr == "Error: function 0 of 'sleeping' did not end within 0.2 s\n"
+    assert done.stderr == "Error: function 0 of 'waiting' did not end within 0.2 s\n"
     assert handoff("cancel", name, *on).returncode == 0
     assert handoff("runs", *on).stdout == "no runs\n"
 
 
-def test_the_run_of_another_command(start, handoff, on):
+def test_the_run_of_another_command(start, handoff, on, gate):
     """cancel stops it, and that command ends with exit code 130; forget is not for it."""
-    process = start("run", "pipeline.py:sleepers", *on, "--", "n=1", "seconds=3", "tag=attended")
+    process = start("run", "pipeline.py:waiting", *on, "--", gate, "tag=attended")
     until(lambda: "attended" in handoff("runs", *on).stdout)
     refused = handoff("forget", "attended", *on)
     assert refused.returncode == 2

@@ -95,11 +95,11 @@ def test_a_cost_that_nobody_can_hold(handoff, where):
     assert "needs gpu 99, offers 1" in done.stderr
 
 
-def test_a_run_out_of_time(handoff, on):
+def test_a_run_out_of_time(handoff, on, gate):
     """Exit code 1, and what was asked for."""
-    done = handoff("run", "pipeline.py:sleepers", *on, "--timeout", "0.2", "--", "n=1", "seconds=9")
+    done = handoff("run", "pipeline.py:waiting", *on, "--timeout", "0.2", "--", gate)
     assert done.returncode == 1
-    assert "Error: run 'sleepers': it did not end within 0.2 s" in done.stderr
+    assert "Error: run 'waiting': it did not end within 0.2 s" in done.stderr
 
 
 def test_nobody_answers(handoff):

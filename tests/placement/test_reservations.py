@@ -136,3 +136,26 @@ def test_a_lost_worker_is_not_kept(drive) -> None:
     assert not d.engine._board.reserved
     free = d.engine.free("a")["cpu"]
     assert len(d.places()) == free, "all that was kept is used"
+
+
+def test_a_kept_worker_stays_at_work() -> None:
+    """What runs beside a reserved function gives its room to the next that does, time and again."""
+    engine = Engine(horizon=0.0)
+    engine.worker_added(WorkerSpec("gpu", "gpu", "h", {"cpu": 4, "gpu": 1}, 4))
+    engine.run_opened("run")
+    engine.functions_added("run", [FunctionSpec("train", {"gpu": 1}, code="train")])
+    engine.function_ready("train", 0.0)
+    assert [place.key for place in engine.poll(0.0)] == ["train"]
+    count = 200
+    specs = [FunctionSpec(i, {"cpu": 2}, code="small") for i in range(count)]
+    specs.append(FunctionSpec("next", {"cpu": 1, "gpu": 1}, code="next"))
+    engine.functions_added("run", specs)
+    for spec in reversed(specs):
+        engine.function_ready(spec.key, 1.0)
+    running = [place.key for place in engine.poll(1.0)]
+    for now in range(2, count):
+        engine.attempt_ended(running.pop(0), now, duration=1.0, done=True)
+        running += [place.key for place in engine.poll(now)]
+        assert running, f"nothing runs after {now} ends, and yet {engine.why('next')}"
+    engine.attempt_ended("train", count, duration=count, done=True)
+    assert "next" in [place.key for place in engine.poll(count)]
