@@ -19,7 +19,8 @@ from handoff_dask.errors import (
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
 
-Futures = Mapping[Hashable, Future[Any]]
+#: Quoted, as the oldest Dask has no generic futures.
+Futures = Mapping[Hashable, "Future[Any]"]
 
 
 async def ended(client: Client, futures: Futures) -> dict[Hashable, Any]:
