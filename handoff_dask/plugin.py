@@ -231,24 +231,24 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Take down how an attempt ended."""
         ts = self.scheduler.tasks[record.key]
         failure, record.failure = record.failure, None
+        spans = [s for s in facts.get("startstops") or () if s["action"] == "compute"]
         run, started, stopped = record.run, record.placed, time.time()
-        for span in facts.get("startstops") or ():
-            if span["action"] == "compute":
-                started, stopped = span["start"], span["stop"]
+        if spans:
+            started, stopped = spans[-1]["start"], spans[-1]["stop"]
         self.engine.attempt_ended(
             record.key,
             time.monotonic(),
-            duration=stopped - started if finish == "memory" else None,
+            duration=stopped - started if spans and finish == "memory" else None,
             done=finish == "memory",
         )
         if finish == "memory":
-            made, record.made = record.made, (record.worker, started)
-            if made == record.made:
-                # Its worker still had a result that was lost to the scheduler: no start.
+            if not spans or (record.worker, started) in record.made:
+                # The worker had the result already, which was lost to the scheduler: no start.
                 record.attempt -= 1
                 record.move("done")
                 self._after(record, finish)
                 return
+            record.made += ((record.worker, started),)
             if start == "processing" or record.lost is not None:
                 run.ended(record, "ok", started, stopped)
             else:

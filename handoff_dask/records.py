@@ -147,8 +147,8 @@ class FunctionRecord:
     late: tuple[str, ...] = ()
     #: Whether the next start waits for such a thread to end.
     parked: bool = False
-    #: Worker and start of the attempt that made the result.
-    made: tuple[str | None, float] | None = None
+    #: Worker and start of each attempt that made a result.
+    made: tuple[tuple[str | None, float], ...] = ()
     #: The attempt whose end is not known yet.
     lost: Any = None
     #: (address and name of the worker, how it ended) of each death that counts.
