@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from distributed import CancelledError, Client, Future
 
@@ -19,8 +19,8 @@ from handoff_dask.errors import (
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
 
-if TYPE_CHECKING:
-    Futures = Mapping[Hashable, Future[Any]]
+#: In quotes: the oldest Dask's futures take no parameter at run time.
+Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
 
 
 async def ended(client: Client, futures: Futures) -> dict[Hashable, Any]:

@@ -205,7 +205,9 @@ class Run:
         if limit is not None and not submission.options.detach:  # else the scheduler looks to it
             error = RunTimeoutError(self.dag_id, f"it did not end within {limit} s")
             self._limit = asyncio.get_running_loop().call_later(limit, self._out_of_time, error)
-        return self._watch(futures)
+        self._watch(futures)
+        self._ending()
+        return self
 
     async def follow(self) -> Run:
         """Watch a run that is on its way already; :func:`get_run` does."""
@@ -215,15 +217,26 @@ class Run:
         futures: list[Future[Any]] = [Future(key, client) for key in keys]
         # Only now: the scheduler answers with the states, which the futures must hear.
         await self._call("want", keys=keys, client=client.id)
-        return self._watch(futures)
+        self._watch(futures)
+        return self
 
-    def _watch(self, futures: Iterable[Future[Any]]) -> Run:
+    def _watch(self, futures: Iterable[Future[Any]]) -> None:
         self._awaited = dict(zip(self._outline.awaited, futures, strict=True))
         self.futures = {id_: self._awaited[id_] for id_ in self._outline.wanted}
-        self._outcome = asyncio.create_task(self._finish())
-        # Who never asks for the outcome is not told of it.
-        self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return self
+
+    def _ending(self) -> asyncio.Task[ExecutionResult]:
+        """Wait for the end and fetch the results: for a run that is followed, once asked to."""
+        if self._outcome is None:
+            self._outcome = asyncio.create_task(self._finish())
+            # Who never asks for the outcome is not told of it.
+            self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._outcome
+
+    @property
+    def _over(self) -> bool:
+        if self._outcome is not None:
+            return self._outcome.done()
+        return all(future.done() for future in self._awaited.values())
 
     def _out_of_time(self, error: RunTimeoutError) -> None:
         self._stopping = asyncio.create_task(self._stop(error))
@@ -277,10 +290,10 @@ class Run:
             await self._result(timeout)
 
     async def _result(self, timeout: float | None) -> ExecutionResult:
-        if self._outcome is None:
+        if self._outcome is None and not self._followed:
             raise self._stopped or RunCancelledError(self.dag_id, "it was never started")
         # The run goes on when one who waits for it gives up.
-        return await asyncio.wait_for(asyncio.shield(self._outcome), timeout)
+        return await asyncio.wait_for(asyncio.shield(self._ending()), timeout)
 
     async def _finish(self) -> ExecutionResult:
         try:

@@ -48,7 +48,7 @@ def bundle(run: Run) -> dict[str, Any]:
 
 async def draw(run: Run) -> tuple[str, bool]:
     """Return a run as HTML, and whether it has ended."""
-    ended = run._outcome is None or run._outcome.done()
+    ended = run._over
     try:
         counts, answer = await asyncio.wait_for(_ask(run), PATIENCE)
     except Exception:  # whatever the cluster's trouble is, it is not shown by a look at the run

@@ -241,3 +241,15 @@ async def test_a_worker_of_another_version(c, s, a, b):
     with pytest.warns(UserWarning, match=r"99\.0"):
         result = await execute(dag_of(*(Function(id=i, args=[], code=int) for i in range(20))))
     assert set(result.allocations.values()) == {a.address}
+
+
+@gen_cluster(client=True)
+async def test_following_fetches_nothing_by_itself(c, s, a, b):
+    """Results stay on the workers until somebody asks a followed run for them."""
+    dag = dag_of(Function(id="f", args=[], code=bytes, extra_args=[10]))
+    async with Client(s.address, asynchronous=True) as other:
+        await (await submit(dag, client=other, detach=True)).result()
+    run = await get_run("a dag")
+    assert (await run.status())["done"] == 1
+    assert run._outcome is None
+    assert (await run.result()).results == {"f": bytes(10)}

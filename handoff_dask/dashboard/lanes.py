@@ -10,6 +10,8 @@ __all__ = ["Lanes", "Row"]
 GAP = 0.08
 #: Seconds by which two attempts in a lane may seem to overlap: clocks are not exact.
 SLACK = 0.1
+#: Seconds within which an attempt may have begun later than it was placed.
+RECENT = 2.0
 #: How many lanes a row may be divided into.
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -33,14 +35,15 @@ class Row:
         self.place = 0
         self.lanes = 1
 
+    def free(self, now: float) -> list[int]:
+        """Return the lanes that are free at a time."""
+        return [lane for lane, until in enumerate(self.until) if until <= now + SLACK]
+
     def take(self, started: float, stopped: float) -> int:
-        """Return the first lane that is free at a time, and take it."""
-        for lane, until in enumerate(self.until):
-            if until <= started + SLACK:
-                self.until[lane] = stopped
-                return lane
-        self.until.append(stopped)
-        return len(self.until) - 1
+        """Return the first lane that is free at a time, new if need be, and take it."""
+        lane = next(iter(self.free(started)), len(self.until))
+        self.until[lane : lane + 1] = [stopped]
+        return lane
 
     def y(self, lane: int) -> float:
         """Return where the middle of a lane is drawn."""
@@ -87,14 +90,15 @@ class Lanes:
         """Return the lane of an attempt that runs, and since when it runs as far as is known.
 
         What a worker was handed ahead is placed before it begins: not before its lane was free.
+        Only short functions are, so that it cannot have been long ago.
         """
         found = self.taken.get(attempt)
         if found is None:
             row = self.row(worker)
-            free = [until if until <= now + SLACK else 0.0 for until in row.until]
-            lane = row.take(now, float("inf"))
-            since = max(placed, free[lane]) if lane < len(free) else placed
-            found = self.taken[attempt] = worker, lane, since
+            since = placed
+            if now <= placed + RECENT and not row.free(placed) and (free := row.free(now)):
+                since = max(placed, row.until[free[0]])
+            found = self.taken[attempt] = worker, row.take(since, float("inf")), since
         return found[1], found[2]
 
     def ended(self, attempt: Hashable, worker: str, started: float, stopped: float) -> int:
