@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Seconds that a worker or its nanny have to answer.
 ANSWER = 10.0
 #: Seconds in which a worker whose nanny knows nothing may still say that it closed in order.
-LAST_WORD = 1.0
+LAST_WORD = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -215,9 +215,11 @@ class Losses:
             started = record.placed if end.started is None else end.started[lost.number]
             message = None
             if lost.outcome == "worker-lost":
-                message = end.reason or (
-                    "it was lost" if lost.counts else "it closed in order; this does not count"
-                )
+                message = end.reason or ("it was lost" if lost.counts else "it closed in order")
+                if not lost.counts:
+                    message += "; this does not count"
+            if end.started is None:
+                message = f"{message or 'it was taken back'}; nobody knows whether it had started"
             record.run.ended(
                 record, lost.outcome, started, max(started, lost.stopped), message=message
             )

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 #: Bytes in the unit of ``memory``.
 MB = 10**6
 #: Seconds that a worker that closes waits for its last word to reach the scheduler.
-PATIENCE = 2.0
+PATIENCE = 5.0
 
 
 class HandoffWorkerPlugin(Shipped, TaskEnds):
