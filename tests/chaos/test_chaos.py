@@ -162,7 +162,9 @@ def mismatches(dag, status, starts):
             f"{a.outcome} on {a.worker_name}, {a.message}" for a in tried
         )
         started = starts.get((dag.id, id_), 0)
-        if len(tried) != started:
+        # A worker that was given up and whose nanny was closed right then: the ledger says so.
+        unknown = sum("nobody knows" in (a.message or "") for a in tried)
+        if not len(tried) - unknown <= started <= len(tried):
             yield f"{started} starts of {shown}"
         if [a.number for a in tried] != list(range(1, len(tried) + 1)):
             yield f"numbers {[a.number for a in tried]} of {shown}"
@@ -255,9 +257,9 @@ def check_end(dag, right, mode, end, root):
 async def assert_nothing_is_left(c, s, monkey):
     """No task, no record, no claim; every worker has all it offers."""
     plugin = s.plugins["handoff"]
-    gc.collect()  # errors refer to the runs that they ended
 
     async def leftovers():
+        gc.collect()  # errors refer to the runs that they ended
         found = {
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
