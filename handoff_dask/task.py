@@ -245,7 +245,7 @@ def _devices(needed: bool) -> Iterator[None]:
 def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
     """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
     task = None if timeout is None else _compat.this_task()
-    if task is None:
+    if timeout is None or task is None:
         yield
         return
     started = time.time()
