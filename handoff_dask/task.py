@@ -244,7 +244,7 @@ def _devices(needed: bool) -> Iterator[None]:
 @contextmanager
 def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
     """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
-    task = _compat.this_task()
+    task = None if timeout is None else _compat.this_task()
     if timeout is None or task is None:
         yield
         return

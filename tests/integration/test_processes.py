@@ -312,7 +312,7 @@ def test_ctrl_c_cancels_the_run(client, tmp_path):
     process = run_script(
         tmp_path,
         """
-        import sys, time
+        import signal, sys, time
         from pathlib import Path
         from distributed import Client
         from handoff_dask import DAG, Function, execute
@@ -322,6 +322,8 @@ def test_ctrl_c_cancels_the_run(client, tmp_path):
             time.sleep(1)
 
         if __name__ == "__main__":
+            # What runs in the background, as these tests may, ignores it from the start.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             with Client(sys.argv[1]) as client:
                 dag, path = DAG(), sys.argv[2]
                 for i in range(1000):
