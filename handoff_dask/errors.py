@@ -279,7 +279,12 @@ class FunctionFailedError(HandoffError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions leave their cause behind when pickled; for this one it is half the message.
-        cause = None if self.__cause__ is None else cloudpickle.dumps(sendable(self.__cause__))
+        cause = None
+        if self.__cause__ is not None:
+            # In its place: Dask's own way to pickle exceptions takes the cause along from there.
+            self.__cause__ = sendable(self.__cause__)
+            self.__context__ = self.__cause__
+            cause = cloudpickle.dumps(self.__cause__)
         try:
             partial = cloudpickle.dumps(self.partial)
         except Exception:  # results that exist here only

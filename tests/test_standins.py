@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import threading
 
 import pytest
 from distributed.utils_test import gen_cluster
+from tblib import pickling_support
 
 from handoff_dask import DAG, ExecutionResult, Function, FunctionFailedError, StandInError, execute
 from tests.support import assert_clean
@@ -93,8 +95,13 @@ async def test_a_reason_that_cannot_travel(c, s, a, b):
     assert type(caught.value.__cause__) is ValueError
 
 
-def test_errors_travel_without_what_cannot():
+@pytest.mark.parametrize("with_traceback", [False, True])
+def test_errors_travel_without_what_cannot(monkeypatch, with_traceback):
     """A FunctionFailedError survives pickle whatever its cause and its partial result hold."""
+    monkeypatch.delitem(copyreg.dispatch_table, FunctionFailedError, raising=False)
+    if with_traceback:  # as Dask has them sent, once it was at work
+        pickled = pickling_support.pickle_exception
+        monkeypatch.setitem(copyreg.dispatch_table, FunctionFailedError, pickled)
     error = FunctionFailedError("f", (), "Locked: locked")
     error.__cause__ = Locked()
     error.partial = ExecutionResult("dag", {"g": threading.Lock()})
