@@ -51,18 +51,22 @@ class Monkey:
     def __init__(self, rng, scheduler, cls, root):
         self.rng, self.scheduler, self.cls, self.root = rng, scheduler, cls, root
         self.workers = []
+        self.offers = {}
         self.added = 0
         self.calm = asyncio.Event()
         self.done = []
 
     async def add(self):
-        offer = OFFERS[self.added % len(OFFERS)]
+        offered = [self.offers[worker] for worker in self.workers]
+        # What no worker offers any more comes first, so that nothing is impossible for long.
+        offer = min(OFFERS, key=offered.count)
         self.added += 1
         worker = self.cls(
             self.scheduler.address, nthreads=2, name=self.added, resources=offer, memory_limit=0
         )
         with suppress(RuntimeError):  # one that does not get up
             self.workers.append(await worker)
+            self.offers[worker] = offer
 
     async def rage(self):
         """Do harm until calmed, or tired: who does it for ever lets nothing end."""
