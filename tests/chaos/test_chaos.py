@@ -110,12 +110,10 @@ class Monkey:
     async def drop(self):
         """Have the scheduler give up a worker, as if it had not been heard of."""
         worker = self.victim()
-        if self.cls is not Nanny:
-            self.workers.remove(worker)
+        self.workers.remove(worker)
         if self.address(worker) is not None:
             await self.scheduler.remove_worker(self.address(worker), stimulus_id="monkey")
-        if self.cls is not Nanny:
-            await worker.close()
+        await worker.close()
 
     async def pause(self):
         worker = self.victim()
