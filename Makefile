@@ -66,7 +66,7 @@ docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation, docs/_bu
 
 clean:  ## Remove environments, builds, caches and what the demo made
 	rm -rf $(VENV) $(OLDEST) $(BROWSER) build dist *.egg-info image_pipeline_output
-	rm -rf docs/_build docs/notebooks
+	rm -rf docs/_build docs/jupyter_execute docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -23,7 +23,7 @@ extensions = [
     "sphinx_copybutton",
     "handoff_pages",
 ]
-exclude_patterns = ["_build", "README.md"]
+exclude_patterns = ["_build", "jupyter_execute", "README.md"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 
 # Pages

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CHANGED = "somebody changed its cost or restrictions while it was held"
+
 
 class HandoffPlugin(Shipped, SchedulerPlugin):
     """Places the functions of Handoff runs, records where they ran, and enforces their retries.
@@ -339,20 +341,20 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         record = self.records.get(place.key)
         ws = self.scheduler.workers.get(place.worker)
         if record is None or ws is None or ws not in self.scheduler.running:
-            # The worker changed without a word.
             self.engine.attempt_ended(place.key, time.monotonic())
             if place.worker in self.registry.names:
                 self.engine.worker_running(place.worker, False)
             if record is not None:
                 self.ready(record)
             return False
-        ts = self.scheduler.tasks[record.key]
-        row = record.row
-        if not _compat.is_held(ts):
+        ts, row = self.scheduler.tasks[record.key], record.row
+        if place.worker in record.late or not _compat.is_held(ts):
             self.engine.attempt_ended(record.key, time.monotonic())
-            problem = "somebody changed its cost or restrictions on the scheduler while it was held"
-            self.doomed.append((record, HandoffError(f"function {row.label}: {problem}")))
-            self.ask()
+            # Dask would take the old thread, where it goes on, for the new attempt: wait for it.
+            record.parked = place.worker in record.late
+            if not record.parked:
+                self.doomed.append((record, HandoffError(f"function {row.label}: {_CHANGED}")))
+                self.ask()
             return False
         _compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)

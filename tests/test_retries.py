@@ -7,7 +7,7 @@ import itertools
 from functools import partial
 
 import pytest
-from distributed import Event
+from distributed import Event, Status
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
@@ -216,6 +216,30 @@ async def test_timeout_in_the_last_attempt(c, s, a, b):
     assert isinstance(caught.value.__cause__, TimeoutError)
     assert [attempt.outcome for attempt in caught.value.attempts] == ["timeout"]
     await go.set()
+    await assert_clean(s, a, b)
+
+
+@on_cluster(config={"distributed.worker.memory.pause": False})
+async def test_a_late_thread_where_the_others_pause(c, s, a, b):
+    """The retry waits, too, if other workers exist and none of them takes functions."""
+    started, go = await Event("started"), await Event("go")
+    await execute(dag_of(Function(id=0, args=[], code=int)))
+    b.status = Status.paused
+    while s.workers[b.address] in s.running:
+        await asyncio.sleep(0.01)
+    run = await submit(dag_of(Function(id=1, args=[], code=late, timeout=0.05)))
+    await started.wait()
+    while not (await run.status())["attempts"].get(1):
+        await asyncio.sleep(0.01)
+    for _ in range(20):  # the loop gets to whatever the scheduler has in mind
+        assert (await run.progress())["held"] == 1
+    assert len(SEEN) == 1
+    await go.set()
+    result = await run.result()
+    assert result.results == {1: 2}
+    assert [attempt.outcome for attempt in result.attempts[1]] == ["timeout", "ok"]
+    b.status = Status.running
+    del run
     await assert_clean(s, a, b)
 
 
