@@ -49,6 +49,7 @@ async def finished(client: Client, futures: Futures) -> dict[Hashable, Any]:
         except CancelledError:
             raise
         except Exception as error:
+            forget_frames(error)
             if _failed(futures) == failed:
                 raise unfetched(error) from error
             continue  # one was lost, made again, and failed
@@ -57,6 +58,15 @@ async def finished(client: Client, futures: Futures) -> dict[Hashable, Any]:
 
 def _failed(futures: Futures) -> set[Hashable]:
     return {id_ for id_, future in futures.items() if future.status == "error"}
+
+
+def forget_frames(error: BaseException) -> None:
+    """Have an exception, as gather raised it, not refer to where that was.
+
+    The client keeps it with the state of its future, and with it the frames, and with these every
+    future that they hold: results would stay on the cluster.
+    """
+    error.__traceback__ = None
 
 
 def unfetched(error: Exception) -> HandoffError:
