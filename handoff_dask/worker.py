@@ -51,7 +51,11 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         #: What the worker declared without us.
         self._before = dict(worker.state.total_resources)
         worker.handlers.update(self.handlers)
-        await self._note_starts()
+        path = await self._starts_path()
+        if worker.plugins.get(self.name) is not self:
+            return  # replaced: a worker that joins may get the plugin twice
+        # A thread runs one function and may have 128 handed ahead: see the placement engine.
+        self.starts = Starts(1024 + 256 * worker.state.nthreads, path, worker.id)
         declared = {name.lower() for name in self._before}
         found = find_capabilities(worker)
         await self.declare({n: v for n, v in found.items() if n not in declared})
@@ -83,11 +87,9 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         _compat.restore_resources(self.worker, self._before)
         return self._before
 
-    async def _note_starts(self) -> None:
-        """Keep a record of what is started, for a nanny to read should this process be killed."""
+    async def _starts_path(self) -> str | None:
+        """Return the file that the nanny, if there is one, reads should this process be killed."""
         worker = self.worker
-        # A thread runs one function and may have 128 handed ahead: see the placement engine.
-        places = 1024 + 256 * worker.state.nthreads
         path = None
         if worker.nanny:
             path = os.environ.get(VARIABLE)
@@ -96,7 +98,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 with suppress(Exception):
                     asking = worker.rpc(str(worker.nanny)).handoff_starts()
                     path = await asyncio.wait_for(asking, PATIENCE)
-        self.starts = Starts(places, path, worker.id)
+        return path
 
     async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float, bool]]:
         """Take placements back: of the calls (key, placement), those not started never will be.
@@ -130,6 +132,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 await self._last_word(self.starts)
             self.starts.close()
             self.starts = None
+        _compat.restore_resources(worker, self._before)
         _bootstrap.remove()
 
     async def _last_word(self, starts: Starts) -> None:
@@ -150,14 +153,12 @@ async def send_plugins(scheduler: Scheduler) -> None:
         (scheduler.register_nanny_plugin, HandoffNannyPlugin()),
         (scheduler.register_worker_plugin, HandoffWorkerPlugin()),
     ):
-        for again in (False, True):
-            try:
-                await register(None, pickle.dumps(plugin), name=plugin.name, idempotent=not again)
-                break
-            except OSError:
-                # One went away meanwhile. Those that come later know already; once more for those
-                # that are there.
-                logger.info("Sending %s once more", type(plugin).__name__, exc_info=True)
+        try:
+            await register(None, pickle.dumps(plugin), name=plugin.name, idempotent=True)
+        except OSError:
+            # One went away meanwhile. It is on its way to the others, and those that come later
+            # are told when they join.
+            logger.info("Not everybody got %s", type(plugin).__name__, exc_info=True)
 
 
 async def take_plugins_back(scheduler: Scheduler) -> None:
