@@ -74,6 +74,11 @@ def unfetched(error: Exception) -> HandoffError:
     return HandoffError(f"the results cannot be fetched: {type(error).__name__}: {error}")
 
 
+def described(error: BaseException | None) -> str:
+    """Say what an error is, in a line."""
+    return str(error) if isinstance(error, StandInError) else f"{type(error).__name__}: {error}"
+
+
 def failure(
     nodes: Sequence[Node], index: int, causes: Mapping[int, BaseException], report: RunReport
 ) -> HandoffError:
@@ -88,8 +93,7 @@ def failure(
         return AllocationError(
             id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
         )
-    named = isinstance(cause, StandInError)
-    problem = str(cause) if named else f"{type(cause).__name__}: {cause}"
+    problem = described(cause)
     if node.kind != "function":
         problem = f"the {node.kind} of one of its arguments: {problem}"
     error = FunctionFailedError(id_, report.attempts_by_index().get(index, ()), problem)
