@@ -49,6 +49,7 @@ async def finished(client: Client, futures: Futures) -> dict[Hashable, Any]:
         except CancelledError:
             raise
         except Exception as error:
+            forget_frames(error)
             if _failed(futures) == failed:
                 raise unfetched(error) from error
             continue  # one was lost, made again, and failed
@@ -59,9 +60,23 @@ def _failed(futures: Futures) -> set[Hashable]:
     return {id_ for id_, future in futures.items() if future.status == "error"}
 
 
+def forget_frames(error: BaseException) -> None:
+    """Have an exception, as gather raised it, not refer to where that was.
+
+    The client keeps it with the state of its future, and with it the frames, and with these every
+    future that they hold: results would stay on the cluster.
+    """
+    error.__traceback__ = None
+
+
 def unfetched(error: Exception) -> HandoffError:
     """Return the error for results that exist but do not arrive: they cannot be unpickled here."""
     return HandoffError(f"the results cannot be fetched: {type(error).__name__}: {error}")
+
+
+def described(error: BaseException | None) -> str:
+    """Say what an error is, in a line."""
+    return str(error) if isinstance(error, StandInError) else f"{type(error).__name__}: {error}"
 
 
 def failure(
@@ -78,8 +93,7 @@ def failure(
         return AllocationError(
             id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
         )
-    named = isinstance(cause, StandInError)
-    problem = str(cause) if named else f"{type(cause).__name__}: {cause}"
+    problem = described(cause)
     if node.kind != "function":
         problem = f"the {node.kind} of one of its arguments: {problem}"
     error = FunctionFailedError(id_, report.attempts_by_index().get(index, ()), problem)

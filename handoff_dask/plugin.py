@@ -68,7 +68,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.foreign = Foreign(self)
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
-        self._limit = _compat.keep_unrunnable(scheduler, self._held)
+        self._limit = _compat.keep_unrunnable(
+            scheduler, lambda: [key for key, r in self.records.items() if r.state == "held"]
+        )
         self.registry = Registry(self)
         self.claims = Claims(self.registry.names)
         self.service = Service(self)
@@ -78,9 +80,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         facts = {"version": __version__, "strangers": self.registry.strangers}
         scheduler.set_metadata([self.name], facts)
         await send_plugins(scheduler)
-
-    def _held(self) -> list[Any]:
-        return [key for key, record in self.records.items() if record.state == "held"]
 
     async def uninstall(self) -> None:
         """Leave the scheduler and its workers as they were."""
@@ -339,6 +338,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def _place(self, place: Place) -> bool:
         record = self.records.get(place.key)
+        if record is not None and self.retries.parks(record, place.worker):
+            return False
         ws = self.scheduler.workers.get(place.worker)
         if record is None or ws is None or ws not in self.scheduler.running:
             self.engine.attempt_ended(place.key, time.monotonic())

@@ -78,6 +78,17 @@ class Retries:
             self.plugin.ready(record)
         self.plugin.ask()
 
+    def parks(self, record: FunctionRecord, worker: str) -> bool:
+        """Whether a function has to wait, before it is placed there, for a late attempt to end.
+
+        The engine avoids that worker, but has no other when the rest went away.
+        """
+        if worker not in record.late:
+            return False
+        self.plugin.engine.attempt_ended(record.key, time.monotonic())
+        record.parked = True
+        return True
+
     def outlives(self, record: FunctionRecord, number: int) -> None:
         """Keep the claim of an attempt that was taken back while its thread goes on."""
         worker, claim = record.worker, ("late", record.key, number)

@@ -341,6 +341,7 @@ class Run:
         except CancelledError:
             raise
         except Exception as problem:
+            gathering.forget_frames(problem)
             error = await self._failure()
             if error is None:
                 raise gathering.unfetched(problem) from problem

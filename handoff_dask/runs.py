@@ -19,6 +19,7 @@ from handoff_dask.errors import (
     UnknownFunctionError,
     UnknownRunError,
 )
+from handoff_dask.gathering import described
 from handoff_dask.outline import Outline
 from handoff_dask.run import Run
 from handoff_dask.submission import dag_label, function_label
@@ -180,7 +181,7 @@ def get_result(
             await ended(client, future, timeout)
             if future.status != "error":
                 return await future
-            error = await future.exception()
+            error = await _cause(client, dag_id, key[1]) or await future.exception()
         except CancelledError:
             if future.status != "cancelled":
                 raise
@@ -195,10 +196,25 @@ def get_result(
         finally:
             # An error's traceback would keep the future, and with it the result, on the cluster.
             future.release()
-        problem = f"{type(error).__name__}: {error}"
-        raise FunctionFailedError(function_id, problem=problem) from error
+        raise FunctionFailedError(function_id, problem=described(error)) from error
 
     return sync(client, get)
+
+
+async def _cause(client: Client, dag_id: Hashable, index: int) -> BaseException | None:
+    """Return the error of a node, or of the one on its way there that failed."""
+    packed = await call(client, "outline", dag_id=dag_label(dag_id))
+    if packed is None:
+        return None
+    run = Run(Outline.unpacked(packed), client)
+    _, causes = await run._report()
+    ahead = [index]
+    while ahead:
+        at = ahead.pop()
+        if at in causes:
+            return causes[at]
+        ahead.extend(run._outline.nodes[at].dependencies)
+    return None
 
 
 async def _unknown(client: Client, dag_id: Hashable) -> HandoffError:

@@ -20,6 +20,8 @@ from handoff_dask import (
     WorkerLostError,
     current,
     execute,
+    forget,
+    get_result,
     register_node,
     submit,
 )
@@ -161,6 +163,13 @@ def test_an_exception_that_only_the_worker_knows(client, tmp_path):
     assert "in work" in cause.traceback_text
     (attempt,) = caught.value.attempts
     assert (attempt.error_type, attempt.message) == ("Odd", "so odd")
+    dag = DAG("odd").add_function(Function(id="f", args=[], code=work, max_retries=0))
+    dag.add_function(Function(id="g", args=["f"], code=str))
+    submit(dag, detach=True)
+    for id_ in ("f", "g"):
+        with pytest.raises(FunctionFailedError, match="Odd: so odd"):
+            get_result("odd", id_, timeout=30)
+    forget("odd")
 
 
 def test_sys_exit_fails_the_function_alone(client):
