@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHANGED = "somebody changed its cost or restrictions while it was held"
-
 
 class HandoffPlugin(Shipped, SchedulerPlugin):
     """Places the functions of Handoff runs, records where they ran, and enforces their retries.
@@ -50,8 +48,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin: install the handlers and ask every worker what it offers."""
-        if self.name in scheduler.plugins:
-            return  # another client, or the preload, was a moment faster
+        if self.name in scheduler.plugins:  # another client, or the preload, was a moment faster
+            return
         scheduler.add_plugin(self, name=self.name, idempotent=True)
         self.scheduler = scheduler
         self.engine = Engine(
@@ -342,6 +340,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             return False
         ws = self.scheduler.workers.get(place.worker)
         if record is None or ws is None or ws not in self.scheduler.running:
+            # The worker changed without a word.
             self.engine.attempt_ended(place.key, time.monotonic())
             if place.worker in self.registry.names:
                 self.engine.worker_running(place.worker, False)
@@ -349,13 +348,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 self.ready(record)
             return False
         ts, row = self.scheduler.tasks[record.key], record.row
-        if place.worker in record.late or not _compat.is_held(ts):
+        if not _compat.is_held(ts):
             self.engine.attempt_ended(record.key, time.monotonic())
-            # Dask would take the old thread, where it goes on, for the new attempt: wait for it.
-            record.parked = place.worker in record.late
-            if not record.parked:
-                self.doomed.append((record, HandoffError(f"function {row.label}: {_CHANGED}")))
-                self.ask()
+            problem = "somebody changed its cost or restrictions on the scheduler while it was held"
+            self.doomed.append((record, HandoffError(f"function {row.label}: {problem}")))
+            self.ask()
             return False
         _compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
