@@ -8,7 +8,6 @@ from functools import partial
 from distributed import Event
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import DAG
 from tests.support import where
 
 WORKERS = [
@@ -45,13 +44,6 @@ def track(i):
     DEPTH.append(len(RUNNING))
     Event(f"never-{i}").wait(timeout=0.02)
     RUNNING.remove(i)
-
-
-def dag_of(*functions):
-    dag = DAG("a dag")
-    for function in functions:
-        dag.add_function(function)
-    return dag
 
 
 async def until(condition):

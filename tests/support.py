@@ -7,6 +7,16 @@ import json
 
 from distributed import get_worker
 
+from handoff_dask import DAG
+
+
+def dag_of(*functions, id="a dag"):
+    """Return a DAG of functions."""
+    dag = DAG(id)
+    for function in functions:
+        dag.add_function(function)
+    return dag
+
 
 def where(*_):
     """Tell on which worker this runs."""

@@ -9,8 +9,9 @@ import pytest
 from distributed.diagnostics import nvml
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import DAG, Function, current, discover_nodes, execute, execute_local
+from handoff_dask import Function, current, discover_nodes, execute, execute_local
 from handoff_dask.devices import Devices, visible_gpus
+from tests.support import dag_of
 
 
 @pytest.mark.parametrize(
@@ -102,13 +103,6 @@ def test_a_declaration_that_changes():
 
 def gpus(*_):
     return current().gpus
-
-
-def dag_of(*functions):
-    dag = DAG()
-    for function in functions:
-        dag.add_function(function)
-    return dag
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 2, {"resources": {"GPU": 2}})])

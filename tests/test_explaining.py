@@ -6,8 +6,8 @@ import pytest
 from distributed import Event
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import DAG, Function, collocated, explain, submit
-from tests.support import assert_clean, where
+from handoff_dask import Function, collocated, explain, submit
+from tests.support import assert_clean, dag_of, where
 
 WORKERS = [
     ("127.0.0.1", 2, {"resources": {"cpu": 2, "memory": 1000}}),
@@ -18,13 +18,6 @@ WORKERS = [
 def hold():
     Event("started").set()
     Event("go").wait()
-
-
-def dag_of(*functions):
-    dag = DAG()
-    for function in functions:
-        dag.add_function(function)
-    return dag
 
 
 @gen_cluster(nthreads=WORKERS, client=True)

@@ -18,7 +18,6 @@ from tests.gate import (
     DEPTH,
     FRACTIONS,
     SEEN,
-    dag_of,
     hold,
     note,
     on_cluster,
@@ -26,7 +25,7 @@ from tests.gate import (
     track,
     until,
 )
-from tests.support import assert_clean, where
+from tests.support import assert_clean, dag_of, where
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,13 @@ from handoff_dask import (
 )
 from tests.gate import (
     SEEN,
-    dag_of,
     hold,
     note,
     on_cluster,
     one_held,
     until,
 )
-from tests.support import assert_clean, where
+from tests.support import assert_clean, dag_of, where
 
 
 @on_cluster(config={"distributed.worker.memory.pause": False})

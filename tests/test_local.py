@@ -7,11 +7,11 @@ import enum
 import operator
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from handoff_dask import (
-    DAG,
     Argument,
     CyclicDependencyError,
     Function,
@@ -21,13 +21,9 @@ from handoff_dask import (
     collocated,
     execute_local,
 )
+from tests import support
 
-
-def dag_of(*functions):
-    dag = DAG("d")
-    for function in functions:
-        dag.add_function(function)
-    return dag
+dag_of = partial(support.dag_of, id="d")
 
 
 def run(*functions, **options):

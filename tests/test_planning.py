@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from handoff_dask import (
-    DAG,
     AllocationError,
     Argument,
     CyclicDependencyError,
@@ -14,13 +13,7 @@ from handoff_dask import (
     execute_local,
     plan,
 )
-
-
-def dag_of(*functions):
-    dag = DAG()
-    for function in functions:
-        dag.add_function(function)
-    return dag
+from tests.support import dag_of
 
 
 def f(id_, *args, **fields):

@@ -11,7 +11,6 @@ from distributed import Event, Status
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
-    DAG,
     AllocationError,
     Function,
     FunctionFailedError,
@@ -21,7 +20,7 @@ from handoff_dask import (
     execute,
     submit,
 )
-from tests.support import assert_clean, where
+from tests.support import assert_clean, dag_of, where
 
 WORKERS = [
     ("127.0.0.1", 2, {"resources": {"cpu": 2, "memory": 1000}}),
@@ -45,13 +44,6 @@ def fail_until(good, error=ValueError):
     if me.attempt < good:
         raise error(f"attempt {me.attempt}")
     return me.attempt
-
-
-def dag_of(*functions):
-    dag = DAG("a dag")
-    for function in functions:
-        dag.add_function(function)
-    return dag
 
 
 @pytest.fixture(autouse=True)

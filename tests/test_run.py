@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
 
 import pytest
 from distributed import Client, Event
-from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
-    DAG,
     AllocationError,
     Function,
     FunctionFailedError,
@@ -22,34 +19,8 @@ from handoff_dask import (
     execute,
     submit,
 )
-from tests.support import assert_clean, where
-
-WORKERS = [
-    ("127.0.0.1", 2, {"resources": {"cpu": 2, "memory": 1000}}),
-    ("127.0.0.1", 2, {"resources": {"cpu": 2, "memory": 1000, "gpu": 1}}),
-]
-on_cluster = partial(gen_cluster, nthreads=WORKERS, client=True)
-
-
-#: What note() was called with; workers run in this process.
-RAN = []
-
-
-def note(*args):
-    RAN.append(args)
-    return len(args)
-
-
-def note_and_fail(*args):
-    RAN.append(args)
-    raise ValueError("always")
-
-
-def dag_of(*functions):
-    dag = DAG("a dag")
-    for function in functions:
-        dag.add_function(function)
-    return dag
+from tests.support import assert_clean, dag_of, where
+from tests.unlike import RAN, note, note_and_fail, on_cluster
 
 
 @on_cluster()

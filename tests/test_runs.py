@@ -7,7 +7,6 @@ from distributed import Client, Event
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
-    DAG,
     Argument,
     Function,
     FunctionFailedError,
@@ -27,7 +26,7 @@ from handoff_dask import (
     uninstall,
 )
 from handoff_dask import connection as connecting
-from tests.support import assert_clean
+from tests.support import assert_clean, dag_of
 
 
 def wait_for(name):
@@ -37,13 +36,6 @@ def wait_for(name):
 
 def fail(*_):
     raise LookupError("no such thing")
-
-
-def dag_of(*functions, id="a dag"):
-    dag = DAG(id)
-    for function in functions:
-        dag.add_function(function)
-    return dag
 
 
 def waiting(id="a dag", **kwargs):

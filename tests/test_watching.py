@@ -12,8 +12,9 @@ import pytest
 from distributed import Client, Event
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import DAG, Function, FunctionFailedError, submit, watching
+from handoff_dask import Function, FunctionFailedError, submit, watching
 from handoff_dask.widgets import live
+from tests import support
 from tests.support import assert_clean
 from tests.widgets.test_live import Widget
 
@@ -33,11 +34,7 @@ def fail(*args):
     raise ValueError("<b>always</b>")
 
 
-def dag_of(*functions, id="a <dag>"):
-    dag = DAG(id)
-    for function in functions:
-        dag.add_function(function)
-    return dag
+dag_of = partial(support.dag_of, id="a <dag>")
 
 
 GPUS = [Function(i, [], hold, cost={"gpu": 1}) for i in range(4)]

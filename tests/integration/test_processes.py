@@ -17,7 +17,6 @@ import pytest
 from distributed import Client, get_worker
 
 from handoff_dask import (
-    DAG,
     AllocationError,
     Argument,
     Function,
@@ -30,17 +29,11 @@ from handoff_dask import (
     resources_available,
     submit,
 )
+from tests.support import dag_of
 
 
 def where(*_):
     return get_worker().name
-
-
-def dag_of(*functions):
-    dag = DAG()
-    for function in functions:
-        dag.add_function(function)
-    return dag
 
 
 def wait_until(condition, timeout=30):

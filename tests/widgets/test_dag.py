@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
@@ -13,6 +14,7 @@ from handoff_dask.errors import DAGError
 from handoff_dask.graph import code_names
 from handoff_dask.widgets import boxes
 from handoff_dask.widgets.markup import WRONG
+from tests import support
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -29,11 +31,7 @@ def pack(data, source, target):
     return data
 
 
-def dag_of(*functions, id="d"):
-    dag = DAG(id)
-    for function in functions:
-        dag.add_function(function)
-    return dag
+dag_of = partial(support.dag_of, id="d")
 
 
 def pictured(dag):
