@@ -50,8 +50,9 @@ class Panel:
         self._next = 0.0
         self.heading = Div(sizing_mode="stretch_width", margin=(4, 8, 0, 8))
         self._legend = " ".join(
-            f'<span style="white-space:nowrap"><span style="{style}">&#9632;</span> {name}</span>'
-            for name, style in ((name, f"color:{color}") for name, color in self.legend.items())
+            '<span style="white-space:nowrap">'
+            f'<span style="color:{color}">&#9632;</span> {name}</span>'
+            for name, color in self.legend.items()
         )
 
     @property
