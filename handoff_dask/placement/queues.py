@@ -81,7 +81,7 @@ class Queue:
     def push(self, function: Function, footprint: float) -> None:
         """Take a function in."""
         run = function.run
-        entry = (-run.priority, -function.rank, -footprint, function.seq, function)
+        entry = (-run.priority, -function.urgency, -footprint, function.seq, function)
         function.entry = entry
         function.queue = self
         function.state = QUEUED
@@ -134,7 +134,7 @@ class Queue:
         for entry in entries:
             function = entry[4]
             if function.run is run:
-                entry = (-run.priority, -function.rank, -footprint, function.seq, function)
+                entry = (-run.priority, -function.urgency, -footprint, function.seq, function)
                 function.entry = entry
                 if function.seconds is not None and function.seconds < least:
                     least = function.seconds

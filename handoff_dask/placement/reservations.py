@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from handoff_dask.placement.board import Board
     from handoff_dask.placement.ledger import Cost, Worker
-    from handoff_dask.placement.queues import Queue
+    from handoff_dask.placement.queues import Entry, Queue
     from handoff_dask.placement.runs import Function
 
 __all__ = ["Reservation", "Reserver", "choose", "drain"]
@@ -25,6 +25,10 @@ _PATIENCE = 8.0
 _PATIENCE_PER_WORKER = 2.0
 #: Of the more urgent functions every so-manieth adds to that, too: urgency delays only so long.
 _URGENT = 16
+#: To be bypassed by functions that are as urgent counts only so much: somebody has to wait, and
+#: to empty a worker costs. It counts whole if their remaining path is shorter by a third.
+_EQUALS = 0.25
+_SHORTER = 1 / 3
 #: Beyond so many workers, every so-manieth placement is counted, that many times.
 _FEW = 16
 _SAMPLED = 4
@@ -143,6 +147,20 @@ def choose(
     return best
 
 
+def _harm(waiting: Entry, placed: Entry) -> float:
+    """How much of the placement of a function counts as a debt to one that waits.
+
+    If nobody knows how long either takes, all of it does.
+    """
+    head, function = waiting[4], placed[4]
+    if waiting[0] != placed[0] or placed < waiting or not head.rank:
+        return 1.0
+    if head.seconds is None or function.seconds is None:
+        return 1.0
+    shorter = max(0.0, 1 - function.rank / head.rank)
+    return _EQUALS + (1 - _EQUALS) * min(1.0, shorter / _SHORTER)
+
+
 class Reserver:
     """Who was bypassed for how long, and who gets a worker for it."""
 
@@ -188,7 +206,7 @@ class Reserver:
             if head is None or head[0] > entry[0] or not (aged or head < entry):
                 continue
             if other.need.fits(capacity):
-                other.debt += weight * part
+                other.debt += weight * part * _harm(head, entry)
                 if other.debt >= patience and self._reserve(other):
                     other.debt = 0.0
                     gone = gone or (worker.reservation is not None and not worker.reservation.soft)

@@ -25,6 +25,9 @@ DONE = 5  #: ended for good
 
 #: Rank anew once new knowledge concerns this share of the run's functions.
 _MOVED_SHARE = 0.1
+#: Remaining paths are compared in steps of this part of the run's longest: to measure the same
+#: functions again changes them by as much.
+_STEP = 0.01
 
 
 class Group:
@@ -60,7 +63,7 @@ class Function:
         "avoid", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family",
         "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
         "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
-        "tail", "token", "worker",
+        "tail", "token", "urgency", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -81,6 +84,8 @@ class Function:
         #: Seconds from its start to the end of the run, and the part after its own end.
         self.rank = 1.0
         self.tail = 0.0
+        #: The rank in whole steps: of functions that are as urgent the widest goes first.
+        self.urgency = 1.0
         #: Seconds it takes, as of the last ranking; None: unknown.
         self.seconds: float | None = None
         #: Whether that was measured of this very function, not of others of its code.
@@ -201,12 +206,18 @@ class Run:
                 known += 1
                 total += seconds
         mean = total / known if known else 1.0
+        longest = 0.0
         for f in reversed(order):
             seconds = f.seconds
             rank = f.rank = f.tail + (mean if seconds is None else seconds)
             for dependency in f.dependencies:
                 if dependency.tail < rank:
                     dependency.tail = rank
+            if rank > longest:
+                longest = rank
+        step = _STEP * longest
+        for f in order:
+            f.urgency = step * round(f.rank / step) if step else f.rank
         self.stale = False
         self._moved = 0
         # Often in the beginning, as little is known; later ranking may only cost so much.

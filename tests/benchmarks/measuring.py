@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -69,12 +70,12 @@ def measured(workload: Workload, spans: Iterable[Span]) -> Measured:
 
 @contextmanager
 def dask_cluster() -> Iterator[Any]:
-    """Start the workers in this process, which is enough for functions that sleep."""
-    from distributed import Client, Scheduler, SpecCluster, Worker
+    """Start each worker as a process of its own."""
+    from distributed import Client, Nanny, Scheduler, SpecCluster
 
     workers = {
         name: {
-            "cls": Worker,
+            "cls": Nanny,
             "options": {"nthreads": int(offer["cpu"]), "resources": dict(offer), "memory_limit": 0},
         }
         for name, offer in WORKERS.items()
@@ -88,6 +89,7 @@ def dask_cluster() -> Iterator[Any]:
         Client(cluster) as client,
     ):
         client.wait_for_workers(len(workers))
+        client.run(import_module, waiting.__module__)
         yield client
 
 

@@ -14,6 +14,7 @@ def stream(
     priority: float = 0,
     chain: int = 1,
     seconds: float | None = None,
+    big_seconds: float | None = None,
 ) -> int | None:
     """Keep workers busy with small functions that end one by one; return how many were placed
     before the big one was, None if that never happened."""
@@ -22,7 +23,9 @@ def stream(
         engine.worker_added(WorkerSpec(f"w{i}", f"n{i}", "h", {"cpu": 4}, 4))
     engine.run_opened("big", priority=0)
     engine.run_opened("small", priority=priority)
-    engine.functions_added("big", [FunctionSpec("big", big, pin=pin, code="big")])
+    engine.functions_added(
+        "big", [FunctionSpec("big", big, pin=pin, code="big", expected=big_seconds)]
+    )
     count = 200 * workers
     for i in range(count):
         key = ("small", i)
@@ -68,6 +71,19 @@ def test_more_urgent_functions_delay_only_so_long() -> None:
     """A stream of functions with longer paths behind them does not starve it either."""
     placed = stream(workers=2, small={"cpu": 1}, big={"cpu": 4}, chain=5)
     assert placed is not None and placed < 350
+
+
+def test_equals_wait_longer_than_the_more_urgent() -> None:
+    """Emptying a worker costs, so that a function waits longer for it behind some of its own
+    urgency than behind less urgent ones; but not for ever."""
+    one = {"cpu": 1}
+    equal, longer, unknown = (
+        stream(workers=2, small=one, big={"cpu": 4}, seconds=1.0, big_seconds=big)
+        for big in (1.0, 2.0, None)
+    )
+    assert equal is not None and longer is not None and unknown is not None
+    assert longer == unknown
+    assert 2 * longer < equal < 200
 
 
 def test_a_higher_priority_goes_first() -> None:

@@ -35,6 +35,20 @@ def test_hops_count_while_nothing_is_known() -> None:
     assert order(engine) == ["long", "short"]
 
 
+def test_the_widest_goes_first_of_those_that_are_as_urgent() -> None:
+    """What a measurement is off by anyway doesn't decide; what is wide is hard to fit in later."""
+    seconds = {"narrow": 1.004, "wide": 1.0, "longer": 1.02}
+    engine = one_slot(
+        *(
+            FunctionSpec(key, {"cpu": 4 if key == "wide" else 1}, token=key, code="f")
+            for key in seconds
+        )
+    )
+    for key, known in seconds.items():
+        engine.duration_known(key, known)
+    assert order(engine) == ["longer", "wide", "narrow"]
+
+
 def test_the_order_specs_come_in_does_not_matter() -> None:
     """Dependencies may come after their dependents."""
     engine = one_slot(
