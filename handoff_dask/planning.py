@@ -27,9 +27,9 @@ _MANY_THREADS = 10**6
 
 #: On a cluster no two functions end at the same instant, and which of two ends first decides what
 #: is placed next. So functions end a little apart in each of several simulations, of which the
-#: median one is the plan (an odd number). Large DAGs are their own average.
-_SIMULATIONS = 7
-_SIMULATIONS_OF_MANY, _MANY = 1, 5000
+#: median one is the plan: as many as place this number of functions, but no more than are of use.
+#: Large DAGs are their own average.
+_PLACED, _SIMULATIONS = 5000, 15
 #: A shift, and the digits that are told, as shares of the longest duration: the first can't be seen
 #: in the second.
 _JITTER, _DIGITS = 1e-9, 6
@@ -129,7 +129,7 @@ def plan(
         As for :func:`execute`.
     overhead
         Seconds that messages take: from the decision to start a function to its start and, on
-        average, from its end until the scheduler knows. 0.003 suits a cluster on one machine.
+        average, from its end until the scheduler knows. 0.002 suits a cluster on one machine.
 
     Returns
     -------
@@ -167,7 +167,8 @@ def plan(
     specs = function_specs(rows, range(len(nodes)))
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
     longest = max(seconds.values(), default=0.0)
-    count = _SIMULATIONS if len(nodes) < _MANY else _SIMULATIONS_OF_MANY
+    # Odd, so that there is a median.
+    count = min(_SIMULATIONS, _PLACED // max(1, len(nodes))) | 1
     runs = [
         simulate(
             specs,

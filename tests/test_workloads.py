@@ -151,7 +151,7 @@ FIGURES = [
 
 def test_the_table_shows_medians_means_and_the_worst():
     """Ratios are of the median of the rounds; a column that nobody measured is left out."""
-    text = table(FIGURES)
+    text = table(FIGURES).text()
     lines = text.splitlines()
     assert "Ray" not in text
     assert lines[2].split()[-5:] == ["1.800", "1.200", "1.000", "0.980", "-2.0%"]

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
+from pathlib import Path
 from statistics import median
 from uuid import uuid4
 
@@ -20,6 +22,10 @@ from distributed import Client, LocalCluster
 from handoff_dask import DAG, Function, RetryPolicy, execute
 from handoff_dask.graph import translate
 from handoff_dask.model.expansion import expand
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.tables import Table
 
 
 def add_one(x):
@@ -71,30 +77,42 @@ def handoff_seconds(client, dag):
     return took
 
 
-def main():
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--functions", type=int, default=10_000)
-    parser.add_argument("--pairs", type=int, default=5)
-    args = parser.parse_args()
+def measure(functions=10_000, pairs=5):
+    """Return the table: microseconds per function, medians of the pairs, and their ratio."""
+    body = []
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster,
         Client(cluster) as client,
     ):
-        print(f"{args.functions} functions, {args.pairs} pairs, 2 worker processes, 1 thread each")
-        print(f"{'':12}{'plain':>10}{'handoff':>10}{'ratio':>8}   (us per function)")
-        for name, make in (("flat", flat), ("chains", chains)):
-            dag = make(args.functions)
+        for name, make in (("independent", flat), ("in chains of 100", chains)):
+            dag = make(functions)
             # The first pair warms both up.
             execute(make(1000), client=client)
-            pairs = [
-                (plain_seconds(client, dag), handoff_seconds(client, dag))
-                for _ in range(args.pairs)
+            found = [
+                (plain_seconds(client, dag), handoff_seconds(client, dag)) for _ in range(pairs)
             ]
-            plain, ours = (median(times) / len(dag) * 1e6 for times in zip(*pairs, strict=True))
-            print(f"{name:12}{plain:10.0f}{ours:10.0f}{ours / plain:8.2f}", flush=True)
+            plain, ours = (median(times) / len(dag) * 1e6 for times in zip(*found, strict=True))
+            body.append(
+                [f"{functions} {name}", f"{plain:.0f}", f"{ours:.0f}", f"{ours / plain:.2f}"]
+            )
+    return Table(
+        ["functions", "plain Dask (us)", "Handoff (us)", "ratio"],
+        body,
+        title="A short function",
+        note="Microseconds per function that adds one, on two worker processes of one thread:\n"
+        "plain Dask with the finished graph, Handoff from the DAG to its result.",
+    )
+
+
+def main():
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--functions", type=int, default=10_000)
+    parser.add_argument("--pairs", type=int, default=5)
+    args = parser.parse_args()
+    print(measure(args.functions, args.pairs).text())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ Columns = dict[str, list[float]]
 
 
 #: Seconds of overhead that `plan` is told of: what suits a cluster on one machine.
-OVERHEAD = 0.003
+OVERHEAD = 0.002
 
 
 class Measured(NamedTuple):

@@ -1,4 +1,4 @@
-"""The suite's table, as text and markdown, and its plot."""
+"""The suite's table, its page and its plot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from statistics import median
+
+from tests.benchmarks.tables import Table
 
 __all__ = ["GOAL", "Figures", "markdown", "svg", "table"]
 
@@ -47,7 +49,8 @@ class Figures:
         return planned / happened - 1 if planned and happened else None
 
 
-def _rows(figures: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+def table(figures: Sequence[Figures]) -> Table:
+    """Return the table: a row per workload, the geometric mean and the worst."""
     columns = [c for c in COLUMNS if any(f.seconds.get(c) for f in figures)]
     head = ["workload", *(COLUMNS[c] for c in columns)]
     body = [[f"{f.workload} ({f.size})", *map(_number, map(f.ratio, columns))] for f in figures]
@@ -63,7 +66,7 @@ def _rows(figures: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
         for row, error in zip(body, [*errors, None, worst], strict=True):
             row.append("" if error is None else f"{error:+.1%}")
         body[-2][-1] = f"{mean:.1%}"
-    return head, body
+    return Table(head, body, totals=2)
 
 
 def _number(ratio: float | None) -> str:
@@ -74,20 +77,9 @@ def _geometric_mean(ratios: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
-def table(figures: Sequence[Figures]) -> str:
-    """Return the table for a terminal."""
-    head, body = _rows(figures)
-    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-    lines = []
-    for row in (head, *body):
-        first, *rest = row
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
-
-
-def markdown(figures: Sequence[Figures], facts: Mapping[str, str], plot: str) -> str:
+def markdown(
+    figures: Sequence[Figures], facts: Mapping[str, str], plot: str, others: Sequence[Table] = ()
+) -> str:
     """Return the page: the table, what it means and how it was made.
 
     Parameters
@@ -98,41 +90,39 @@ def markdown(figures: Sequence[Figures], facts: Mapping[str, str], plot: str) ->
         Where and how, a line each.
     plot
         File name of the plot, beside the page.
+    others
+        Tables of other things measured in the same run.
     """
-    head, body = _rows(figures)
     lines = [
-        "# Makespan",
+        "# Benchmarks",
+        "",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+        "## Makespan",
         "",
         "Makespan over that of the best schedule known: 1 is that schedule, less is better.",
         "",
         f"![Makespan over the best known, per workload]({plot})",
         "",
-        _line(head),
-        "|---" + "|---:" * (len(head) - 1) + "|",
-        *map(_line, body[:-2]),
-        *(_line([f"**{cell}**" if cell else "" for cell in row]) for row in body[-2:]),
-        "",
-        *(f"- {name}: {value}" for name, value in facts.items()),
+        *table(figures).markdown(),
         "",
         "Functions sleep, so that placement is all there is to measure, on four workers of unequal",
-        "capacity. The makespan is taken by the functions' own clock, from the first start to the",
-        "last stop. The best schedule known is the best of 200 perturbed list schedules that know",
-        f"every duration; durations are scaled so that it takes {GOAL:g} s. Each figure is the",
-        "median of the rounds.",
+        "capacity, a process each. The makespan is taken by the functions' own clock, from the",
+        "first start to the last stop. The best schedule known is the best of 200 perturbed list",
+        f"schedules that know every duration; durations are scaled so that it takes {GOAL:g} s.",
+        "Each figure is the median of the rounds.",
         "",
         "- plain Dask: the very graph that `execute()` sends, same `resources` annotations.",
         "- Ray: the same requests, one Ray node per worker; memory and gpu are custom resources.",
         "- first run: a new cluster, which knows no duration. What ends teaches it while it runs.",
         "- second run: the same DAG again, on the same cluster.",
-        "- `plan()`: what it predicts from the durations and 3 ms of overhead, and how far that is",
+        "- `plan()`: what it predicts from the durations and 2 ms of overhead, and how far that is",
         "  off the second run.",
         "",
     ]
+    for other in others:
+        lines += [*other.markdown(), ""]
     return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def svg(figures: Sequence[Figures]) -> str:

@@ -5,7 +5,8 @@
 
 Prints the ratio of plain Dask with the same annotations, of Handoff at its first run (durations
 unknown) and at its second (learned), and of Ray where it is installed, to the best of 200 perturbed
-list schedules; and how far `plan()` is off. About a minute per workload for three rounds.
+list schedules; how far `plan()` is off; and, with all workloads, what a short function and a
+decision cost. About two minutes per workload for three rounds.
 `--simulate` shows what the engine does in simulated time instead: seconds in all, for tuning it.
 """
 
@@ -24,10 +25,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks import measuring
+from tests.benchmarks import bench_engine, bench_overhead, measuring
 from tests.benchmarks.listing import best_known
 from tests.benchmarks.measuring import Measured
 from tests.benchmarks.report import GOAL, Figures, markdown, svg, table
+from tests.benchmarks.tables import Table
 from tests.benchmarks.workloads import TRACES, WORKERS, Workload, workloads
 
 PAGE, PLOT = "makespan.md", "makespan.svg"
@@ -150,13 +152,17 @@ def main() -> None:
     args = parser.parse_args()
     suite = scaled(args.workloads)
     if args.simulate:
-        print(table(simulate(suite, args.overhead)))
+        print(table(simulate(suite, args.overhead)).text())
         return
     figures = measure(suite, args.rounds, args.systems)
-    print(f"\n{table(figures)}")
+    costs: list[Table] = []
+    if not args.workloads:
+        costs = [bench_overhead.measure(pairs=args.rounds), bench_engine.measure(args.rounds)]
+    for found in (table(figures), *costs):
+        print(f"\n{found.text()}")
     if args.save is not None:
         args.save.mkdir(parents=True, exist_ok=True)
-        (args.save / PAGE).write_text(markdown(figures, facts(figures, args.rounds), PLOT))
+        (args.save / PAGE).write_text(markdown(figures, facts(figures, args.rounds), PLOT, costs))
         (args.save / PLOT).write_text(svg(figures))
         print(f"\nsaved as {args.save / PAGE} and {PLOT}")
 
