@@ -29,12 +29,14 @@ class Ahead:
         Functions that may wait per function of their kind that it runs.
     """
 
-    __slots__ = ("_horizon", "_most", "_placer")
+    __slots__ = ("_each", "_horizon", "_most", "_placer")
 
     def __init__(self, placer: Placer, *, horizon: float, most: int) -> None:
         self._placer = placer
         self._horizon = horizon
         self._most = most
+        #: How many functions wait ahead on a worker, on average.
+        self._each = 0
 
     def commit(self, came: bool, out: list[Place | Refuse]) -> None:
         """Top up the workers that changed; all of some, when functions came."""
@@ -44,8 +46,10 @@ class Ahead:
         if not board.short_queues:
             return
         workers = dict(placer.changed)
+        some = placer.cluster.sample()
         if came:
-            workers.update(dict.fromkeys(placer.cluster.sample()))
+            workers.update(dict.fromkeys(some))
+        self._each = sum(len(worker.ahead) for worker in some) // max(1, len(some))
         for worker in workers:
             if worker.running and worker.counts and worker.reservation is None:
                 while self._top_up(worker, out):
@@ -101,8 +105,8 @@ class Ahead:
         slots = worker.counts.get(best.cost, 0)
         if not slots:
             return False
-        # Near the end of a queue everybody gets a share of what is left.
-        fair = 1 + best.live // len(placer.cluster.workers)
+        # Nobody gets more than a share of what there is, handed over or not.
+        fair = 1 + best.live // len(placer.cluster.workers) + self._each
         most = min(self._most * slots, fair)
         budget = self._horizon * slots
         while len(worker.ahead) < most and board.usable(best):

@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, WorkerSpec
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from handoff_dask.placement import Engine, FunctionSpec, Place, WorkerSpec
 from tests.benchmarks.tables import Table
 
 READY = 100_000

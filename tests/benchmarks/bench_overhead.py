@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import sys
 import time
 from pathlib import Path
@@ -19,12 +20,11 @@ from uuid import uuid4
 
 from distributed import Client, LocalCluster
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from handoff_dask import DAG, Function, RetryPolicy, execute
 from handoff_dask.graph import translate
 from handoff_dask.model.expansion import expand
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tests.benchmarks.tables import Table
 
 
@@ -82,7 +82,11 @@ def measure(functions=10_000, pairs=5):
     body = []
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -76,7 +76,13 @@ def dask_cluster() -> Iterator[Any]:
     workers = {
         name: {
             "cls": Nanny,
-            "options": {"nthreads": int(offer["cpu"]), "resources": dict(offer), "memory_limit": 0},
+            "options": {
+                "nthreads": int(offer["cpu"]),
+                "resources": dict(offer),
+                "memory_limit": 0,
+                "dashboard": False,
+                "silence_logs": logging.CRITICAL,
+            },
         }
         for name, offer in WORKERS.items()
     }
@@ -85,7 +91,7 @@ def dask_cluster() -> Iterator[Any]:
         "options": {"dashboard": False, "dashboard_address": ":0", "port": 0},
     }
     with (
-        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR) as cluster,
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
         client.wait_for_workers(len(workers))

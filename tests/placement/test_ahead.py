@@ -77,6 +77,16 @@ def test_what_is_left_is_shared(drive) -> None:
     assert abs(len(d.engine._cluster.workers["b"].ahead) - 10) <= 6
 
 
+def test_a_trickle_goes_ahead_as_well(drive) -> None:
+    """What becomes ready bit by bit does not wait until workers have run dry."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, horizon=10.0)
+    short(d, range(42), {"cpu": 1})
+    d.poll()
+    short(d, range(100, 110), {"cpu": 1})
+    d.poll()
+    assert d.engine.counts("run").held <= 4
+
+
 def test_only_one_kind_waits_on_a_worker(drive) -> None:
     """Functions of another cost are neither mixed in nor placed behind: they would wait."""
     d = drive({"a": {"cpu": 1, "gpu": 1}})
