@@ -64,7 +64,8 @@ def table(figures: Sequence[Figures]) -> Table:
         mean = sum(map(abs, known)) / len(known)
         worst = max(known, key=abs)
         for row, error in zip(body, [*errors, None, worst], strict=True):
-            row.append("" if error is None else f"{error:+.1%}")
+            # Rounded first: there is no -0.0 %.
+            row.append("" if error is None else f"{round(error, 3) + 0.0:+.1%}")
         body[-2][-1] = f"{mean:.1%}"
     return Table(head, body, totals=2)
 
