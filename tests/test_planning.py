@@ -12,7 +12,9 @@ from handoff_dask import (
     collocated,
     execute_local,
     plan,
+    planning,
 )
+from handoff_dask.placement.simulation import SimulatedRun
 from tests.support import dag_of
 
 
@@ -97,3 +99,19 @@ def test_mistakes_are_named():
         plan(dag, {"w": {"gpu": 2}}, {"a": 1}, allocation_strategy="best")
     with pytest.raises(CyclicDependencyError):
         plan(dag_of(f("a", "a")), {"w": {}}, {"a": 1})
+
+
+@pytest.mark.parametrize(("size", "times"), [(3, 15), (1000, 5), (1250, 5), (6000, 1)])
+def test_small_dags_are_simulated_more_often(monkeypatch, size, times):
+    """Chance decides less in a large DAG, and simulating it takes long; there is always a median."""
+    made = []
+
+    def simulate(*args, seed, **options):
+        made.append(SimulatedRun({}, float(-seed), {}, {}))
+        return made[-1]
+
+    monkeypatch.setattr(planning, "simulate", simulate)
+    dag = dag_of(*(f(i) for i in range(size)))
+    found = plan(dag, {"a": {"cpu": 1}}, dict.fromkeys(range(size), 1.0))
+    assert len(made) == times
+    assert found.makespan == -(times // 2)

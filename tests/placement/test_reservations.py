@@ -84,6 +84,8 @@ def test_equals_wait_longer_than_the_more_urgent() -> None:
     assert equal is not None and longer is not None and unknown is not None
     assert longer == unknown
     assert 2 * longer < equal < 200
+    lower = stream(workers=2, small=one, big={"cpu": 4}, priority=-1, seconds=1.0, big_seconds=1.0)
+    assert lower == longer, "what is of lower priority is never an equal"
 
 
 def test_a_higher_priority_goes_first() -> None:
