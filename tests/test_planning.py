@@ -103,7 +103,7 @@ def test_mistakes_are_named():
 
 @pytest.mark.parametrize(("size", "times"), [(3, 15), (1000, 5), (1250, 5), (6000, 1)])
 def test_small_dags_are_simulated_more_often(monkeypatch, size, times):
-    """Chance decides less in a large DAG, and simulating it takes long; there is always a median."""
+    """Chance decides less in a large DAG, and it takes long; there is always a median."""
     made = []
 
     def simulate(*args, seed, **options):
