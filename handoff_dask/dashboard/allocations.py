@@ -33,6 +33,7 @@ from handoff_dask.dashboard.panel import (
     RED,
     VIOLET,
     Panel,
+    label,
     short,
 )
 
@@ -93,7 +94,7 @@ class Allocations(Panel):
         self._shown: list[Any] = []
         self._ended = ColumnDataSource(self._columns([]), name="ended")
         self._running = ColumnDataSource(self._columns([]), name="running")
-        self._names = ColumnDataSource({"x": [], "y": [], "name": []})
+        self._names = ColumnDataSource({"x": [], "y": [], "text": []})
         self._times = Range1d(0, 1)
         self._figure: Any = figure(
             x_range=self._times,
@@ -122,16 +123,7 @@ class Allocations(Panel):
             "line_width": 1.5,
         }
         bars = [plot.hbar(source=source, **style) for source in (self._ended, self._running)]
-        plot.text(
-            x="x",
-            y="y",
-            text="name",
-            x_offset=6,
-            text_baseline="middle",
-            text_font_size="11px",
-            text_color="#333333",
-            source=self._names,
-        )
+        label(plot, self._names)
         plot.add_tools(
             HoverTool(
                 renderers=bars,
@@ -273,10 +265,10 @@ class Allocations(Panel):
 
     def _name(self, bars: Sequence[Bar], now: float) -> None:
         """Write names next to bars."""
-        if bars or self._names.data["name"]:
+        if bars or self._names.data["text"]:
             ys = [self._lanes.rows[bar.worker].y(bar.lane) for bar in bars]
             names = [bar.label for bar in bars]
-            self._names.data = {"x": [now] * len(bars), "y": ys, "name": names}
+            self._names.data = {"x": [now] * len(bars), "y": ys, "text": names}
 
     def _axis(self) -> None:
         """Name the rows, some of them if there are many."""

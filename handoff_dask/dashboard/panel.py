@@ -15,6 +15,8 @@ from handoff_dask.dashboard.overview import plugin_of
 
 if TYPE_CHECKING:
     from bokeh.document import Document
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure
     from distributed import Scheduler
 
     from handoff_dask.plugin import HandoffPlugin
@@ -104,6 +106,20 @@ class Panel:
         """Begin to look, for as long as somebody has the document open."""
         self.tick()
         document.add_periodic_callback(without_property_validation(self.tick), TICK)
+
+
+def label(plot: figure, source: ColumnDataSource) -> None:
+    """Write what a source says, in bars: ``text`` right of ``x``, ``y``."""
+    plot.text(
+        x="x",
+        y="y",
+        text="text",
+        x_offset=6,
+        text_baseline="middle",
+        text_font_size="11px",
+        text_color="#222222",
+        source=source,
+    )
 
 
 def short(text: str) -> str:

@@ -20,7 +20,7 @@ from bokeh.plotting import figure
 
 from handoff_dask.dashboard import overview
 from handoff_dask.dashboard.overview import Amounts
-from handoff_dask.dashboard.panel import AMBER, BLUE, PALE, RED, Panel, amount_text, short
+from handoff_dask.dashboard.panel import AMBER, BLUE, PALE, RED, Panel, amount_text, label, short
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -82,16 +82,7 @@ class Resources(Panel):
         lacking = LinearColorMapper(palette=[AMBER, RED], low=0, high=1)
         color = {"field": "lacking", "transform": lacking}
         plot.hbar(y="y_asked", right="asked_end", height=0.16, fill_color=color, **style)
-        plot.text(
-            x="x",
-            y="y",
-            text="text",
-            x_offset=5,
-            text_baseline="middle",
-            text_font_size="11px",
-            text_color="#222222",
-            source=self._texts,
-        )
+        label(plot, self._texts)
         plot.add_tools(
             HoverTool(
                 renderers=[back],

@@ -120,7 +120,7 @@ async def test_allocations(c, s, a, b):
     assert list(OUTCOMES)[running["code"]] == "running"
     place = {row.name: row.place for row in panel._lanes.rows.values()}
     assert int(running["y"]) == place[str(b.name)]
-    assert rows(panel._names)[0]["name"] == "holds"
+    assert rows(panel._names)[0]["text"] == "holds"
     first, second = rows(panel._ended)
     assert first["what"] == "flaky of <busy>, attempt 1: error"
     assert second["what"] == "flaky of <busy>, attempt 2: ok"
