@@ -285,7 +285,8 @@ def _stop_unwatched(application: Any) -> None:
     if any(context.sessions for context in application.applications.values()):
         IOLoop.current().call_later(1, _stop_unwatched, application)
     else:
-        application.stop()
+        # No session is left to wait for, and the loop is running: newer Bokeh refuses to wait.
+        application.stop(wait=False)
 
 
 def dashboard_look() -> tuple[Any, Any]:
