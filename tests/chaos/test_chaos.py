@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from distributed import Nanny, Worker
+from distributed import Nanny, Status, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
@@ -301,6 +301,11 @@ async def test_processes(c, s, seed, rng, tmp_path):
     """On worker processes that are killed, retire, pause and join, every run ends as promised."""
     monkey = await wreak_havoc(c, s, rng, str(tmp_path), Nanny)
     await assert_nothing_is_left(c, s, monkey)
+    # Dask's nanny never ends if it is closed while it starts a worker again.
+    deadline = asyncio.get_running_loop().time() + 30
+    while any(n.process and n.process.status is Status.starting for n in monkey.workers):
+        assert asyncio.get_running_loop().time() < deadline, "a worker did not come back"
+        await asyncio.sleep(0.05)
     await asyncio.gather(*(worker.close() for worker in monkey.workers))
 
 
