@@ -29,7 +29,7 @@ from handoff_dask._compat_worker import (
 )
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
+    from distributed import Future, Scheduler
     from distributed.scheduler import TaskState
 
 __all__ = [
@@ -57,9 +57,11 @@ __all__ = [
     "remove_resources",
     "replace_exception",
     "restore_resources",
+    "settle_future",
     "started",
     "task_annotations",
     "this_task",
+    "watch_clients",
     "watch_exits",
     "worker_address",
 ]
@@ -178,6 +180,50 @@ def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
             return
 
 
+def watch_clients(
+    scheduler: Scheduler,
+    cancel: Callable[[list[Any], str, bool], list[Any]],
+    check_retry: Callable[[list[Any]], None],
+) -> Callable[[], None]:
+    """Have somebody else see to the keys that clients cancel, and Dask to those that it returns.
+
+    Dask follows dependents, and fails on one that no client wants: the stream of the client that
+    cancelled, and with it everything that the client has on the cluster, is lost.
+
+    Parameters
+    ----------
+    cancel
+        Called with the keys, the client's id and whether it cancels what others want, too.
+    check_retry
+        Called with the keys that a client has tried again; may raise.
+
+    Returns
+    -------
+    Callable
+        Ends that.
+    """
+    inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
+
+    def stimulus_cancel(
+        keys: Iterable[Any], client: str, force: bool = False, **kwargs: Any
+    ) -> None:
+        if others := cancel(list(keys), client, force):
+            inner(others, client, force=force, **kwargs)
+
+    def stimulus_retry(keys: Iterable[Any], client: str | None = None) -> Any:
+        check_retry(list(keys))
+        return retry(keys=keys, client=client)
+
+    def install(cancelling: Any, retrying: Any) -> None:
+        # Dask calls itself for dependents: by the attribute.
+        scheduler.stimulus_cancel = cancelling  # type: ignore[method-assign]
+        scheduler.stream_handlers["cancel-keys"] = cancelling
+        scheduler.handlers["retry"] = retrying
+
+    install(stimulus_cancel, stimulus_retry)
+    return lambda: install(inner, retry)
+
+
 def replace_exception(ts: TaskState, error: BaseException | None) -> None:
     """Have a task that erred say so with another exception."""
     ts.exception = pickle.dumps(error)  # type: ignore[assignment] # bytes are what Dask uses itself
@@ -206,6 +252,24 @@ def keep_unrunnable(
     callback = PeriodicCallback(refresh, scheduler.no_workers_timeout * 1000 / 4)
     callback.start()
     return callback
+
+
+# At a client
+
+
+def settle_future(future: Future[Any], state: str) -> None:
+    """Have a future take over the state that its task has on the scheduler.
+
+    Parameters
+    ----------
+    state
+        ``"memory"``, ``"erred"``, or another: then there is nothing to take over yet.
+    """
+    known = future._state
+    if known is not None and state == "memory":
+        known.finish()
+    elif known is not None and state == "erred":
+        known.set_error(RuntimeError("its error could not be read"), None)
 
 
 # On the scheduler's dashboard

@@ -177,7 +177,13 @@ async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:
     ClusterLostError
         The client has lost its scheduler.
     """
-    return await answered(client, getattr(client.scheduler, f"handoff_{handler}")(**kwargs))
+    return await ask(client, f"handoff_{handler}", **kwargs)
+
+
+async def ask(client: Client, handler: str, /, **kwargs: Any) -> Any:
+    """Call a handler of the scheduler; as :func:`call`."""
+    _require_scheduler(client)
+    return await answered(client, getattr(client.scheduler, handler)(**kwargs))
 
 
 async def answered(client: Client, answer: Awaitable[T]) -> T:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from distributed import CancelledError, Client, Future
+from distributed import Client, Future
 
 from handoff_dask import connection
 from handoff_dask.errors import (
     AllocationError,
+    ClusterLostError,
     FunctionFailedError,
     HandoffError,
     InvalidFunctionError,
     StandInError,
     WorkerLostError,
 )
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
 
@@ -23,41 +26,86 @@ from handoff_dask.records import RunReport
 Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
 
 
-async def ended(client: Client, futures: Futures) -> dict[Hashable, Any]:
-    """Gather the results of all that did not fail, once everything has ended."""
-    while True:
-        await connection.ended(client, list(futures.values()))
-        values = await finished(client, futures)
-        # A worker that was lost meanwhile took results with it; these are made again.
-        if values.keys() | _failed(futures) == futures.keys():
-            return values
+#: What a value that cannot be fetched leaves: its error.
+Problems: TypeAlias = "dict[Hashable, Exception]"
 
 
-async def finished(client: Client, futures: Futures) -> dict[Hashable, Any]:
-    """Gather the results that there are.
+async def settled(client: Client, futures: Futures) -> None:
+    """Wait until everything has ended, well or not."""
+    waiting = asyncio.ensure_future(connection.ended(client, list(futures.values())))
+    try:
+        await asyncio.wait([waiting])  # which raises if one of them is cancelled
+    finally:
+        waiting.cancel()
+        waiting.cancelled() or waiting.exception()
 
-    Raises
-    ------
-    HandoffError
-        There are results that do not arrive.
+
+def complete(futures: Futures, *parts: Mapping[Hashable, Any]) -> bool:
+    """Whether these parts hold everything that did not fail."""
+    failed = (id_ for id_, future in futures.items() if future.status in ("error", "cancelled"))
+    return futures.keys() == set(failed).union(*parts)
+
+
+async def finished(client: Client, futures: Futures) -> tuple[dict[Hashable, Any], Problems]:
+    """Fetch the results that there are.
+
+    Returns
+    -------
+    tuple
+        {function id: value}, and {function id: error} of those that cannot be sent or opened.
     """
-    while True:
-        failed = _failed(futures)
-        done = {id_: future for id_, future in futures.items() if future.status == "finished"}
+    done = {id_: future for id_, future in futures.items() if future.status == "finished"}
+    values = await gathered(client, done)
+    # One of them cannot be fetched, or what others fetch at the same time.
+    return await _fetch_apart(client, done) if values is None else (values, {})
+
+
+async def gathered(client: Client, futures: Futures) -> dict[Hashable, Any] | None:
+    """Fetch the results of all futures, once they are there; None if that fails.
+
+    What a function raised may be ``CancelledError``: here, too, it must cancel nothing.
+    """
+    gathering = asyncio.ensure_future(client.gather(list(futures.values()), asynchronous=True))
+    try:
+        await asyncio.wait([gathering])
+    finally:
+        gathering.cancel()
+    error = asyncio.CancelledError() if gathering.cancelled() else gathering.exception()
+    if error is not None:
+        forget_frames(error)
+        return None
+    return dict(zip(futures, gathering.result(), strict=True))
+
+
+async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable, Any], Problems]:
+    """Fetch results so that one that does not arrive leaves the others alone."""
+    values: dict[Hashable, Any] = {}
+    problems: Problems = {}
+    parts = [list(futures)]
+    while parts:
+        ids = parts.pop()
+        if not ids:
+            continue
+        keys = {futures[id_].key: id_ for id_ in ids}
         try:
-            values = await client.gather(list(done.values()), asynchronous=True)
-        except CancelledError:
+            # Dask's client would fetch it together with what others ask for at the same time.
+            answer = await connection.ask(client, "gather", keys=list(keys))
+        except ClusterLostError:
             raise
         except Exception as error:
             forget_frames(error)
-            if _failed(futures) == failed:
-                raise unfetched(error) from error
-            continue  # one was lost, made again, and failed
-        return dict(zip(done, values, strict=True))
-
-
-def _failed(futures: Futures) -> set[Hashable]:
-    return {id_ for id_, future in futures.items() if future.status == "error"}
+            if len(ids) == 1:
+                problems[ids[0]] = error
+            else:
+                half = len(ids) // 2
+                parts += ids[half:], ids[:half]
+            continue
+        if answer["status"] == "OK":
+            values.update((keys[key], value) for key, value in answer["data"].items())
+        else:  # lost with their worker, and made again
+            lost = {keys[key] for key in answer["keys"]}
+            parts.append([id_ for id_ in ids if id_ not in lost])
+    return values, problems
 
 
 def forget_frames(error: BaseException) -> None:
@@ -69,9 +117,15 @@ def forget_frames(error: BaseException) -> None:
     error.__traceback__ = None
 
 
-def unfetched(error: Exception) -> HandoffError:
-    """Return the error for results that exist but do not arrive: they cannot be unpickled here."""
-    return HandoffError(f"the results cannot be fetched: {type(error).__name__}: {error}")
+def unfetched(
+    function_id: Hashable, error: BaseException, attempts: Sequence[Attempt] = ()
+) -> FunctionFailedError:
+    """Return the error of a function whose result exists but cannot be sent or opened."""
+    # Dask appends a traceback of its own.
+    text = described(error).split("\n", 1)[0]
+    failed = FunctionFailedError(function_id, attempts, f"its result cannot be fetched: {text}")
+    failed.__cause__ = error
+    return failed
 
 
 def described(error: BaseException | None) -> str:
@@ -85,14 +139,16 @@ def failure(
     """Return the error of a node that failed by itself."""
     node, cause = nodes[index], causes[index]
     id_ = node.function.id
-    if isinstance(cause, InvalidFunctionError):
-        return InvalidFunctionError(id_, cause.field, cause.problem)
-    if isinstance(cause, WorkerLostError):
-        cause = WorkerLostError(id_, *cause.args[1:])
-    if isinstance(cause, AllocationError):
-        return AllocationError(
-            id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
-        )
+    # A function that executes a DAG of its own may raise the like.
+    if index in report.decided:
+        if isinstance(cause, InvalidFunctionError):
+            return InvalidFunctionError(id_, cause.field, cause.problem)
+        if isinstance(cause, WorkerLostError):
+            cause = WorkerLostError(id_, *cause.args[1:])
+        if isinstance(cause, AllocationError):
+            return AllocationError(
+                id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
+            )
     problem = described(cause)
     if node.kind != "function":
         problem = f"the {node.kind} of one of its arguments: {problem}"

@@ -22,7 +22,7 @@ from handoff_dask.foreign import Foreign
 from handoff_dask.losses import Losses
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
-from handoff_dask.records import FunctionRecord, RunRecord
+from handoff_dask.records import UNENDED, FunctionRecord, RunRecord, Stop
 from handoff_dask.registry import Registry
 from handoff_dask.retries import Retries
 from handoff_dask.service import Service
@@ -69,6 +69,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._limit = _compat.keep_unrunnable(
             scheduler, lambda: [key for key, r in self.records.items() if r.state == "held"]
         )
+        self._unwatch = _compat.watch_clients(scheduler, self.cancelled, self.check_retried)
         self.registry = Registry(self)
         self.claims = Claims(self.registry.names)
         self.service = Service(self)
@@ -81,8 +82,15 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def uninstall(self) -> None:
         """Leave the scheduler and its workers as they were."""
+        reason = "Handoff was taken off the cluster"
         for run in list(self.runs.values()):
-            self.cancel(run)
+            self.stop(run, Stop("cancelled", reason))
+            self.service.let_go(run)
+            for record in run.functions:
+                if record.key in self.records and record.state in UNENDED:
+                    # A task of others needs it, which must not wait for ever.
+                    error = HandoffError(f"function {record.row.label}: {reason}")
+                    _compat.fail_task(self.scheduler, record.key, error, "handoff-uninstall")
             self.forget(run)
         await self.registry.withdraw()
         await take_plugins_back(self.scheduler)
@@ -96,6 +104,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     async def close(self) -> None:
         """Stop."""
         self.history.close()
+        self._unwatch()
         if self._limit is not None:
             self._limit.stop()
         if self._timer is not None:
@@ -116,24 +125,94 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     # Runs
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """Forget the runs of a client that went away."""
+        """Stop the runs of a client that went away, but those that the cluster keeps."""
         for run in list(self.runs.values()):
-            if run.spec.client == client and not run.spec.detach:
-                self.forget(run)
+            if run.spec.client != client:
+                continue
+            if not run.arrived.is_set():
+                problem = "its client went away before its functions had arrived"
+                self.stop(run, Stop("cancelled", problem))
+            elif not run.spec.detach:
+                self.stop(run, Stop("cancelled", "its client went away"))
 
-    def cancel(self, run: RunRecord) -> None:
-        """Stop a run, whoever wants it; its tasks are forgotten, and it with them."""
-        tasks = [ts for r in run.functions if (ts := self.scheduler.tasks.get(r.key)) is not None]
-        keys = [ts.key for ts in tasks]
-        for client in {cs.client_key for ts in tasks for cs in ts.who_wants or ()}:
+    def stop(self, run: RunRecord, stop: Stop) -> None:
+        """End a run that is not over. Nothing of it goes on but what tasks of others need.
+
+        What is done stays with those who hold it.
+        """
+        if run.over:
+            return
+        run.stop = stop
+        keys = []
+        clients: set[str] = set()
+        for record in run.functions:
+            if record.state not in UNENDED:
+                continue
+            ts = self.scheduler.tasks.get(record.key)
+            if ts is None:
+                record.move("cancelled")
+            else:
+                keys.append(record.key)
+                clients.update(cs.client_key for cs in ts.who_wants or ())
+        for client in clients:
             self.scheduler.client_releases_keys(keys=keys, client=client)
-        self.scheduler.clients.pop(run.spec.keeper, None)
-        self.scheduler.report({"op": "cancelled-keys", "keys": keys})
+        if keys:
+            self.scheduler.report({"op": "cancelled-keys", "keys": keys})
+        if not run.alive:
+            self.forget(run)
+
+    def cancelled(self, keys: list[Any], client: str, force: bool) -> list[Any]:
+        """Stop the runs whose functions a client cancels; return the keys that are not ours."""
+        scheduler = self.scheduler
+        others: list[Any] = []
+        ours: list[Any] = []
+        gone: list[Any] = []
+        releasing = {client}
+        runs: dict[RunRecord, FunctionRecord] = {}
+        for key in keys:
+            record = self.records.get(key)
+            if record is None:
+                others.append(key)
+                continue
+            ours.append(key)
+            wanting = {cs.client_key for cs in scheduler.tasks[key].who_wants or ()}
+            if force or wanting <= {client}:
+                runs.setdefault(record.run, record)
+                gone.append(key)
+                releasing |= wanting
+        for run, record in runs.items():
+            problem = f"function {record.row.label} was cancelled on the cluster"
+            self.stop(run, Stop("cancelled", problem))
+        for name in releasing & scheduler.clients.keys():
+            scheduler.client_releases_keys(keys=ours if name == client else gone, client=name)
+        if gone:
+            scheduler.report({"op": "cancelled-keys", "keys": gone})
+        return others
+
+    def check_retried(self, keys: list[Any]) -> None:
+        """Refuse to try again what a client may not.
+
+        Raises
+        ------
+        HandoffError
+            The run of a function was stopped.
+        """
+        for key in keys:
+            record = self.records.get(key)
+            stopped = record.run.stop if record else self.service.stopped_by(key)
+            if stopped is not None:
+                raise HandoffError(
+                    f"{key!r} cannot be tried again: its run was stopped ({stopped.problem}). "
+                    'Submit the DAG again, or with on_error="continue".'
+                )
 
     def forget(self, run: RunRecord) -> None:
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
+        run.arrived.set()  # who waits for its graph need not
+        if run.stop is not None:
+            self.service.remember(run)
         self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)
         if run.limit is not None:
@@ -148,19 +227,29 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self,
         scheduler: Scheduler,
         *,
+        client: str,
         keys: set[Any],
         annotations: dict[str, dict[Any, Any]],
         **kwargs: Any,
     ) -> None:
         """Hold every function of a new graph, before any of them can start."""
         run: RunRecord | None = None
+        late = []
         for key, mark in annotations.get("handoff", {}).items():
             run = self.runs.get(mark["run"])
-            if run is None or key in self.records:
-                continue
-            self.records[key] = run.functions[mark["index"]]
-            run.alive += 1
-            _compat.hold(scheduler.tasks[key])
+            if run is None and self.service.stopped_by(key):
+                late.append(key)
+            if run is not None and key not in self.records:
+                self.records[key] = run.functions[mark["index"]]
+                run.alive += 1
+                _compat.hold(scheduler.tasks[key])
+        if late:
+            # Its run was stopped before it came.
+            for key in late:
+                _compat.hold(scheduler.tasks[key])
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: scheduler.client_releases_keys(keys=late, client=client))
+            scheduler.report({"op": "cancelled-keys", "keys": late})
         if run is not None:
             if run.spec.detach:
                 scheduler.client_desires_keys(keys, run.spec.keeper)
@@ -186,12 +275,24 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if finish in ("released", "waiting") and record.run.failed:
             self._orphan(key)
         if finish == "forgotten":
+            if record.state in UNENDED:
+                record.move("cancelled")
             del self.records[key]
             record.run.alive -= 1
             if not record.run.alive:
                 self.forget(record.run)
         elif finish == "erred" and record.state != "failed":
             record.move("failed")
+        elif finish == "released" and start == "erred":
+            # Somebody tries again what had failed for good: from the start.
+            record.run.failed.pop(record.index, None)
+            record.run.decided.discard(record.index)
+            record.failures, record.problem, record.retrying, record.deaths = 0, None, False, ()
+            record.move("waiting")
+        elif finish == "released" and record.state in UNENDED:
+            ts = self.scheduler.tasks[key]
+            if not ts.waiters and not ts.who_wants:
+                record.move("cancelled")  # what it was for has failed or was cancelled
 
     def _orphan(self, key: Any) -> None:
         """Fail, after this, what lost its result and cannot have it again."""
@@ -265,14 +366,15 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             )
             self.retries.failed(record, failure)
             if finish == "erred":
-                run.failed[record.index] = failure["message"]
+                self._failed(record, failure["message"])
                 if record.problem is not None:
+                    run.decided.add(record.index)
                     _compat.replace_exception(ts, self.retries.verdict(record))
         elif finish == "erred":
             # Of something before the function itself: what it runs in could not be loaded.
             error, _, message = (ts.exception_text or "").partition("(")
             run.ended(record, "error", started, stopped, error, message.rstrip(")"))
-            run.failed[record.index] = ts.exception_text or "it erred"
+            self._failed(record, ts.exception_text or "it erred")
         else:
             self.losses.add(record, _compat.placement_number(ts), _compat.died_under(ts))
             self._after(record, finish)
@@ -384,8 +486,17 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _fail(self, record: FunctionRecord, error: Exception, stimulus_id: str) -> None:
         if record.state != "held" or record.key not in self.records:
             return  # cancelled meanwhile
-        record.run.failed[record.index] = str(error)
+        record.run.decided.add(record.index)
+        self._failed(record, str(error))
         _compat.fail_task(self.scheduler, record.key, error, stimulus_id)
+
+    def _failed(self, record: FunctionRecord, problem: str) -> None:
+        """Record that a function failed for good; that may end its run, after this."""
+        run = record.run
+        run.failed[record.index] = problem
+        if run.spec.stops_at_failure:
+            stop = Stop("failed", f"function {record.row.label} failed: {problem}")
+            asyncio.get_running_loop().call_soon(self.stop, run, stop)
 
     def _wake(self) -> None:
         """Be called again when the engine has to act without an event."""

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from handoff_dask.errors import AllocationError
 from handoff_dask.model.attempt import Attempt, Outcome
@@ -17,6 +17,18 @@ from handoff_dask.placement.events import Finding, FunctionSpec
 
 #: States of a function: not ready, ready but without a place, on a worker, and the three ends.
 STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
+#: Those from which a function goes on.
+UNENDED = frozenset(("waiting", "held", "running"))
+
+#: Why a run was stopped: a function failed for good, somebody cancelled it, its time was up.
+StopKind = Literal["failed", "cancelled", "timeout"]
+
+
+class Stop(NamedTuple):
+    """Why a run was stopped before all its functions had ended, and that in words."""
+
+    kind: StopKind
+    problem: str
 
 
 ONE_ATTEMPT = RetryPolicy(0)
@@ -109,10 +121,14 @@ class RunSpec:
     placement_timeout: float = 0.0
     priority: float = 0
     detach: bool = False
-    #: Seconds that it may take, where the scheduler is to see to it.
+    #: Seconds that it may take.
     timeout: float | None = None
     #: Nodes whose results are kept for who asked for them.
     wanted: frozenset[int] = frozenset()
+    #: Nodes whose end the run waits for: these, and those that run only for what they do.
+    awaited: frozenset[int] = frozenset()
+    #: Whether the first function that fails for good stops the run.
+    stops_at_failure: bool = True
 
     @property
     def keeper(self) -> str:
@@ -156,10 +172,12 @@ class FunctionRecord:
 
     def move(self, state: str) -> None:
         """Change the state, and the run's counts with it."""
+        run = self.run
         if self.row.source is None:  # transforms are not what users count
-            counts = self.run.counts
-            counts[self.state] -= 1
-            counts[state] += 1
+            run.counts[self.state] -= 1
+            run.counts[state] += 1
+        if self.index in run.spec.awaited:
+            run.unended += (state in UNENDED) - (self.state in UNENDED)
         self.state = state
 
 
@@ -175,6 +193,8 @@ class RunRecord:
     workers: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Nodes that failed for good by themselves.
     failed: dict[int, str] = field(default_factory=dict)
+    #: Those of them that failed by our decision, not by what they raised.
+    decided: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     #: Attempts of functions that were not their first.
     retries: int = 0
@@ -186,16 +206,22 @@ class RunRecord:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
-    #: Whether it is kept though no client may hold it.
+    #: Why it was stopped, if it was.
+    stop: Stop | None = None
+    #: Nodes that the run waits for and that have not ended.
+    unended: int = field(init=False)
+    #: Whether it is kept though no client may hold it, and whether it was and is not any more.
     kept: bool = field(init=False)
+    forgotten: bool = False
 
     def __post_init__(self) -> None:
         self.kept = self.spec.detach
+        self.unended = len(self.spec.awaited)
 
     @property
-    def busy(self) -> bool:
-        """Whether anything of it has yet to end."""
-        return any(self.counts[state] for state in ("waiting", "held", "running"))
+    def over(self) -> bool:
+        """Whether nothing of it that anybody waits for has yet to end."""
+        return self.stop is not None or not self.unended
 
     def index(self, key: Any) -> int:
         """Return the index of the node with a key."""
@@ -254,6 +280,10 @@ class RunRecord:
             workers=dict(self.workers),
             failed=dict(self.failed),
             counts=self.counted(),
+            stop=self.stop,
+            over=self.over,
+            arrived=self.arrived.is_set(),
+            decided=frozenset(self.decided),
         )
 
     def counted(self) -> dict[str, int]:
@@ -269,6 +299,10 @@ class RunReport:
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     failed: Mapping[int, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    stop: Stop | None = None
+    over: bool = True
+    arrived: bool = True
+    decided: frozenset[int] = frozenset()
 
     def attempts_by_index(self) -> dict[int, list[Attempt]]:
         """Return the attempts of each node, the first first."""

@@ -7,26 +7,32 @@ import contextlib
 import pickle
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from distributed import CancelledError, Client, Future
+from distributed import Client, Future
 
-from handoff_dask import connection, gathering, watching
+from handoff_dask import _compat, connection, ends, gathering, watching
 from handoff_dask.errors import (
     ClusterLostError,
     FunctionFailedError,
     HandoffError,
     RunCancelledError,
     RunTimeoutError,
+    StandInError,
+    UnknownRunError,
 )
 from handoff_dask.explaining import RunExplanation, Unready
 from handoff_dask.options import Allocator
 from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Waiting
-from handoff_dask.records import STATES, Attempts, RunReport
+from handoff_dask.records import STATES, UNENDED, Attempts, RunReport, Stop
 from handoff_dask.results import ExecutionResult, failed_or_not_run
 from handoff_dask.submission import Submission
 from handoff_dask.task import seceded
+
+#: Seconds that a client waits for messages that must be on their way.
+PATIENCE = 2.0
 
 
 class Run:
@@ -57,7 +63,6 @@ class Run:
         self._outcome: asyncio.Task[ExecutionResult] | None = None
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
-        self._limit: asyncio.TimerHandle | None = None
         self._close: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
@@ -152,13 +157,21 @@ class Run:
         Parameters
         ----------
         timeout
-            Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
+            Seconds to wait; None waits without end.
+
+        Raises
+        ------
+        TimeoutError
+            The run had not ended by then; it goes on.
         """
         with seceded():
             return connection.sync(self._client, self._result, timeout)
 
     def cancel(self) -> None:
-        """Stop the run: what has not started never does, what runs finishes unseen."""
+        """Stop the run: what has not started never does, what runs finishes unseen.
+
+        Results of a detached run that are there stay until :func:`forget`.
+        """
         return connection.sync(
             self._client, self._stop, RunCancelledError(self.dag_id, "it was cancelled")
         )
@@ -173,9 +186,8 @@ class Run:
             await self._stop(RunCancelledError(self.dag_id, "nobody waits for it any more"))
             raise
         finally:
-            # Here, on the client's loop: released from another thread, each of them would wake it.
+            self._release()
             self.futures = {}
-            self._awaited = {}
 
     async def _start(self, submission: Submission) -> Run:
         client = self._client
@@ -185,29 +197,45 @@ class Run:
             nodes = await self._call("nodes")
             names = {name for node in nodes.values() for name in node["names"]}
             pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
-        refused = await self._call("open", spec=submission.spec(client.id, pins))
-        if refused is not None:
-            raise submission.allocation_error(*pickle.loads(refused))
-        if self._stopped is not None:  # cancelled on its way here
-            await self._call("close", run_id=submission.run_id)
-            raise self._stopped
-        keys = submission.translation.keys
-        futures = client.get(
-            submission.translation.graph,
-            [keys[index] for index in submission.awaited.values()],
-            sync=False,
-            priority=submission.options.priority,
-        )
+        try:
+            refused = await self._call("open", spec=submission.spec(client.id, pins))
+            if refused is not None:
+                raise submission.allocation_error(*pickle.loads(refused))
+            if self._stopped is not None:  # cancelled on its way here
+                raise self._stopped
+            keys = submission.translation.keys
+            futures = client.get(
+                submission.translation.graph,
+                [keys[index] for index in submission.awaited.values()],
+                sync=False,
+                priority=submission.options.priority,
+            )
+        except BaseException:
+            # Nothing follows what was opened, if it was.
+            with contextlib.suppress(OSError, ClusterLostError):
+                await self._call("close", run_id=submission.run_id)
+            raise
+        self._watch(futures)
         if submission.options.detach:
             # The client may be closed as soon as this returns.
-            await self._call("arrived", run_id=submission.run_id)
-        limit = submission.options.timeout
-        if limit is not None and not submission.options.detach:  # else the scheduler looks to it
-            error = RunTimeoutError(self.dag_id, f"it did not end within {limit} s")
-            self._limit = asyncio.get_running_loop().call_later(limit, self._out_of_time, error)
-        self._watch(futures)
+            await self._arrival()
         self._ending()
         return self
+
+    async def _arrival(self) -> None:
+        """Wait until the graph is with the scheduler; raise why it will not be."""
+        arrived = asyncio.ensure_future(self._call("arrived", run_id=self._outline.run_id))
+        try:
+            while not arrived.done():
+                await asyncio.wait([arrived], timeout=connection.PULSE)
+                if not arrived.done() and any(f.status == "error" for f in self._awaited.values()):
+                    break
+            else:
+                if arrived.result():
+                    return
+        finally:
+            arrived.cancel()
+        await asyncio.shield(self._ending())
 
     async def follow(self) -> Run:
         """Watch a run that is on its way already; :func:`get_run` does."""
@@ -238,23 +266,29 @@ class Run:
             return self._outcome.done()
         return all(future.done() for future in self._awaited.values())
 
-    def _out_of_time(self, error: RunTimeoutError) -> None:
-        self._stopping = asyncio.create_task(self._stop(error))
-
     async def _stop(self, reason: HandoffError) -> None:
         if self._outcome is not None and self._outcome.done():
             return
         self._stopped = self._stopped or reason
-        if self._outline.detach or self._followed:
-            with contextlib.suppress(OSError, ClusterLostError):
-                await self._call("cancel", run_id=self._outline.run_id)
-        await self._release()
+        with contextlib.suppress(OSError, ClusterLostError):
+            await self._call(
+                "stop",
+                run_id=self._outline.run_id,
+                kind="cancelled",
+                problem="it was cancelled on the cluster",
+            )
+        if self._outcome is not None:
+            await asyncio.wait([self._outcome])
 
-    async def _release(self) -> None:
-        """Have the scheduler forget every task of the run, unless others want it."""
-        with contextlib.suppress(OSError, CancelledError, ClusterLostError):
-            cancelling = self._client.cancel(list(self._awaited.values()), asynchronous=True)
-            await connection.answered(self._client, cancelling)
+    def _release(self) -> None:
+        """Let the results go; who else holds them keeps them.
+
+        To be called on the client's loop: from another thread, each of them would wake it.
+        """
+        for future in self._awaited.values():
+            # Not left to the garbage collector: Dask's gather leaves circles of references.
+            future.release()
+        self._awaited = {}
 
     async def _call(self, handler: str, **kwargs: Any) -> Any:
         try:
@@ -292,84 +326,183 @@ class Run:
     async def _result(self, timeout: float | None) -> ExecutionResult:
         if self._outcome is None and not self._followed:
             raise self._stopped or RunCancelledError(self.dag_id, "it was never started")
+        outcome = self._ending()
         # The run goes on when one who waits for it gives up.
-        return await asyncio.wait_for(asyncio.shield(self._ending()), timeout)
+        await asyncio.wait([outcome], timeout=timeout)
+        if not outcome.done():
+            raise TimeoutError(
+                f"run {self.dag_id!r} did not end within {timeout} s{await self._unended()}"
+            )
+        return await asyncio.shield(outcome)
+
+    async def _unended(self) -> str:
+        """Say what has not ended, for a message."""
+        with contextlib.suppress(OSError, ClusterLostError, asyncio.TimeoutError):
+            counts = await asyncio.wait_for(self._progress(), PATIENCE)
+            states = [f"{counts[s]} {s}" for s in STATES if s in UNENDED and counts[s]]
+            if states:
+                return f"; of its functions {', '.join(states)}"
+        return ""
 
     async def _finish(self) -> ExecutionResult:
-        try:
-            if self._outline.on_error == "continue":
-                values = await gathering.ended(self._client, self._awaited)
-                return await self._assemble(values)
-            return await self._assemble(await self._gather_all())
-        except CancelledError:
-            raise await self._cancelled() from None
-        finally:
-            if self._limit is not None:
-                self._limit.cancel()
+        """Wait for the end of the run, and fetch its results or say why there are none.
 
-    async def _cancelled(self) -> HandoffError:
-        if self._stopped is not None:
-            return self._stopped
+        Dask tells of each future; how the run ended is for the scheduler's plugin to say.
+        """
+        raising = self._outline.on_error == "raise"
+        over = ends.over(self._client, self._outline.run_id)
+        fetch = gathering.gathered if raising else gathering.settled
+        fetching: asyncio.Future[Any] = asyncio.ensure_future(fetch(self._client, self._awaited))
         try:
-            problem = await self._call("overdue", run_id=self._outline.run_id)
-        except (ClusterLostError, OSError):
-            return ClusterLostError(self.dag_id, "the scheduler went away")
-        if problem is not None:
-            return RunTimeoutError(self.dag_id, problem)
-        return RunCancelledError(self.dag_id, "its functions were cancelled on the cluster")
-
-    async def _failure(self) -> HandoffError | None:
-        """Stop the run; return the error of the function that failed first."""
-        report, errors = await self._report()
-        if not errors:
-            await self._release()
-            return None
-        values: dict[Hashable, Any] = {}
-        with contextlib.suppress(HandoffError):
-            values = await gathering.finished(self._client, self._awaited)
-        partial = await self._assemble(values)
-        await self._release()
-        error = gathering.failure(self._outline.nodes, next(iter(errors)), errors, report)
-        if isinstance(error, FunctionFailedError):
-            error.partial = partial
-        return error
-
-    async def _gather_all(self) -> dict[Hashable, Any]:
-        """Gather every result; stop the run at the first failure."""
-        try:
-            values = await self._client.gather(list(self._awaited.values()), asynchronous=True)
-        except CancelledError:
+            await asyncio.wait([over, fetching], return_when=asyncio.FIRST_COMPLETED)
+            if fetching.done() and (values := fetching.result()) is not None:
+                return self._result_of(*await self._report(), values)
+            while True:
+                report, causes = await self._ended(over)
+                await self._settle(report)
+                values, problems = await gathering.finished(self._client, self._awaited)
+                if report.stop is not None or gathering.complete(self._awaited, values, problems):
+                    return self._result_of(report, causes, values, problems)
+                # A worker that was lost meanwhile took results with it; these are made again.
+                await asyncio.sleep(PATIENCE / 10)
+        except HandoffError:
+            self._release()
             raise
-        except Exception as problem:
-            gathering.forget_frames(problem)
-            error = await self._failure()
-            if error is None:
-                raise gathering.unfetched(problem) from problem
-            raise error from error.__cause__
-        return dict(zip(self._awaited, values, strict=True))
+        finally:
+            over.cancel()
+            fetching.cancel()
+
+    async def _ended(
+        self, over: asyncio.Future[None]
+    ) -> tuple[RunReport, dict[int, BaseException]]:
+        """Wait until the scheduler says that the run is over; return its report.
+
+        Raises
+        ------
+        HandoffError
+            The run never began, or goes on without this client.
+        """
+        pause, deadline = 0.005, asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            report, causes = await self._report()
+            if report.over:
+                return report, causes
+            failed = [f for f in self._awaited.values() if f.status == "error"]
+            if failed and not report.arrived:
+                error = await failed[0].exception()
+                problem = f"the scheduler refused its graph: {gathering.described(error)}"
+                run_id = self._outline.run_id
+                await self._call("stop", run_id=run_id, kind="failed", problem=problem)
+                raise HandoffError(f"run {self.dag_id!r}: {problem}") from error
+            cancelled = any(f.status == "cancelled" for f in self._awaited.values())
+            if cancelled and asyncio.get_running_loop().time() > deadline:
+                raise RunCancelledError(
+                    self.dag_id, "its futures were cancelled here, while it goes on on the cluster"
+                )
+            pause = min(2 * pause, ends.INTERVAL)
+            await asyncio.wait([over], timeout=pause)
+
+    async def _settle(self, report: RunReport) -> None:
+        """Have the futures know what the scheduler knows; messages may be on their way, or lost."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        while report.stop is None:
+            pending = {f.key: f for f in self._awaited.values() if f.status in ("pending", "lost")}
+            if not pending:
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                for key, state in await self._call("states", keys=list(pending)):
+                    _compat.settle_future(pending[key], state)
+                return
+            # It tells again.
+            await self._call("want", keys=list(pending), client=self._client.id)
+            await asyncio.sleep(PATIENCE / 10)
+
+    async def failure_of(
+        self, function_id: Hashable, problem: BaseException | None
+    ) -> BaseException:
+        """Return why a function that ended has no result; :func:`get_result` does.
+
+        Parameters
+        ----------
+        problem
+            What fetching the result raised, if there is one.
+        """
+        report, causes = await self._report()
+        nodes = self._outline.nodes
+        if problem is not None:
+            attempts = Attempts(report, nodes).get(function_id, ())
+            return gathering.unfetched(function_id, problem, attempts)
+        # Of the function itself or of what it depends on; else of the one that ended the run.
+        ahead, seen = [self._outline.awaited[function_id]], set()
+        while ahead:
+            index = ahead.pop()
+            if index in causes:
+                return gathering.failure(nodes, index, causes, report)
+            if index not in seen:
+                seen.add(index)
+                ahead.extend(nodes[index].dependencies)
+        try:
+            self._result_of(report, causes, {})
+        except HandoffError as error:
+            return error
+        return UnknownRunError(self.dag_id)
 
     async def _report(self) -> tuple[RunReport, dict[int, BaseException]]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
         answer = await self._call("report", run_id=self._outline.run_id)
         if answer is None:
-            return RunReport(), {}
+            return RunReport(stop=Stop("cancelled", "the cluster does not know it any more")), {}
         report: RunReport = pickle.loads(answer["report"])
         texts = {a[0]: (a[6], a[7]) for a in report.attempts if a[6] is not None}
-        return report, await connection.exceptions(answer["errors"], texts)
+        causes = await connection.exceptions(answer["errors"], texts)
+        for index, problem in report.failed.items():
+            if index not in causes:  # its error is not kept any more
+                causes[index] = StandInError(*texts.get(index, (HandoffError.__name__, problem)))
+        return report, causes
 
-    async def _assemble(self, values: Mapping[Hashable, Any]) -> ExecutionResult:
-        """Put the result together."""
-        outline = self._outline
-        report, causes = await self._report()
+    def _result_of(
+        self,
+        report: RunReport,
+        causes: Mapping[int, BaseException],
+        values: Mapping[Hashable, Any],
+        problems: Mapping[Hashable, BaseException] = MappingProxyType({}),
+    ) -> ExecutionResult:
+        """Put the result together, or raise what the run ended with.
+
+        Parameters
+        ----------
+        report, causes
+            What the scheduler says of the run, and {index: error} of what failed by itself.
+        values, problems
+            The results there are, and the errors of those that cannot be fetched.
+        """
+        outline, stop = self._outline, report.stop
         self._final = report.counts
-        failed = {
-            index: gathering.failure(outline.nodes, index, causes, report) for index in causes
+        if stop is not None and len(values) < len(outline.awaited):
+            if stop.kind == "timeout":
+                raise RunTimeoutError(self.dag_id, stop.problem)
+            if stop.kind == "cancelled":
+                raise self._stopped or RunCancelledError(self.dag_id, stop.problem)
+        nodes = outline.nodes
+        failed = {index: gathering.failure(nodes, index, causes, report) for index in causes}
+        attempts = Attempts(report, nodes)
+        unfetched = {
+            id_: gathering.unfetched(id_, problem, attempts.get(id_, ()))
+            for id_, problem in problems.items()
         }
-        return ExecutionResult(
+        result = ExecutionResult(
             dag_id=self.dag_id,
             results={id_: values[id_] for id_ in outline.wanted if id_ in values},
-            allocations=report.allocations(outline.nodes),
-            attempts=Attempts(report, outline.nodes),
-            errors=failed_or_not_run(outline.nodes, failed, values),
+            allocations=report.allocations(nodes),
+            attempts=attempts,
+            errors=failed_or_not_run(nodes, failed, {*values, *unfetched}) | unfetched,
             dag_functions=outline.functions,
         )
+        error = next(iter([*failed.values(), *unfetched.values()]), None)
+        if error is None and stop is not None and stop.kind == "failed":
+            error = HandoffError(f"run {self.dag_id!r}: {stop.problem}")
+        if error is None or outline.on_error == "continue":
+            return result
+        if isinstance(error, FunctionFailedError):
+            error.partial = result
+        raise error from error.__cause__

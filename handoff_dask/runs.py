@@ -8,21 +8,14 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import CancelledError, Client, Future
+from distributed import Client, Future
 
-from handoff_dask.connection import call, ended, install, installed, require_client, sync
-from handoff_dask.errors import (
-    FunctionFailedError,
-    HandoffError,
-    RunCancelledError,
-    RunTimeoutError,
-    UnknownFunctionError,
-    UnknownRunError,
-)
-from handoff_dask.gathering import described
+from handoff_dask import ends, gathering
+from handoff_dask.connection import call, install, installed, require_client, sync
+from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.outline import Outline
 from handoff_dask.run import Run
-from handoff_dask.submission import dag_label, function_label
+from handoff_dask.submission import function_label
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,8 @@ def list_runs(*, client: Client | None = None) -> list[RunInfo]:
                 priority=run["priority"],
                 counts=dict(run["counts"]),
             )
-            for run in await call(client, "listed")
+            for run in await call(client, "known")
+            if run["alive"]
         ]
 
     return sync(client, listed)
@@ -121,14 +115,12 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
     """
     client = require_client(client)
 
-    async def found() -> Run:
+    async def followed() -> Run:
         await install(client)
-        packed = await call(client, "outline", dag_id=dag_label(dag_id))
-        if packed is None:
-            raise await _unknown(client, dag_id)
-        return await Run(Outline.unpacked(packed), client).follow()
+        _, outline = await _outline(client, dag_id)
+        return await Run(outline, client).follow()
 
-    return sync(client, found)
+    return sync(client, followed)
 
 
 def get_result(
@@ -165,61 +157,90 @@ def get_result(
 
     async def get() -> Any:
         await install(client)
-        known, key = await call(
-            client, "find", dag_id=dag_label(dag_id), label=function_label(function_id)
-        )
-        if not known:
-            raise await _unknown(client, dag_id)
+        run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
+        key = None
+        if _is_plain(function_id):
+            key = await call(client, "find", run_id=run_id, label=function_label(function_id))
         if key is None:
-            raise UnknownFunctionError(
-                function_id, f"the run {dag_id!r} has no such function, or does not keep its result"
-            )
+            _, outline = await _outline(client, dag_id, run_id)
+            if function_id not in outline.wanted:
+                problem = f"the run {dag_id!r} has no such function, or does not keep its result"
+                raise UnknownFunctionError(function_id, problem)
+            key = outline.keys[outline.awaited[function_id]]
         future: Future[Any] = Future(key, client)
         try:
-            # Only now: the scheduler answers with the state, which the future must hear.
-            await call(client, "want", keys=[key], client=client.id)
-            await ended(client, future, timeout)
-            if future.status != "error":
-                return await future
-            error = await _cause(client, dag_id, key[1]) or await future.exception()
-        except CancelledError:
-            if future.status != "cancelled":
-                raise
-            problem = await call(client, "overdue", dag_id=dag_label(dag_id))
-            if problem is not None:
-                raise RunTimeoutError(dag_id, problem) from None
-            raise RunCancelledError(dag_id, "its functions were cancelled") from None
-        except asyncio.TimeoutError:
-            raise TimeoutError(
-                f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
-            ) from None
+            await _wait_for(client, run_id, future, timeout)
+            if not future.done():
+                raise TimeoutError(
+                    f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
+                )
+            values, problems = await gathering.finished(client, {function_id: future})
+            if values:
+                return values[function_id]
+            _, outline = await _outline(client, dag_id, run_id)
+            raise await Run(outline, client).failure_of(function_id, problems.get(function_id))
         finally:
             # An error's traceback would keep the future, and with it the result, on the cluster.
             future.release()
-        raise FunctionFailedError(function_id, problem=described(error)) from error
 
     return sync(client, get)
 
 
-async def _cause(client: Client, dag_id: Hashable, index: int) -> BaseException | None:
-    """Return the error of a node, or of the one on its way there that failed."""
-    packed = await call(client, "outline", dag_id=dag_label(dag_id))
+async def _wait_for(
+    client: Client, run_id: str, future: Future[Any], timeout: float | None
+) -> None:
+    """Wait until a future is done, as far as the scheduler knows."""
+    loop = asyncio.get_running_loop()
+    deadline = float("inf") if timeout is None else loop.time() + timeout
+    over = ends.over(client, run_id)
+    waiting = asyncio.ensure_future(gathering.settled(client, {None: future}))
+    try:
+        while not waiting.done():
+            # Now that the future listens: the scheduler answers with its state. And again: that an
+            # earlier future of this key was released may reach the scheduler after this.
+            await call(client, "want", keys=[future.key], client=client.id)
+            left = deadline - loop.time()
+            if left <= 0:
+                return
+            pause = ends.INTERVAL / 10 if over.done() else ends.INTERVAL
+            await asyncio.wait([waiting], timeout=min(left, pause))
+    finally:
+        over.cancel()
+        waiting.cancel()
+
+
+async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
+    """Return the facts of the runs of a DAG, the latest last.
+
+    Raises
+    ------
+    UnknownRunError
+        There are none.
+    """
+    known = await call(client, "known")
+    runs = [run for run in known if not run["forgotten"] and _own_id(run) == dag_id]
+    if not runs:
+        raise UnknownRunError(dag_id)
+    return runs
+
+
+async def _outline(
+    client: Client, dag_id: Hashable, run_id: str | None = None
+) -> tuple[str, Outline]:
+    """Return a run of a DAG, the latest unless told, and what it takes to follow it."""
+    if run_id is None:
+        run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
+    packed = await call(client, "outline", run_id=run_id)
     if packed is None:
-        return None
-    run = Run(Outline.unpacked(packed), client)
-    _, causes = await run._report()
-    ahead = [index]
-    while ahead:
-        at = ahead.pop()
-        if at in causes:
-            return causes[at]
-        ahead.extend(run._outline.nodes[at].dependencies)
-    return None
+        raise UnknownRunError(dag_id)
+    return run_id, Outline.unpacked(packed)
 
 
-async def _unknown(client: Client, dag_id: Hashable) -> HandoffError:
-    problem = await call(client, "overdue", dag_id=dag_label(dag_id))
-    return UnknownRunError(dag_id) if problem is None else RunTimeoutError(dag_id, problem)
+def _is_plain(id_: Hashable) -> bool:
+    """Whether ids like this one are equal if their texts are."""
+    if type(id_) is tuple:
+        return all(map(_is_plain, id_))
+    return type(id_) in (str, int, bytes)
 
 
 def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
@@ -241,8 +262,10 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
 
     async def let_go() -> None:
         await install(client)
-        if not await call(client, "forget", dag_id=dag_label(dag_id)):
+        kept = [run["run_id"] for run in await _runs_of(client, dag_id) if run["detached"]]
+        if not kept:
             raise UnknownRunError(dag_id)
+        await call(client, "forget", run_ids=kept)
 
     return sync(client, let_go)
 

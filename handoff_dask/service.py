@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
 from handoff_dask.losses import End
 from handoff_dask.records import (
-    STATES,
     FunctionRecord,
     FunctionRow,
     RunRecord,
+    RunReport,
     RunSpec,
+    Stop,
+    StopKind,
     function_specs,
 )
 
@@ -23,8 +26,17 @@ if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
 
 
-#: How many stopped runs are remembered, for whoever asks what became of them.
-OVERDUE = 1000
+#: Stopped runs of so many functions in all are remembered, for whoever asks what became of them.
+REMEMBERED = 100_000
+
+
+@dataclass(frozen=True)
+class StoppedRun:
+    """What is remembered of a run that was stopped and of which nothing is left."""
+
+    spec: RunSpec
+    opened: float
+    report: RunReport
 
 
 class Service:
@@ -34,8 +46,8 @@ class Service:
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.engine = plugin.engine
-        #: {run: (its DAG, why)} of detached runs that were stopped because their time was up.
-        self._overdue: dict[str, tuple[str, str]] = {}
+        #: By run_id, the latest last.
+        self._stopped: dict[str, StoppedRun] = {}
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -48,15 +60,16 @@ class Service:
             self.want,
             self.forget,
             self.report,
+            self.over,
+            self.states,
             self.progress,
             self.explain,
             self.why,
             self.gone,
-            self.overdue,
             self.holds,
-            self.listed,
+            self.known,
             self.outline,
-            self.cancel,
+            self.stop,
             self.uninstall,
         )
         return {f"handoff_{handler.__name__}": handler for handler in handlers}
@@ -110,20 +123,24 @@ class Service:
         return run
 
     def _out_of_time(self, run: RunRecord) -> None:
-        """Stop a run that has not ended, though its client may be gone."""
-        if any(run.counts[state] for state in ("waiting", "held", "running")):
-            problem = f"it did not end within {run.spec.timeout} s"
-            self._overdue[run.spec.run_id] = run.spec.dag_id, problem
-            while len(self._overdue) > OVERDUE:
-                del self._overdue[next(iter(self._overdue))]
-            self.plugin.cancel(run)
+        self.plugin.stop(run, Stop("timeout", f"it did not end within {run.spec.timeout} s"))
 
-    async def overdue(self, run_id: str | None = None, dag_id: str | None = None) -> str | None:
-        """Tell whether a run, or the last of a DAG, was stopped because its time was up."""
-        for known, (dag, problem) in reversed(self._overdue.items()):
-            if run_id == known or dag_id == dag:
-                return problem
-        return None
+    def remember(self, run: RunRecord) -> None:
+        """Remember what became of a run that was stopped."""
+        # The rows have told all they had to tell.
+        spec = replace(run.spec, rows=())
+        self._stopped[run.spec.run_id] = StoppedRun(spec, run.opened, run.report())
+        while len(self._stopped) > 1 and self._remembered() > REMEMBERED:
+            del self._stopped[next(iter(self._stopped))]
+
+    def stopped_by(self, key: Any) -> Stop | None:
+        """Return why a run was stopped of which nothing is left, given a key of it."""
+        name = key[0] if isinstance(key, tuple) and key else ""
+        past = self._stopped.get(name.rpartition("-")[2]) if isinstance(name, str) else None
+        return None if past is None else past.report.stop
+
+    def _remembered(self) -> int:
+        return sum(1 + sum(past.report.counts.values()) for past in self._stopped.values())
 
     async def explain(self, spec: bytes) -> bytes:
         """Return which workers could run each node of a run that is not to be run."""
@@ -166,7 +183,8 @@ class Service:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""
         run = self.plugin.runs.get(run_id)
         if run is None:
-            return None
+            past = self._stopped.get(run_id)
+            return None if past is None else {"report": pickle.dumps(past.report), "errors": []}
         errors = []
         for index in run.failed:
             ts = self.scheduler.tasks.get(run.functions[index].key)
@@ -175,93 +193,115 @@ class Service:
                 errors.append([index, ts.exception, ts.traceback, ts.traceback_text or ""])
         return {"report": pickle.dumps(run.report()), "errors": errors}
 
+    async def over(self, run_ids: list[str]) -> list[str]:
+        """Return which of these runs are over, or not known."""
+        runs = self.plugin.runs
+        return [run_id for run_id in run_ids if (run := runs.get(run_id)) is None or run.over]
+
+    async def states(self, keys: list[Any]) -> list[tuple[Any, str]]:
+        """Return (key, state) of those tasks that Dask knows."""
+        tasks = self.scheduler.tasks
+        return [(key, ts.state) for key in keys if (ts := tasks.get(key)) is not None]
+
     async def progress(self, run_id: str) -> dict[str, int]:
-        """Return how many functions of a run are in which state; nothing of a forgotten run."""
-        run = self.plugin.runs.get(run_id)
-        return {} if run is None else run.counted()
+        """Return how many functions of a run are in which state; nothing of an unknown run."""
+        if run := self.plugin.runs.get(run_id):
+            return run.counted()
+        past = self._stopped.get(run_id)
+        return {} if past is None else dict(past.report.counts)
 
     async def close(self, run_id: str) -> None:
         """Forget a run whose graph never came."""
         if run := self.plugin.runs.get(run_id):
             self.plugin.forget(run)
 
-    def _called(self, dag_id: str) -> list[RunRecord]:
-        return [run for run in self.plugin.runs.values() if run.spec.dag_id == dag_id]
-
-    def _latest(self, dag_id: str) -> RunRecord | None:
-        runs = self._called(dag_id)
-        return runs[-1] if runs else None
-
-    async def find(self, dag_id: str, label: str) -> tuple[bool, Any]:
-        """Return whether a run is known, and the key of a function's result if it is kept."""
-        run = self._latest(dag_id)
-        if run is None:
-            return False, None
-        await run.arrived.wait()
-        for index in run.spec.wanted:
-            record = run.functions[index]
-            if record.row.label == label:
-                return True, record.key
-        return True, None
+    async def find(self, run_id: str, label: str) -> Any:
+        """Return the key of a function's result; None if the run does not keep it."""
+        if run := self.plugin.runs.get(run_id):
+            await run.arrived.wait()
+            for index in run.spec.wanted:
+                record = run.functions[index]
+                if record.row.label == label:
+                    return record.key
+        return None
 
     async def want(self, keys: list[Any], client: str) -> None:
         """Keep results for a client, and tell it on its stream what became of them."""
-        self.scheduler.client_desires_keys(keys, client)
+        known = [key for key in keys if key in self.scheduler.tasks]
+        self.scheduler.client_desires_keys(known, client)
+        if len(known) < len(keys):
+            gone = list(set(keys).difference(known))
+            self.scheduler.report({"op": "cancelled-keys", "keys": gone}, client=client)
 
-    async def arrived(self, run_id: str) -> None:
-        """Answer when the graph of a run has come."""
-        if run := self.plugin.runs.get(run_id):
-            await run.arrived.wait()
+    async def arrived(self, run_id: str) -> bool:
+        """Answer when the graph of a run has come, or will not; whether it has."""
+        run = self.plugin.runs.get(run_id)
+        if run is None:
+            return False
+        await run.arrived.wait()
+        return run.spec.run_id in self.plugin.runs
 
-    async def forget(self, dag_id: str) -> bool:
-        """Let the detached runs of a DAG go; the answer is whether there were any."""
-        found = [run for run in self._called(dag_id) if run.kept]
-        for run in found:
-            run.kept = False
-            keeper = self.scheduler.clients[run.spec.keeper]
+    async def forget(self, run_ids: list[str]) -> None:
+        """Let detached runs go."""
+        for run_id in run_ids:
+            self._stopped.pop(run_id, None)
+            if run := self.plugin.runs.get(run_id):
+                self.let_go(run)
+
+    def let_go(self, run: RunRecord) -> None:
+        """Have the cluster keep a run no longer for its own sake."""
+        run.kept, run.forgotten = False, True
+        keeper = self.scheduler.clients.get(run.spec.keeper)
+        if keeper is not None:
             keys = [ts.key for ts in keeper.wants_what]
             self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
             del self.scheduler.clients[run.spec.keeper]
-        overdue = [run_id for run_id, (dag, _) in self._overdue.items() if dag == dag_id]
-        for run_id in overdue:
-            del self._overdue[run_id]
-        return bool(found or overdue)
 
-    async def cancel(self, run_id: str) -> None:
+    async def stop(self, run_id: str, kind: StopKind, problem: str) -> None:
         """Stop a run, whoever wants it."""
         if run := self.plugin.runs.get(run_id):
-            self.plugin.cancel(run)
+            self.plugin.stop(run, Stop(kind, problem))
 
     async def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
         """Take down what a worker that closes has started; it starts nothing any more."""
         self.plugin.losses.told(worker, End(dict(started)))
 
-    async def listed(self) -> list[dict[str, Any]]:
-        """Return the facts of every run, the oldest first."""
+    async def known(self) -> list[dict[str, Any]]:
+        """Return the facts of every run, the oldest first; also of stopped ones that were kept."""
+        facts: list[tuple[RunRecord | StoppedRun, dict[str, Any]]] = [
+            (run, {"alive": True, "detached": run.kept, "forgotten": run.forgotten})
+            for run in self.plugin.runs.values()
+        ]
+        facts += [
+            (past, {"alive": False, "detached": True, "forgotten": False})
+            for past in self._stopped.values()
+            if past.spec.detach
+        ]
         return [
             {
                 "run_id": run.spec.run_id,
                 "dag_id": run.spec.dag_id,
                 "own_id": run.spec.own_id,
                 "started": run.opened,
-                "detached": run.kept,
                 "priority": run.spec.priority,
-                "counts": {state: run.counts[state] for state in STATES},
+                "counts": run.report.counts if isinstance(run, StoppedRun) else run.counted(),
+                **state,
             }
-            for run in self.plugin.runs.values()
+            for run, state in sorted(facts, key=lambda fact: fact[0].opened)
         ]
 
-    async def outline(self, dag_id: str) -> bytes | None:
-        """Return what it takes to follow the latest run of a DAG; None if there is none."""
-        run = self._latest(dag_id)
-        if run is None:
-            return None
-        await run.arrived.wait()
-        return run.spec.outline
+    async def outline(self, run_id: str) -> bytes | None:
+        """Return what it takes to follow a run; None if it is not known."""
+        if run := self.plugin.runs.get(run_id):
+            await run.arrived.wait()
+            return run.spec.outline
+        past = self._stopped.get(run_id)
+        return None if past is None else past.spec.outline
 
     async def uninstall(self, force: bool) -> list[str]:
         """Take everything off the cluster, unless runs are in the way: the answer names them."""
-        busy = [run.spec.dag_id for run in self.plugin.runs.values() if run.kept or run.busy]
+        runs = self.plugin.runs.values()
+        busy = [run.spec.dag_id for run in runs if run.kept or not run.over]
         if not busy or force:
             await self.plugin.uninstall()
             return []

@@ -203,8 +203,10 @@ class Submission:
                 placement_timeout=self.options.placement_timeout,
                 priority=self.options.priority,
                 detach=self.options.detach,
-                timeout=self.options.timeout if self.options.detach else None,
+                timeout=self.options.timeout,
                 wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
+                awaited=frozenset(self.awaited.values()),
+                stops_at_failure=self.options.on_error == "raise",
             )
         )
 

