@@ -224,18 +224,13 @@ class Run:
 
     async def _arrival(self) -> None:
         """Wait until the graph is with the scheduler; raise why it will not be."""
-        arrived = asyncio.ensure_future(self._call("arrived", run_id=self._outline.run_id))
+        # Should the scheduler refuse it, its futures tell, and who waits for the end stops the run.
+        watch = asyncio.get_running_loop().call_later(connection.PULSE, self._ending)
         try:
-            while not arrived.done():
-                await asyncio.wait([arrived], timeout=connection.PULSE)
-                if not arrived.done() and any(f.status == "error" for f in self._awaited.values()):
-                    break
-            else:
-                if arrived.result():
-                    return
+            if not await self._call("arrived", run_id=self._outline.run_id):
+                await asyncio.shield(self._ending())
         finally:
-            arrived.cancel()
-        await asyncio.shield(self._ending())
+            watch.cancel()
 
     async def follow(self) -> Run:
         """Watch a run that is on its way already; :func:`get_run` does."""
