@@ -140,7 +140,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
         What is done stays with those who hold it.
         """
-        if run.over:
+        if run.stop is not None or (run.over and stop.kind != "failed"):
             return
         run.stop = stop
         keys = []
@@ -211,7 +211,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if self.runs.pop(run.spec.run_id, None) is None:
             return
         run.arrived.set()  # who waits for its graph need not
-        if run.stop is not None:
+        if run.stop is not None and not run.forgotten:
             self.service.remember(run)
         self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)

@@ -163,7 +163,8 @@ def get_result(
             key = await call(client, "find", run_id=run_id, label=function_label(function_id))
         if key is None:
             _, outline = await _outline(client, dag_id, run_id)
-            if function_id not in outline.wanted:
+            # As a mapping compares: numpy's numbers compare with tuples element by element.
+            if function_id not in outline.awaited or function_id not in set(outline.wanted):
                 problem = f"the run {dag_id!r} has no such function, or does not keep its result"
                 raise UnknownFunctionError(function_id, problem)
             key = outline.keys[outline.awaited[function_id]]
@@ -218,7 +219,7 @@ async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
         There are none.
     """
     known = await call(client, "known")
-    runs = [run for run in known if not run["forgotten"] and _own_id(run) == dag_id]
+    runs = [run for run in known if not run["forgotten"] and dag_id in {_own_id(run)}]
     if not runs:
         raise UnknownRunError(dag_id)
     return runs
