@@ -214,4 +214,4 @@ async def answered(client: Client, answer: Awaitable[T]) -> T:
 
 def _require_scheduler(client: Client) -> None:
     if client.status != "running":
-        raise ClusterLostError(None, f"the scheduler went away: the client is {client.status}")
+        raise ClusterLostError(None, "the scheduler went away")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Hashable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from distributed import Client, Future
 
@@ -22,6 +22,7 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
 
+T = TypeVar("T")
 #: In quotes: the oldest Dask's futures take no parameter at run time.
 Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
 
@@ -32,12 +33,8 @@ Problems: TypeAlias = "dict[Hashable, Exception]"
 
 async def settled(client: Client, futures: Futures) -> None:
     """Wait until everything has ended, well or not."""
-    waiting = asyncio.ensure_future(connection.ended(client, list(futures.values())))
-    try:
-        await asyncio.wait([waiting])  # which raises if one of them is cancelled
-    finally:
-        waiting.cancel()
-        waiting.cancelled() or waiting.exception()
+    # It raises if one of them is cancelled.
+    await _ended(connection.ended(client, list(futures.values())))
 
 
 def complete(futures: Futures, *parts: Mapping[Hashable, Any]) -> bool:
@@ -65,16 +62,25 @@ async def gathered(client: Client, futures: Futures) -> dict[Hashable, Any] | No
 
     What a function raised may be ``CancelledError``: here, too, it must cancel nothing.
     """
-    gathering = asyncio.ensure_future(client.gather(list(futures.values()), asynchronous=True))
-    try:
-        await asyncio.wait([gathering])
-    finally:
-        gathering.cancel()
-    error = asyncio.CancelledError() if gathering.cancelled() else gathering.exception()
+    gathering = await _ended(client.gather(list(futures.values()), asynchronous=True))
+    if gathering.cancelled():
+        return None
+    error = gathering.exception()
     if error is not None:
         forget_frames(error)
         return None
     return dict(zip(futures, gathering.result(), strict=True))
+
+
+async def _ended(waiting: Awaitable[T]) -> asyncio.Future[T]:
+    """Wait for the end of something, well or not, and return it; it ends with who waits."""
+    future = asyncio.ensure_future(waiting)
+    future.add_done_callback(lambda f: f.cancelled() or f.exception())
+    try:
+        await asyncio.wait([future])
+    finally:
+        future.cancel()
+    return future
 
 
 async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable, Any], Problems]:

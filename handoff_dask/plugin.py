@@ -210,10 +210,10 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
-        run.arrived.set()  # who waits for its graph need not
         if run.stop is not None and not run.forgotten:
             self.service.remember(run)
         self.history.run_closed(run)
+        run.arrived.set()  # who waits for its graph need not
         self.engine.run_closed(run.spec.run_id)
         if run.limit is not None:
             run.limit.cancel()
@@ -283,7 +283,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 self.forget(record.run)
         elif finish == "erred" and record.state != "failed":
             record.move("failed")
-        elif finish == "released" and start == "erred":
+        elif finish == "waiting" and record.state == "failed":
             # Somebody tries again what had failed for good: from the start.
             record.run.failed.pop(record.index, None)
             record.run.decided.discard(record.index)

@@ -270,7 +270,7 @@ class Run:
                 "stop",
                 run_id=self._outline.run_id,
                 kind="cancelled",
-                problem="it was cancelled on the cluster",
+                problem="its functions were cancelled on the cluster",
             )
         if self._outcome is not None:
             await asyncio.wait([self._outcome])

@@ -43,11 +43,13 @@ class RunInfo:
     counts: Mapping[str, int]
 
 
-def list_runs(*, client: Client | None = None) -> list[RunInfo]:
+def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[RunInfo]:
     """Return the runs on a cluster, everybody's, the oldest first.
 
     Parameters
     ----------
+    stopped
+        Whether detached runs are among them that were stopped and have no results.
     client
         A client of the cluster; None takes the current one.
 
@@ -76,7 +78,7 @@ def list_runs(*, client: Client | None = None) -> list[RunInfo]:
                 counts=dict(run["counts"]),
             )
             for run in await call(client, "known")
-            if run["alive"]
+            if run["alive"] or stopped
         ]
 
     return sync(client, listed)

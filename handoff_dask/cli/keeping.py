@@ -44,7 +44,7 @@ def known(name: str, client: Client) -> RunInfo:
     Problem
         There is none.
     """
-    found = list_runs(client=client)
+    found = list_runs(stopped=True, client=client)
     for exactly in (repr, str):
         for info in reversed(found):
             if exactly(info.dag_id) == name:
@@ -88,7 +88,10 @@ def result(
             value = get_result(dag_id, function, timeout, client=client)
         except UnknownFunctionError:
             # An id of another type goes by its repr.
-            value = get_result(dag_id, _Written(function), timeout, client=client)
+            ids = [id_ for id_ in get_run(dag_id, client=client).futures if repr(id_) == function]
+            if not ids:
+                raise
+            value = get_result(dag_id, ids[0], timeout, client=client)
     if file is None:
         click.echo(value if isinstance(value, str) else text(value))
     elif not file.pickles and not holds(value):
@@ -103,16 +106,6 @@ def result(
 def text(value: Any) -> str:
     """Return a value as JSON if that can hold it, else as Python shows it."""
     return json.dumps(value) if holds(value) else repr(value)
-
-
-class _Written:
-    """Stands for the id that is written so."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
 
 
 def cancel(where: Where, name: str, debug: bool) -> None:

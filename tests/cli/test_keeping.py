@@ -76,7 +76,9 @@ def test_a_run_that_failed(handoff, detached, on):
     assert "  bad: 2 of 2 attempts failed, last RuntimeError: out of luck" in status
     done = handoff("result", name, "bad", *on)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: function 'bad' failed: RuntimeError: out of luck (")
+    assert done.stderr.startswith(
+        "Error: function 'bad' failed after 2 attempts: RuntimeError: out of luck ("
+    )
 
 
 def test_a_run_that_waits(handoff, detached, on, gate):
@@ -90,6 +92,12 @@ def test_a_run_that_waits(handoff, detached, on, gate):
     assert done.stderr == "Error: function 0 of 'waiting' did not end within 0.2 s\n"
     assert handoff("cancel", name, *on).returncode == 0
     assert handoff("runs", *on).stdout == "no runs\n"
+    # What became of it can be asked until it is forgotten.
+    assert "5 cancelled" in handoff("status", name, *on).stdout
+    done = handoff("result", name, "0", *on)
+    assert done.returncode == 130 and "cancelled on the cluster" in done.stderr
+    assert handoff("forget", name, *on).returncode == 0
+    assert handoff("status", name, *on).returncode == 2
 
 
 def test_the_run_of_another_command(start, handoff, on, gate):

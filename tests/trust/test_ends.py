@@ -408,7 +408,7 @@ async def test_a_cancelled_detached_run_leaves_a_trace(c, s, a, b):
         status = await (await get_run("kept", client=other)).status()
         assert (status["done"], status["cancelled"]) == (1, 2)
         assert await get_result("kept", "done", client=other) == 4
-        with pytest.raises(RunCancelledError, match="it was cancelled on the cluster"):
+        with pytest.raises(RunCancelledError, match="its functions were cancelled on the cluster"):
             await get_result("kept", "g", client=other)
     assert await get_result("kept", "done") == 4
     await forget("kept")
