@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from handoff_dask.cli.targets import Target
 from handoff_dask.explaining import explain
 from handoff_dask.nodes import discover_nodes
 from handoff_dask.planning import plan
+from handoff_dask.results import ExecutionResult
 
 
 def validate(target: Target) -> None:
@@ -52,7 +53,7 @@ def planned(
     overhead: float,
 ) -> None:
     """Tell how a DAG would run."""
-    known = target.durations
+    known: Mapping[Hashable, float] | ExecutionResult | None = target.durations
     if durations_file is not None:
         known = durations(durations_file, target.dag.functions)
     if known is None:

@@ -14,6 +14,7 @@ import cloudpickle
 
 from handoff_dask.cli.failing import Problem
 from handoff_dask.cli.targets import names
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.results import ExecutionResult
 
 
@@ -142,8 +143,10 @@ def _holds(value: Any) -> bool:
     return False
 
 
-def durations(path: Path, ids: Iterable[Hashable]) -> dict[Hashable, float]:
-    """Read how long functions take (s): ``{id: seconds}`` in JSON, or the output of a run.
+def durations(path: Path, ids: Iterable[Hashable]) -> Mapping[Hashable, float] | ExecutionResult:
+    """Read how long functions take: ``{id: seconds}`` in JSON, or the output of a run.
+
+    Of the latter the attempts are returned, in a result that holds nothing else.
 
     Raises
     ------
@@ -153,19 +156,16 @@ def durations(path: Path, ids: Iterable[Hashable]) -> dict[Hashable, float]:
     try:
         data = path.read_bytes()
         found = pickle.loads(data) if path.suffix in (".pkl", ".pickle") else json.loads(data)
+        attempts = found.get("attempts") if isinstance(found, dict) else None
+        if isinstance(attempts, dict):
+            found = {id_: tuple(Attempt(**a) for a in tried) for id_, tried in attempts.items()}
     except OSError as error:
         raise Problem(f"{path}: {error.strerror or error}") from None
     except Exception:
         raise Problem(f"{path} is neither JSON nor the output of a run") from None
-    if isinstance(found, dict) and isinstance(found.get("attempts"), dict):
-        found = {
-            id_: sum(good) / len(good)
-            for id_, tried in found["attempts"].items()
-            if (good := [a["stopped"] - a["started"] for a in tried if a["outcome"] == "ok"])
-        }
     if not isinstance(found, dict):
         raise Problem(f"{path} is no JSON object of seconds by function, and no output of a run")
-    ids = list(ids)
     known = names(ids)
     # From a pickle the ids are themselves, from JSON they are text.
-    return {known.get(id_, id_) if isinstance(id_, str) else id_: s for id_, s in found.items()}
+    found = {known.get(id_, id_) if isinstance(id_, str) else id_: v for id_, v in found.items()}
+    return ExecutionResult(None, {}, attempts=found) if isinstance(attempts, dict) else found

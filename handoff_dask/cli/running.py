@@ -69,7 +69,7 @@ def run(
         default = "all" if detach or file is not None else "none"
         options["results"] = selection(results, default, ids)
         RunOptions(**options, detach=detach)
-        known = loaded.durations
+        known: Mapping[Hashable, float] | ExecutionResult | None = loaded.durations
         if durations_file is not None:
             known = durations(durations_file, ids)
         display = _display(quiet, json_lines, stdout)
@@ -104,7 +104,7 @@ def _display(quiet: bool, json_lines: bool, stdout: IO[str]) -> Display:
 def _attended(
     client: Client,
     target: Target,
-    known: Mapping[Hashable, float] | None,
+    known: Mapping[Hashable, float] | ExecutionResult | None,
     options: dict[str, Any],
     display: Display,
     file: File | None,
@@ -168,7 +168,7 @@ def _first_failure(result: ExecutionResult) -> BaseException | None:
 def _planner(
     client: Client,
     target: Target,
-    known: Mapping[Hashable, float] | None,
+    known: Mapping[Hashable, float] | ExecutionResult | None,
     options: Mapping[str, Any],
 ) -> Callable[[], Plan] | None:
     if known is None or len(target.dag) > _PLANNED:
