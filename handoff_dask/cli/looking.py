@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import IMPOSSIBLE, Problem
-from handoff_dask.cli.output import durations
+from handoff_dask.cli.output import durations, is_stdout
 from handoff_dask.cli.progress import table
 from handoff_dask.cli.targets import Target
 from handoff_dask.explaining import explain
@@ -85,11 +86,13 @@ def visualized(target: Target, output: Path) -> None:
     """Draw a DAG."""
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise Problem(f"cannot write {output}: there is no such folder, or it is one itself")
-    try:
-        target.dag.visualize(filename=str(output))
-    except (ImportError, RuntimeError, OSError, ValueError) as error:
-        raise Problem(f"cannot draw {output}: {error}") from error
-    click.echo(str(output))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "dag.svg") if is_stdout(output) else output
+        try:
+            target.dag.visualize(filename=str(file))
+        except (ImportError, RuntimeError, OSError, ValueError) as error:
+            raise Problem(f"cannot draw {output}: {error}") from error
+        click.echo(file.read_text(encoding="utf-8") if file is not output else str(output))
 
 
 def nodes(where: Where, debug: bool) -> None:
