@@ -6,10 +6,11 @@ import asyncio
 from functools import partial
 
 import pytest
-from distributed import Event
+from distributed import Event, Status
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import Function, InvalidFunctionError, RetryPolicy, current, execute, submit
+from handoff_dask.placement import Waiting
 from tests.gate import one_held
 from tests.support import assert_clean, dag_of, where
 
@@ -76,6 +77,32 @@ async def test_a_retry_that_always_avoids_waits(c, s, a, b):
 async def test_the_only_worker_is_used_whatever_the_policy(c, s, a):
     """A retry that always avoids the last worker runs there, if the cluster has no other."""
     run = await submit(failing(RetryPolicy(1, avoid_last_worker="always")))
+    assert (await run.result()).results == {"f": a.address}
+
+
+def slow_once():
+    if current().attempt == 1:
+        Event("thread may end").wait()
+    return where()
+
+
+@on_cluster(config={"distributed.worker.memory.pause": False})
+async def test_a_worker_whose_thread_goes_on_is_no_last_resort(c, s, a, b):
+    """After a timeout the function waits for its thread to end, though no other worker is left."""
+    await execute(dag_of(Function(id="first", args=[], code=where)))
+    b.status = Status.paused
+    while s.workers[b.address] in s.running:
+        await asyncio.sleep(0.01)
+    run = await submit(dag_of(Function(id="f", args=[], code=slow_once, timeout=0.05)))
+    while not (await run.status())["attempts"]:
+        await asyncio.sleep(0.01)
+    await one_held(run)
+    assert (await run.explain())["f"].reason == "paused"
+    await b.close()
+    while b.address in s.workers:
+        await asyncio.sleep(0.01)
+    assert (await run.explain())["f"] == Waiting("excluded", (a.address,))
+    await (await Event("thread may end")).set()
     assert (await run.result()).results == {"f": a.address}
 
 
