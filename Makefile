@@ -7,19 +7,28 @@ SEED ?= 1
 
 VENV := .venv
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 BROWSER := .venv-browser
 CHROMIUM ?= chromium
+
+# The versions that are tested. Every environment gets these, but for what it is to try instead.
+PINS := tests/constraints.txt
 
 # The oldest of all we promise to work with: the floors in pyproject.toml, on Python 3.10
 # where there is one that runs.
 OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 FLOORS = $(shell sed -n '/^dependencies/,/^]/ s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' pyproject.toml)
 
+# The newest Python here that can make environments.
+NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12; do \
+    $$python -c 'import ensurepip, venv' 2>/dev/null && exec echo $$python; done; echo $(PYTHON))
+
 NOTEBOOKS = $(patsubst notebooks/%,docs/notebooks/%,$(wildcard notebooks/*.ipynb))
 CODE = $(wildcard handoff_dask/*.py handoff_dask/*/*.py notebooks/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint test-oldest test-browser chromium notebooks docs clean
+.PHONY: help demo test chaos lint test-oldest test-newest test-browser chromium notebooks docs
+.PHONY: constraints newest clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
 
@@ -43,6 +52,15 @@ lint: $(VENV)/.installed-test  ## Check style and types
 test-oldest: $(OLDEST)/.installed-test  ## Run the tests with the oldest Dask we support
 	$(OLDEST)/bin/python -m pytest $(ARGS)
 
+test-newest: newest $(VENV)/.installed-test  ## Run the tests with the newest of everything
+	@$(NEWEST)/bin/python -m pip freeze --all >$(NEWEST)/versions.txt
+	@if $(VENV)/bin/python -m pip freeze --all | grep -vxFf $(NEWEST)/versions.txt || \
+	    [ "$$($(VENV)/bin/python -V)" != "$$($(NEWEST)/bin/python -V)" ]; then \
+	    set -x; $(NEWEST)/bin/python -m pytest $(ARGS); \
+	else \
+	    echo 'The newest of everything is what $(VENV) has: `make test` is this test.'; \
+	fi
+
 test-browser: $(BROWSER)/.installed-browser chromium  ## Look at the panels in JupyterLab
 	CHROMIUM="$$(command -v $(CHROMIUM))" \
 	    $(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
@@ -64,8 +82,12 @@ docs/notebooks/%.ipynb: notebooks/%.ipynb docs/run_notebook.py $(CODE) | $(VENV)
 docs: $(NOTEBOOKS) $(VENV)/.installed-docs  ## Build the documentation, docs/_build/index.html
 	$(VENV)/bin/python -m sphinx -W --keep-going --quiet $(ARGS) docs docs/_build
 
+constraints: NEWEST_PYTHON = $(PYTHON)
+constraints: newest  ## Renew the tested versions, tests/constraints.txt, from the newest there are
+	$(NEWEST)/bin/python tests/pins.py $(PINS)
+
 clean:  ## Remove environments, builds, caches and what the demo made
-	rm -rf $(VENV) $(OLDEST) $(BROWSER) build dist *.egg-info image_pipeline_output
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(BROWSER) build dist *.egg-info image_pipeline_output
 	rm -rf docs/_build docs/jupyter_execute docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -89,15 +111,29 @@ $(OLDEST)/bin/pip:
 $(BROWSER)/bin/pip:
 	$(call make-venv,$(PYTHON),$(BROWSER))
 
-# One stamp per extra; installed again only when the metadata changed.
-$(VENV)/.installed-%: pyproject.toml setup.cfg | $(VENV)/bin/pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
-	@touch $@
+# Anew each time: what was the newest yesterday may not be today.
+newest:
+	rm -rf $(NEWEST)
+	$(call make-venv,$(NEWEST_PYTHON),$(NEWEST))
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade setuptools --editable '.[browser,docs]'
 
-$(OLDEST)/.installed-%: pyproject.toml setup.cfg | $(OLDEST)/bin/pip
-	$(OLDEST)/bin/python -m pip install --quiet --editable '.[$*]' $(FLOORS)
+# $(call install,folder,constraints,more)
+# What builds the package comes from the constraints, too, which an isolated build would not see.
+define install
+	$(1)/bin/python -m pip install --quiet --constraint $(2) --upgrade setuptools
+	$(1)/bin/python -m pip install --quiet --constraint $(2) --no-build-isolation \
+	    --editable '.[$*]' $(3)
 	@touch $@
+endef
 
-$(BROWSER)/.installed-%: pyproject.toml setup.cfg | $(BROWSER)/bin/pip
-	$(BROWSER)/bin/python -m pip install --quiet --editable '.[$*]'
-	@touch $@
+# One stamp per extra; installed again only when the metadata or the pins changed.
+$(VENV)/.installed-%: pyproject.toml setup.cfg $(PINS) | $(VENV)/bin/pip
+	$(call install,$(VENV),$(PINS))
+
+$(OLDEST)/.installed-%: pyproject.toml setup.cfg $(PINS) | $(OLDEST)/bin/pip
+	grep -v $(foreach floor,$(FLOORS),-e '^$(firstword $(subst ==, ,$(floor)))==') $(PINS) \
+	    >$(OLDEST)/constraints.txt
+	$(call install,$(OLDEST),$(OLDEST)/constraints.txt,$(FLOORS))
+
+$(BROWSER)/.installed-%: pyproject.toml setup.cfg $(PINS) | $(BROWSER)/bin/pip
+	$(call install,$(BROWSER),$(PINS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
@@ -124,7 +124,9 @@ def plan(
         {worker name: {resource: amount}}, as :func:`discover_nodes` returns. A worker runs as many
         functions at once as it has ``"threads"`` or, if that is not named, cores of ``"cpu"``.
     durations
-        {id: seconds}, or the result of an earlier run of the DAG.
+        {id: seconds}, or the result of an earlier run of the DAG, which need not have ended well. A
+        function takes the mean of its attempts that ended well. If there are none, it takes as long
+        as the longest of its attempts, and no less than others of its code on average.
     allocation_strategy, max_concurrency
         As for :func:`execute`.
     overhead
@@ -143,8 +145,8 @@ def plan(
     AllocationError
         No worker could hold a function.
     ValueError
-        A duration is missing or is no number >= 0, a capability or the overhead is no number >= 0,
-        or there are no workers.
+        A duration is missing or is no number >= 0, nothing is known of a function and of others of
+        its code, a capability or the overhead is no number >= 0, or there are no workers.
 
     Examples
     --------
@@ -158,12 +160,15 @@ def plan(
     dag.validate()
     RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
     nodes = expand(dag.functions)
+    prefixes = code_prefixes(nodes)
+    if isinstance(durations, ExecutionResult):
+        durations = _learned(nodes, prefixes, durations)
     seconds = _seconds(nodes, durations)
     if not capabilities:
         raise ValueError("capabilities names no worker")
     if problem := number_problem(overhead):
         raise ValueError(f"overhead {problem}")
-    rows = [FunctionRow(*row) for row in function_rows(nodes, code_prefixes(nodes))]
+    rows = [FunctionRow(*row) for row in function_rows(nodes, prefixes)]
     specs = function_specs(rows, range(len(nodes)))
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
     longest = max(seconds.values(), default=0.0)
@@ -210,16 +215,54 @@ def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
     return WorkerSpec(name, name, name, offered, max(int(threads), 1))
 
 
-def _seconds(
-    nodes: list[Node], durations: Mapping[Hashable, float] | ExecutionResult
+def _learned(
+    nodes: Sequence[Node], prefixes: Sequence[str], result: ExecutionResult
 ) -> dict[Hashable, float]:
+    """Return the seconds that functions take, by what a run tells of them.
+
+    Raises
+    ------
+    ValueError
+        It tells nothing of a function, nor of others of its code.
+    """
+    codes = {
+        node.function.id: prefix
+        for node, prefix in zip(nodes, prefixes, strict=True)
+        if node.kind == "function"
+    }
+    good: dict[Hashable, float] = {}
+    # What did not end well would have gone on: the longest attempt says most.
+    longest: dict[Hashable, float] = {}
+    for id_ in codes:
+        tried = result.attempts.get(id_, ())
+        if ended_well := [a.duration for a in tried if a.outcome == "ok"]:
+            good[id_] = mean(ended_well)
+        elif tried:
+            longest[id_] = max(a.duration for a in tried)
+    well, badly = _by_code(good, codes), _by_code(longest, codes)
+    found: dict[Hashable, float] = {}
+    for id_, code in codes.items():
+        known = [good[id_]] if id_ in good else [longest.get(id_), well.get(code)]
+        seconds = max((s for s in known if s is not None), default=badly.get(code))
+        if seconds is None:
+            raise ValueError(
+                f"nothing is known of how long function {id_!r} takes: neither it nor another of "
+                f"its code ran. Say it: durations={{{id_!r}: seconds, ...}}"
+            )
+        found[id_] = seconds
+    return found
+
+
+def _by_code(seconds: Mapping[Hashable, float], codes: Mapping[Hashable, str]) -> dict[str, float]:
+    """Return the mean of the functions of each code."""
+    found: dict[str, list[float]] = {}
+    for id_, value in seconds.items():
+        found.setdefault(codes[id_], []).append(value)
+    return {code: mean(values) for code, values in found.items()}
+
+
+def _seconds(nodes: list[Node], durations: Mapping[Hashable, float]) -> dict[Hashable, float]:
     """Return the seconds that each node takes; transforms take none."""
-    if isinstance(durations, ExecutionResult):
-        durations = {
-            id_: mean(good)
-            for id_, tried in durations.attempts.items()
-            if (good := [a.duration for a in tried if a.outcome == "ok"])
-        }
     seconds: dict[Hashable, float] = {}
     for node in nodes:
         if node.kind != "function":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from handoff_dask import jsonable
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node, sinks
@@ -16,7 +17,7 @@ from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ExecutionResult:
     """The outcome of a run.
 
@@ -115,7 +116,7 @@ class ExecutionResult:
                 id_: [dataclasses.asdict(attempt) for attempt in attempts]
                 for id_, attempts in self.attempts.items()
             },
-            "errors": {id_: repr(error) for id_, error in self.errors.items()},
+            "errors": {id_: jsonable.text(error) for id_, error in self.errors.items()},
             "makespan": self.makespan,
         }
 

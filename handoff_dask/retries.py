@@ -74,6 +74,8 @@ class Retries:
         still = list(record.late)
         still.remove(worker)
         record.late = tuple(still)
+        if worker not in still:
+            self.plugin.engine.exclusion_ended(record.key, worker)
         if record.state == "held" and record.parked:
             self.plugin.ready(record)
         self.plugin.ask()
@@ -166,12 +168,13 @@ class Retries:
             tied = row.collocated is not None or row.pin is not None
             if tied or len(record.late) > 1 or not able.difference(record.late):
                 return None
-            terms["avoid"] = record.late[0]
+            terms["exclude"] = record.late
         if not record.retrying:
             return terms
         if row.policy.delay:
             terms["not_before"] = now + row.policy.delay_before(record.failures + 1, random())
-        if row.policy.avoid_last_worker:
-            terms.setdefault("avoid", record.worker)
+        if row.policy.avoid_last_worker and record.worker is not None:
+            terms["avoid"] = (record.worker,)
+            terms["insist"] = row.policy.avoid_last_worker == "always"
         record.retrying = False
         return terms

@@ -53,6 +53,7 @@ ROOMS = """
     _version
     errors
     standins
+    jsonable
     collector
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}

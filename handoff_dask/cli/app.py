@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,7 +51,11 @@ class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # as
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES)
-@click.version_option(__version__, package_name="handoff_dask")
+@click.version_option(
+    message=f"handoff_dask {__version__} (dask {version('dask')}, distributed "
+    f"{version('distributed')}, Python {platform.python_version()})",
+    version=__version__,
+)
 def handoff() -> None:
     """Run DAGs of functions with resource costs.
 
@@ -123,7 +129,8 @@ Examples:
     multiple=True,
     metavar="all|sinks|none|ID",
     help="Which results are kept: all, sinks (those that no function needs), none, or a "
-    "function's, once for each. Without --output or --detach, none by default, else all.",
+    "function's, once for each. Without --output or --detach, none by default, and those asked for "
+    "are printed; else all.",
 )
 @click.option(
     "--on-error",
@@ -150,7 +157,8 @@ Examples:
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Where to write what came out: JSON or, if it is called *.pkl, a pickle.",
+    help="Where to write what came out: JSON or, if it is called *.pkl, a pickle; - is standard "
+    "output.",
 )
 @_durations
 @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
@@ -239,7 +247,7 @@ Examples:
     type=click.Path(path_type=Path),
     default=Path("dag.svg"),
     show_default=True,
-    help="Where to draw it; the ending says how.",
+    help="Where to draw it; the ending says how. - is standard output, SVG.",
 )
 def visualize(target: str, arguments: tuple[str, ...], scale: float | None, output: Path) -> None:
     """Draw a DAG."""
@@ -299,7 +307,7 @@ Examples:
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Where to write it: JSON or, if it is called *.pkl, a pickle.",
+    help="Where to write it: JSON or, if it is called *.pkl, a pickle; - is standard output.",
 )
 def result(where: Where, dag_id: str, function: str, timeout: float, output: Path | None) -> None:
     """Fetch the result of a function of a run.

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import math
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,15 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
 from distributed.comm.addressing import get_address_host_port, parse_address
+from distributed.core import rpc
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask.cli import arguments
 from handoff_dask.cli.failing import CLUSTER, Problem, leave
 
+#: Seconds until the command says what it waits for, and those that a scheduler may take from the
+#: first to the last byte of its file.
+_AT_ONCE, _COMPLETE = 1.0, 3.0
 #: Above every level of a log.
 _NOTHING = logging.CRITICAL + 1
 
@@ -210,9 +214,9 @@ def _hush(*names: str) -> None:
 
 
 def _client(where: Where) -> Client:
-    address = where.address or _announced(str(where.scheduler_file))
+    timeout = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    address = where.address or _announced(str(where.scheduler_file), timeout)
     security = where.security or Security()
-    # Before there is a client, which takes a minute to notice that it never had a scheduler.
     try:
         scheme, _ = parse_address(address)
         get_address_host_port(address)
@@ -220,25 +224,69 @@ def _client(where: Where) -> Client:
         raise Problem(f"{address!r} is not the address of a scheduler: {error}") from None
     if scheme == "tls" and security.get_connection_args("client").get("ssl_context") is None:
         raise Problem(f"{address} needs --tls-ca-file, --tls-cert and --tls-key, or Dask's own")
-    try:
-        return Client(address, security=security, set_as_default=False)
-    except OSError as error:
-        raise Problem(f"cannot reach the scheduler {address}: {error}", CLUSTER) from error
-
-
-def _announced(file: str) -> str:
-    """Return the address that a scheduler writes into its file, once it does."""
-    timeout = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
-    # A batch job may be ahead of its scheduler.
-    deadline = time.monotonic() + timeout
-    while True:
+    with _notice(f"connecting to {address}; giving up after {timeout:g} s"):
         try:
-            return str(json.loads(Path(file).read_text())["address"])
-        except (OSError, ValueError, KeyError, TypeError):
-            problem = "is not that of a scheduler" if os.path.exists(file) else "did not appear"
-        if time.monotonic() > deadline:
-            raise Problem(f"the scheduler file {file} {problem}, in {timeout:g} s", CLUSTER)
-        time.sleep(0.1)
+            # Not by a client, which waits without an end for who accepts it and does not answer.
+            asyncio.run(_meet(address, security, timeout))
+            return Client(address, security=security, set_as_default=False)
+        except Problem:
+            raise
+        except Exception as error:
+            root: BaseException = error
+            while root.__cause__ is not None and str(root.__cause__):
+                root = root.__cause__
+            why = str(root) or f"it did not answer within {timeout:g} s"
+            raise Problem(f"cannot reach the scheduler {address}: {why}", CLUSTER) from error
+
+
+async def _meet(address: str, security: Security, timeout: float) -> None:
+    """Make sure that a scheduler answers at an address."""
+
+    async def identity() -> Mapping[str, Any]:
+        args = security.get_connection_args("client")
+        async with rpc(address, timeout=timeout, connection_args=args) as server:
+            found: Mapping[str, Any] = await server.identity()
+            return found
+
+    # Who cannot be reached has a reason, which comes just in time.
+    found = await asyncio.wait_for(identity(), timeout + _AT_ONCE)
+    if "workers" not in found:
+        raise Problem(f"{address} is the address of a {found['type']}, not of a scheduler", CLUSTER)
+
+
+@contextlib.contextmanager
+def _notice(text: str) -> Iterator[None]:
+    """Say what is waited for, if it does not come at once."""
+    timer = threading.Timer(_AT_ONCE, click.echo, [text], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _announced(file: str, timeout: float) -> str:
+    """Return the address that a scheduler writes into its file, once it does."""
+    # A batch job may be ahead of its scheduler. What is in the file is complete soon.
+    started = time.monotonic()
+    with _notice(f"waiting for the scheduler file {file}; giving up after {timeout:g} s"):
+        while True:
+            patience = timeout
+            try:
+                written = Path(file).read_text()
+                if written:
+                    patience = min(timeout, _COMPLETE)
+                return str(json.loads(written)["address"])
+            except FileNotFoundError:
+                problem = f"did not appear within {timeout:g} s"
+            except OSError as error:
+                problem = f"cannot be read: {error.strerror or error}"
+            except (ValueError, KeyError, TypeError):
+                problem = "is not that of a scheduler" if written else "is empty"
+            if time.monotonic() - started > patience:
+                raise Problem(f"the scheduler file {file} {problem}", CLUSTER)
+            time.sleep(0.1)
 
 
 def _cluster(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import click
 from distributed import Client
 
+from handoff_dask import jsonable
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import Problem
-from handoff_dask.cli.output import File, holds
+from handoff_dask.cli.output import opened
 from handoff_dask.cli.progress import ago, table
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.runs import RunInfo, forget, get_result, get_run, list_runs
@@ -81,7 +83,7 @@ def result(
     debug: bool,
 ) -> None:
     """Fetch one result of a run."""
-    file = None if output is None else File(output)
+    file = None if output is None else opened(output, sys.stdout)
     with connected(where, embedded=False, debug=debug) as client:
         dag_id = known(name, client).dag_id
         try:
@@ -94,18 +96,24 @@ def result(
             value = get_result(dag_id, ids[0], timeout, client=client)
     if file is None:
         click.echo(value if isinstance(value, str) else text(value))
-    elif not file.pickles and not holds(value):
-        raise Problem(
-            f"JSON cannot hold the result, which is of type {type(value).__name__}: a file named "
-            "*.pkl can"
-        )
-    else:
+    elif file.pickles:
         file.write(value)
+    else:
+        try:
+            file.write(jsonable.exact(value))
+        except jsonable.NotJSONError:
+            raise Problem(
+                f"JSON cannot hold the result, which is of type {type(value).__name__}: a file "
+                "named *.pkl can"
+            ) from None
 
 
 def text(value: Any) -> str:
     """Return a value as JSON if that can hold it, else as Python shows it."""
-    return json.dumps(value) if holds(value) else repr(value)
+    try:
+        return json.dumps(jsonable.exact(value))
+    except jsonable.NotJSONError:
+        return jsonable.text(value)
 
 
 def cancel(where: Where, name: str, debug: bool) -> None:

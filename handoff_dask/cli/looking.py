@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 import click
 
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import IMPOSSIBLE, Problem
-from handoff_dask.cli.output import durations
+from handoff_dask.cli.output import durations, is_stdout
 from handoff_dask.cli.progress import table
 from handoff_dask.cli.targets import Target
 from handoff_dask.explaining import explain
 from handoff_dask.nodes import discover_nodes
 from handoff_dask.planning import plan
+from handoff_dask.results import ExecutionResult
 
 
 def validate(target: Target) -> None:
@@ -52,7 +54,7 @@ def planned(
     overhead: float,
 ) -> None:
     """Tell how a DAG would run."""
-    known = target.durations
+    known: Mapping[Hashable, float] | ExecutionResult | None = target.durations
     if durations_file is not None:
         known = durations(durations_file, target.dag.functions)
     if known is None:
@@ -84,11 +86,13 @@ def visualized(target: Target, output: Path) -> None:
     """Draw a DAG."""
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise Problem(f"cannot write {output}: there is no such folder, or it is one itself")
-    try:
-        target.dag.visualize(filename=str(output))
-    except (ImportError, RuntimeError, OSError, ValueError) as error:
-        raise Problem(f"cannot draw {output}: {error}") from error
-    click.echo(str(output))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "dag.svg") if is_stdout(output) else output
+        try:
+            target.dag.visualize(filename=str(file))
+        except (ImportError, RuntimeError, OSError, ValueError) as error:
+            raise Problem(f"cannot draw {output}: {error}") from error
+        click.echo(file.read_text(encoding="utf-8") if file is not output else str(output))
 
 
 def nodes(where: Where, debug: bool) -> None:

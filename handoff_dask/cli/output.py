@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import pickle
+import reprlib
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cloudpickle
 
+from handoff_dask import jsonable
 from handoff_dask.cli.failing import Problem
 from handoff_dask.cli.targets import names
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.results import ExecutionResult
+from handoff_dask.standins import text_of
+
+#: Characters of a result that is printed, and items of each list or dict in it.
+_WIDTH, _ITEMS = 500, 20
+_ABRIDGED = reprlib.Repr()
+_ABRIDGED.maxlevel = 3
+_ABRIDGED.maxlist = _ABRIDGED.maxtuple = _ABRIDGED.maxdict = _ITEMS
+_ABRIDGED.maxset = _ABRIDGED.maxfrozenset = _ABRIDGED.maxdeque = _ABRIDGED.maxarray = _ITEMS
+_ABRIDGED.maxstring = _ABRIDGED.maxlong = _ABRIDGED.maxother = _WIDTH
 
 
 class File:
@@ -32,19 +45,19 @@ class File:
     """
 
     def __init__(self, path: Path) -> None:
-        # What a link points to, so that the link stays.
-        self._path = path.resolve()
-        self._draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        if self._path.is_dir():
-            raise Problem(f"cannot write {path}: it is a folder")
         try:
+            # What a link points to, so that the link stays.
+            self._path = path.resolve()
+            self._draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+            if self._path.is_dir():
+                raise Problem(f"cannot write {path}: it is a folder")
             if self._path.exists():
                 self._path.open("ab").close()
             if self._replaces:
                 self._draft.open("xb").close()
                 self._draft.unlink()
-        except OSError as error:
-            raise Problem(f"cannot write {path}: {error.strerror or error}") from None
+        except (OSError, RuntimeError, ValueError) as error:  # links may go round in a circle
+            raise _unwritable(path, error) from None
 
     @property
     def _replaces(self) -> bool:
@@ -58,10 +71,7 @@ class File:
 
     def write(self, value: Any) -> None:
         """Write a value, which JSON must be able to hold if that is what the file is to be."""
-        if self.pickles:
-            data = cloudpickle.dumps(value)
-        else:
-            data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+        data = cloudpickle.dumps(value) if self.pickles else _json(value).encode()
         try:
             if self._replaces:
                 self._draft.write_bytes(data)
@@ -69,81 +79,148 @@ class File:
             else:
                 self._path.write_bytes(data)
         except OSError as error:
-            self._draft.unlink(missing_ok=True)
-            raise Problem(f"cannot write {self._path}: {error.strerror or error}") from None
+            with contextlib.suppress(OSError):
+                self._draft.unlink(missing_ok=True)
+            raise _unwritable(self._path, error) from None
 
 
-def write_result(file: File, result: ExecutionResult) -> list[Hashable]:
-    """Write what came out of a run; return the ids of the results that JSON cannot hold."""
-    if file.pickles:
-        file.write(result.as_dict())
-        return []
-    document, left_out = as_json(result)
-    file.write(document)
-    return left_out
+class Stream:
+    """Standard output in the place of a file: JSON."""
+
+    pickles = False
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, value: Any) -> None:
+        """Write a value, which JSON must be able to hold."""
+        try:
+            self._stream.write(_json(value))
+            self._stream.flush()
+        except OSError as error:
+            raise _unwritable("to standard output", error) from None
+
+
+Output = File | Stream
+
+
+def opened(path: Path, stdout: IO[str]) -> Output:
+    """Return where ``--output`` says to write: a file or, by the name ``-``, standard output.
+
+    Raises
+    ------
+    Problem
+        The file cannot be written.
+    """
+    return Stream(stdout) if is_stdout(path) else File(path)
+
+
+def is_stdout(path: Path | None) -> bool:
+    """Whether ``--output`` is standard output."""
+    return str(path) == "-"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def _unwritable(path: Path | str, error: Exception) -> Problem:
+    return Problem(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
+
+
+def write_result(output: Output, result: ExecutionResult) -> list[Hashable]:
+    """Write what came out of a run; return the ids of the results that the format cannot hold."""
+    if not output.pickles:
+        document, left_out = as_json(result)
+        output.write(document)
+        return left_out
+    document = result.as_dict()
+    try:
+        output.write(document)
+    except Problem:
+        raise
+    except Exception:
+        # What could be pickled on a worker cannot always be pickled again.
+        left_out = [id_ for id_, value in result.results.items() if not _pickles(value)]
+        lost = {id_: type(document["results"].pop(id_)).__name__ for id_ in left_out}
+        output.write({**document, "left_out": lost})
+        return left_out
+    return []
+
+
+def list_results(stream: IO[str], result: ExecutionResult) -> None:
+    """Print the results, a line for each: the function and, abridged, its value."""
+    called = labels(result.results)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more
+        for id_, value in result.results.items():
+            shown = " ".join(_ABRIDGED.repr(value).split())
+            if len(shown) > _WIDTH:
+                shown = f"{shown[: _WIDTH - 3]}..."
+            stream.write(f"{called[id_]}: {shown}\n")
+        stream.flush()
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 def as_json(result: ExecutionResult) -> tuple[dict[str, Any], list[Hashable]]:
     """Return a result as JSON holds it, and the ids of the results that it cannot hold."""
     facts = result.as_dict()
-    called = labels(result.dag_functions)
-    held = {id_: value for id_, value in facts["results"].items() if holds(value)}
-    left_out = [id_ for id_ in facts["results"] if id_ not in held]
+    held: dict[Hashable, Any] = {}
+    left_out: dict[Hashable, str] = {}
+    for id_, value in result.results.items():
+        try:
+            held[id_] = jsonable.exact(value)
+        except jsonable.NotJSONError:
+            left_out[id_] = type(value).__name__
+    errors = {
+        id_: f"{type(error).__name__}: {text_of(error)}" for id_, error in result.errors.items()
+    }
+    parts = {
+        "results": held,
+        "allocations": facts["allocations"],
+        "attempts": {id_: jsonable.loose(tried) for id_, tried in facts["attempts"].items()},
+        "errors": errors,
+    }
+    called = labels(dict.fromkeys(chain(result.dag_functions, left_out, *parts.values())))
 
     def named(values: Mapping[Hashable, Any]) -> dict[str, Any]:
         return {called[id_]: value for id_, value in values.items()}
 
     document = {
-        **facts,
-        "dag_id": facts["dag_id"] if isinstance(facts["dag_id"], str) else repr(facts["dag_id"]),
-        "results": named(held),
-        "allocations": named(facts["allocations"]),
-        "attempts": named(facts["attempts"]),
-        "errors": {
-            called[id_]: f"{type(error).__name__}: {error}" for id_, error in result.errors.items()
-        },
-        "left_out": {called[id_]: type(facts["results"][id_]).__name__ for id_ in left_out},
+        "dag_id": jsonable.text(facts["dag_id"]),
+        **{part: named(values) for part, values in parts.items()},
+        "makespan": facts["makespan"],
+        "left_out": named(left_out),
     }
-    return document, left_out
+    return document, list(left_out)
 
 
 def labels(ids: Iterable[Hashable]) -> dict[Hashable, str]:
     """Return a text for each id: strings as they are, unless another id reads the same."""
     ids = list(ids)
-    plain = {id_: id_ if isinstance(id_, str) else repr(id_) for id_ in ids}
+    plain = {id_: jsonable.text(id_) for id_ in ids}
     if len(set(plain.values())) == len(ids):
         return plain
-    return {id_: repr(id_) for id_ in ids}
+    found: dict[str, Hashable] = {}
+    for id_ in ids:
+        exactly = unique = jsonable.shown(id_)
+        number = 2
+        while unique in found:
+            unique, number = f"{exactly} ({number})", number + 1
+        found[unique] = id_
+    return {id_: label for label, id_ in found.items()}
 
 
-def holds(value: Any) -> bool:
-    """Whether JSON can hold a value: lists, tuples, dicts by text, and what is in them.
+def durations(path: Path, ids: Iterable[Hashable]) -> Mapping[Hashable, float] | ExecutionResult:
+    """Read how long functions take: ``{id: seconds}`` in JSON, or the output of a run.
 
-    Examples
-    --------
-    >>> holds({"size": [1, 2.5, None]}), holds({1: "a"}), holds(float("nan"))
-    (True, False, False)
-    """
-    try:
-        return _holds(value)
-    except RecursionError:
-        return False
-
-
-def _holds(value: Any) -> bool:
-    if value is None or type(value) in (str, bool, int):
-        return True
-    if type(value) is float:
-        return math.isfinite(value)
-    if type(value) in (list, tuple):
-        return all(map(_holds, value))
-    if type(value) is dict:
-        return all(type(key) is str for key in value) and all(map(_holds, value.values()))
-    return False
-
-
-def durations(path: Path, ids: Iterable[Hashable]) -> dict[Hashable, float]:
-    """Read how long functions take (s): ``{id: seconds}`` in JSON, or the output of a run.
+    Of the latter the attempts are returned, in a result that holds nothing else.
 
     Raises
     ------
@@ -153,19 +230,16 @@ def durations(path: Path, ids: Iterable[Hashable]) -> dict[Hashable, float]:
     try:
         data = path.read_bytes()
         found = pickle.loads(data) if path.suffix in (".pkl", ".pickle") else json.loads(data)
+        attempts = found.get("attempts") if isinstance(found, dict) else None
+        if isinstance(attempts, dict):
+            found = {id_: tuple(Attempt(**a) for a in tried) for id_, tried in attempts.items()}
     except OSError as error:
         raise Problem(f"{path}: {error.strerror or error}") from None
     except Exception:
         raise Problem(f"{path} is neither JSON nor the output of a run") from None
-    if isinstance(found, dict) and isinstance(found.get("attempts"), dict):
-        found = {
-            id_: sum(good) / len(good)
-            for id_, tried in found["attempts"].items()
-            if (good := [a["stopped"] - a["started"] for a in tried if a["outcome"] == "ok"])
-        }
     if not isinstance(found, dict):
         raise Problem(f"{path} is no JSON object of seconds by function, and no output of a run")
-    ids = list(ids)
     known = names(ids)
     # From a pickle the ids are themselves, from JSON they are text.
-    return {known.get(id_, id_) if isinstance(id_, str) else id_: s for id_, s in found.items()}
+    found = {known.get(id_, id_) if isinstance(id_, str) else id_: v for id_, v in found.items()}
+    return ExecutionResult(None, {}, attempts=found) if isinstance(attempts, dict) else found

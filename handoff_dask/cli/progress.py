@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import click
 
-from handoff_dask.cli.output import labels
+from handoff_dask import jsonable
+from handoff_dask.cli.output import as_json, labels
 from handoff_dask.explaining import RunExplanation
 from handoff_dask.placement.events import Waiting
 from handoff_dask.planning import Plan
@@ -157,15 +158,24 @@ class Terminal(Lines):
 
 
 class JsonLines(Display):
-    """An object a line, for programs: events ``start``, ``progress`` and ``end``."""
+    """An object a line, for programs: events ``start``, ``progress`` and ``end``.
+
+    Parameters
+    ----------
+    stream
+        Where to.
+    results
+        Whether ``end`` has the results.
+    """
 
     every = 1.0
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, results: bool = False) -> None:
         self._stream = stream
+        self._results = results
 
     def _event(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"event": event, "time": time.time(), **facts})
+        line = json.dumps(jsonable.loose({"event": event, "time": time.time(), **facts}))
         with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the run goes on
             self._stream.write(f"{line}\n")
             self._stream.flush()
@@ -173,8 +183,7 @@ class JsonLines(Display):
     def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
         """Show that a run starts."""
         self._called = labels(functions)
-        text = dag_id if isinstance(dag_id, str) else repr(dag_id)
-        self._event("start", dag_id=text, functions=len(functions))
+        self._event("start", dag_id=jsonable.text(dag_id), functions=len(functions))
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Show how far it is."""
@@ -190,8 +199,13 @@ class JsonLines(Display):
 
     def end(self, seconds: float, result: ExecutionResult | None, error: Any = None) -> None:
         """Show how it ended."""
+        results: dict[str, Any] = {}
+        if self._results and result is not None:
+            document, _ = as_json(result)
+            results = {name: document[name] for name in ("results", "left_out")}
         self._event(
             "end",
+            **results,
             exit_code=0 if error is None else error.code,
             error=None if error is None else error.message,
             seconds=seconds,

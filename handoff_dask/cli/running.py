@@ -13,9 +13,17 @@ from typing import IO, Any
 import click
 from distributed import Client
 
+from handoff_dask import jsonable
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import FAILED, IMPOSSIBLE, Problem, problem_of
-from handoff_dask.cli.output import File, durations, write_result
+from handoff_dask.cli.output import (
+    Output,
+    durations,
+    is_stdout,
+    list_results,
+    opened,
+    write_result,
+)
 from handoff_dask.cli.progress import Display, Forecast, JsonLines, Lines, Terminal, watch
 from handoff_dask.cli.targets import Target, load, resolve
 from handoff_dask.errors import AllocationError, HandoffError
@@ -62,23 +70,27 @@ def run(
             "--detach does not wait for the run, so that --output and --timeout have no use: fetch "
             "results with `dask handoff result`"
         )
-    file = None if output is None else File(output)
-    with own_stdout(json_lines) as stdout:
+    if json_lines and is_stdout(output):
+        raise Problem("--json-lines and --output - both write to standard output: give one of them")
+    shown = results not in ((), ("none",)) and output is None and not detach
+    with own_stdout(json_lines or shown or is_stdout(output)) as stdout:
+        file = None if output is None else opened(output, stdout)
         loaded = load(target, arguments, scale)
         ids = list(loaded.dag.functions)
         default = "all" if detach or file is not None else "none"
         options["results"] = selection(results, default, ids)
         RunOptions(**options, detach=detach)
-        known = loaded.durations
+        known: Mapping[Hashable, float] | ExecutionResult | None = loaded.durations
         if durations_file is not None:
             known = durations(durations_file, ids)
-        display = _display(quiet, json_lines, stdout)
+        display = _display(quiet, json_lines, stdout, shown)
+        listing = stdout if shown and not json_lines else None
         with connected(where, processes=True, debug=debug) as client:
             if detach:
                 submit(loaded.dag, client=client, detach=True, **options)
                 click.echo(loaded.dag.id)
                 return
-            _attended(client, loaded, known, options, display, file)
+            _attended(client, loaded, known, options, display, file, listing)
 
 
 @contextlib.contextmanager
@@ -88,14 +100,18 @@ def own_stdout(own: bool) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w") as stdout:
-        os.dup2(2, 1)
+    stdout = os.fdopen(os.dup(1), "w", errors="backslashreplace")
+    os.dup2(2, 1)
+    try:
         yield stdout
+    finally:
+        with contextlib.suppress(OSError):  # told when it was written
+            stdout.close()
 
 
-def _display(quiet: bool, json_lines: bool, stdout: IO[str]) -> Display:
+def _display(quiet: bool, json_lines: bool, stdout: IO[str], shown: bool) -> Display:
     if json_lines:
-        return JsonLines(stdout)
+        return JsonLines(stdout, results=shown)
     if quiet:
         return Display()
     return Terminal(sys.stderr) if sys.stderr.isatty() else Lines()
@@ -104,10 +120,11 @@ def _display(quiet: bool, json_lines: bool, stdout: IO[str]) -> Display:
 def _attended(
     client: Client,
     target: Target,
-    known: Mapping[Hashable, float] | None,
+    known: Mapping[Hashable, float] | ExecutionResult | None,
     options: dict[str, Any],
     display: Display,
-    file: File | None,
+    file: Output | None,
+    listing: IO[str] | None,
 ) -> None:
     """Run a DAG, show how far it is, and write what came out."""
     dag = target.dag
@@ -138,16 +155,20 @@ def _attended(
             failure = failure or problem
     took = time.monotonic() - started
     display.end(took, result, None if failure is None else problem_of(failure))
+    if listing is not None and result is not None:
+        list_results(listing, result)
     if failure is not None:
         raise failure
 
 
-def _written(file: File, result: ExecutionResult, display: Display) -> None:
+def _written(file: Output, result: ExecutionResult, display: Display) -> None:
     if left_out := write_result(file, result):
-        some = ", ".join(map(repr, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
-        display.note(
-            f"JSON cannot hold {len(left_out)} of the results ({some}); a file named *.pkl can"
-        )
+        some = ", ".join(map(jsonable.shown, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
+        which = f"{len(left_out)} of the results ({some})"
+        if file.pickles:
+            display.note(f"{which} cannot be pickled here")
+        else:
+            display.note(f"JSON cannot hold {which}; a file named *.pkl can")
 
 
 def _first_failure(result: ExecutionResult) -> BaseException | None:
@@ -168,7 +189,7 @@ def _first_failure(result: ExecutionResult) -> BaseException | None:
 def _planner(
     client: Client,
     target: Target,
-    known: Mapping[Hashable, float] | None,
+    known: Mapping[Hashable, float] | ExecutionResult | None,
     options: Mapping[str, Any],
 ) -> Callable[[], Plan] | None:
     if known is None or len(target.dag) > _PLANNED:

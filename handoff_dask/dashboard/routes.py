@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from tornado.web import Application, RequestHandler
 
-from handoff_dask import _compat
+from handoff_dask import _compat, jsonable
 from handoff_dask.dashboard import overview
 from handoff_dask.records import STATES
 
@@ -33,7 +32,7 @@ class RunsHandler(RequestHandler):
     def get(self) -> None:
         """Answer."""
         self.set_header("Content-Type", "application/json; charset=UTF-8")
-        self.write(json.dumps(state(self.plugin), allow_nan=False))
+        self.write(json.dumps(jsonable.loose(state(self.plugin)), allow_nan=False))
 
 
 def install(plugin: HandoffPlugin, installed: ExitStack) -> None:
@@ -46,10 +45,7 @@ def install(plugin: HandoffPlugin, installed: ExitStack) -> None:
 
 
 def state(plugin: HandoffPlugin) -> dict[str, Any]:
-    """Return the state of a plugin's runs, as JSON has it.
-
-    Times are seconds since the epoch. An infinite amount is null.
-    """
+    """Return the state of a plugin's runs. Times are seconds since the epoch."""
     return {
         "functions": overview.states(plugin),
         "runs": [_run(run) for run in overview.runs(plugin, RUNS)],
@@ -57,9 +53,9 @@ def state(plugin: HandoffPlugin) -> dict[str, Any]:
         "held": [held.as_dict() for held in overview.held(plugin, CAUSES)],
         "resources": {
             name: {
-                "declared": _finite(amounts.declared),
-                "claimed": _finite(amounts.claimed),
-                "asked": _finite(amounts.asked),
+                "declared": amounts.declared,
+                "claimed": amounts.claimed,
+                "asked": amounts.asked,
             }
             for name, amounts in overview.usage(plugin).total.items()
         },
@@ -75,7 +71,3 @@ def _run(run: RunView) -> dict[str, Any]:
         "opened": run.opened,
         "closed": run.closed,
     }
-
-
-def _finite(amount: float) -> float | None:
-    return amount if math.isfinite(amount) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -41,8 +41,31 @@ def collocated(id: Hashable) -> Collocated:
     return Collocated(id)
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class _Compared:
+    """Equal if all fields are; a value that cannot say, as an array, is equal to itself only."""
+
+    __slots__ = ()
+    id: Hashable
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type] # each is one
+        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def _same(one: object, other: object) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:
+        return False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Argument(_Compared):
     """A dependency whose value is transformed on its way (``Handoff.Function.Argument``).
 
     The serializer runs on the producer's worker, the deserializer on the consumer's. Each is a
@@ -82,8 +105,8 @@ class Argument:
     argument_inclusion: ArgumentInclusion = "variadic"
 
 
-@dataclass(frozen=True)
-class Function:
+@dataclass(frozen=True, eq=False)
+class Function(_Compared):
     """A function of a DAG (``Handoff.Function``).
 
     Parameters
@@ -155,9 +178,6 @@ class Function:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, dict(value))
-
-    def __hash__(self) -> int:
-        return hash(self.id)
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
@@ -34,7 +34,10 @@ class RetryPolicy:
     give_up_on
         Exception types that are not, though `retry_on` holds them.
     avoid_last_worker
-        Retry on another worker if another can hold the function.
+        Prefer another worker for a retry. It is waited for, while all that could hold the function
+        are busy, no longer than the function is expected to run; after that the last worker will
+        do. ``"always"``: it is waited for without that limit, as long as the cluster has another
+        worker that could hold the function. False: no preference.
     escalate
         ``(attempt, cost, last_error) -> cost``: what the next attempt claims.
 
@@ -53,7 +56,7 @@ class RetryPolicy:
     jitter: float = 0.1
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     give_up_on: tuple[type[BaseException], ...] = ()
-    avoid_last_worker: bool = True
+    avoid_last_worker: bool | Literal["always"] = True
     escalate: Escalate | None = None
 
     def delay_before(self, attempt: int, random: float = 0.5) -> float:
@@ -103,6 +106,9 @@ class RetryPolicy:
                 isinstance(t, type) and issubclass(t, BaseException) for t in types
             ):
                 yield name, f"must be a tuple of exception types, not {types!r}"
+        if self.avoid_last_worker not in (True, False, "always"):
+            wrong = repr(self.avoid_last_worker)
+            yield "avoid_last_worker", f'must be True, False or "always", not {wrong}'
         if self.escalate is not None and not callable(self.escalate):
             yield "escalate", f"must be callable or None, not {self.escalate!r}"
 

@@ -86,11 +86,7 @@ class Ahead:
             some = chain(islice(board.short_queues, MANY), islice(board.anywhere, MANY))
             queues = dict.fromkeys(queue for queue in some if queue.anywhere)
         for queue in chain(queues, worker.watchers):
-            if (
-                not board.usable(queue)
-                or queue.avoid == worker.address
-                or not queue.need.fits(capacity)
-            ):
+            if not board.usable(queue) or queue.bars(worker) or not queue.need.fits(capacity):
                 continue
             if queue.cost is not waiting and queue.cost.fits(worker.free):
                 return False

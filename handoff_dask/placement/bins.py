@@ -85,7 +85,7 @@ class Bins:
                 if room:
                     taken.append(queue)
                     # One that has to stay away must not keep others from what is free.
-                    hits += any(w.open and w.address != queue.avoid for w in room)
+                    hits += any(w.open and not queue.bars(w) for w in room)
             if hits and heap:
                 self.more = True
             if not heap:

@@ -23,6 +23,8 @@ _FEW = 8
 #: Queues are looked at one by one up to this many, else by size.
 MANY = 64
 
+_NONE: frozenset[str] = frozenset()
+
 
 class Board:
     """Queues of ready functions, by where they may go.
@@ -66,6 +68,10 @@ class Board:
 
     def enqueue(self, function: Function) -> None:
         """Queue a ready function with those it only differs from in urgency."""
+        if function.barred is not None and function.holder is None:
+            at = function.barred.relent(self.now, function.seconds)
+            if at is not None:
+                self.at(at, function)
         queue = self._queue_of(function)
         if not queue.live:
             if queue.anywhere:
@@ -251,16 +257,17 @@ class Board:
         cost = function.cost
         run = function.run
         group = function.group
+        barred = function.barred
         limited = None if run.limit is None else run
         if (
             group is None
             and function.pin is None
-            and function.avoid is None
+            and (barred is None or not (barred.avoid or barred.exclude))
             and function.holder is None
             and limited is None
         ):
             if cost.queue is None:
-                cost.queue = Queue((cost, None, None, None, False, None, None))
+                cost.queue = Queue((cost, None, None, None, False, _NONE, _NONE, False, None))
             return cost.queue
         need = None
         pin = function.pin
@@ -271,8 +278,14 @@ class Board:
             else:
                 pin = group.pin
                 need = self.cluster.resources.union((group.need, cost))
-        avoid = function.avoid if bound is None else None
-        kind = (cost, need, pin, bound, function.holder is not None, avoid, limited)
+        avoid = exclude = _NONE
+        insist = False
+        if barred is not None:
+            exclude = barred.exclude
+            if bound is None and barred.avoid:
+                avoid, insist = barred.avoid, barred.insist
+        deferred = function.holder is not None
+        kind = (cost, need, pin, bound, deferred, avoid, exclude, insist, limited)
         queue = self._queues.get(kind)
         if queue is None:
             queue = self._queues[kind] = Queue(kind)

@@ -49,18 +49,19 @@ class Chooser:
             ):
                 return worker
         found: Worker | None = None
-        avoid = self.avoided(queue)
+        barred = self._cluster.barred(queue)
         if queue.able is None and not queue.closed:
             view = self._view(queue, function)
             bucket = view.best()
             if bucket is not None:
                 found = bucket.first()
-                if avoid is not None and found.address == avoid:
+                if found.address in barred:
                     found = next(
-                        (w for b in view.buckets() for w in b.members() if w.address != avoid), None
+                        (w for b in view.buckets() for w in b.members() if w.address not in barred),
+                        None,
                     )
                 if found is not None and function.inputs:
-                    found = self._near(function, queue, found, avoid)
+                    found = self._near(function, queue, found, barred)
         else:
             score_of = function.run.strategy.score
             least = 0.0
@@ -69,7 +70,7 @@ class Chooser:
                 if (
                     cost.fits(worker.free)
                     and worker.open
-                    and worker.address != avoid
+                    and worker.address not in barred
                     and queue.need.fits(worker.shape.capacity)
                 ):
                     if score_of is None:
@@ -81,9 +82,9 @@ class Chooser:
                     if found is None or score < least:
                         found, least = worker, score
             if found is not None and function.inputs:
-                found = self._near(function, queue, found, avoid)
+                found = self._near(function, queue, found, barred)
         if found is None and self._board.reserved:
-            found = self._beside(queue, function, avoid)
+            found = self._beside(queue, function, barred)
         return found
 
     def suited(self, queue: Queue, function: Function, worker: Worker) -> Function:
@@ -124,7 +125,7 @@ class Chooser:
             holder is None
             or holder is worker
             or not holder.running
-            or address == function.avoid
+            or queue.bars(holder)
             or not queue.need.fits(holder.shape.capacity)
         ):
             return False
@@ -158,15 +159,9 @@ class Chooser:
             queue.views[strategy] = view
         return view
 
-    def avoided(self, queue: Queue) -> str | None:
-        """Return the worker to avoid, if another could do it."""
-        avoid = queue.avoid
-        if avoid is None:
-            return None
-        candidates = self._cluster.workers.values() if queue.able is None else queue.able
-        return avoid if self._cluster.others_able(queue.need, avoid, candidates) else None
-
-    def _near(self, function: Function, queue: Queue, found: Worker, avoid: str | None) -> Worker:
+    def _near(
+        self, function: Function, queue: Queue, found: Worker, barred: frozenset[str]
+    ) -> Worker:
         """Choose a worker with room that holds the inputs, if that is worth it."""
         bandwidth, latency = self.bandwidth, self.latency
         inputs = function.inputs
@@ -177,7 +172,7 @@ class Chooser:
         chosen = found
         for address in inputs:
             worker = self._cluster.workers.get(address)
-            if worker is None or not worker.open or address == avoid:
+            if worker is None or not worker.open or address in barred:
                 continue
             moving = function.transfer(address, bandwidth, latency)
             if moving >= least or not queue.cost.fits(worker.free):
@@ -202,7 +197,7 @@ class Chooser:
         seconds = 1.0 if function.seconds is None else function.seconds
         return saved >= seconds or (strategy.local and not spares)
 
-    def _beside(self, queue: Queue, function: Function, avoid: str | None) -> Worker | None:
+    def _beside(self, queue: Queue, function: Function, barred: frozenset[str]) -> Worker | None:
         """Choose a reserved worker that the function would not delay anybody on."""
         board = self._board
         workers: Iterable[Worker] = board.gains if queue.closed else board.reserved
@@ -212,7 +207,7 @@ class Chooser:
                 reservation is not None
                 and worker.running
                 and not worker.ahead
-                and worker.address != avoid
+                and worker.address not in barred
                 and queue.cost.fits(worker.free)
                 and min(worker.free) >= 0
                 and queue.need.fits(worker.shape.capacity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
@@ -137,11 +137,22 @@ class Cluster:
             return ()
         return candidates
 
-    def others_able(self, need: Cost, avoid: str, candidates: Iterable[Worker]) -> bool:
-        """Whether a running worker but the one to avoid could hold a need."""
-        return any(
-            w.running and w.address != avoid and need.fits(w.shape.capacity) for w in candidates
+    def barred(self, queue: Queue) -> frozenset[str]:
+        """Return the workers that a queue's functions may not use now.
+
+        Those that they avoid are among them as long as another could hold them: one that runs or,
+        if they insist, any.
+        """
+        if not queue.avoid:
+            return queue.exclude
+        barred = queue.avoid | queue.exclude
+        others = any(
+            (w.running or queue.insist)
+            and w.address not in barred
+            and queue.need.fits(w.shape.capacity)
+            for w in self.candidates(queue.pin, queue.bound)
         )
+        return barred if others else queue.exclude
 
     def finding(self, need: Cost, pin: str | None = None) -> Finding:
         """Who could ever hold a need, or what is missing."""

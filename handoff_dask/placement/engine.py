@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from heapq import heappop
 
 from handoff_dask.placement import intake
@@ -15,6 +15,7 @@ from handoff_dask.placement.runs import (
     PLACED,
     QUEUED,
     WAITING,
+    Barred,
     Function,
     Group,
     Run,
@@ -170,7 +171,9 @@ class Engine(Workforce):
         input_total: float | None = None,
         not_before: float | None = None,
         cost: Mapping[str, float] | None = None,
-        avoid: str | None = None,
+        avoid: Collection[str] = (),
+        insist: bool = False,
+        exclude: Collection[str] = (),
     ) -> None:
         """Take in that a function could start: all it depends on is there.
 
@@ -190,7 +193,14 @@ class Engine(Workforce):
         cost
             The cost of this attempt, if not the function's own.
         avoid
-            Address of a worker not to use if another could do it.
+            Addresses of workers to use only if no other running worker could hold it, or after it
+            has waited for as long as it takes. If nobody knows how long that is, it waits for as
+            long as its last attempt took.
+        insist
+            It waits for other workers without that limit, as long as any that is registered could
+            hold it.
+        exclude
+            Addresses of workers not to use, whatever others there are, until `exclusion_ended`.
 
         Raises
         ------
@@ -213,7 +223,10 @@ class Engine(Workforce):
         function.ready_at = now
         function.deferred = False
         function.stuck_at = None
-        function.avoid = avoid
+        function.barred = None
+        if avoid or exclude:
+            patience = max(0.0, now - function.started)
+            function.barred = Barred(frozenset(avoid), frozenset(exclude), insist, patience)
         if inputs:
             function.inputs = dict(inputs)
             function.input_total = sum(inputs.values()) if input_total is None else input_total
@@ -225,6 +238,22 @@ class Engine(Workforce):
         else:
             function.state = FRESH
             self._fresh.append(function)
+
+    def exclusion_ended(self, key: Hashable, worker: str) -> None:
+        """Take in that a ready function may use a worker that was excluded. Ignored if it was not.
+
+        Parameters
+        ----------
+        key, worker
+            The function, and the worker's address.
+        """
+        function = self._functions.get(key)
+        if function is None or function.barred is None:
+            return
+        function.barred.exclude -= {worker}
+        if function.state == QUEUED:
+            self._board.requeue(function)
+            self._board.stir = True
 
     def function_withdrawn(self, key: Hashable) -> None:
         """Take in that a function that was ready is not any more.
@@ -282,6 +311,7 @@ class Engine(Workforce):
         """Decide all that can be decided now."""
         out: list[Place | Refuse] = []
         placer = self._placer
+        self._board.now = now
         timers = self._board.timers
         while timers and timers[0][0] <= now:
             _, _, function, stamp = heappop(timers)
@@ -289,14 +319,16 @@ class Engine(Workforce):
                 if function.state == DELAYED:
                     function.state = FRESH
                     self._fresh.append(function)
-                elif function.holder is not None:
+                else:
+                    # It has waited long enough for the worker that holds its inputs, or for
+                    # another than one that it avoids.
                     function.holder = None
                     if function.state == QUEUED:
                         self._board.requeue(function)
                         self._board.stir = True
         came = bool(self._fresh)
         if came or placer.due:
-            placer.settle(now)
+            placer.settle()
             self._rank()
             for function in self._fresh:
                 if function.state == FRESH and function not in placer.unbound:
@@ -307,7 +339,6 @@ class Engine(Workforce):
             self._ahead.commit(came, out)
             # Who was handed ahead needs no worker kept for it any more.
             placer.place_rest(out)
-        self._board.now = now
         placer.refuse(out)
         return out
 

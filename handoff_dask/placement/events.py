@@ -165,10 +165,10 @@ class Waiting:
     reason
         ``"delay"`` (a retry's), ``"impossible"``, ``"max_concurrency"``, ``"no workers"``,
         ``"binding"`` (the function it binds has no worker), ``"data"`` (waits for the worker
-        that holds its inputs), ``"paused"`` (those that could hold it don't run),
-        ``"reserved"`` (a worker with room is kept for another), ``"ahead"`` (a worker with
-        room works off what it was handed ahead first), ``"resources"`` or ``"next"`` (the
-        next poll places it).
+        that holds its inputs), ``"excluded"`` (it may not use those that could hold it),
+        ``"paused"`` (those that could hold it don't run), ``"reserved"`` (a worker with room
+        is kept for another), ``"ahead"`` (a worker with room works off what it was handed
+        ahead first), ``"resources"`` or ``"next"`` (the next poll places it).
     workers
         The workers it waits for.
     resources

@@ -47,10 +47,9 @@ class Placer:
         cluster = self.cluster
         return bool(board.stir or board.woken or cluster.touched or self._epoch != cluster.epoch)
 
-    def settle(self, now: float) -> None:
+    def settle(self) -> None:
         """Take over what happened to workers since the last poll."""
         board = self.board
-        board.now = now
         cluster = self.cluster
         if self._epoch != cluster.epoch:
             self._epoch = cluster.epoch

@@ -232,8 +232,11 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     if function.run.saturated:
         return Waiting("max_concurrency")
     candidates = cluster.workers.values() if queue.able is None else queue.able
-    avoid = placer.chooser.avoided(queue)
-    able = [w for w in candidates if queue.need.fits(w.shape.capacity) and w.address != avoid]
+    barred = cluster.barred(queue)
+    able = [w for w in candidates if queue.need.fits(w.shape.capacity)]
+    if all(w.address in barred for w in able):
+        return Waiting("excluded", tuple(w.address for w in able))
+    able = [w for w in able if w.address not in barred]
     addresses = tuple(w.address for w in able)
     if queue.deferred:
         until = next(

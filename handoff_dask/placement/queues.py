@@ -20,9 +20,19 @@ __all__ = ["Entry", "Kind", "Queue"]
 Entry = tuple[float, float, float, int, "Function"]
 
 #: What functions of one queue share: cost, what a worker must be able to hold (None: the cost),
-#: pin, the worker it is bound to, whether that is for its inputs only, the worker to avoid,
-#: the run if it has a limit.
-Kind = tuple["Cost", "Cost | None", "str | None", "Worker | None", bool, "str | None", "Run | None"]
+#: pin, the worker it is bound to, whether that is for its inputs only, the workers to avoid, those
+#: that are excluded, whether it insists on avoiding, the run if it has a limit.
+Kind = tuple[
+    "Cost",
+    "Cost | None",
+    "str | None",
+    "Worker | None",
+    bool,
+    frozenset[str],
+    frozenset[str],
+    bool,
+    "Run | None",
+]
 
 #: A function is looked up by the workers that hold most of its inputs; this many of them.
 _HOLDERS = 2
@@ -32,14 +42,15 @@ class Queue:
     """Functions of one cost that may go to the same workers, the most urgent first."""
 
     __slots__ = (
-        "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost",
-        "debt", "deferred", "heap", "kind", "live", "local", "need", "opened", "patience", "pin",
-        "reservations", "run", "since", "stuck", "views", "watched",
+        "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost", "debt",
+        "deferred", "exclude", "heap", "insist", "kind", "live", "local", "need", "opened",
+        "patience", "pin", "reservations", "run", "since", "stuck", "views", "watched",
     )  # fmt: skip
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        self.cost, need, self.pin, self.bound, self.deferred, self.avoid, self.run = kind
+        self.cost, need, self.pin, self.bound, self.deferred = kind[:5]
+        self.avoid, self.exclude, self.insist, self.run = kind[5:]
         self.need = need or self.cost
         self.heap: list[Entry] = []
         #: Functions in it; the heap may hold more entries, of functions that left.
@@ -72,6 +83,10 @@ class Queue:
     def __repr__(self) -> str:
         """Name the cost and how many wait."""
         return f"<Queue {self.cost} {self.live}>"
+
+    def bars(self, worker: Worker) -> bool:
+        """Whether its functions are not to use a worker, if it can be helped."""
+        return worker.address in self.avoid or worker.address in self.exclude
 
     @property
     def anywhere(self) -> bool:

@@ -133,7 +133,7 @@ def choose(
         if (
             not worker.running
             or (worker.reservation is not None and not (kept and worker.reservation.soft))
-            or worker.address == queue.avoid
+            or queue.bars(worker)
             or not queue.need.fits(worker.shape.capacity)
         ):
             continue

@@ -56,11 +56,54 @@ class Family:
         self.used: float | None = None
 
 
+class Barred:
+    """Workers that an attempt is not to use.
+
+    Parameters
+    ----------
+    avoid
+        Addresses of those that it may use after all, once it has waited for others long enough.
+    exclude
+        Addresses of those that it may never use.
+    insist
+        Whether it waits as long as another registered worker could hold it, without a limit.
+    patience
+        Seconds that it waits for others if nobody knows how long it runs.
+    """
+
+    __slots__ = ("avoid", "exclude", "insist", "patience", "until")
+
+    def __init__(
+        self, avoid: frozenset[str], exclude: frozenset[str], insist: bool, patience: float
+    ) -> None:
+        self.avoid = avoid
+        self.exclude = exclude
+        self.insist = insist
+        self.patience = patience
+        #: When it has waited long enough (s); None: it has not begun to.
+        self.until: float | None = None
+
+    def relent(self, now: float, seconds: float | None) -> float | None:
+        """Stop avoiding workers if that was waited for; return when to ask again, if at all.
+
+        To wait for another worker pays for as long as the function runs: by then it would have
+        ended on the one that it avoids.
+        """
+        if self.insist or not self.avoid:
+            return None
+        if self.until is None:
+            self.until = now + (self.patience if seconds is None else seconds)
+        if now < self.until:
+            return self.until
+        self.avoid = frozenset()
+        return None
+
+
 class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "avoid", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family",
+        "barred", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family",
         "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
         "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
         "tail", "token", "urgency", "worker",
@@ -98,7 +141,8 @@ class Function:
         #: Bytes of its inputs per worker address, and all of them.
         self.inputs: dict[str, float] | None = None
         self.input_total = 0.0
-        self.avoid: str | None = None
+        #: Workers that this attempt is not to use; None: it may use all.
+        self.barred: Barred | None = None
         #: The worker it waits for because of its inputs; and whether it ever did for this attempt.
         self.holder: Worker | None = None
         self.deferred = False

@@ -120,7 +120,7 @@ def test_a_scheduler_file_that_never_comes(handoff):
         env={"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "200ms"},
     )  # fmt: skip
     assert done.returncode == 4
-    assert done.stderr == "Error: the scheduler file gone.json did not appear, in 0.2 s\n"
+    assert done.stderr == "Error: the scheduler file gone.json did not appear within 0.2 s\n"
 
 
 def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from fractions import Fraction
 
+import numpy as np
 from distributed import Event
 
 from handoff_dask import DAG, Function, __version__, submit
@@ -60,3 +63,27 @@ async def test_an_endless_capacity(c, s, a, b):
     await registry.capabilities(a.address, {"cpu": math.inf}, __version__)
     state = await get_json(s, "/handoff/runs.json")
     assert state["resources"]["cpu"] == {"declared": None, "claimed": 0, "asked": 0}
+
+
+class Alike:
+    """An id that only its own process can tell from others."""
+
+    def __repr__(self):
+        return "<\u00e4 'like' \n \u2028>"
+
+
+@on_cluster()
+async def test_odd_names_and_numbers(c, s, a, b):
+    """Whatever ids and resources are called, and of whatever type amounts are, it is JSON."""
+    cost = {'a "b" \n \u2028': Fraction(1, 3), "cpu": np.float32(0.5), "gpu": np.int64(1)}
+    dag = DAG(("d", frozenset({np.int64(1)})))
+    dag.add_function(Function(id=Alike(), args=[], code=int, cost=cost))
+    run = await submit(dag, placement_timeout=600)
+    while not (await run.status())["held"]:
+        await asyncio.sleep(0.01)
+    state = await get_json(s, "/handoff/runs.json")
+    (held,) = state["held"]
+    assert held["functions"] == 1 and "like" in held["example"]
+    assert held["cost"] == {'a "b" \n \u2028': 1 / 3, "cpu": 0.5, "gpu": 1}
+    assert "frozenset" in state["runs"][0]["dag_id"]
+    await run.cancel()

@@ -102,4 +102,4 @@ def nothing_overlooked(engine: Engine) -> None:
                 room = worker.open
             if room and queue.cost.fits(worker.free):
                 if queue.need.fits(worker.shape.capacity):
-                    assert worker.address == queue.avoid, (queue, worker)
+                    assert worker.address in cluster.barred(queue), (queue, worker)

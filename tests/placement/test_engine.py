@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, WorkerSpec
+from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, Waiting, WorkerSpec
 
 
 def test_a_cost_waits_until_it_is_free(drive) -> None:
@@ -89,15 +89,140 @@ def test_the_worker_to_avoid_is_the_last_resort(drive) -> None:
     d.specs(FunctionSpec("f", {"cpu": 1}), FunctionSpec("g", {"cpu": 2}))
     d.add({"fill": {"cpu": 1}})
     assert d.places() == {"fill": "b"}
-    d.ready("f", "g", avoid="a")
+    d.now = 5.0
+    d.ready("f", "g", avoid=("a",))
     assert d.places() == {"g": "a"}, "only a could ever run g"
     d.end("g")
     assert d.places() == {}, "f waits for b"
     d.end("fill")
     assert d.places() == {"f": "b"}
     d.engine.worker_running("b", False)
-    d.ready("f", avoid="a")
+    d.ready("f", avoid=("a",))
     assert d.places() == {"f": "a"}, "b does not run"
+
+
+def busy_elsewhere(drive, *, expected: float | None = None, **options):
+    """An engine where f failed on a after 2 s, and b, the only other worker, is full."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
+    d.specs(FunctionSpec("f", {"cpu": 1}, expected=expected))
+    d.ready("f")
+    assert d.places() == {"f": "a"}
+    d.add({"fill": {"cpu": 1}})
+    assert d.places() == {"fill": "b"}
+    d.now = 2.0
+    d.ready("f", avoid=("a",), **options)
+    assert d.places() == {}
+    return d
+
+
+@pytest.mark.parametrize("expected, wait", [(7.0, 7.0), (0.5, 0.5), (None, 2.0)])
+def test_another_worker_is_waited_for_no_longer_than_it_helps(drive, expected, wait) -> None:
+    """For as long as the function takes; if nobody knows, as long as its last attempt took."""
+    d = busy_elsewhere(drive, expected=expected)
+    assert d.engine.why("f").workers == ("b",)
+    assert d.engine.wake_at() == 2.0 + wait
+    assert d.places(after=wait - 0.1) == {}
+    assert d.places(after=0.1) == {"f": "a"}
+    assert d.engine.wake_at() is None
+
+
+def test_another_worker_is_taken_as_soon_as_it_is_free(drive) -> None:
+    """However long it would be waited for."""
+    d = busy_elsewhere(drive, expected=100.0)
+    d.end("fill", after=1.0)
+    assert d.places() == {"f": "b"}
+    assert d.engine.wake_at() is None
+
+
+def test_the_wait_for_another_worker_follows_the_delay(drive) -> None:
+    """A retry's delay is no part of it."""
+    d = busy_elsewhere(drive, expected=3.0, not_before=10.0)
+    assert d.engine.wake_at() == 10.0
+    assert d.places(after=8.0) == {}
+    assert d.engine.wake_at() == 13.0
+    assert d.places(after=3.0) == {"f": "a"}
+
+
+def test_each_attempt_waits_for_another_worker_anew(drive) -> None:
+    """What the attempt before has waited counts for nothing."""
+    d = busy_elsewhere(drive, expected=3.0)
+    assert d.places(after=3.0) == {"f": "a"}
+    d.ready("f", avoid=("a",))
+    assert d.places() == {}
+    assert d.places(after=3.0) == {"f": "a"}
+
+
+def test_several_workers_are_avoided(drive) -> None:
+    """Each of them, as long as there is a further one."""
+    d = drive({name: {"cpu": 1} for name in "abc"})
+    d.specs(FunctionSpec("f", {"cpu": 1}, expected=1.0))
+    d.ready("f", avoid=("a", "b"))
+    assert d.places() == {"f": "c"}
+    d.engine.worker_removed("c")
+    d.ready("f", avoid=("a", "b"))
+    assert d.places() == {"f": "a"}
+
+
+def test_who_insists_waits_while_there_is_another_worker(drive) -> None:
+    """Busy or paused, as long as it is registered; the worker to avoid is used when it left."""
+    d = busy_elsewhere(drive, expected=0.1, insist=True)
+    assert d.engine.wake_at() is None
+    assert d.places(after=1e6) == {}
+    d.engine.worker_running("b", False)
+    assert d.places() == {} and d.engine.why("f").reason == "paused"
+    d.engine.worker_removed("b")
+    assert d.places() == {"f": "a"}
+
+
+def test_an_excluded_worker_is_never_used(drive) -> None:
+    """Not as the last resort either, nor is the function refused: it waits until it may."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, lost_grace=1.0)
+    d.add({"fill": {"cpu": 1}})
+    assert d.places() == {"fill": "a"}
+    d.specs(FunctionSpec("f", {"cpu": 1}, expected=0.1), FunctionSpec("g", {"cpu": 1}, pin="b"))
+    d.ready("f", "g", exclude=("b",))
+    assert d.places() == {} and d.engine.why("f").workers == ("a",)
+    assert d.engine.why("g") == Waiting("excluded", ("b",))
+    d.engine.worker_removed("a")
+    assert d.poll(after=100.0) == []
+    assert d.engine.why("f") == Waiting("excluded", ("b",))
+    d.engine.exclusion_ended("f", "b")
+    d.engine.exclusion_ended("nobody knows", "b")
+    assert d.places() == {"f": "b"}
+    d.end("f")
+    assert d.places() == {}
+    d.engine.exclusion_ended("g", "b")
+    assert d.places() == {"g": "b"}
+
+
+def test_to_exclude_comes_before_to_avoid(drive) -> None:
+    """If the only other worker is excluded, the one to avoid is used at once."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
+    d.specs(FunctionSpec("f", {"cpu": 1}, expected=9.0))
+    d.ready("f", avoid=("a",), exclude=("b",), insist=True)
+    assert d.places() == {"f": "a"}
+
+
+def test_inputs_and_a_worker_to_avoid(drive) -> None:
+    """It is avoided again after the function has waited for the worker that holds its inputs."""
+    d = drive({name: {"cpu": 1} for name in "abc"})
+    d.specs(
+        FunctionSpec("hold", {"cpu": 1}, pin="b", expected=5.0),
+        FunctionSpec("fill", {"cpu": 1}, pin="c"),
+        FunctionSpec("f", {"cpu": 1}, expected=15.0),
+    )
+    d.ready("hold")
+    assert d.places() == {"hold": "b"}
+    d.ready("f", avoid=("a",), inputs={"b": 1e9})
+    assert d.places() == {} and d.engine.why("f").reason == "data"
+    d.ready("fill")
+    assert d.places() == {"fill": "c"}
+    d.now = d.engine.wake_at()
+    assert 9 < d.now < 11, "moving the inputs takes so long"
+    assert d.places() == {} and d.engine.why("f").reason == "resources"
+    assert d.engine.wake_at() == 15.0
+    d.now = 15.0
+    assert d.places() == {"f": "a"}
 
 
 def test_an_attempt_may_cost_more_than_the_function(drive) -> None:

@@ -56,9 +56,16 @@ class Checked(World):
         spec, worker = self.specs[key], self.workers[address]
         assert address not in self.paused
         assert spec.pin in (None, worker.address, worker.name, worker.host)
-        if self.avoid[key] == address and not self.grouped(key):
-            able = self.engine.feasibility(self.cost[key], spec.pin).able
-            assert all(a == address or a in self.paused for a in able)
+        assert address not in self.exclude[key]
+        if address in self.avoid[key] and not self.grouped(key):
+            able = set(self.engine.feasibility(self.cost[key], spec.pin).able)
+            others = able.difference(self.avoid[key], self.exclude[key])
+            if not self.insist[key]:
+                others -= self.paused
+            until = self.engine._functions[key].barred.until
+            assert not others or (
+                not self.insist[key] and until is not None and self.since[key] <= until <= self.now
+            )
         if key in self.bound:
             assert self.bound[key] == address, "a bound function stays with its group"
         self.bind(key, address)
@@ -92,7 +99,7 @@ class Checked(World):
                 self.bound[member] = address
 
     def step(self) -> None:
-        action = self.draw(26)
+        action = self.draw(27)
         if action < 6:
             self.poll()
         elif action < 10:
@@ -105,7 +112,7 @@ class Checked(World):
             [
                 self.add_worker, self.remove_worker, self.pause, self.change, self.claim_foreign,
                 self.open_run, self.close_run, self.secede, self.withdraw, self.lose_result,
-                self.poll, self.add_again,
+                self.poll, self.add_again, self.readmit,
             ][action - 13 - 1]()  # fmt: skip
         # A worker that fits again may not get more than it has.
         for address in list(self.excess):
@@ -119,6 +126,10 @@ class Checked(World):
         """Stop the chaos: everything ready must end, one way or the other."""
         for key in list(self.foreign):
             self.engine.foreign_released(key)
+        for key, excluded in self.exclude.items():
+            for address in excluded:
+                self.engine.exclusion_ended(key, address)
+            excluded.clear()
         for address in list(self.paused):
             self.engine.worker_running(address, True)
         self.paused.clear()

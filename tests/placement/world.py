@@ -42,7 +42,11 @@ class World:
         self.cost: dict[int, dict[str, float]] = {}
         self.state: dict[int, str] = {}
         self.where: dict[int, str] = {}
-        self.avoid: dict[int, str | None] = {}
+        self.avoid: dict[int, tuple[str, ...]] = {}
+        self.exclude: dict[int, set[str]] = {}
+        self.insist: dict[int, bool] = {}
+        #: Since when a function is ready.
+        self.since: dict[int, float] = {}
         self.bound: dict[int, str] = {}
         self.foreign: dict[int, str] = {}
         self.seceded: set[int] = set()
@@ -217,7 +221,10 @@ class World:
             return
         if all(self.state[d] == "done" for d in self.specs[key].dependencies):
             self.cost[key] = dict(options.get("cost") or self.specs[key].cost)
-            self.avoid[key] = options.get("avoid")
+            self.avoid[key] = options.get("avoid", ())
+            self.exclude[key] = set(options.get("exclude", ()))
+            self.insist[key] = options.get("insist", False)
+            self.since[key] = max(self.now, options.get("not_before", 0.0))
             inputs = {}
             for address in list(self.workers)[: self.draw(3)]:
                 inputs[address] = [10.0, 1e6, 1e9][self.draw(3)]
@@ -270,10 +277,19 @@ class World:
             if self.draw(2):
                 options["not_before"] = self.now + self.draw(3)
             if self.draw(2):
-                options["avoid"] = address
+                options["avoid"] = tuple({address, self.pick(self.workers)})
+                options["insist"] = self.draw(2) == 1
+            if self.draw(4) == 3:
+                options["exclude"] = (address,)
             if self.draw(3) == 0:
                 options["cost"] = COSTS[self.draw(len(COSTS))]
             self.ready(key, **options)
+
+    def readmit(self) -> None:
+        """A worker that a function was not to use may be used again."""
+        key = self.pick([k for k, s in self.state.items() if s == "ready" and self.exclude[k]])
+        if key is not None:
+            self.engine.exclusion_ended(key, self.exclude[key].pop())
 
     def any_running(self) -> int | None:
         return self.pick([k for r in self.running.values() for k in r])
