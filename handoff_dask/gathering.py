@@ -18,6 +18,7 @@ from handoff_dask.errors import (
 )
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
+from handoff_dask.standins import text_of
 
 #: In quotes: the oldest Dask's futures take no parameter at run time.
 Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
@@ -76,7 +77,9 @@ def unfetched(error: Exception) -> HandoffError:
 
 def described(error: BaseException | None) -> str:
     """Say what an error is, in a line."""
-    return str(error) if isinstance(error, StandInError) else f"{type(error).__name__}: {error}"
+    if error is None or isinstance(error, StandInError):
+        return str(error)
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def failure(

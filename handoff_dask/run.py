@@ -71,6 +71,7 @@ class Run:
 
     def start(self, submission: Submission) -> Any:
         """Send the run on its way; :func:`submit` does."""
+        __tracebackhide__ = True
         try:
             return connection.sync(self._client, self._start, submission)
         except KeyboardInterrupt:
@@ -79,6 +80,7 @@ class Run:
 
     def complete(self) -> Any:
         """Return the result and leave nothing behind; :func:`execute` does."""
+        __tracebackhide__ = True
         try:
             with seceded():
                 return connection.sync(self._client, self._complete)
@@ -154,6 +156,7 @@ class Run:
         timeout
             Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
         """
+        __tracebackhide__ = True
         with seceded():
             return connection.sync(self._client, self._result, timeout)
 
@@ -183,7 +186,7 @@ class Run:
         pins = None
         if isinstance(submission.options.allocation_strategy, Allocator):
             nodes = await self._call("nodes")
-            names = {name for node in nodes.values() for name in node["names"]}
+            names = {a: n["names"] for a, n in nodes.items()}
             pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
         refused = await self._call("open", spec=submission.spec(client.id, pins))
         if refused is not None:

@@ -51,7 +51,8 @@ ROOMS = """
     config
     _version
     errors
-    standins
+    packing
+    standins pickling tracebacks
     collector
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}
