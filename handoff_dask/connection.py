@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import pickle
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -135,9 +136,14 @@ def _check_versions(facts: Mapping[str, Any]) -> None:
             )
 
 
+# Dask has tblib pickle exceptions, which fails if the cause cannot be pickled: all types known when
+# Dask is imported, and what its tasks raise later. The latter then come here, see below.
+copyreg.pickle(FunctionFailedError, FunctionFailedError.__reduce__)
+
+
 @dask_serialize.register(FunctionFailedError)  # type: ignore[untyped-decorator]
 def _serialized(error: FunctionFailedError) -> tuple[dict[str, Any], list[bytes]]:
-    """Have Dask send an error whose cause cannot be pickled as it is."""
+    """Pickle an error for Dask, whatever its cause."""
     return {}, [pickle.dumps(packed(error))]
 
 
