@@ -79,8 +79,12 @@ def packed(error: BaseException) -> PackedError:
 
     # In a thread, since this runs the user's code, such as __str__ and __reduce__, which may hang.
     thread = threading.Thread(target=pack, name="handoff-packing", daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
+    try:
+        thread.start()
+    except RuntimeError:  # there can be no more threads, which may be what the error says
+        pack()
+    else:
+        thread.join(PATIENCE)
     return PackedError(records).with_traceback(traceback_of(lines))
 
 

@@ -308,7 +308,7 @@ def _told(
 
 def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Log that an attempt failed, in one line."""
-    attempt, most = facts.get("handoff", {}).get("attempt", 1), facts.get("retries", 0) + 1
+    attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
     if not message["retry"]:
         follows = "its retry policy allows no further attempt"
     else:
