@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Reschedule, WorkerPlugin
 from distributed.core import Status
+from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 
 from handoff_dask.starts import Starts
@@ -101,6 +102,19 @@ class TaskEnds(WorkerPlugin):
 _worker_logger = logging.getLogger("distributed.worker")
 
 
+def _shown(logger: logging.Logger | None, level: int) -> bool:
+    """Whether somebody sees what a logger logs: Dask's `silence_logs` changes the handlers."""
+    if logger is None or not logger.isEnabledFor(level):
+        return False
+    handlers = list(logger.handlers)
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    # Each worker keeps its last lines in memory as well.
+    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
+    return not shows or any(handler.level <= level for handler in shows)
+
+
 class _FailureFilter(logging.Filter):
     """Drops Dask's reports of failed tasks, for some tasks."""
 
@@ -191,10 +205,12 @@ def started() -> Iterator[None]:
 
 
 def silence_failure() -> bool:
-    """Keep Dask's report, that this thread's task failed, out of the log; whether that is done."""
+    """Keep Dask's report that this thread's task failed out of the log; whether there was one."""
     task = this_task()
     if task is None or not isinstance(task.plugin, TaskEnds):
         return False
+    if not _shown(_worker_logger, logging.ERROR):
+        return False  # somebody wants quiet workers
     task.plugin.silence_failure(task.key)
     return True
 

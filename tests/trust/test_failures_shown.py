@@ -153,6 +153,27 @@ async def test_a_failed_attempt_is_a_line(c, s, a, b):
     assert "Compute Failed" not in dasks.getvalue()
 
 
+@pytest.mark.parametrize("by_handler", [False, True])
+def test_quiet_workers(by_handler, monkeypatch):
+    """Where Dask's workers are to be quiet, as with silence_logs, nothing is logged."""
+    dasks = logging.getLogger("distributed.worker")
+
+    @gen_cluster(client=True)
+    async def run(c, s, a, b):
+        if by_handler:
+            quiet = logging.StreamHandler()
+            quiet.setLevel(logging.CRITICAL)
+            monkeypatch.setattr(dasks, "propagate", False)
+            monkeypatch.setattr(dasks, "handlers", [quiet])
+        else:
+            monkeypatch.setattr(dasks, "disabled", True)
+        with captured_logger("handoff_dask") as ours, pytest.raises(FunctionFailedError):
+            await execute(dag_of(Function(id="f", args=[], code=fails)))
+        assert "attempt" not in ours.getvalue()
+
+    run()
+
+
 @gen_cluster(client=True)
 async def test_the_log_of_others(c, s, a, b):
     """What plain Dask logs of its own tasks stays; after uninstall, nobody looks at the log."""
