@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distributed import Reschedule, WorkerPlugin
 from distributed.core import Status
+from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 
 from handoff_dask.starts import Starts
@@ -23,6 +25,7 @@ __all__ = [
     "TaskEnds",
     "killed_for_memory",
     "restore_resources",
+    "silence_failure",
     "started",
     "task_annotations",
     "this_task",
@@ -63,6 +66,7 @@ class TaskEnds(WorkerPlugin):
 
     def __init__(self) -> None:
         self._calls: dict[Any, Callable[[], None]] = {}
+        self._failures = _FailureFilter()
         #: What the worker started, if somebody wants to know.
         self.starts: Starts | None = None
 
@@ -75,10 +79,54 @@ class TaskEnds(WorkerPlugin):
         """Have something called on the worker's loop when the worker is done with a task."""
         self._calls[key] = call
 
+    def silence_failure(self, key: Any) -> None:
+        """Keep Dask's own report of a task's failure, ten lines, out of the worker's log."""
+        self._failures.keys.add(key)
+
+    def filter_log(self) -> None:
+        """Begin to look at what the worker logs."""
+        _worker_logger.addFilter(self._failures)
+
+    def unfilter_log(self) -> None:
+        """Look at it no more."""
+        _worker_logger.removeFilter(self._failures)
+
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Follow a task from one state to the next."""
+        if finish not in _BUSY:
+            self._failures.keys.discard(key)
         if key in self._calls and start in _BUSY and finish not in _BUSY:
             self._calls.pop(key)()
+
+
+_worker_logger = logging.getLogger("distributed.worker")
+
+
+def _shown(logger: logging.Logger | None, level: int) -> bool:
+    """Whether somebody sees what a logger logs: Dask's `silence_logs` changes the handlers."""
+    if logger is None or not logger.isEnabledFor(level):
+        return False
+    handlers = list(logger.handlers)
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    # Each worker keeps its last lines in memory as well.
+    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
+    return not shows or any(handler.level <= level for handler in shows)
+
+
+class _FailureFilter(logging.Filter):
+    """Drops Dask's reports of failed tasks, for some tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: set[Any] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # Dask's first argument is the key.
+        args: Any = record.args
+        failed = str(record.msg).startswith("Compute Failed") and isinstance(args, tuple)
+        return not (failed and args and args[0] in self.keys)
 
 
 #: States in which a task of a worker may have a thread.
@@ -94,7 +142,7 @@ class ThisTask:
 
     def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
         self._worker = worker
-        self._key = key
+        self.key = key
         self._run_id = run_id
         #: Its annotations.
         self.facts = facts
@@ -107,11 +155,11 @@ class ThisTask:
     def at_end(self, call: Callable[[], None]) -> None:
         """Have something called on the worker's loop when the worker is done with the task."""
         if self.plugin is not None:
-            self.plugin.at_end(self._key, call)
+            self.plugin.at_end(self.key, call)
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
-        self._worker.log_event(topic, {**message, "key": self._key, "run_id": self._run_id})
+        self._worker.log_event(topic, {**message, "key": self.key, "run_id": self._run_id})
 
 
 def this_task() -> ThisTask | None:
@@ -154,6 +202,17 @@ def started() -> Iterator[None]:
         yield
     finally:
         starts.end(place)
+
+
+def silence_failure() -> bool:
+    """Keep Dask's report that this thread's task failed out of the log; whether there was one."""
+    task = this_task()
+    if task is None or not isinstance(task.plugin, TaskEnds):
+        return False
+    if not _shown(_worker_logger, logging.ERROR):
+        return False  # somebody wants quiet workers
+    task.plugin.silence_failure(task.key)
+    return True
 
 
 def task_annotations() -> Mapping[str, Any]:

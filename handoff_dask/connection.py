@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import pickle
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -11,11 +12,20 @@ from typing import Any, TypeVar
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client, wait
 from distributed.core import clean_exception
+from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from handoff_dask import config
 from handoff_dask._version import __version__, fits
-from handoff_dask.errors import ClusterLostError, HandoffError, StandInError, VersionError
+from handoff_dask.errors import (
+    ClusterLostError,
+    FunctionFailedError,
+    HandoffError,
+    StandInError,
+    VersionError,
+)
+from handoff_dask.packing import packed
 from handoff_dask.plugin import HandoffPlugin
+from handoff_dask.standins import text_of
 
 T = TypeVar("T")
 #: Seconds between looks whether the scheduler, which has not answered yet, is still there.
@@ -126,6 +136,23 @@ def _check_versions(facts: Mapping[str, Any]) -> None:
             )
 
 
+# Dask has tblib pickle exceptions, which fails if the cause cannot be pickled: all types known when
+# Dask is imported, and what its tasks raise later. The latter then come here, see below.
+copyreg.pickle(FunctionFailedError, FunctionFailedError.__reduce__)
+
+
+@dask_serialize.register(FunctionFailedError)  # type: ignore[untyped-decorator]
+def _serialized(error: FunctionFailedError) -> tuple[dict[str, Any], list[bytes]]:
+    """Pickle an error for Dask, whatever its cause."""
+    return {}, [pickle.dumps(packed(error))]
+
+
+@dask_deserialize.register(FunctionFailedError)  # type: ignore[untyped-decorator]
+def _deserialized(header: dict[str, Any], frames: list[bytes]) -> Exception:
+    error: Exception = pickle.loads(frames[0])
+    return error
+
+
 async def exceptions(
     errors: Iterable[tuple[int, Any, Any, str]], texts: Mapping[int, tuple[str, str]]
 ) -> dict[int, BaseException]:
@@ -144,11 +171,14 @@ async def exceptions(
         for index, error, traceback, text in errors:
             try:
                 exception: Any = pickle.loads(error) if isinstance(error, bytes) else error
-                _, _, frames = clean_exception(None, traceback)
-            except Exception as problem:
-                unknown = type(problem).__name__, str(problem)
-                exception, frames = StandInError(*texts.get(index, unknown), text), None
-            found[index] = exception.with_traceback(frames)
+                # What functions raised brings its traceback. Dask's has frames of ours as well.
+                if exception.__traceback__ is None:
+                    _, _, frames = clean_exception(None, traceback)
+                    exception = exception.with_traceback(frames)
+            except BaseException as problem:  # it may be the user's code that is loaded
+                unknown = type(problem).__name__, text_of(problem)
+                exception = StandInError(*texts.get(index, unknown), text)
+            found[index] = exception
         return found
 
     # A restored traceback refers to the frames that it was restored under, and these to whatever
@@ -164,8 +194,24 @@ def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitab
 
 
 def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run a coroutine function on the client's loop; with an asynchronous client, return it."""
-    result: T = client.sync(method, *args)
+    """Run a coroutine function on the client's loop; with an asynchronous client, return it.
+
+    Errors of ours tell all there is to know: what lies between them and the user's code, Dask's
+    loop and ours, is left out of their tracebacks.
+    """
+    __tracebackhide__ = True
+
+    async def answer() -> T:
+        __tracebackhide__ = True
+        try:
+            return await method(*args)
+        except HandoffError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    try:
+        result: T = client.sync(answer)
+    except HandoffError as error:
+        raise error.with_traceback(None) from error.__cause__
     return result
 
 

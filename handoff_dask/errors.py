@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
 import cloudpickle
 
-from handoff_dask.standins import HandoffError, StandInError, sendable
+from handoff_dask.packing import packed
+from handoff_dask.standins import HandoffError, StandInError
 
 __all__ = [
     "AllocationError",
@@ -278,30 +280,31 @@ class FunctionFailedError(HandoffError, RuntimeError):
         return f"function {self.function_id!r} failed{tries}: {self.problem}"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        make, args, _ = self._alone()
         # Exceptions leave their cause behind when pickled; for this one it is half the message.
-        cause = None
-        if self.__cause__ is not None:
-            # In its place: Dask's own way to pickle exceptions takes the cause along from there.
-            self.__cause__ = sendable(self.__cause__)
-            self.__context__ = self.__cause__
-            cause = cloudpickle.dumps(self.__cause__)
-        try:
+        cause = None if self.__cause__ is None else pickle.dumps(packed(self.__cause__))
+        partial = None
+        with suppress(Exception):  # results that exist here only
             partial = cloudpickle.dumps(self.partial)
-        except Exception:  # results that exist here only
-            partial = None
-        state = {"_cause": cause, "partial": partial}
-        return type(self), (self.function_id, self.attempts, self.problem), state
+        return make, args, {"__cause__": cause, "partial": partial}
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:
-        for name, pickled in (state or {}).items():
-            value = None
-            if pickled is not None:
+        for name, value in (state or {}).items():
+            if isinstance(value, bytes):
                 try:
-                    value = pickle.loads(pickled)
-                except Exception as error:
-                    if name == "_cause":
-                        value = StandInError(type(error).__name__, f"{self.problem} ({error})")
-            setattr(self, "__cause__" if name == "_cause" else name, value)
+                    value = pickle.loads(value)
+                except Exception:  # of what cannot be imported here
+                    value = None
+            setattr(self, name, value)
+
+    def _alone(self) -> tuple[Any, ...]:
+        return type(self), (self.function_id, self.attempts, self.problem), {"partial": None}
+
+    def _with_partial(self) -> tuple[Any, ...]:
+        return *self._alone()[:2], {"partial": self.partial}
+
+    #: How to pickle it where its cause travels beside it; the second, should the first not do.
+    reductions = (_with_partial, _alone)
 
 
 class WorkerLostError(HandoffError, RuntimeError):

@@ -95,6 +95,7 @@ def execute(
     >>> execute(dag).results
     {'source': 42, 'double': 84}
     """
+    __tracebackhide__ = True
     run: Any = submit(
         dag,
         client=client,
@@ -113,6 +114,7 @@ def execute(
 
 
 async def _complete(run: Any) -> ExecutionResult:
+    __tracebackhide__ = True
     outcome: ExecutionResult = await (await run).complete()
     return outcome
 
@@ -161,6 +163,7 @@ timeout, placement_timeout, priority
     >>> run.result().results
     {'a': 42}
     """
+    __tracebackhide__ = True
     options = RunOptions(
         max_retries=max_retries,
         retry=retry,

@@ -21,6 +21,7 @@ from handoff_dask.errors import (
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
+from handoff_dask.standins import text_of
 
 T = TypeVar("T")
 #: In quotes: the oldest Dask's futures take no parameter at run time.
@@ -136,7 +137,9 @@ def unfetched(
 
 def described(error: BaseException | None) -> str:
     """Say what an error is, in a line."""
-    return str(error) if isinstance(error, StandInError) else f"{type(error).__name__}: {error}"
+    if error is None or isinstance(error, StandInError):
+        return str(error)
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def failure(

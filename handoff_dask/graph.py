@@ -18,6 +18,7 @@ import toolz
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import funcname
 
+from handoff_dask import pickling
 from handoff_dask._compat import GraphNode, Task, TaskRef
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.expansion import Call, Entry, Listed, Node, Transformed, expand
@@ -283,7 +284,7 @@ class _Packer:
     def _code(self, code: object) -> bytes:
         pickled = self._pickled.get(id(code))
         if pickled is None:
-            pickled = self._pickled[id(code)] = cloudpickle.dumps(code)
+            pickled = self._pickled[id(code)] = pickling.dumps(code)
         return pickled
 
 
@@ -297,8 +298,7 @@ def _dumps(value: object) -> bytes:
             return data
     except Exception:
         pass  # cloudpickle can do more
-    by_value: bytes = cloudpickle.dumps(value)
-    return by_value
+    return pickling.dumps(value)
 
 
 def _unpicklable(node: Node) -> tuple[Function, str]:

@@ -16,7 +16,9 @@ from handoff_dask.model.function import effective_policy
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import OnError, RunOptions
 from handoff_dask.results import ExecutionResult, select
+from handoff_dask.standins import text_of
 from handoff_dask.task import running
+from handoff_dask.tracebacks import without_ours
 
 #: The worker, so to speak.
 HERE = "local"
@@ -60,6 +62,7 @@ def execute_local(
     >>> execute_local(dag).results
     {'answer': 42}
     """
+    __tracebackhide__ = True
     dag.validate()
     RunOptions(max_retries=max_retries, on_error=on_error)
     nodes = expand(dag.functions)
@@ -93,7 +96,7 @@ def execute_local(
         if error is None:
             values[index] = value
             continue
-        failure = FunctionFailedError(id_, tries, f"{type(error).__name__}: {error}")
+        failure = FunctionFailedError(id_, tries, f"{type(error).__name__}: {text_of(error)}")
         failure.__cause__ = error
         if on_error == "raise":
             failure.partial = result()
@@ -120,13 +123,15 @@ def _attempt(
     tries: list[Attempt] = []
     while True:
         started = time.time()
-        error: Exception | None = None
+        error: BaseException | None = None
         value = None
         try:
             with running(node.function.id, dag_id, len(tries) + 1, node.cost):
                 value = evaluate(call, arguments, lambda: HERE)
-        except Exception as raised:
-            error = raised
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # what a function raises is its failure, whatever the type
+            error = raised.with_traceback(without_ours(raised.__traceback__))
         tries.append(
             Attempt(
                 len(tries) + 1,
@@ -138,7 +143,7 @@ def _attempt(
                 node.cost,
                 "ok" if error is None else "error",
                 None if error is None else type(error).__name__,
-                None if error is None else str(error),
+                None if error is None else text_of(error),
             )
         )
         if error is None or len(tries) > policy.max_retries or not policy.retries(error):

@@ -155,8 +155,8 @@ class FunctionRecord:
     failure: dict[str, Any] | None = None
     #: What an attempt claims, if not the function's own cost.
     cost: Mapping[str, float] = field(default_factory=dict)
-    #: What is wrong with the cost that the policy asks for.
-    problem: str | None = None
+    #: What is wrong with the retry policy: the field, and the problem.
+    problem: tuple[str, str] | None = None
     #: Whether the next start is a retry.
     retrying: bool = False
     #: Workers where an attempt that was given up still holds a thread.

@@ -51,7 +51,7 @@ class Registry:
         if version != __version__:
             self.strangers[worker] = version
             if not fits(version):
-                error = VersionError(f"worker {worker}", version, __version__)
+                error = VersionError(f"worker {worker} ({ws.name})", version, __version__)
                 logger.error("It is given no functions: %s", error)
                 self._news.set()
                 return

@@ -11,6 +11,7 @@ from typing import Any
 from handoff_dask import jsonable
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.comparing import Comparable
 from handoff_dask.model.expansion import Node, sinks
 from handoff_dask.model.function import Function
 from handoff_dask.widgets import markup, plots, reports
@@ -18,7 +19,7 @@ from handoff_dask.widgets.markup import OUTCOME_COLOURS
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ExecutionResult:
+class ExecutionResult(Comparable):
     """The outcome of a run.
 
     Attributes

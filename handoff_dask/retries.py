@@ -11,6 +11,7 @@ from handoff_dask import _compat
 from handoff_dask.errors import InvalidFunctionError, WorkerLostError
 from handoff_dask.placement.events import Finding
 from handoff_dask.records import FunctionRecord, allocation_error
+from handoff_dask.standins import text_of
 from handoff_dask.task import escalated
 
 if TYPE_CHECKING:
@@ -120,8 +121,9 @@ class Retries:
         if row.escalation is not None and record.failures < row.policy.max_retries:
             try:
                 policy = pickle.loads(row.escalation)
-            except Exception as error:
-                failure["problem"] = f"cannot be loaded on the scheduler: {error}"
+            except BaseException as error:  # it is the user's code that is loaded
+                problem = f"cannot be loaded on the scheduler: {text_of(error)}"
+                failure["problem"] = "retry.escalate", problem
             else:
                 failure = escalated(policy, record.attempt, record.cost, self._lost(record))
         self.failed(record, failure)
@@ -130,7 +132,7 @@ class Retries:
         """Return the error that a function ends with instead of a further attempt, if it does."""
         row = record.row
         if record.problem is not None:
-            return InvalidFunctionError(row.label, "retry.escalate", record.problem)
+            return InvalidFunctionError(row.label, *record.problem)
         if record.failures > row.policy.max_retries:
             return self._lost(record)
         if record.cost is not row.cost and not record.deaths:

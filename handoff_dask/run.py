@@ -76,6 +76,7 @@ class Run:
 
     def start(self, submission: Submission) -> Any:
         """Send the run on its way; :func:`submit` does."""
+        __tracebackhide__ = True
         try:
             return connection.sync(self._client, self._start, submission)
         except KeyboardInterrupt:
@@ -84,6 +85,7 @@ class Run:
 
     def complete(self) -> Any:
         """Return the result and leave nothing behind; :func:`execute` does."""
+        __tracebackhide__ = True
         try:
             with seceded():
                 return connection.sync(self._client, self._complete)
@@ -164,6 +166,7 @@ class Run:
         TimeoutError
             The run had not ended by then; it goes on.
         """
+        __tracebackhide__ = True
         with seceded():
             return connection.sync(self._client, self._result, timeout)
 
@@ -195,7 +198,7 @@ class Run:
         pins = None
         if isinstance(submission.options.allocation_strategy, Allocator):
             nodes = await self._call("nodes")
-            names = {name for node in nodes.values() for name in node["names"]}
+            names = {a: n["names"] for a, n in nodes.items()}
             pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
         try:
             refused = await self._call("open", spec=submission.spec(client.id, pins))

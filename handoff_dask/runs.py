@@ -155,6 +155,7 @@ def get_result(
     RunTimeoutError, RunCancelledError, ClusterLostError
         What ended the run, if it did not end by itself.
     """
+    __tracebackhide__ = True
     client = require_client(client)
 
     async def get() -> Any:

@@ -1,13 +1,11 @@
-"""What arrives of an exception that cannot be sent, or not be raised, as it is."""
+"""What stands in for an exception that cannot be sent, or not be raised, as it is."""
 
 from __future__ import annotations
 
-import pickle
-import traceback
+__all__ = ["HandoffError", "StandInError", "text_of"]
 
-import cloudpickle
-
-__all__ = ["HandoffError", "StandInError", "sendable", "text_of"]
+#: Characters of an exception's text that are kept where the text stands for the exception.
+TEXT = 2000
 
 
 class HandoffError(Exception):
@@ -17,7 +15,8 @@ class HandoffError(Exception):
 class StandInError(HandoffError):
     """Stands in for an exception that cannot be raised here as it was.
 
-    It cannot be pickled or unpickled, for example, or would end the worker, as ``SystemExit`` does.
+    It cannot be pickled or unpickled, for example, or is too large to be sent, or would end more
+    than a function, as ``SystemExit`` does.
 
     Parameters
     ----------
@@ -36,47 +35,16 @@ class StandInError(HandoffError):
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message}"
 
-    @classmethod
-    def of(cls, error: BaseException) -> StandInError:
-        """Return one for an exception, with its traceback."""
-        if isinstance(error, cls):
-            return error
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        return cls(type(error).__name__, text_of(error), frames).with_traceback(error.__traceback__)
-
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, also of one that cannot be made text."""
-    try:
-        return str(error)
-    except Exception as problem:
-        return f"(its text cannot be had: {type(problem).__name__})"
+    """Return the text of an exception, shortened; also of one that cannot be made text.
 
-
-def sendable(error: BaseException, seen: frozenset[int] = frozenset()) -> Exception:
-    """Return an exception as it arrives in another process: itself, or what stands in for it.
-
-    Parameters
-    ----------
-    error
-        The exception.
-    seen
-        Exceptions that it is a cause of, by their ids: some go round in circles.
+    Whatever sends text can send it: it is a plain string without lone surrogates.
     """
-    seen |= {id(error)}
-    if not isinstance(error, Exception) or id(error.__cause__) in seen:
-        return StandInError.of(error)
-    # First, since they may travel with it.
-    context, suppressed = error.__context__, error.__suppress_context__
-    if error.__cause__ is not None:
-        error.__cause__ = sendable(error.__cause__, seen)
-    if context is not None and id(context) not in seen:
-        error.__context__ = error.__cause__ if suppressed else sendable(context, seen)
-    error.__suppress_context__ = suppressed
     try:
-        repr(error)
-        str(error)
-        pickle.loads(cloudpickle.dumps(error))
-    except Exception:
-        return StandInError.of(error)
-    return error
+        text = str(error)
+        shown, length = text[:TEXT], len(text)
+        plain = shown.encode(errors="backslashreplace").decode()
+    except BaseException as problem:  # it is the user's code that runs here
+        return f"(its text cannot be had: {type(problem).__name__})"
+    return plain if length <= TEXT else f"{plain}... ({length:,} characters)"

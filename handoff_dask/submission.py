@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import cloudpickle
 
+from handoff_dask import pickling
 from handoff_dask.errors import AllocationError, UnknownWorkerError
 from handoff_dask.graph import Translation, translate
 from handoff_dask.model.dag import DAG
@@ -60,7 +61,7 @@ def function_rows(
         if id(policy) not in numbers:
             numbers[id(policy)] = policy.numbers
             if policy.escalate is not None:
-                escalations[id(policy)] = cloudpickle.dumps(policy)
+                escalations[id(policy)] = pickling.dumps(policy)
         return numbers[id(policy)], node.function.timeout, escalations.get(id(policy))
 
     rows = []
@@ -153,7 +154,11 @@ class Submission:
         """The functions that are scheduled."""
         return [f for f in self.functions.values() if f.type == "regular"]
 
-    def pins(self, capabilities: Mapping[str, Mapping[str, float]], names: set[str]) -> Any:
+    def pins(
+        self,
+        capabilities: Mapping[str, Mapping[str, float]],
+        names: Mapping[str, Sequence[str]],
+    ) -> Any:
         """Ask the user's allocator where everything runs.
 
         Parameters
@@ -161,7 +166,7 @@ class Submission:
         capabilities
             {worker address: {resource: amount}}.
         names
-            Everything that a worker of the cluster answers to.
+            {worker address: what it answers to: its address, its name, its host}.
         """
         allocator = self.options.allocation_strategy
         assert isinstance(allocator, Allocator)
@@ -173,8 +178,9 @@ class Submission:
                     function.cost or {},
                     f"{type(allocator).__name__}.allocate() returned no worker for it",
                 )
-            if str(answer[function.id]) not in names:
-                raise UnknownWorkerError(str(answer[function.id]), sorted(capabilities))
+            if not any(str(answer[function.id]) in own for own in names.values()):
+                known = sorted(name for _, name, _ in names.values())
+                raise UnknownWorkerError(str(answer[function.id]), known)
         return {id_: str(worker) for id_, worker in answer.items()}
 
     def spec(self, client: str, pins: Mapping[Hashable, str] | None = None) -> bytes:

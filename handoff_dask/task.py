@@ -6,6 +6,7 @@ the user's modules; a worker opens them when it runs them.
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import threading
@@ -14,15 +15,24 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from distributed import Reschedule, rejoin, secede
+from distributed import rejoin, secede
 
 from handoff_dask import _compat
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
-from handoff_dask.standins import StandInError, sendable, text_of
+from handoff_dask.packing import packed
+from handoff_dask.standins import text_of
+
+logger = logging.getLogger(__name__)
+
+#: Characters of an error's text in a line of the log.
+LOGGED = 200
+
+#: Ids of a function and of its DAG.
+_Identity: TypeAlias = tuple[Hashable, Hashable]
 
 #: Topic under which workers tell the scheduler what became of an attempt.
 TOPIC = "handoff"
@@ -192,32 +202,34 @@ def _run(
     timeout: float | None = None,
 ) -> Any:
     started = time.time()
+    identity: _Identity | None = None
     try:
         identity, *parts = pickle.loads(call)
         loaded = [_load(code) for code in codes]
-        with running(*identity), _compat.started(), _time_limit(timeout, policy):
+        with running(*identity), _compat.started(), _time_limit(timeout, policy, identity):
             return evaluate(Call(*parts), values, _compat.worker_address, loaded.__getitem__)
     except _compat.NotStarted:
         raise
     except BaseException as error:
-        failure = _told(error, started, policy)
-    raise failure  # not in the handler: what cannot travel would be its context
+        failure = _told(error, started, policy, identity)
+    raise failure  # not in the handler, where the user's exception would be its context
 
 
 def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
     """Call a transform: ``fn(data, source_node, target_node, *static_args)``."""
     started = time.time()
+    identity: _Identity | None = None
     try:
         mark = _compat.task_annotations().get("handoff", {})
         (code,) = codes
-        _, _, _, static, _ = pickle.loads(call)
+        identity, _, _, static, _ = pickle.loads(call)
         transform = _load(code)
         with _compat.started():
             return finish(transform(data, mark.get("source"), mark.get("target"), *static))
     except _compat.NotStarted:
         raise
     except BaseException as error:
-        failure = _told(error, started, None)
+        failure = _told(error, started, None, identity)
     raise failure
 
 
@@ -242,7 +254,7 @@ def _devices(needed: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
+def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity) -> Iterator[None]:
     """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
     task = None if timeout is None else _compat.this_task()
     if timeout is None or task is None:
@@ -255,11 +267,12 @@ def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
     def expire() -> None:
         nonlocal expired
         error = TimeoutError(f"it ran longer than its timeout of {timeout} s")
-        message = _failure(error, started, policy, task.facts)
+        message = _failure(error, str(error), started, policy, task.facts)
         with lock:
             if not ended:
                 expired = True
                 task.log(TOPIC, {"action": "attempt-late", **message})
+                _log_failure(identity, message, task.facts)
 
     timer = threading.Timer(timeout, expire)
     timer.daemon = True
@@ -275,38 +288,72 @@ def _time_limit(timeout: float | None, policy: bytes | None) -> Iterator[None]:
                 task.at_end(lambda: task.log(TOPIC, {"action": "attempt-over"}))
 
 
-def _told(error: BaseException, started: float, policy: bytes | None) -> BaseException:
+def _told(
+    error: BaseException, started: float, policy: bytes | None, identity: _Identity | None
+) -> BaseException:
     """Tell the scheduler of a failed attempt, ahead of Dask's own message; return what to raise.
 
-    What ends a worker, ``SystemExit`` for example, ends the function alone; ``Reschedule``, which
-    Dask would count as no attempt, is a failure like any other.
+    What a function raises is its failure, whatever the type means to Dask, asyncio or Python.
     """
     task = _compat.this_task()
     if task is None:
         return error
-    message = _failure(error, started, policy, task.facts)
+    failure = packed(error)
+    message = _failure(error, failure.message, started, policy, task.facts)
     task.log(TOPIC, {"action": "attempt-failed", **message})
-    return StandInError.of(error) if isinstance(error, Reschedule) else sendable(error)
+    if _compat.silence_failure():
+        _log_failure(identity or (task.key, None), message, task.facts)
+    return failure
+
+
+def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Log that an attempt failed, in one line."""
+    attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
+    if not message["retry"]:
+        follows = "its retry policy allows no further attempt"
+    else:
+        follows = "it is tried again" if attempt < most else "no attempt is left"
+    text = " ".join(f"{message['error_type']}: {message['message']}".rstrip(": ").split())
+    logger.warning(
+        "Function %r of DAG %r: attempt %d of %d failed: %s; %s",
+        *identity,
+        attempt,
+        most,
+        text if len(text) <= LOGGED else f"{text[:LOGGED]}...",
+        follows,
+    )
 
 
 def _failure(
-    error: BaseException, started: float, policy: bytes | None, facts: Mapping[str, Any]
+    error: BaseException,
+    text: str,
+    started: float,
+    policy: bytes | None,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe a failure, judged by the retry policy where the user's code is at hand."""
-    message: dict[str, Any] = {
+    return {
         "started": started,
         "stopped": time.time(),
         "error_type": type(error).__name__,
-        "message": text_of(error),
+        "message": text,
         "retry": True,
+        **({} if policy is None else _judged(error, policy, facts)),
     }
-    if policy is not None:
-        own: RetryPolicy = _load(policy)
-        message["retry"] = own.retries(error)
-        if message["retry"] and own.escalate is not None:
-            attempt = facts.get("handoff", {}).get("attempt", 1)
-            message.update(escalated(own, attempt, _cost(facts), error))
-    return message
+
+
+def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a retry policy whether a failed function is tried again, and what that costs."""
+    try:
+        policy: RetryPolicy = _load(pickled)
+        retry = policy.retries(error)
+    except BaseException as problem:  # a metaclass's __instancecheck__, or a missing module
+        raised = f"cannot be asked: {type(problem).__name__}: {text_of(problem)}"
+        return {"retry": False, "problem": ("retry", raised)}
+    if not retry or policy.escalate is None:
+        return {"retry": retry}
+    attempt = facts.get("handoff", {}).get("attempt", 1)
+    return escalated(policy, attempt, _cost(facts), error)
 
 
 def escalated(
@@ -314,10 +361,12 @@ def escalated(
 ) -> dict[str, Any]:
     """Ask a policy what the next attempt costs; return the cost or what is wrong with it."""
     assert policy.escalate is not None
+    field = "retry.escalate"
     try:
         answer = policy.escalate(attempt, dict(cost), error)
-    except Exception as raised:
-        return {"retry": False, "problem": f"raised {type(raised).__name__}: {raised}"}
-    if problem := cost_problem(answer):
-        return {"retry": False, "problem": f"returned no cost: {problem}"}
-    return {"cost": {name.lower(): amount for name, amount in answer.items() if amount}}
+        if problem := cost_problem(answer):
+            return {"retry": False, "problem": (field, f"returned no cost: {problem}")}
+        return {"cost": {name.lower(): amount for name, amount in answer.items() if amount}}
+    except BaseException as raised:  # SystemExit, for example, which would end the scheduler
+        problem = f"raised {type(raised).__name__}: {text_of(raised)}"
+        return {"retry": False, "problem": (field, problem)}

@@ -51,6 +51,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         #: What the worker declared without us.
         self._before = dict(worker.state.total_resources)
         worker.handlers.update(self.handlers)
+        self.filter_log()
         path = await self._starts_path()
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
@@ -127,6 +128,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Leave the worker."""
         for name in self.handlers:
             worker.handlers.pop(name, None)
+        self.unfilter_log()
         if self.starts is not None:
             if worker.status != Status.running:
                 await self._last_word(self.starts)

@@ -139,7 +139,7 @@ def test_pickle():
     result = ExecutionResult("d", {"a": 1}, attempts={"a": (attempt(1, 0.0, 1.0),)})
     assert result.makespan == 1
     assert result.functions == {}
-    assert pickle.loads(pickle.dumps(result)).as_dict() == result.as_dict()
+    assert pickle.loads(pickle.dumps(result)) == result
 
 
 def test_repr():

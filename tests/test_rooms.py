@@ -54,6 +54,8 @@ ROOMS = """
     errors
     standins
     jsonable
+    packing
+    standins pickling tracebacks
     collector
 """
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS.split("\n")) for room in rooms.split()}

@@ -7,6 +7,7 @@ import pickle
 import threading
 
 import pytest
+from distributed.protocol import pickle as dask_pickle
 from distributed.utils_test import gen_cluster
 from tblib import pickling_support
 
@@ -95,17 +96,18 @@ async def test_a_reason_that_cannot_travel(c, s, a, b):
     assert type(caught.value.__cause__) is ValueError
 
 
-@pytest.mark.parametrize("with_traceback", [False, True])
-def test_errors_travel_without_what_cannot(monkeypatch, with_traceback):
+@pytest.mark.parametrize("by_dask", [False, True])
+def test_errors_travel_without_what_cannot(monkeypatch, by_dask):
     """A FunctionFailedError survives pickle whatever its cause and its partial result hold."""
-    monkeypatch.delitem(copyreg.dispatch_table, FunctionFailedError, raising=False)
-    if with_traceback:  # as Dask has them sent, once it was at work
-        pickled = pickling_support.pickle_exception
-        monkeypatch.setitem(copyreg.dispatch_table, FunctionFailedError, pickled)
+    dumps, table = pickle.dumps, copyreg.dispatch_table
+    if by_dask:
+        dumps = dask_pickle.dumps
+        monkeypatch.setitem(table, FunctionFailedError, pickling_support.pickle_exception)
     error = FunctionFailedError("f", (), "Locked: locked")
     error.__cause__ = Locked()
     error.partial = ExecutionResult("dag", {"g": threading.Lock()})
-    again = pickle.loads(pickle.dumps(error))
+    again = pickle.loads(dumps(error))
+    assert type(again) is FunctionFailedError
     assert str(again) == str(error)
     assert isinstance(again.__cause__, StandInError)
     assert str(again.__cause__) == "Locked: locked"

@@ -292,7 +292,10 @@ def finish(result: Any) -> Any:
         return result
     try:
         asyncio.get_running_loop()
+        running = True
     except RuntimeError:
+        running = False
+    if not running:  # not in the handler, whose error would be the context of the user's
         return asyncio.run(result)
     # A loop runs in this thread already, as in a notebook: the coroutine needs one elsewhere.
     with ThreadPoolExecutor(1) as pool:

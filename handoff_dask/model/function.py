@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from handoff_dask.model.comparing import Comparable
 
 if TYPE_CHECKING:
     from handoff_dask.model.retry import RetryPolicy
@@ -41,31 +43,8 @@ def collocated(id: Hashable) -> Collocated:
     return Collocated(id)
 
 
-class _Compared:
-    """Equal if all fields are; a value that cannot say, as an array, is equal to itself only."""
-
-    __slots__ = ()
-    id: Hashable
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type] # each is one
-        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-
-def _same(one: object, other: object) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except Exception:
-        return False
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Argument(_Compared):
+class Argument(Comparable):
     """A dependency whose value is transformed on its way (``Handoff.Function.Argument``).
 
     The serializer runs on the producer's worker, the deserializer on the consumer's. Each is a
@@ -106,7 +85,7 @@ class Argument(_Compared):
 
 
 @dataclass(frozen=True, eq=False)
-class Function(_Compared):
+class Function(Comparable):
     """A function of a DAG (``Handoff.Function``).
 
     Parameters

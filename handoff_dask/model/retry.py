@@ -30,7 +30,7 @@ class RetryPolicy:
     jitter
         Fraction of a delay by which it varies at random, so that retries do not come in step.
     retry_on
-        Exception types that are retried.
+        Exception types that are retried; ``(Exception,)`` retries whatever a function raises.
     give_up_on
         Exception types that are not, though `retry_on` holds them.
     avoid_last_worker
@@ -91,7 +91,11 @@ class RetryPolicy:
 
     def retries(self, error: BaseException) -> bool:
         """Tell whether an error is of a type that is retried."""
-        return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
+        # By default, whatever a function raises: SystemExit, for example, ends it and no more.
+        anything = self.retry_on == (Exception,)
+        return (anything or isinstance(error, self.retry_on)) and not isinstance(
+            error, self.give_up_on
+        )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, what is wrong with it) for each field that is wrong."""

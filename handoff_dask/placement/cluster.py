@@ -178,7 +178,8 @@ class Cluster:
             for i, amount in need.items
             if capacity[i] < amount
         }
-        return Finding((), pin, pin_known, nearest.address, shortfall)
+        name = nearest.name if nearest.name != nearest.address else None
+        return Finding((), pin, pin_known, nearest.address, shortfall, name)
 
     # -- choosing
 

@@ -119,6 +119,8 @@ class Finding:
         When no worker is able: the one that lacks the least.
     shortfall
         What `nearest` lacks: resource -> (needed, offered).
+    nearest_name
+        The name of `nearest`, if it has one.
     """
 
     able: tuple[str, ...]
@@ -126,6 +128,7 @@ class Finding:
     pin_known: bool = True
     nearest: str | None = None
     shortfall: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    nearest_name: str | None = None
 
     def __bool__(self) -> bool:
         """Whether a worker is able."""
@@ -145,7 +148,8 @@ class Finding:
             for name, (needed, offered) in self.shortfall.items()
         )
         where = f" (pinned to {self.pin!r})" if self.pin is not None else ""
-        return f"no worker can hold it{where}; nearest is {self.nearest}: {lacks}"
+        name = f" ({self.nearest_name})" if self.nearest_name is not None else ""
+        return f"no worker can hold it{where}; nearest is {self.nearest}{name}: {lacks}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,7 +324,8 @@ def test_a_cost_that_capacity_was_lost_for_is_refused_in_the_end(drive) -> None:
     assert d.poll(after=59.9) == []
     (refusal,) = d.poll(after=0.1)
     assert isinstance(refusal, Refuse) and refusal.key == "f"
-    assert str(refusal.finding) == "no worker can hold it; nearest is b: needs gpu 1, offers 0"
+    lacks = "needs gpu 1, offers 0"
+    assert str(refusal.finding) == f"no worker can hold it; nearest is b (b-name): {lacks}"
     assert d.engine.wake_at() is None
 
 

@@ -25,7 +25,7 @@ def test_an_impossible_cost_names_the_nearest(drive) -> None:
     finding = drive(TWO).engine.feasibility({"cpu": 3, "gpu": 1})
     assert not finding
     assert finding.nearest == "b" and finding.shortfall == {"cpu": (3, 2)}
-    assert str(finding) == "no worker can hold it; nearest is b: needs cpu 3, offers 2"
+    assert str(finding) == "no worker can hold it; nearest is b (b-name): needs cpu 3, offers 2"
     assert pickle.loads(pickle.dumps(finding)) == finding
 
 

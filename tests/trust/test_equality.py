@@ -28,7 +28,7 @@ def both(data, *_):
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_results(value):
-    """A result is the record of one run: equal to itself, and good for a set."""
+    """A result is equal to itself whatever it holds, and good for a set."""
     result = execute_local(dag_of(Function("a", [], both, [value])))
     other = pickle.loads(pickle.dumps(result))
     assert result == result and result != other

@@ -1,0 +1,205 @@
+"""What users see of a failure: in a notebook, in a traceback, in the log of a worker."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+
+import pytest
+from distributed import Client, LocalCluster
+from distributed.utils_test import captured_logger, gen_cluster
+
+from handoff_dask import (
+    AllocationError,
+    Function,
+    FunctionFailedError,
+    RetryPolicy,
+    UnknownWorkerError,
+    execute,
+    execute_local,
+    get_result,
+    submit,
+    uninstall,
+)
+from tests.support import dag_of
+
+
+def divide(x):
+    return x / 0
+
+
+async def divide_later(x):
+    return divide(x)
+
+
+def failing(code=divide):
+    return dag_of(Function(id="f", args=[], code=code, extra_args=[1], max_retries=1), id="shown")
+
+
+def shown_by_ipython(error):
+    """Return the lines that a notebook shows."""
+    ultratb = pytest.importorskip("IPython.core.ultratb")
+    lines = ultratb.FormattedTB(mode="Context").structured_traceback(
+        type(error), error, error.__traceback__
+    )
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)).splitlines()
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def result_of_a_run(client, code):
+    submit(failing(code), client=client).result()
+
+
+def result_that_is_kept(client, code):
+    submit(failing(code), client=client, detach=True)
+    get_result("shown", "f", client=client)
+
+
+WAYS = {
+    "execute": lambda client, code: execute(failing(code), client=client),
+    "result": result_of_a_run,
+    "get_result": result_that_is_kept,
+    "local": lambda client, code: execute_local(failing(code)),
+}
+
+
+@pytest.mark.parametrize("code", [divide, divide_later])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_failure_is_short(client, way, code):
+    """The user's frames and the message; of ours and Dask's, what called execute() at most."""
+    with pytest.raises(FunctionFailedError) as caught:
+        WAYS[way](client, code)
+    assert_short(caught.value)
+
+
+def test_again(client):
+    """A result that is asked for again shows the same."""
+    run = submit(failing(), client=client)
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(FunctionFailedError) as caught:
+            run.result()
+        lengths.add(len(traceback.format_exception(caught.value)))
+        assert_short(caught.value)
+    assert len(lengths) == 1
+
+
+@gen_cluster(client=True)
+async def test_asynchronous(c, s, a, b):
+    """So it is with an asynchronous client."""
+    with pytest.raises(FunctionFailedError) as caught:
+        await execute(failing())
+    assert_short(caught.value)
+    run = await submit(failing())
+    with pytest.raises(FunctionFailedError) as caught:
+        await run.result()
+    assert_short(caught.value)
+
+
+def assert_short(error):
+    """Few lines, the user's code first, and nobody else's beside a frame of the client."""
+    own = traceback.extract_tb(error.__cause__.__traceback__)
+    assert [frame.filename for frame in own] == [__file__] * len(own)
+    assert own[-1].line == "return x / 0"
+    notebook = shown_by_ipython(error)
+    plain = "".join(traceback.format_exception(error)).splitlines()
+    for lines in (notebook, plain):
+        assert sum("return x / 0" in line for line in lines) == 1
+        text = "\n".join(lines)
+        assert text.index("in divide") < text.index("FunctionFailed")
+        assert "distributed" not in text
+        assert "task.py" not in text
+        assert "ZeroDivisionError: division by zero" in text
+    assert len(notebook) <= 45
+    assert len(plain) <= 40
+
+
+# The log of a worker
+
+
+def fails(key=None):
+    raise ValueError("of plain Dask" if key == "plain" else "several\nlines")
+
+
+@gen_cluster(client=True)
+async def test_a_failed_attempt_is_a_line(c, s, a, b):
+    """Each failed attempt is one line of the worker's log, which says what follows."""
+    with captured_logger("handoff_dask") as ours, captured_logger("distributed.worker") as dasks:
+        dag = dag_of(Function(id="f", args=[], code=fails, max_retries=2), id="d")
+        with pytest.raises(FunctionFailedError):
+            await execute(dag)
+        policy = RetryPolicy(max_retries=2, give_up_on=(ValueError,))
+        with pytest.raises(FunctionFailedError):
+            await execute(dag_of(Function(id="g", args=[], code=fails, retry=policy), id="d"))
+    failed = "failed: ValueError: several lines;"
+    assert [line for line in ours.getvalue().splitlines() if "attempt" in line] == [
+        f"Function 'f' of DAG 'd': attempt 1 of 3 {failed} it is tried again",
+        f"Function 'f' of DAG 'd': attempt 2 of 3 {failed} it is tried again",
+        f"Function 'f' of DAG 'd': attempt 3 of 3 {failed} no attempt is left",
+        f"Function 'g' of DAG 'd': attempt 1 of 3 {failed} its retry policy allows no further "
+        "attempt",
+    ]
+    assert "Compute Failed" not in dasks.getvalue()
+
+
+@pytest.mark.parametrize("by_handler", [False, True])
+def test_quiet_workers(by_handler, monkeypatch):
+    """Where Dask's workers are to be quiet, as with silence_logs, nothing is logged."""
+    dasks = logging.getLogger("distributed.worker")
+
+    @gen_cluster(client=True)
+    async def run(c, s, a, b):
+        if by_handler:
+            quiet = logging.StreamHandler()
+            quiet.setLevel(logging.CRITICAL)
+            monkeypatch.setattr(dasks, "propagate", False)
+            monkeypatch.setattr(dasks, "handlers", [quiet])
+        else:
+            monkeypatch.setattr(dasks, "disabled", True)
+        with captured_logger("handoff_dask") as ours, pytest.raises(FunctionFailedError):
+            await execute(dag_of(Function(id="f", args=[], code=fails)))
+        assert "attempt" not in ours.getvalue()
+
+    run()
+
+
+@gen_cluster(client=True)
+async def test_the_log_of_others(c, s, a, b):
+    """What plain Dask logs of its own tasks stays; after uninstall, nobody looks at the log."""
+    filters = list(logging.getLogger("distributed.worker").filters)
+    with pytest.raises(FunctionFailedError):
+        await execute(dag_of(Function(id="f", args=[], code=fails, max_retries=0)))
+    with captured_logger("distributed.worker") as dasks:
+        with pytest.raises(ValueError, match="plain"):
+            await c.submit(fails, "plain")
+    assert "Compute Failed" in dasks.getvalue()
+    await uninstall()
+    assert logging.getLogger("distributed.worker").filters == filters
+
+
+# Names of workers
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_errors_name_workers(c, s, a):
+    """Where a worker has a name, errors tell it."""
+    with pytest.raises(AllocationError, match=rf"nearest is {a.address} \({a.name}\): needs gpu"):
+        await execute(dag_of(Function(id="f", args=[], code=int, cost={"gpu": 9})))
+
+    class Nowhere:
+        def allocate(self, functions, capabilities):
+            return {f.id: "nowhere" for f in functions}
+
+    with pytest.raises(UnknownWorkerError, match=f"workers are: {a.name}$"):
+        await execute(dag_of(Function(id="f", args=[], code=int)), allocation_strategy=Nowhere())
