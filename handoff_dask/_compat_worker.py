@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from distributed import Reschedule, WorkerPlugin
+from distributed import Client, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
+from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
+from distributed.worker_state_machine import SecedeEvent
 
 from handoff_dask.starts import Starts
 
 if TYPE_CHECKING:
-    from distributed import Nanny, Worker
+    from distributed import Nanny
 
 #: States in which a worker starts functions.
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
@@ -21,10 +27,13 @@ WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 __all__ = [
     "NotStarted",
     "TaskEnds",
+    "ThisTask",
     "killed_for_memory",
+    "process_client",
     "restore_resources",
     "started",
     "task_annotations",
+    "task_nearby",
     "this_task",
     "watch_exits",
     "worker_address",
@@ -89,13 +98,19 @@ class NotStarted(Reschedule):
     """The function of a task must not start: it was taken back, or its worker closes."""
 
 
+#: How many threads wait on behalf of a task: {(worker, key): number}.
+_waits: Counter[tuple[Worker, Any]] = Counter()
+_waits_lock = threading.Lock()
+
+
 class ThisTask:
     """The task that a thread of a worker runs."""
 
     def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
         self._worker = worker
-        self._key = key
         self._run_id = run_id
+        #: Its key.
+        self.key = key
         #: Its annotations.
         self.facts = facts
 
@@ -107,21 +122,107 @@ class ThisTask:
     def at_end(self, call: Callable[[], None]) -> None:
         """Have something called on the worker's loop when the worker is done with the task."""
         if self.plugin is not None:
-            self.plugin.at_end(self._key, call)
+            self.plugin.at_end(self.key, call)
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
-        self._worker.log_event(topic, {**message, "key": self._key, "run_id": self._run_id})
+        self._worker.log_event(topic, {**message, "key": self.key, "run_id": self._run_id})
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let the worker run another task while this one waits; any thread may say so.
+
+        The worker counts the task as long-running from here to its end, as after ``secede()``. Its
+        thread stays in the pool, which may have one more meanwhile: so the function can still call
+        ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
+        """
+        place = self._worker, self.key
+        pool = self._worker.executors.get(self.facts.get("executor", "default"))
+        extra = int(isinstance(pool, ThreadPoolExecutor))
+        with _waits_lock:
+            _waits[place] += 1
+            if _waits[place] == 1:
+                _enlarge(pool, extra)
+                # In a context of its own: the worker starts other tasks in that of this call.
+                Context().run(self._worker.loop.add_callback, self._secede)
+        try:
+            yield
+        finally:
+            with _waits_lock:
+                _waits[place] -= 1
+                if not _waits[place]:
+                    del _waits[place]
+                    _enlarge(pool, -extra)
+
+    def _secede(self) -> None:
+        state = self._worker.state
+        ts = state.tasks.get(self.key)
+        if ts is not None and ts.run_id == self._run_id and ts in state.executing:
+            now = time.time()
+            self._worker.handle_stimulus(
+                SecedeEvent(
+                    key=self.key,
+                    compute_duration=now - (ts.start_time or now),
+                    stimulus_id=f"handoff-secede-{now}",
+                )
+            )
+
+
+def _enlarge(pool: Any, threads: int) -> None:
+    """Let a pool have more threads, or fewer; those that it has stay."""
+    if threads:
+        pool._max_workers += threads
+        with pool._shutdown_lock:
+            if not pool._shutdown:
+                pool._adjust_thread_count()
 
 
 def this_task() -> ThisTask | None:
     """Return the task that this thread runs; None where it runs none."""
     try:
         worker = get_worker()
-        ts = worker.state.tasks[thread_state.key]
-    except (ValueError, AttributeError, KeyError):
+        key = thread_state.key
+    except (ValueError, AttributeError):
         return None
-    return ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+    return _task_of(worker, key)
+
+
+def _task_of(worker: Worker, key: Any) -> ThisTask | None:
+    ts = worker.state.tasks.get(key)
+    return None if ts is None else ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+
+
+def task_nearby() -> ThisTask | None:
+    """Return the task that started this thread, as far as one can tell; None where none did.
+
+    For threads without the context of a function. If several functions run on the worker, it is
+    one on whose behalf nobody waits yet: one too many gives up its thread, but none hangs.
+    """
+    worker = _worker_nearby()
+    if worker is None or worker.thread_id == threading.get_ident():
+        return None
+    with worker.active_threads_lock:
+        keys = list(worker.active_threads.values())
+    key = min(keys, key=lambda key: _waits[worker, key], default=None)
+    return _task_of(worker, key)
+
+
+def process_client() -> Client | None:
+    """Return the client of the worker that this thread belongs to; None if it belongs to none."""
+    worker = _worker_nearby()
+    return None if worker is None else worker._get_client()
+
+
+def _worker_nearby() -> Worker | None:
+    """Return the worker of this thread's context or, where a process is a worker's own, that one.
+
+    In a process with a scheduler, threads may be those of a client.
+    """
+    try:
+        return get_worker()
+    except ValueError:
+        running = [w for w in Worker._instances if w.status in WORKER_ANY_RUNNING]
+        return running[0] if len(running) == 1 and not Scheduler._instances else None
 
 
 @contextmanager

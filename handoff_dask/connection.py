@@ -12,7 +12,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client, wait
 from distributed.core import clean_exception
 
-from handoff_dask import config
+from handoff_dask import _compat, config
 from handoff_dask._version import __version__, fits
 from handoff_dask.errors import ClusterLostError, HandoffError, StandInError, VersionError
 from handoff_dask.plugin import HandoffPlugin
@@ -23,7 +23,7 @@ PULSE = 0.5
 
 
 def current_client(client: Client | None = None) -> Client | None:
-    """Return the client given, else the default one, else None."""
+    """Return the client given, else the default one or that of this worker, else None."""
     if client is not None:
         if not isinstance(client, Client):
             raise TypeError(f"client must be a dask.distributed.Client or None, not {client!r}")
@@ -31,7 +31,7 @@ def current_client(client: Client | None = None) -> Client | None:
     try:
         return get_client()
     except ValueError:
-        return None
+        return _compat.process_client()
 
 
 def require_client(client: Client | None = None) -> Client:

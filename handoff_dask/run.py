@@ -80,8 +80,7 @@ class Run:
     def complete(self) -> Any:
         """Return the result and leave nothing behind; :func:`execute` does."""
         try:
-            with seceded():
-                return connection.sync(self._client, self._complete)
+            return connection.sync(self._client, seceded(self._complete))
         except KeyboardInterrupt:
             # It ended the wait, not the run.
             self.cancel()
@@ -143,8 +142,7 @@ class Run:
         TimeoutError
             It had not ended by then; it goes on.
         """
-        with seceded():
-            return connection.sync(self._client, self._wait, timeout)
+        return connection.sync(self._client, seceded(self._wait), timeout)
 
     def result(self, timeout: float | None = None) -> ExecutionResult:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
@@ -154,8 +152,7 @@ class Run:
         timeout
             Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
         """
-        with seceded():
-            return connection.sync(self._client, self._result, timeout)
+        return connection.sync(self._client, seceded(self._result), timeout)
 
     def cancel(self) -> None:
         """Stop the run: what has not started never does, what runs finishes unseen."""

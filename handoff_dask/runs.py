@@ -23,6 +23,7 @@ from handoff_dask.gathering import described
 from handoff_dask.outline import Outline
 from handoff_dask.run import Run
 from handoff_dask.submission import dag_label, function_label
+from handoff_dask.task import seceded
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def get_result(
             future.release()
         raise FunctionFailedError(function_id, problem=described(error)) from error
 
-    return sync(client, get)
+    return sync(client, seceded(get))
 
 
 async def _cause(client: Client, dag_id: Hashable, index: int) -> BaseException | None:
