@@ -62,6 +62,7 @@ __all__ = [
     "remove_resources",
     "replace_exception",
     "restore_resources",
+    "seceded",
     "started",
     "task_annotations",
     "task_nearby",
@@ -127,6 +128,11 @@ def exact(amount: float) -> float:
     would be free for as long as the worker lives, and a fourth core never again.
     """
     return math.floor(amount * 65536) / 65536
+
+
+def seceded(ts: TaskState) -> bool:
+    """Whether the function of a task that runs has given up its thread."""
+    return ts.processing_on is not None and ts in ts.processing_on.long_running
 
 
 def died_under(ts: TaskState) -> bool:

@@ -113,6 +113,8 @@ class RunSpec:
     timeout: float | None = None
     #: Nodes whose results are kept for who asked for them.
     wanted: frozenset[int] = frozenset()
+    #: Key of the function that submitted it, if one did.
+    within: Any = None
 
     @property
     def keeper(self) -> str:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import pickle
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from distributed import CancelledError, Client, Future
 
@@ -26,7 +26,9 @@ from handoff_dask.placement.events import Waiting
 from handoff_dask.records import STATES, Attempts, RunReport
 from handoff_dask.results import ExecutionResult, failed_or_not_run
 from handoff_dask.submission import Submission
-from handoff_dask.task import seceded
+from handoff_dask.waiting import wait_for
+
+T = TypeVar("T")
 
 
 class Run:
@@ -80,7 +82,7 @@ class Run:
     def complete(self) -> Any:
         """Return the result and leave nothing behind; :func:`execute` does."""
         try:
-            return connection.sync(self._client, seceded(self._complete))
+            return self._wait_for(self._complete)
         except KeyboardInterrupt:
             # It ended the wait, not the run.
             self.cancel()
@@ -142,7 +144,7 @@ class Run:
         TimeoutError
             It had not ended by then; it goes on.
         """
-        return connection.sync(self._client, seceded(self._wait), timeout)
+        return self._wait_for(self._wait, timeout)
 
     def result(self, timeout: float | None = None) -> ExecutionResult:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
@@ -152,13 +154,16 @@ class Run:
         timeout
             Seconds to wait; None waits without end. The run goes on after a ``TimeoutError``.
         """
-        return connection.sync(self._client, seceded(self._result), timeout)
+        return self._wait_for(self._result, timeout)
 
     def cancel(self) -> None:
         """Stop the run: what has not started never does, what runs finishes unseen."""
         return connection.sync(
             self._client, self._stop, RunCancelledError(self.dag_id, "it was cancelled")
         )
+
+    def _wait_for(self, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+        return wait_for(self._client, method, *args, run_id=self._outline.run_id)
 
     # The same, on the event loop of the client.
 

@@ -23,7 +23,7 @@ from handoff_dask.gathering import described
 from handoff_dask.outline import Outline
 from handoff_dask.run import Run
 from handoff_dask.submission import dag_label, function_label
-from handoff_dask.task import seceded
+from handoff_dask.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def get_result(
             future.release()
         raise FunctionFailedError(function_id, problem=described(error)) from error
 
-    return sync(client, seceded(get))
+    return wait_for(client, get, dag_id=dag_label(dag_id))
 
 
 async def _cause(client: Client, dag_id: Hashable, index: int) -> BaseException | None:

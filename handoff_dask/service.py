@@ -18,6 +18,7 @@ from handoff_dask.records import (
     RunSpec,
     function_specs,
 )
+from handoff_dask.stalls import Stalls
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
@@ -51,6 +52,7 @@ class Service:
             self.progress,
             self.explain,
             self.why,
+            self.stalled,
             self.gone,
             self.overdue,
             self.holds,
@@ -161,6 +163,11 @@ class Service:
             for key, number, why in self.engine.holds(run_id)
         ]
         return pickle.dumps(found)
+
+    async def stalled(self, run_id: str | None = None, dag_id: str = "") -> str | None:
+        """Say why a run, or the latest of a DAG, stands still; None if it does not."""
+        run = self._latest(dag_id) if run_id is None else self.plugin.runs.get(run_id)
+        return None if run is None else Stalls(self.plugin).reason(run)
 
     async def report(self, run_id: str) -> dict[str, Any] | None:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""

@@ -20,6 +20,7 @@ from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Finding
 from handoff_dask.records import RunSpec, allocation_error
 from handoff_dask.results import select
+from handoff_dask.task import waiting_task
 
 
 def dag_label(dag_id: Hashable) -> str:
@@ -113,6 +114,9 @@ class Submission:
         self.functions: dict[Hashable, Function] = dict(dag.functions)
         self.options = options
         self.run_id = uuid4().hex
+        outer = waiting_task()
+        #: Key of the task that submits it, if one does.
+        self.within = None if outer is None else outer.key
         self.nodes = expand(self.functions)
         self.wanted = select(self.functions, self.nodes, options.results)
         wanted = set(self.wanted)
@@ -205,6 +209,7 @@ class Submission:
                 detach=self.options.detach,
                 timeout=self.options.timeout if self.options.detach else None,
                 wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
+                within=self.within,
             )
         )
 

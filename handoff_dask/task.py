@@ -129,9 +129,7 @@ def waiting_task() -> _compat.ThisTask | None:
     """Return the task on whose behalf this thread acts; None outside of a worker's tasks."""
     running = _running.get()
     return (
-        _compat.this_task()
-        or (None if running is None else running.task)
-        or _compat.task_nearby()
+        _compat.this_task() or (None if running is None else running.task) or _compat.task_nearby()
     )
 
 

@@ -22,11 +22,12 @@ ROOMS = """
     watching
     explaining
     gathering
+    waiting
     connection
     plugin
     dashboard
     registry service retries
-    losses foreign claims
+    losses foreign claims stalls
     local wfformat
     submission
     outline

@@ -192,6 +192,7 @@ async def test_other_code_on_a_worker_waits_for_a_run(c, s, a):
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_who_seceded_has_no_slot(c, s, a):
     """The slot of a function that called secede() itself is for another function."""
+
     def outer():
         secede()
         Event("go").wait()
