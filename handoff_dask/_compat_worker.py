@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, Reschedule, Scheduler, Worker, WorkerPlugin
+from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
 from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
@@ -19,7 +20,7 @@ from distributed.worker_state_machine import SecedeEvent
 from handoff_dask.starts import Starts
 
 if TYPE_CHECKING:
-    from distributed import Nanny
+    from distributed import LocalCluster
 
 #: States in which a worker starts functions.
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
@@ -28,7 +29,10 @@ __all__ = [
     "NotStarted",
     "TaskEnds",
     "ThisTask",
+    "close_clients",
+    "end_workers",
     "killed_for_memory",
+    "on_loop",
     "process_client",
     "restore_resources",
     "started",
@@ -261,6 +265,45 @@ def task_annotations() -> Mapping[str, Any]:
     """Return the annotations of the task that this thread runs."""
     task = this_task()
     return {} if task is None else task.facts
+
+
+# Of an embedded cluster
+
+#: Seconds that worker processes have to end by themselves.
+GRACE = 2.0
+
+
+def on_loop(client: Client) -> bool:
+    """Whether this thread runs the event loop of a client."""
+    try:
+        return asyncio.get_running_loop() is client.loop.asyncio_loop  # type: ignore[attr-defined]
+    except RuntimeError:
+        return False
+
+
+def close_clients(cluster: LocalCluster) -> None:
+    """Close the clients that the workers of a cluster in this process made for their functions.
+
+    They are everybody's default clients, and keep the thread of the event loop.
+    """
+    for worker in cluster.workers.values():
+        client = getattr(worker, "_client", None)
+        if client is not None and client in Worker._initialized_clients:
+            client.close()
+
+
+async def end_workers(cluster: LocalCluster) -> None:
+    """Have the workers of a cluster close without waiting for what they run."""
+    await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+
+
+async def _end_worker(worker: Any) -> None:
+    if isinstance(worker, Nanny):
+        worker.close_gracefully()  # or it starts another process
+        if worker.process is not None:
+            await worker.process.kill(timeout=GRACE, executor_wait=False)
+    elif worker.active_threads:
+        await worker.close(executor_wait=False)
 
 
 # On a nanny

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -62,7 +63,19 @@ class EmbeddedCluster:
         self.client = Client(self.cluster, set_as_default=False)
 
     def close(self) -> None:
-        """Stop the cluster."""
+        """Stop the cluster without waiting for functions that still run, if a run ended early.
+
+        Their threads go on unheeded, and end with this process; worker processes are ended.
+        """
+        if _compat.on_loop(self.client):
+            # The last reference to a run can go away there, and what closes the loop waits for it.
+            threading.Thread(target=self._close, name="handoff-close").start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        _compat.close_clients(self.cluster)
+        self.client.sync(_compat.end_workers, self.cluster)
         self.client.close()
         self.cluster.close()
 
