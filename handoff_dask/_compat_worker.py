@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import Counter
@@ -196,13 +197,14 @@ def _task_of(worker: Worker, key: Any) -> ThisTask | None:
     return None if ts is None else ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
 
 
-def task_nearby() -> ThisTask | None:
+def task_nearby(client: Client | None = None) -> ThisTask | None:
     """Return the task that started this thread, as far as one can tell; None where none did.
 
-    For threads without the context of a function. If several functions run on the worker, it is
-    one on whose behalf nobody waits yet: one too many gives up its thread, but none hangs.
+    For threads without the context of a function, which use a client. If several functions run on
+    the worker, it is one on whose behalf nobody waits yet: one too many gives up its thread, but
+    none hangs.
     """
-    worker = _worker_nearby()
+    worker = _worker_nearby(client)
     if worker is None or worker.thread_id == threading.get_ident():
         return None
     with worker.active_threads_lock:
@@ -217,15 +219,17 @@ def process_client() -> Client | None:
     return None if worker is None else worker._get_client()
 
 
-def _worker_nearby() -> Worker | None:
-    """Return the worker of this thread's context or, where a process is a worker's own, that one.
+def _worker_nearby(client: Client | None = None) -> Worker | None:
+    """Return the worker of this thread's context or, without one, that whose functions it serves.
 
-    In a process with a scheduler, threads may be those of a client.
+    That is known where a worker has a process of its own, and where it made the client.
     """
     try:
         return get_worker()
     except ValueError:
         running = [w for w in Worker._instances if w.status in WORKER_ANY_RUNNING]
+        if client in Worker._initialized_clients:
+            return next((worker for worker in running if worker._client is client), None)
         return running[0] if len(running) == 1 and not Scheduler._instances else None
 
 
@@ -275,8 +279,9 @@ GRACE = 2.0
 
 def on_loop(client: Client) -> bool:
     """Whether this thread runs the event loop of a client."""
+    loop: Any = client.loop
     try:
-        return asyncio.get_running_loop() is client.loop.asyncio_loop  # type: ignore[attr-defined]
+        return asyncio.get_running_loop() is loop.asyncio_loop
     except RuntimeError:
         return False
 
@@ -294,7 +299,16 @@ def close_clients(cluster: LocalCluster) -> None:
 
 async def end_workers(cluster: LocalCluster) -> None:
     """Have the workers of a cluster close without waiting for what they run."""
-    await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+    log = logging.getLogger("distributed.worker.state_machine")
+    log.addFilter(_is_news)
+    try:
+        await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+    finally:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "ended with CancelledError" not in record.msg
 
 
 async def _end_worker(worker: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import pickle
 import threading
 import warnings
@@ -61,12 +62,17 @@ class EmbeddedCluster:
             scheduler_kwargs={"dashboard": False},
         )
         self.client = Client(self.cluster, set_as_default=False)
+        # Dask would close it at exit, but waits.
+        atexit.register(self.close)
 
     def close(self) -> None:
         """Stop the cluster without waiting for functions that still run, if a run ended early.
 
         Their threads go on unheeded, and end with this process; worker processes are ended.
         """
+        atexit.unregister(self.close)
+        if self.client.status == "closed":
+            return
         if _compat.on_loop(self.client):
             # The last reference to a run can go away there, and what closes the loop waits for it.
             threading.Thread(target=self._close, name="handoff-close").start()

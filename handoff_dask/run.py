@@ -26,6 +26,7 @@ from handoff_dask.placement.events import Waiting
 from handoff_dask.records import STATES, Attempts, RunReport
 from handoff_dask.results import ExecutionResult, failed_or_not_run
 from handoff_dask.submission import Submission
+from handoff_dask.task import waiting_task
 from handoff_dask.waiting import wait_for
 
 T = TypeVar("T")
@@ -74,7 +75,9 @@ class Run:
     def start(self, submission: Submission) -> Any:
         """Send the run on its way; :func:`submit` does."""
         try:
-            return connection.sync(self._client, self._start, submission)
+            outer = waiting_task(self._client)
+            within = None if outer is None else outer.key
+            return connection.sync(self._client, self._start, submission, within)
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -179,7 +182,7 @@ class Run:
             self.futures = {}
             self._awaited = {}
 
-    async def _start(self, submission: Submission) -> Run:
+    async def _start(self, submission: Submission, within: Any) -> Run:
         client = self._client
         await connection.install(client)
         pins = None
@@ -187,7 +190,7 @@ class Run:
             nodes = await self._call("nodes")
             names = {name for node in nodes.values() for name in node["names"]}
             pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
-        refused = await self._call("open", spec=submission.spec(client.id, pins))
+        refused = await self._call("open", spec=submission.spec(client.id, pins, within))
         if refused is not None:
             raise submission.allocation_error(*pickle.loads(refused))
         if self._stopped is not None:  # cancelled on its way here

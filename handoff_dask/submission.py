@@ -20,7 +20,6 @@ from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Finding
 from handoff_dask.records import RunSpec, allocation_error
 from handoff_dask.results import select
-from handoff_dask.task import waiting_task
 
 
 def dag_label(dag_id: Hashable) -> str:
@@ -114,9 +113,6 @@ class Submission:
         self.functions: dict[Hashable, Function] = dict(dag.functions)
         self.options = options
         self.run_id = uuid4().hex
-        outer = waiting_task()
-        #: Key of the task that submits it, if one does.
-        self.within = None if outer is None else outer.key
         self.nodes = expand(self.functions)
         self.wanted = select(self.functions, self.nodes, options.results)
         wanted = set(self.wanted)
@@ -181,7 +177,9 @@ class Submission:
                 raise UnknownWorkerError(str(answer[function.id]), sorted(capabilities))
         return {id_: str(worker) for id_, worker in answer.items()}
 
-    def spec(self, client: str, pins: Mapping[Hashable, str] | None = None) -> bytes:
+    def spec(
+        self, client: str, pins: Mapping[Hashable, str] | None = None, within: Any = None
+    ) -> bytes:
         """Return what the scheduler's plugin is told, pickled.
 
         Parameters
@@ -190,6 +188,8 @@ class Submission:
             Id of the client.
         pins
             The allocator's word, which stands above pins and collocations of the DAG.
+        within
+            Key of the task that submits it, if one does.
         """
         translation = self.translation
         rows = function_rows(self.nodes, translation.prefixes, translation.policies, pins)
@@ -209,7 +209,7 @@ class Submission:
                 detach=self.options.detach,
                 timeout=self.options.timeout if self.options.detach else None,
                 wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
-                within=self.within,
+                within=within,
             )
         )
 

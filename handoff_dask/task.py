@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from distributed import Reschedule
+from distributed import Client, Reschedule
 
 from handoff_dask import _compat
 from handoff_dask.model.expansion import Call, evaluate, finish
@@ -125,21 +125,23 @@ def running(
         _running.reset(token)
 
 
-def waiting_task() -> _compat.ThisTask | None:
-    """Return the task on whose behalf this thread acts; None outside of a worker's tasks."""
+def waiting_task(client: Client) -> _compat.ThisTask | None:
+    """Return the task on whose behalf this thread uses a client; None outside of tasks."""
     running = _running.get()
     return (
-        _compat.this_task() or (None if running is None else running.task) or _compat.task_nearby()
+        _compat.this_task()
+        or (None if running is None else running.task)
+        or _compat.task_nearby(client)
     )
 
 
-def seceded(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     """Return a coroutine function during which the task that calls this gives up its thread.
 
     What it waits for may need that thread: a run inside of a run would wait for itself. Outside of
     a task, it is the function given.
     """
-    task = waiting_task()
+    task = waiting_task(client)
     if task is None:
         return method
 

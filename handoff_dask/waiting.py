@@ -48,7 +48,7 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
         finally:
             watch.cancel()
 
-    return connection.sync(client, seceded(watched))
+    return connection.sync(client, seceded(client, watched))
 
 
 def _caller() -> tuple[str, int]:

@@ -241,7 +241,7 @@ def client():
     """One worker process with one thread. For the last tests: gen_cluster ends every process."""
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            n_workers=1, threads_per_worker=1, dashboard_address="localhost:0", memory_limit=0
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -82,7 +82,7 @@ async def test_a_cluster_without_workers(c, s):
 @pytest.fixture
 def empty_cluster():
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, processes=False, dashboard_address="localhost:0") as cluster,
         Client(cluster) as client,
     ):
         yield client
