@@ -59,7 +59,7 @@ class Stalls:
             return None
         reasons = list(dict.fromkeys(self._reasons(run)))
         more = [f"and {len(reasons) - SHOWN} reasons more"] if len(reasons) > SHOWN else []
-        return "; ".join(reasons[:SHOWN] + more)
+        return "; ".join(reasons[:SHOWN] + more) or None
 
     def _still(self, run: RunRecord) -> bool:
         running = [record for record in run.functions if record.state == "running"]

@@ -93,7 +93,8 @@ def current() -> Current | None:
     if running.attempt is None:
         annotations = {} if running.task is None else running.task.facts
         attempt = annotations.get("handoff", {}).get("attempt", 1)
-        cost, gpus = _cost(annotations), _gpus.get()
+        cost = _cost(annotations)
+        gpus = _gpus.get() if cost.get("gpu") else ()
     else:
         attempt, cost = running.attempt, running.cost or {}
         gpus = tuple(range(math.ceil(cost.get("gpu", 0))))

@@ -157,7 +157,7 @@ def test_nobody_can_hold_it():
 
 
 def test_a_dropped_run():
-    """A run that nobody refers to goes on to its end, and then its cluster goes."""
+    """The cluster of a run that nobody refers to is gone after the end of the run."""
     for event in (started, release, ended):
         event.clear()
     submit(dag_of(HOLD))
