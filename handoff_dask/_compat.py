@@ -19,11 +19,17 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from handoff_dask._compat_worker import (
     NotStarted,
     TaskEnds,
+    ThisTask,
+    close_clients,
+    end_workers,
     killed_for_memory,
+    on_loop,
+    process_client,
     restore_resources,
     silence_failure,
     started,
     task_annotations,
+    task_nearby,
     this_task,
     watch_exits,
     worker_address,
@@ -40,9 +46,12 @@ __all__ = [
     "Task",
     "TaskEnds",
     "TaskRef",
+    "ThisTask",
     "claimed_by_task",
+    "close_clients",
     "dashboard_look",
     "died_under",
+    "end_workers",
     "exact",
     "fail_orphan",
     "fail_task",
@@ -53,15 +62,19 @@ __all__ = [
     "killed_for_memory",
     "lacks_failed",
     "metric_name",
+    "on_loop",
     "placement_number",
+    "process_client",
     "release_hold",
     "remove_resources",
     "replace_exception",
     "restore_resources",
+    "seceded",
     "settle_future",
     "silence_failure",
     "started",
     "task_annotations",
+    "task_nearby",
     "this_task",
     "watch_clients",
     "watch_exits",
@@ -125,6 +138,11 @@ def exact(amount: float) -> float:
     would be free for as long as the worker lives, and a fourth core never again.
     """
     return math.floor(amount * 65536) / 65536
+
+
+def seceded(ts: TaskState) -> bool:
+    """Whether the function of a task that runs has given up its thread."""
+    return ts.processing_on is not None and ts in ts.processing_on.long_running
 
 
 def died_under(ts: TaskState) -> bool:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from distributed import Reschedule, WorkerPlugin
+from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
+from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
+from distributed.worker_state_machine import SecedeEvent
 
 from handoff_dask.starts import Starts
 
 if TYPE_CHECKING:
-    from distributed import Nanny, Worker
+    from distributed import LocalCluster
 
 #: States in which a worker starts functions.
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
@@ -23,11 +30,17 @@ WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 __all__ = [
     "NotStarted",
     "TaskEnds",
+    "ThisTask",
+    "close_clients",
+    "end_workers",
     "killed_for_memory",
+    "on_loop",
+    "process_client",
     "restore_resources",
     "silence_failure",
     "started",
     "task_annotations",
+    "task_nearby",
     "this_task",
     "watch_exits",
     "worker_address",
@@ -137,13 +150,19 @@ class NotStarted(Reschedule):
     """The function of a task must not start: it was taken back, or its worker closes."""
 
 
+#: How many threads wait on behalf of a task: {(worker, key): number}.
+_waits: Counter[tuple[Worker, Any]] = Counter()
+_waits_lock = threading.Lock()
+
+
 class ThisTask:
     """The task that a thread of a worker runs."""
 
     def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
         self._worker = worker
-        self.key = key
         self._run_id = run_id
+        #: Its key.
+        self.key = key
         #: Its annotations.
         self.facts = facts
 
@@ -161,15 +180,104 @@ class ThisTask:
         """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
         self._worker.log_event(topic, {**message, "key": self.key, "run_id": self._run_id})
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let the worker run another task while this one waits; any thread may say so.
+
+        The worker counts the task as long-running from here to its end, as after ``secede()``. Its
+        thread stays in the pool, which may have one more meanwhile: so the function can still call
+        ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
+        """
+        place = self._worker, self.key
+        pool = self._worker.executors.get(self.facts.get("executor", "default"))
+        extra = int(isinstance(pool, ThreadPoolExecutor))
+        with _waits_lock:
+            _waits[place] += 1
+            if _waits[place] == 1:
+                _enlarge(pool, extra)
+                # In a context of its own: the worker starts other tasks in that of this call.
+                Context().run(self._worker.loop.add_callback, self._secede)
+        try:
+            yield
+        finally:
+            with _waits_lock:
+                _waits[place] -= 1
+                if not _waits[place]:
+                    del _waits[place]
+                    _enlarge(pool, -extra)
+
+    def _secede(self) -> None:
+        state = self._worker.state
+        ts = state.tasks.get(self.key)
+        if ts is not None and ts.run_id == self._run_id and ts in state.executing:
+            now = time.time()
+            self._worker.handle_stimulus(
+                SecedeEvent(
+                    key=self.key,
+                    compute_duration=now - (ts.start_time or now),
+                    stimulus_id=f"handoff-secede-{now}",
+                )
+            )
+
+
+def _enlarge(pool: Any, threads: int) -> None:
+    """Let a pool have more threads, or fewer; those that it has stay."""
+    if threads:
+        pool._max_workers += threads
+        with pool._shutdown_lock:
+            if not pool._shutdown:
+                pool._adjust_thread_count()
+
 
 def this_task() -> ThisTask | None:
     """Return the task that this thread runs; None where it runs none."""
     try:
         worker = get_worker()
-        ts = worker.state.tasks[thread_state.key]
-    except (ValueError, AttributeError, KeyError):
+        key = thread_state.key
+    except (ValueError, AttributeError):
         return None
-    return ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+    return _task_of(worker, key)
+
+
+def _task_of(worker: Worker, key: Any) -> ThisTask | None:
+    ts = worker.state.tasks.get(key)
+    return None if ts is None else ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+
+
+def task_nearby(client: Client | None = None) -> ThisTask | None:
+    """Return the task that started this thread, as far as one can tell; None where none did.
+
+    For threads without the context of a function, which use a client. If several functions run on
+    the worker, it is one on whose behalf nobody waits yet: one too many gives up its thread, but
+    none hangs.
+    """
+    worker = _worker_nearby(client)
+    if worker is None or worker.thread_id == threading.get_ident():
+        return None
+    with worker.active_threads_lock:
+        keys = list(worker.active_threads.values())
+    key = min(keys, key=lambda key: _waits[worker, key], default=None)
+    return _task_of(worker, key)
+
+
+def process_client() -> Client | None:
+    """Return the client of the worker that this thread belongs to; None if it belongs to none."""
+    worker = _worker_nearby()
+    return None if worker is None else worker._get_client()
+
+
+def _worker_nearby(client: Client | None = None) -> Worker | None:
+    """Return the worker of this thread's context or, without one, that whose functions it serves.
+
+    That is known where a worker has a process of its own, and where it made the client.
+    """
+    try:
+        return get_worker()
+    except ValueError:
+        running = [w for w in Worker._instances if w.status in WORKER_ANY_RUNNING]
+        if client in Worker._initialized_clients:
+            return next((worker for worker in running if worker._client is client), None)
+        return running[0] if len(running) == 1 and not Scheduler._instances else None
 
 
 @contextmanager
@@ -219,6 +327,55 @@ def task_annotations() -> Mapping[str, Any]:
     """Return the annotations of the task that this thread runs."""
     task = this_task()
     return {} if task is None else task.facts
+
+
+# Of an embedded cluster
+
+#: Seconds that worker processes have to end by themselves.
+GRACE = 2.0
+
+
+def on_loop(client: Client) -> bool:
+    """Whether this thread runs the event loop of a client."""
+    loop: Any = client.loop
+    try:
+        return asyncio.get_running_loop() is loop.asyncio_loop
+    except RuntimeError:
+        return False
+
+
+def close_clients(cluster: LocalCluster) -> None:
+    """Close the clients that the workers of a cluster in this process made for their functions.
+
+    They are everybody's default clients, and keep the thread of the event loop.
+    """
+    for worker in cluster.workers.values():
+        client = getattr(worker, "_client", None)
+        if client is not None and client in Worker._initialized_clients:
+            client.close()
+
+
+async def end_workers(cluster: LocalCluster) -> None:
+    """Have the workers of a cluster close without waiting for what they run."""
+    log = logging.getLogger("distributed.worker.state_machine")
+    log.addFilter(_is_news)
+    try:
+        await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+    finally:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "ended with CancelledError" not in record.msg
+
+
+async def _end_worker(worker: Any) -> None:
+    if isinstance(worker, Nanny):
+        worker.close_gracefully()  # or it starts another process
+        if worker.process is not None:
+            await worker.process.kill(timeout=GRACE, executor_wait=False)
+    elif worker.active_threads:
+        await worker.close(executor_wait=False)
 
 
 # On a nanny

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import copyreg
 import pickle
+import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from distributed import Client, LocalCluster, get_client, wait
 from distributed.core import clean_exception
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
-from handoff_dask import config
+from handoff_dask import _compat, config
 from handoff_dask._version import __version__, fits
 from handoff_dask.errors import (
     ClusterLostError,
@@ -33,7 +35,7 @@ PULSE = 0.5
 
 
 def current_client(client: Client | None = None) -> Client | None:
-    """Return the client given, else the default one, else None."""
+    """Return the client given, else the default one or that of this worker, else None."""
     if client is not None:
         if not isinstance(client, Client):
             raise TypeError(f"client must be a dask.distributed.Client or None, not {client!r}")
@@ -41,7 +43,7 @@ def current_client(client: Client | None = None) -> Client | None:
     try:
         return get_client()
     except ValueError:
-        return None
+        return _compat.process_client()
 
 
 def require_client(client: Client | None = None) -> Client:
@@ -70,9 +72,26 @@ class EmbeddedCluster:
             scheduler_kwargs={"dashboard": False},
         )
         self.client = Client(self.cluster, set_as_default=False)
+        # Dask would close it at exit, but waits.
+        atexit.register(self.close)
 
     def close(self) -> None:
-        """Stop the cluster."""
+        """Stop the cluster without waiting for functions that still run, if a run ended early.
+
+        Their threads go on unheeded, and end with this process; worker processes are ended.
+        """
+        atexit.unregister(self.close)
+        if self.client.status == "closed":
+            return
+        if _compat.on_loop(self.client):
+            # The last reference to a run can go away there, and what closes the loop waits for it.
+            threading.Thread(target=self._close, name="handoff-close").start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        _compat.close_clients(self.cluster)
+        self.client.sync(_compat.end_workers, self.cluster)
         self.client.close()
         self.cluster.close()
 

@@ -129,6 +129,8 @@ class RunSpec:
     awaited: frozenset[int] = frozenset()
     #: Whether the first function that fails for good stops the run.
     stops_at_failure: bool = True
+    #: Key of the function that submitted it, if one did.
+    within: Any = None
 
     @property
     def keeper(self) -> str:

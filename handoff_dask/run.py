@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import pickle
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client, Future
 
@@ -29,7 +29,10 @@ from handoff_dask.placement.events import Waiting
 from handoff_dask.records import STATES, UNENDED, Attempts, RunReport, Stop
 from handoff_dask.results import ExecutionResult, failed_or_not_run
 from handoff_dask.submission import Submission
-from handoff_dask.task import seceded
+from handoff_dask.task import waiting_task
+from handoff_dask.waiting import wait_for
+
+T = TypeVar("T")
 
 #: Seconds that a client waits for messages that must be on their way.
 PATIENCE = 2.0
@@ -78,7 +81,9 @@ class Run:
         """Send the run on its way; :func:`submit` does."""
         __tracebackhide__ = True
         try:
-            return connection.sync(self._client, self._start, submission)
+            outer = waiting_task(self._client)
+            within = None if outer is None else outer.key
+            return connection.sync(self._client, self._start, submission, within)
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -87,8 +92,7 @@ class Run:
         """Return the result and leave nothing behind; :func:`execute` does."""
         __tracebackhide__ = True
         try:
-            with seceded():
-                return connection.sync(self._client, self._complete)
+            return self._wait_for(self._complete)
         except KeyboardInterrupt:
             # It ended the wait, not the run.
             self.cancel()
@@ -150,8 +154,7 @@ class Run:
         TimeoutError
             It had not ended by then; it goes on.
         """
-        with seceded():
-            return connection.sync(self._client, self._wait, timeout)
+        return self._wait_for(self._wait, timeout)
 
     def result(self, timeout: float | None = None) -> ExecutionResult:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
@@ -167,8 +170,7 @@ class Run:
             The run had not ended by then; it goes on.
         """
         __tracebackhide__ = True
-        with seceded():
-            return connection.sync(self._client, self._result, timeout)
+        return self._wait_for(self._result, timeout)
 
     def cancel(self) -> None:
         """Stop the run: what has not started never does, what runs finishes unseen.
@@ -178,6 +180,10 @@ class Run:
         return connection.sync(
             self._client, self._stop, RunCancelledError(self.dag_id, "it was cancelled")
         )
+
+    def _wait_for(self, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+        __tracebackhide__ = True
+        return wait_for(self._client, method, *args, run_id=self._outline.run_id)
 
     # The same, on the event loop of the client.
 
@@ -192,7 +198,7 @@ class Run:
             self._release()
             self.futures = {}
 
-    async def _start(self, submission: Submission) -> Run:
+    async def _start(self, submission: Submission, within: Any) -> Run:
         client = self._client
         await connection.install(client)
         pins = None
@@ -201,7 +207,7 @@ class Run:
             names = {a: n["names"] for a, n in nodes.items()}
             pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
         try:
-            refused = await self._call("open", spec=submission.spec(client.id, pins))
+            refused = await self._call("open", spec=submission.spec(client.id, pins, within))
             if refused is not None:
                 raise submission.allocation_error(*pickle.loads(refused))
             if self._stopped is not None:  # cancelled on its way here

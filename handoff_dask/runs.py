@@ -15,7 +15,8 @@ from handoff_dask.connection import call, install, installed, require_client, sy
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.outline import Outline
 from handoff_dask.run import Run
-from handoff_dask.submission import function_label
+from handoff_dask.submission import dag_label, function_label
+from handoff_dask.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def get_result(
             # An error's traceback would keep the future, and with it the result, on the cluster.
             future.release()
 
-    return sync(client, get)
+    return wait_for(client, get, dag_id=dag_label(dag_id))
 
 
 async def _wait_for(

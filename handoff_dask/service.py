@@ -21,6 +21,7 @@ from handoff_dask.records import (
     StopKind,
     function_specs,
 )
+from handoff_dask.stalls import Stalls
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
@@ -65,6 +66,7 @@ class Service:
             self.progress,
             self.explain,
             self.why,
+            self.stalled,
             self.gone,
             self.holds,
             self.known,
@@ -178,6 +180,13 @@ class Service:
             for key, number, why in self.engine.holds(run_id)
         ]
         return pickle.dumps(found)
+
+    async def stalled(self, run_id: str | None = None, dag_id: str = "") -> str | None:
+        """Say why a run, or the latest of a DAG, stands still; None if it does not."""
+        runs = self.plugin.runs
+        called = [run for run in runs.values() if run.spec.dag_id == dag_id]
+        run = runs.get(run_id) if run_id is not None else called[-1] if called else None
+        return None if run is None else Stalls(self.plugin).reason(run)
 
     async def report(self, run_id: str) -> dict[str, Any] | None:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""

@@ -183,7 +183,9 @@ class Submission:
                 raise UnknownWorkerError(str(answer[function.id]), known)
         return {id_: str(worker) for id_, worker in answer.items()}
 
-    def spec(self, client: str, pins: Mapping[Hashable, str] | None = None) -> bytes:
+    def spec(
+        self, client: str, pins: Mapping[Hashable, str] | None = None, within: Any = None
+    ) -> bytes:
         """Return what the scheduler's plugin is told, pickled.
 
         Parameters
@@ -192,6 +194,8 @@ class Submission:
             Id of the client.
         pins
             The allocator's word, which stands above pins and collocations of the DAG.
+        within
+            Key of the task that submits it, if one does.
         """
         translation = self.translation
         rows = function_rows(self.nodes, translation.prefixes, translation.policies, pins)
@@ -213,6 +217,7 @@ class Submission:
                 wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
                 awaited=frozenset(self.awaited.values()),
                 stops_at_failure=self.options.on_error == "raise",
+                within=within,
             )
         )
 

@@ -11,13 +11,14 @@ import math
 import pickle
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from distributed import rejoin, secede
+from distributed import Client
 
 from handoff_dask import _compat
 from handoff_dask.model.expansion import Call, evaluate, finish
@@ -37,8 +38,22 @@ _Identity: TypeAlias = tuple[Hashable, Hashable]
 #: Topic under which workers tell the scheduler what became of an attempt.
 TOPIC = "handoff"
 
-#: What the thread runs: ids of function and DAG and, where no scheduler tells, attempt and cost.
-_running = threading.local()
+T = TypeVar("T")
+
+
+class _Running(NamedTuple):
+    """What runs in a context: a function and, where no scheduler tells, its attempt and cost."""
+
+    id: Hashable
+    dag_id: Hashable
+    attempt: int | None
+    cost: Mapping[str, float] | None
+    task: _compat.ThisTask | None
+
+
+#: In the context, which ``asyncio.to_thread`` takes along to another thread.
+_running: ContextVar[_Running | None] = ContextVar("handoff_running", default=None)
+_gpus: ContextVar[tuple[int, ...]] = ContextVar("handoff_gpus", default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +83,9 @@ class Current:
 def current() -> Current | None:
     """Tell a running function who it is; None outside of one.
 
+    Threads that the function starts know it too if they have its context: those of
+    ``asyncio.to_thread`` do, others with ``contextvars.copy_context().run``.
+
     Examples
     --------
     >>> from handoff_dask import DAG, Function, current, execute_local
@@ -77,18 +95,20 @@ def current() -> Current | None:
     >>> current() is None
     True
     """
-    found = getattr(_running, "call", None)
-    if found is None:
+    running, task = _running.get(), _compat.this_task()
+    if running is None:
         return None
-    function_id, dag_id, attempt, cost = found
-    gpus = getattr(_running, "gpus", ())
-    if attempt is None:
-        annotations = _compat.task_annotations()
+    if task is not None and (running.task is None or running.task.key != task.key):
+        return None  # a task of plain Dask, which was started from the context of a function
+    if running.attempt is None:
+        annotations = {} if running.task is None else running.task.facts
         attempt = annotations.get("handoff", {}).get("attempt", 1)
         cost = _cost(annotations)
+        gpus = _gpus.get() if cost.get("gpu") else ()
     else:
+        attempt, cost = running.attempt, running.cost or {}
         gpus = tuple(range(math.ceil(cost.get("gpu", 0))))
-    return Current(function_id, dag_id, attempt, dict(cost), gpus)
+    return Current(running.id, running.dag_id, attempt, dict(cost), gpus)
 
 
 def _cost(annotations: Mapping[str, Any]) -> Mapping[str, float]:
@@ -106,31 +126,42 @@ def running(
     attempt: int | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> Iterator[None]:
-    """Have :func:`current` answer in this thread."""
-    before = getattr(_running, "call", None)
-    _running.call = function_id, dag_id, attempt, cost
+    """Have :func:`current` answer in this context."""
+    before = _running.get()
+    task = _compat.this_task() or (None if before is None else before.task)
+    token = _running.set(_Running(function_id, dag_id, attempt, cost, task))
     try:
         yield
     finally:
-        _running.call = before
+        _running.reset(token)
 
 
-@contextmanager
-def seceded() -> Iterator[None]:
-    """Give up the thread of the function that waits here, if a function of a run does.
+def waiting_task(client: Client) -> _compat.ThisTask | None:
+    """Return the task on whose behalf this thread uses a client; None outside of tasks."""
+    running = _running.get()
+    return (
+        _compat.this_task()
+        or (None if running is None else running.task)
+        or _compat.task_nearby(client)
+    )
 
-    What it waits for may need that thread: a run inside of a run would wait for itself.
+
+def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Return a coroutine function during which the task that calls this gives up its thread.
+
+    What it waits for may need that thread: a run inside of a run would wait for itself. Outside of
+    a task, it is the function given.
     """
-    task = _compat.this_task()
+    task = waiting_task(client)
     if task is None:
-        yield
-        return
-    task.log(TOPIC, {"action": "attempt-seceded"})
-    secede()
-    try:
-        yield
-    finally:
-        rejoin()
+        return method
+
+    async def away(*args: Any) -> T:
+        __tracebackhide__ = True
+        with task.waiting():
+            return await method(*args)
+
+    return away
 
 
 def run(codes: tuple[bytes, ...], call: bytes, *values: Any) -> Any:
@@ -246,11 +277,12 @@ def _devices(needed: bool) -> Iterator[None]:
     if task is None or task.plugin is None or not amount:
         yield
         return
-    with task.plugin.devices.held(amount) as _running.gpus:
+    with task.plugin.devices.held(amount) as gpus:
+        token = _gpus.set(gpus)
         try:
             yield
         finally:
-            _running.gpus = ()
+            _gpus.reset(token)
 
 
 @contextmanager

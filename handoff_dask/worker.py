@@ -121,6 +121,15 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 found.append((number, started[number], busy))
         return found
 
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Tell the scheduler that a function gave up its thread, itself or because it waits."""
+        super().transition(key, start, finish, **kwargs)
+        if finish == "long-running":
+            ts = self.worker.state.tasks[key]
+            if "handoff" in (ts.annotations or {}):
+                message = {"action": "attempt-seceded", "key": key, "run_id": ts.run_id}
+                self.worker.log_event(TOPIC, message)
+
     def _over(self, key: Any, number: int) -> None:
         self.worker.log_event(TOPIC, {"action": "attempt-over", "key": key, "run_id": number})
 

@@ -22,12 +22,12 @@ ROOMS = """
     watching
     explaining
     gathering
-    ends
+    ends waiting
     connection
     plugin
     dashboard
     registry service retries
-    losses foreign claims
+    losses foreign claims stalls
     local wfformat
     submission
     outline

@@ -1,0 +1,86 @@
+"""Waiting for a run: what it leaves free meanwhile, and what is said if the run stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from distributed import Client
+
+from handoff_dask import connection
+from handoff_dask.task import seceded
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at a run that somebody waits for.
+LOOK = 5.0
+#: Seconds that a run stands still before a warning says so, and from there to the next warning.
+FIRST, AGAIN = 10.0, 60.0
+
+
+def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **run: Any) -> T:
+    """Run a coroutine function that waits for a run; with an asynchronous client, return it.
+
+    A function of a run that waits here gives up its thread meanwhile.
+
+    Parameters
+    ----------
+    client
+        The client.
+    method, *args
+        The coroutine function and its arguments.
+    **run
+        What names the run: `run_id` or `dag_id`, as the scheduler knows it.
+    """
+    __tracebackhide__ = True
+    where = _caller()
+
+    async def watched() -> T:
+        __tracebackhide__ = True
+        watch = asyncio.create_task(_watch(client, run, where))
+        try:
+            return await method(*args)
+        finally:
+            watch.cancel()
+
+    return connection.sync(client, seceded(client, watched))
+
+
+def _caller() -> tuple[str, int]:
+    """Return file and line of the user's code that called us."""
+    frame: Any = sys._getframe(1)
+    package = __name__.split(".", 1)[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".", 1)[0] == package:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+async def _watch(client: Client, run: dict[str, str], where: tuple[str, int]) -> None:
+    """Warn when a run stands still, and again while it does."""
+    moved, limit = time.monotonic(), FIRST
+    # Whatever keeps the scheduler from answering, those who wait for the run hear of it.
+    with contextlib.suppress(Exception):
+        while True:
+            await asyncio.sleep(LOOK)
+            problem = await connection.call(client, "stalled", **run)
+            still = time.monotonic() - moved
+            if problem is None:
+                moved, limit = time.monotonic(), FIRST
+            elif still >= limit:
+                limit = still + AGAIN
+                _warn(f"nothing has moved for {still:.0f} s: {problem}", where)
+
+
+def _warn(text: str, where: tuple[str, int]) -> None:
+    try:
+        # Not by warn(): this thread is not the one that waits.
+        warnings.warn_explicit(text, RuntimeWarning, *where)
+    except RuntimeWarning:  # warnings are errors here, but this is not for the run to fail of
+        logger.warning("%s", text)
