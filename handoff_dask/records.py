@@ -139,6 +139,8 @@ class FunctionRecord:
     failure: dict[str, Any] | None = None
     #: What an attempt claims, if not the function's own cost.
     cost: Mapping[str, float] = field(default_factory=dict)
+    #: Whether the attempt gave its slot back.
+    seceded: bool = False
     #: What is wrong with the cost that the policy asks for.
     problem: str | None = None
     #: Whether the next start is a retry.
@@ -186,6 +188,10 @@ class RunRecord:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
+    #: How it ended, as in "a run that timed out", once it has.
+    stopped: str | None = None
+    #: Whether somebody changed on the scheduler where its functions may run.
+    overruled: bool = False
     #: Whether it is kept though no client may hold it.
     kept: bool = field(init=False)
 

@@ -7,11 +7,12 @@ import contextlib
 import pickle
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from distributed import CancelledError, Client, Future
 
-from handoff_dask import connection, gathering, watching
+from handoff_dask import annotating, connection, gathering, watching
 from handoff_dask.errors import (
     ClusterLostError,
     FunctionFailedError,
@@ -192,12 +193,14 @@ class Run:
             await self._call("close", run_id=submission.run_id)
             raise self._stopped
         keys = submission.translation.keys
-        futures = client.get(
+        get = partial(
+            client.get,
             submission.translation.graph,
             [keys[index] for index in submission.awaited.values()],
             sync=False,
             priority=submission.options.priority,
         )
+        futures = annotating.without(keys, get)
         if submission.options.detach:
             # The client may be closed as soon as this returns.
             await self._call("arrived", run_id=submission.run_id)

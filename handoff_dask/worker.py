@@ -51,6 +51,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         #: What the worker declared without us.
         self._before = dict(worker.state.total_resources)
         worker.handlers.update(self.handlers)
+        worker.stream_handlers["handoff-withdraw"] = self.withdraw_one
         path = await self._starts_path()
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
@@ -100,25 +101,31 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                     path = await asyncio.wait_for(asking, PATIENCE)
         return path
 
-    async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float, bool]]:
+    async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
         """Take placements back: of the calls (key, placement), those not started never will be.
 
         Returns
         -------
         list
             (placement, start in s since epoch, whether it still has a thread) of those that were
-            started. Of one that has, the scheduler is told when the thread is free.
+            started, or have a thread all the same: they were about to. When that is free, the
+            scheduler is told.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)
         found = []
         for key, number in calls:
-            if number in started:
-                busy = self.busy(self.worker, key)
-                if busy:
-                    self.at_end(key, partial(self._over, key, number))
-                found.append((number, started[number], busy))
+            busy = self.busy(key)
+            if busy:
+                self.at_end(key, partial(self._over, key, number))
+            if busy or number in started:
+                found.append((number, started.get(number), busy))
         return found
+
+    def withdraw_one(self, number: int) -> None:
+        """Take a placement back that comes next on the same stream."""
+        if self.starts is not None:
+            self.starts.withdraw([number])
 
     def _over(self, key: Any, number: int) -> None:
         self.worker.log_event(TOPIC, {"action": "attempt-over", "key": key, "run_id": number})
@@ -127,6 +134,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Leave the worker."""
         for name in self.handlers:
             worker.handlers.pop(name, None)
+        worker.stream_handlers.pop("handoff-withdraw", None)
         if self.starts is not None:
             if worker.status != Status.running:
                 await self._last_word(self.starts)

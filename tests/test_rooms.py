@@ -25,10 +25,10 @@ ROOMS = """
     connection
     plugin
     dashboard
-    registry service retries
-    losses foreign claims
+    registry service retries gate
+    losses foreign claims ending
     local wfformat
-    submission
+    submission annotating
     outline
     options
     results

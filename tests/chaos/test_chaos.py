@@ -274,7 +274,7 @@ async def assert_nothing_is_left(c, s, monkey):
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
             "records": plugin.records,
-            "late": plugin.retries.late,
+            "ending": len(plugin.endings),
             "lost": plugin.losses._inquiries,
         }
         for address in plugin.registry.names:
