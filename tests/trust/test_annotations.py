@@ -165,7 +165,8 @@ async def test_a_hand_on_the_scheduler(c, s, a, b, look, caplog):
     functions = one_at_a_time(a, len(MEDDLING))
     # And some that are not ready yet: Dask decides once their input is there.
     later = [
-        Function(f"later {i}", ["blocker"], track, cost=WHOLE, node=a.address) for i in range(len(MEDDLING))
+        Function(f"later {i}", ["blocker"], track, cost=WHOLE, node=a.address)
+        for i in range(len(MEDDLING))
     ]
     run = await submit(dag_of(blocker, *functions, *later), max_retries=0)
     await (await Event("started-go")).wait()
