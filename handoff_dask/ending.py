@@ -35,8 +35,8 @@ class Ending:
     worker: str
     cost: Mapping[str, float]
     seceded: bool
-    record: FunctionRecord | None
-    whose: str = ""
+    record: FunctionRecord | None = None
+    whose: str = "from before Handoff was installed"
 
     def __str__(self) -> str:
         """Say whose attempt it is."""
@@ -74,6 +74,14 @@ class Endings:
             if not engine.waits_ahead(record.key):
                 self._claim(record.key, number)
         engine.attempt_ended(record.key, time.monotonic())
+
+    def inherit(self, message: Mapping[str, Any]) -> None:
+        """Take in a task that was cancelled before its worker had our plugin."""
+        cost = {name.lower(): amount for name, amount in message["claims"].items()}
+        at = message["key"], message["run_id"]
+        if at not in self._endings:
+            self._endings[at] = Ending(message["worker"], cost, message["seceded"])
+            self._claim(*at)
 
     def _claim(self, key: Any, number: int) -> None:
         ending = self._endings[key, number]

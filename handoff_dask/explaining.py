@@ -69,14 +69,13 @@ class Explanation(_Report[Finding]):
         return all(self._verdicts.values())
 
     def __str__(self) -> str:
-        if not self._verdicts:
-            return "nothing to place"
         bad = [id_ for id_, finding in self._verdicts.items() if not finding]
-        head = (
-            f"{len(bad)} of {len(self)} functions cannot run on this cluster"
-            if bad
-            else f"all {len(self)} functions can run on this cluster"
-        )
+        if not self._verdicts:
+            head = "nothing to place"
+        elif bad:
+            head = f"{len(bad)} of {len(self)} functions cannot run on this cluster"
+        else:
+            head = f"all {len(self)} functions can run on this cluster"
         ending = [self.ending] if self.ending else []
         return "\n".join([head, *(f"  {line}" for line in self._lines()), *ending])
 

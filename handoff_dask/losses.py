@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from handoff_dask.records import FunctionRecord
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that a worker or its nanny have to answer, and that a nanny has to take the call.
 ANSWER = 10.0
@@ -204,14 +207,15 @@ class Losses:
         calls = [(one.record.key, one.number) for one in lost]
         try:
             answer = await self.plugin.scheduler.rpc(worker).handoff_withdraw(calls=calls)
+            return End(
+                {number: started for number, started, _ in answer if started is not None},
+                frozenset(number for number, _, busy in answer if busy),
+            )
         except OSError:
             raise
-        except Exception:  # an RPC raises what the other side raised: it is none of ours any more
+        except Exception:  # its plugin is gone or broken: nobody knows
+            logger.warning("Worker %s does not say what it has started", worker, exc_info=True)
             return End()
-        return End(
-            {number: started for number, started, _ in answer if started is not None},
-            frozenset(number for number, _, busy in answer if busy),
-        )
 
     async def _ask_nanny(self, worker: str) -> End:
         nanny, id_ = self.nannies.get(worker, (None, ""))

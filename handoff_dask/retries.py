@@ -30,6 +30,9 @@ class Retries:
         if action == "attempt-over":
             endings.over(key, number)
             return
+        if action == "attempt-ending":
+            endings.inherit(message)
+            return
         if action == "attempt-seceded":
             endings.seceded(key, number)
         record = self.plugin.records.get(key)

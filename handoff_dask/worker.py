@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dask.system import CPU_COUNT
@@ -60,6 +61,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         declared = {name.lower() for name in self._before}
         found = find_capabilities(worker)
         await self.declare({n: v for n, v in found.items() if n not in declared})
+        self._report_given_up()
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -126,6 +128,23 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Take a placement back that comes next on the same stream."""
         if self.starts is not None:
             self.starts.withdraw([number])
+
+    def _report_given_up(self) -> None:
+        """Report what still has a thread though its task was cancelled before we came."""
+        worker = self.worker
+        for ts in chain(worker.state.executing, worker.state.long_running):
+            if ts.state == "cancelled":
+                message = {
+                    "action": "attempt-ending",
+                    "key": ts.key,
+                    "run_id": ts.run_id,
+                    "worker": worker.contact_address,
+                    "claims": dict(ts.resource_restrictions or {}),
+                    "seceded": ts in worker.state.long_running,
+                }
+                # On the stream on which its end is reported, too: in this order.
+                worker.log_event(TOPIC, message)
+                self.at_end(ts.key, partial(self._over, ts.key, ts.run_id))
 
     def _over(self, key: Any, number: int) -> None:
         self.worker.log_event(TOPIC, {"action": "attempt-over", "key": key, "run_id": number})

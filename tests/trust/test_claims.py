@@ -10,14 +10,20 @@ from distributed import Client, Event
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
+    Argument,
     Function,
     FunctionFailedError,
     RunTimeoutError,
+    current,
+    discover_nodes,
     execute,
     explain,
+    losses,
     resources_available,
     submit,
+    uninstall,
 )
+from handoff_dask.task import seceded
 from tests.gate import SEEN, hold, note, until
 from tests.support import assert_clean, dag_of, where
 
@@ -186,3 +192,257 @@ async def test_what_was_handed_ahead_never_starts(c, s, a, b):
     del run, second
     await assert_clean(s, a, b)
     assert SEEN == []
+
+
+@gen_cluster(nthreads=SLOTS, client=True)
+async def test_a_function_that_waits_for_a_run_of_its_own(c, s, a):
+    """It gave its slot back, before or after its run was cancelled; its cost stays."""
+
+    def outer(name):
+        execute(dag_of(Function("inner", [], hold, extra_args=[name], cost=ONE)))
+
+    run = await submit(dag_of(Function("outer", [], outer, extra_args=["inner"], cost={"cpu": 2})))
+    await (await Event("started-inner")).wait()
+    engine = plugin_of(s).engine
+    await until(lambda: engine.slots(a.address) == (3, 4))
+    await run.cancel()
+    await until(lambda: len(plugin_of(s).runs) == 1)
+    assert engine.slots(a.address) == (3, 4)
+    assert engine.free(a.address)["cpu"] == 1
+    await (await Event("inner")).set()
+    del run
+    await assert_clean(s, a)
+
+
+@gen_cluster(nthreads=SLOTS, client=True)
+async def test_a_slot_given_back_after_the_run_was_cancelled(c, s, a):
+    """The claim that is left is the cost alone."""
+
+    def outer():
+        hold("first")
+        with seceded():
+            hold("second")
+
+    run = await submit(dag_of(Function("outer", [], outer, cost={"cpu": 2})))
+    await (await Event("started-first")).wait()
+    await run.cancel()
+    engine = plugin_of(s).engine
+    await until(lambda: not plugin_of(s).runs)
+    assert engine.slots(a.address) == (3, 4)
+    await (await Event("first")).set()
+    await until(lambda: engine.slots(a.address) == (4, 4))
+    assert engine.free(a.address)["cpu"] == 2
+    await (await Event("second")).set()
+    del run
+    await assert_clean(s, a)
+
+
+@on_two()
+async def test_late_and_then_the_run_fails(c, s, a, b):
+    """An attempt past its timeout keeps its claim when its run fails, too, until it has ended."""
+    late = stuck(id="late", timeout=0.05, max_retries=0)
+    run = await begin(submit(dag_of(late, id="etl")))
+    with pytest.raises(FunctionFailedError, match="timeout"):
+        await run.result()
+    del run
+    await until(lambda: not plugin_of(s).runs)
+    assert "still ending: 1 function of a run that failed ('etl')" in str(await explain(dag_of()))
+    assert sorted(plugin_of(s).engine.free(w.address)["cpu"] for w in (a, b)) == [0, 1]
+    await (await Event("stuck")).set()
+    await assert_clean(s, a, b)
+
+
+@on_two()
+async def test_late_twice(c, s, a, b):
+    """Both workers stay busy; the third attempt waits, and says for what."""
+
+    def late():
+        hold(f"{current().attempt}") if current().attempt < 3 else None
+        return current().attempt
+
+    dag = dag_of(Function("late", [], late, cost=ONE, timeout=0.05, max_retries=2), id="etl")
+    run = await submit(dag)
+    for name in ("1", "2"):
+        await (await Event(f"started-{name}")).wait()
+    engine = plugin_of(s).engine
+    await until(lambda: len(plugin_of(s).endings) == 2)
+    assert [engine.free(w.address)["cpu"] for w in (a, b)] == [0, 0]
+    await until(lambda: all(r.parked for r in plugin_of(s).records.values()))
+    text = str(await run.explain())
+    assert "last attempt" in text
+    assert "still ending: 2 functions of a run that goes on ('etl')" in text
+    for name in ("1", "2"):
+        await (await Event(name)).set()
+    assert (await run.result()).results == {"late": 3}
+    del run
+    await assert_clean(s, a, b)
+
+
+@gen_cluster(nthreads=SLOTS, client=True)
+async def test_devices(c, s, a):
+    """The device of a thread that goes on is nobody else's."""
+
+    def gpus(name):
+        hold(name)
+        return current().gpus
+
+    gpu = {"gpu": 1}
+    run = await begin(submit(dag_of(Function(0, [], gpus, extra_args=["stuck"], cost=gpu))))
+    await run.cancel()
+    await until(lambda: not plugin_of(s).runs)
+    assert not await resources_available(a.address, {"gpu": 2})
+    second = await begin(submit(dag_of(Function(0, [], gpus, extra_args=["y"], cost=gpu))), "y")
+    third = await submit(dag_of(Function("third", [], gpus, extra_args=["y"], cost=gpu)))
+    await until(lambda: plugin_of(s).engine.backlog(1).largest)
+    assert "still ending" in str(await third.explain())
+    await (await Event("y")).set()
+    assert (await second.result()).results == {0: (1,)}
+    assert (await third.result()).results == {"third": (1,)}
+    await (await Event("stuck")).set()
+    del run, second, third
+    await assert_clean(s, a)
+
+
+class Loading:
+    """Code that takes its time to arrive."""
+
+    def __reduce__(self):
+        return self.load, ()
+
+    @staticmethod
+    def load():
+        hold("loading")
+        return Loading()
+
+    def __call__(self):
+        note("called")
+
+
+@on_two()
+async def test_a_thread_that_has_not_come_to_its_function(c, s, a, b):
+    """What loads the code uses the worker; the function itself never starts."""
+    run = await begin(submit(dag_of(Function("slow", [], Loading(), cost=ONE))), "loading")
+    await run.cancel()
+    await until(lambda: not plugin_of(s).runs and not plugin_of(s).losses._inquiries)
+    assert sorted(plugin_of(s).engine.free(w.address)["cpu"] for w in (a, b)) == [0, 1]
+    await (await Event("loading")).set()
+    del run
+    await assert_clean(s, a, b)
+    assert SEEN == []
+
+
+def slow_transform(data, source, target):
+    hold("transform")
+    return data
+
+
+async def slow_coroutine():
+    hold("coroutine")
+
+
+@pytest.mark.parametrize(
+    ("functions", "name"),
+    [
+        (
+            [Function("x", [], int), Function("y", [Argument("x", slow_transform)], int)],
+            "transform",
+        ),
+        (
+            [Function("x", [], int), Function("y", [Argument("x", None, slow_transform)], int)],
+            "transform",
+        ),
+        ([Function("x", [], slow_coroutine)], "coroutine"),
+    ],
+)
+@on_two()
+async def test_threads_of_other_kinds(c, s, a, b, functions, name):
+    """Transforms and coroutines have threads as functions do, whether results are kept or not."""
+    run = await begin(submit(dag_of(*functions), results=[]), name)
+    await run.cancel()
+    await until(lambda: not plugin_of(s).runs)
+    assert sorted(plugin_of(s).engine.slots(w.address)[0] for w in (a, b)) == [0, 1]
+    await (await Event(name)).set()
+    del run
+    await assert_clean(s, a, b)
+
+
+@on_two()
+async def test_an_attempt_that_others_take_back(c, s, a, b):
+    """Dask gives the function back; it goes elsewhere, and its worker stays busy."""
+
+    def stuck_at_first():
+        if current().attempt == 1:
+            hold("stuck")
+        return where()
+
+    run = await begin(submit(dag_of(Function("f", [], stuck_at_first, cost=ONE), id="etl")))
+    ((record,),) = [r.functions for r in plugin_of(s).runs.values()]
+    first = record.worker
+    s.transitions({record.key: "released"}, "test")
+    result = await run.result()
+    assert result.results["f"] != first
+    assert [attempt.outcome for attempt in result.attempts["f"]] == ["cancelled", "ok"]
+    assert not await resources_available(first, ONE)
+    assert "1 function of a run that goes on ('etl')" in str(await explain(dag_of()))
+    await (await Event("stuck")).set()
+    del run, result
+    await assert_clean(s, a, b)
+
+
+@on_two()
+async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
+    """As long as it is not known what a worker still does, it counts as busy with all of it."""
+    monkeypatch.setattr(losses, "ANSWER", 0.05)
+    monkeypatch.setattr(losses, "PAUSE", 0.05)
+    run = await begin(submit(dag_of(stuck())))
+    busy = await where_stuck(s)
+    worker = {w.address: w for w in (a, b)}[busy]
+    withdraw = worker.handlers["handoff_withdraw"]
+    asked = []
+
+    async def deaf(calls):
+        asked.append(calls)
+        await asyncio.Event().wait()
+
+    worker.handlers["handoff_withdraw"] = deaf
+    await run.cancel()
+    await until(lambda: len(asked) == 2)
+    assert plugin_of(s).engine.free(busy)["cpu"] == 0
+    worker.handlers["handoff_withdraw"] = withdraw
+    monkeypatch.undo()
+    await until(lambda: not plugin_of(s).losses._inquiries)
+    assert plugin_of(s).engine.free(busy)["cpu"] == 0
+    await (await Event("stuck")).set()
+    del run
+    await assert_clean(s, a, b)
+
+
+@on_two()
+async def test_a_worker_that_goes_while_something_is_ending(c, s, a, b):
+    """Its claims go with it."""
+    run = await begin(submit(dag_of(stuck(node=a.address))))
+    await run.cancel()
+    await until(lambda: len(plugin_of(s).endings) == 1 and not plugin_of(s).runs)
+    await s.remove_worker(a.address, stimulus_id="test")
+    assert len(plugin_of(s).endings) == 0
+    assert "still ending" not in str(await explain(dag_of(stuck())))
+    await (await Event("stuck")).set()
+    del run
+    await assert_clean(s, b)
+
+
+@on_two()
+async def test_uninstalled_and_installed_again(c, s, a, b):
+    """A new plugin knows of the threads that go on since before it came."""
+    run = await begin(submit(dag_of(stuck())))
+    busy = await where_stuck(s)
+    await uninstall(c, force=True)
+    await discover_nodes(c)
+    await until(lambda: len(plugin_of(s).endings) == 1)
+    assert not await resources_available(busy, ONE)
+    (idle,) = {a.address, b.address} - {busy}
+    assert (await execute(dag_of(Function(0, [], where, cost=ONE)))).results == {0: idle}
+    await (await Event("stuck")).set()
+    del run
+    await assert_clean(s, a, b)
+    assert await resources_available(busy, ONE)
