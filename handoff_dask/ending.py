@@ -141,13 +141,17 @@ class Endings:
             return why
         return replace(why, ending=self.describe(why.workers))
 
-    def describe(self, workers: Collection[str] | None = None) -> str:
-        """Say what is still ending on these workers, or on all; empty if nothing is."""
-        counts = Counter(
+    def counts(self, workers: Collection[str] | None = None) -> Mapping[str, int]:
+        """Count what is still ending on these workers, or on all, by whose it is."""
+        return Counter(
             str(ending)
             for ending in self._endings.values()
             if workers is None or ending.worker in workers
         )
+
+    def describe(self, workers: Collection[str] | None = None) -> str:
+        """Say what is still ending on these workers, or on all; empty if nothing is."""
+        counts = self.counts(workers)
         if not counts:
             return ""
         whose = (f"{n} function{'s'[: n != 1]} {text}" for text, n in counts.items())

@@ -106,12 +106,19 @@ class Losses:
         for inquiry in self._inquiries.values():
             inquiry.cancel()
 
-    def add(
-        self, record: FunctionRecord, number: int, died: bool, *, settled: bool = False
-    ) -> None:
-        """Settle an attempt as soon as it is known what became of it."""
+    def add(self, record: FunctionRecord, *, settled: bool = False) -> None:
+        """Let go of a function's attempt, and settle it as soon as it is known what became of it.
+
+        Parameters
+        ----------
+        settled
+            Whether it is in the ledger already.
+        """
         worker = record.worker
         assert worker is not None
+        ts = self.plugin.scheduler.tasks[record.key]
+        number, died = _compat.placement_number(ts), _compat.died_under(ts)
+        self.plugin.endings.begin(record, number)
         gone = worker not in self.plugin.scheduler.workers
         lost = Lost(
             record,

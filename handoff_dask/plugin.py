@@ -120,7 +120,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Forget the runs of a client that went away."""
         for run in list(self.runs.values()):
             if run.spec.client == client and not run.spec.detach:
-                run.stopped = "lost its client"
                 self.forget(run)
 
     def cancel(self, run: RunRecord) -> None:
@@ -138,7 +137,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             return
         for record in run.functions:
             if record.state == "running" and record.key in self.scheduler.tasks:
-                self._give_up(record)  # its tasks are about to be released
+                self.losses.add(record)  # its tasks are about to be released
             self.records.pop(record.key, None)
         run.stopped = run.stopped or ("failed" if run.failed else "was cancelled")
         self.endings.run_over(run)
@@ -258,7 +257,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         elif failure is not None and failure["outcome"] == "timeout":
             self.endings.begin(record, _compat.placement_number(ts))  # its end will be reported
         else:
-            self._give_up(record, settled=failure is not None or finish == "erred")
+            self.losses.add(record, settled=failure is not None or finish == "erred")
         if finish == "memory":
             if not spans or (record.worker, started) in record.made:
                 # The worker had the result already, which was lost to the scheduler: no start.
@@ -298,12 +297,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.history.attempt_ended(record)
         self._after(record, finish)
 
-    def _give_up(self, record: FunctionRecord, *, settled: bool = False) -> None:
-        """Let go of an attempt whose end nobody reported; find out whether it had started."""
-        number = _compat.placement_number(ts := self.scheduler.tasks[record.key])
-        self.endings.begin(record, number)
-        self.losses.add(record, number, _compat.died_under(ts), settled=settled)
-
     def _after(self, record: FunctionRecord, finish: str) -> None:
         if record.state == "running":
             record.move("waiting")
@@ -318,6 +311,10 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         action = msg.get("action")
         if topic == TOPIC and isinstance(action, str):
             self.retries.heard(action, msg)
+        elif action == "remove-client" and topic == "all":  # ahead of what Dask lets go for it
+            for run in self.runs.values():
+                if run.spec.client == msg["client"] and not run.spec.detach:
+                    run.stopped = "lost its client"
         elif action in ("add-worker", "worker-status-change") and topic != "all":
             # The event comes before Dask has taken the change in, and looks what may run there.
             for ts in self.scheduler.unrunnable:

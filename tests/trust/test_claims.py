@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -127,6 +129,41 @@ async def test_a_run_that_is_over_keeps_what_its_threads_use(c, s, a, b, how):
         assert await resources_available(busy, ONE)
         assert str(await explain(dag_of(stuck()))).count("\n") == 1
         del waiting
+    await assert_clean(s, a, b)
+
+
+SCRIPT = """
+import sys, time
+from distributed import Client, Event
+from handoff_dask import DAG, Function, submit
+
+def stuck():
+    Event("started-stuck").set()
+    Event("stuck").wait()
+
+client = Client(sys.argv[1])
+dag = DAG("killed").add_function(Function("stuck", [], stuck, cost={"cpu": 1}))
+run = submit(dag)
+time.sleep(3600)
+"""
+
+
+@on_two()
+async def test_a_client_that_was_killed(c, s, a, b):
+    """What it left running counts, too."""
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, s.address]) as process:
+        try:
+            await (await Event("started-stuck")).wait()
+            busy = await where_stuck(s)
+        finally:
+            process.kill()
+    await until(lambda: not plugin_of(s).runs)
+    assert not await resources_available(busy, ONE)
+    assert "1 function of a run that lost its client ('killed')" in str(await explain(dag_of()))
+    (idle,) = {a.address, b.address} - {busy}
+    for i in range(3):
+        assert (await execute(dag_of(Function(i, [], where)))).results == {i: idle}
+    await (await Event("stuck")).set()
     await assert_clean(s, a, b)
 
 
