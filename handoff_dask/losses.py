@@ -184,22 +184,28 @@ class Losses:
     async def _ask(self, worker: str, lost: list[Lost]) -> End:
         """Find out what a worker had started."""
         lost_at = time.monotonic()
+        deadline = lost_at + ANSWER
         while worker in self.plugin.scheduler.workers:
             # What its threads use stays claimed until it answers or is removed.
             with suppress(OSError, asyncio.TimeoutError):
-                return await asyncio.wait_for(self._ask_worker(worker, lost), ANSWER)
+                end = await asyncio.wait_for(self._ask_worker(worker, lost), ANSWER)
+                if end is not None:
+                    return end
+                if time.monotonic() > deadline:
+                    logger.warning("Worker %s does not know what it has started", worker)
+                    return End()
             if worker in self.plugin.scheduler.workers:
                 await asyncio.sleep(PAUSE)
             lost_at = time.monotonic()
         # The nanny tells of a process that died; one that closes in order speaks for itself.
         asked = asyncio.create_task(self._ask_nanny(worker))
-        deadline = lost_at + LAST_WORD
+        last = lost_at + LAST_WORD
         try:
             while worker not in self._ends:
                 left: float | None = None
                 if asked.done():
                     found = asked.result()
-                    left = deadline - time.monotonic()
+                    left = last - time.monotonic()
                     if found.started is not None or left <= 0:
                         return found
                 heard = asyncio.ensure_future(self._heard.wait())
@@ -210,7 +216,8 @@ class Losses:
         finally:
             asked.cancel()
 
-    async def _ask_worker(self, worker: str, lost: list[Lost]) -> End:
+    async def _ask_worker(self, worker: str, lost: list[Lost]) -> End | None:
+        """Return what a worker says; None if it closes, or its plugin is replaced."""
         calls = [(one.record.key, one.number) for one in lost]
         try:
             answer = await self.plugin.scheduler.rpc(worker).handoff_withdraw(calls=calls)
@@ -220,9 +227,8 @@ class Losses:
             )
         except OSError:
             raise
-        except Exception:  # its plugin is gone or broken: nobody knows
-            logger.warning("Worker %s does not say what it has started", worker, exc_info=True)
-            return End()
+        except Exception:  # an RPC raises what the other side raised
+            return None
 
     async def _ask_nanny(self, worker: str) -> End:
         nanny, id_ = self.nannies.get(worker, (None, ""))
