@@ -164,7 +164,8 @@ class Losses:
                 await asyncio.sleep(0)  # all that is lost with it
                 lost = self._open.pop(worker)
                 end = await self._ask(worker, lost)
-                for one in lost:
+                # What goes on first: the claims of others must not pass for free meanwhile.
+                for one in sorted(lost, key=lambda one: one.number not in end.busy):
                     self._settle(one, end)
                 self.plugin.ask()
         finally:

@@ -8,9 +8,10 @@ import warnings
 
 import dask
 import pytest
+from dask import get_annotations
 from distributed import Event, SchedulerPlugin, Status, Worker, span
 
-from handoff_dask import Function, execute, submit
+from handoff_dask import Function, annotating, execute, submit
 from tests.gate import DEPTH, RUNNING, hold, on_cluster, track, until
 from tests.support import assert_clean, dag_of, where
 
@@ -95,6 +96,17 @@ async def test_no_warning_without_annotations(c, s, a, b):
         warnings.simplefilter("error")
         with dask.annotate(owner="me"), span("mine"):
             assert (await execute(dag_of(Function(0, [], int)))).results == {0: 0}
+
+
+def test_an_annotation_that_raises():
+    """It is left to Dask, which refuses the graph: a mistake is not ignored."""
+
+    def known(key):
+        return 1 / key
+
+    with dask.annotate(priority=known, retries=2, owner="me"):
+        assert annotating.without([1, 2], get_annotations) == {"owner": "me"}
+        assert annotating.without([1, 0], get_annotations) == {"owner": "me", "priority": known}
 
 
 def meddle_restrictions(s, ts, b):
