@@ -5,6 +5,7 @@ Tried with dask and distributed 2025.1.0 and 2026.8.0.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import pickle
 import sys
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import dask.config
 from dask._task_spec import GraphNode, Task, TaskRef
+from distributed.comm.core import connect as open_comm
+from distributed.core import send_recv
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from handoff_dask._compat_worker import (
@@ -47,11 +50,13 @@ __all__ = [
     "TaskEnds",
     "TaskRef",
     "ThisTask",
+    "ask_once",
     "claimed_by_task",
     "close_clients",
     "dashboard_look",
     "died_under",
     "end_workers",
+    "ended_by_worker",
     "exact",
     "fail_orphan",
     "fail_task",
@@ -82,8 +87,9 @@ __all__ = [
 ]
 
 #: The address that no worker answers to. A task restricted to it waits in ``no-worker``. One set
-#: for all: nobody changes it, and one for each of 100,000 tasks keeps the garbage collector busy.
-_NOWHERE = {"held://handoff"}
+#: for all, since one for each of 100,000 tasks keeps the garbage collector busy; frozen, so that
+#: nobody opens the gate for all.
+_NOWHERE: Any = frozenset(("held://handoff",))
 #: Where the count of workers that died under a task starts: Dask never gives up, the plugin does.
 _NEVER_SUSPICIOUS = -(2**31)
 
@@ -99,6 +105,8 @@ def hold(ts: TaskState) -> None:
     ts.worker_restrictions = _NOWHERE
     ts.host_restrictions = None
     ts.resource_restrictions = None
+    # Else Dask takes any worker where no allowed one exists.
+    ts.loose_restrictions = False
     ts.suspicious = _NEVER_SUSPICIOUS
 
 
@@ -108,13 +116,16 @@ def is_held(ts: TaskState) -> bool:
         ts.worker_restrictions is _NOWHERE
         and ts.host_restrictions is None
         and ts.resource_restrictions is None
+        and not ts.loose_restrictions
     )
 
 
-def release_hold(ts: TaskState, workers: set[str], resources: dict[str, float]) -> None:
+def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, float]) -> None:
     """Let a held task run on the one worker of a set, claiming resources of it."""
-    ts.worker_restrictions = workers
+    ts.worker_restrictions = workers  # type: ignore[assignment] # Dask only looks into it
+    ts.host_restrictions = None
     ts.resource_restrictions = resources
+    ts.loose_restrictions = False
 
 
 def remove_resources(scheduler: Scheduler, worker: str, left: Mapping[str, float]) -> None:
@@ -156,11 +167,52 @@ def placement_number(ts: TaskState) -> int:
     return ts.run_id
 
 
+def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retried: bool) -> bool:
+    """Whether a task left ``processing`` because its worker reported its end.
+
+    Parameters
+    ----------
+    finish, facts
+        The state that it is in, and what else Dask told of the transition.
+    retried
+        Whether it failed and Dask was to try it again, once.
+    """
+    if finish == "memory" or "startstops" in facts:
+        return True
+    return retried and not ts.retries  # Dask took one off, as nobody else would
+
+
 def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
     """Return the worker of a task in processing and what it claims there, if it claims anything."""
     if ts.resource_restrictions and ts.processing_on:
         return ts.processing_on.address, ts.resource_restrictions
     return None
+
+
+async def ask_once(
+    scheduler: Scheduler, address: str, connect: float, answer: float, **message: Any
+) -> Any:
+    """Send a message over a connection of its own; return the answer.
+
+    A pooled connection says nothing about who is still there.
+
+    Parameters
+    ----------
+    connect, answer
+        Seconds for the other side to take the call, and then to answer.
+
+    Raises
+    ------
+    OSError, asyncio.TimeoutError
+        It does not.
+    """
+    # Dask's own limit does not cover the handshake, which a process that was stopped never gives.
+    opening = open_comm(address, timeout=connect, **scheduler.rpc.connection_args)
+    comm = await asyncio.wait_for(opening, connect)
+    try:
+        return await asyncio.wait_for(send_recv(comm, reply=True, **message), answer)
+    finally:
+        comm.abort()
 
 
 def fail_task(

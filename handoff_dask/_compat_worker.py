@@ -76,21 +76,23 @@ class TaskEnds(WorkerPlugin):
 
     #: The worker has one under this name.
     name = "handoff"
+    worker: Worker
 
     def __init__(self) -> None:
-        self._calls: dict[Any, Callable[[], None]] = {}
+        self._calls: dict[Any, list[Callable[[], None]]] = {}
         self._failures = _FailureFilter()
         #: What the worker started, if somebody wants to know.
         self.starts: Starts | None = None
 
-    def busy(self, worker: Worker, key: Any) -> bool:
-        """Whether a task may have a thread of the worker. To be asked on its loop."""
-        ts = worker.state.tasks.get(key)
-        return ts is not None and ts.state in _BUSY
+    def busy(self, key: Any) -> bool:
+        """Whether a task has a thread of the worker. To be asked on its loop."""
+        state = self.worker.state
+        ts = state.tasks.get(key)
+        return ts is not None and (ts in state.executing or ts in state.long_running)
 
     def at_end(self, key: Any, call: Callable[[], None]) -> None:
         """Have something called on the worker's loop when the worker is done with a task."""
-        self._calls[key] = call
+        self._calls.setdefault(key, []).append(call)
 
     def silence_failure(self, key: Any) -> None:
         """Keep Dask's own report of a task's failure, ten lines, out of the worker's log."""
@@ -108,8 +110,10 @@ class TaskEnds(WorkerPlugin):
         """Follow a task from one state to the next."""
         if finish not in _BUSY:
             self._failures.keys.discard(key)
-        if key in self._calls and start in _BUSY and finish not in _BUSY:
-            self._calls.pop(key)()
+        # `finish` is where it was to go: a task that is taken back goes on as a cancelled one.
+        if key in self._calls and not self.busy(key):
+            for call in self._calls.pop(key):
+                call()
 
 
 _worker_logger = logging.getLogger("distributed.worker")

@@ -8,7 +8,7 @@ from typing import Any
 from handoff_dask import _compat
 
 #: A set of one worker, and a cost under the worker's own names.
-Claim = tuple[set[str], dict[str, float]]
+Claim = tuple[frozenset[str], dict[str, float]]
 
 
 class Claims:
@@ -33,7 +33,7 @@ class Claims:
         if amounts not in shared:
             names = self._names[worker]
             resources = {names[name]: _compat.exact(amount) for name, amount in amounts}
-            shared[amounts] = {worker}, resources
+            shared[amounts] = frozenset((worker,)), resources
         return shared[amounts]
 
     def changed(self, worker: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from distributed import Client
 
-from handoff_dask import collector
+from handoff_dask import annotating, collector
 from handoff_dask.connection import EmbeddedCluster, current_client
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
@@ -178,6 +178,7 @@ timeout, placement_timeout, priority
     )
     with collector.paused():
         submission = Submission(dag, options)
+    annotating.warn(submission.translation.keys)
     found = current_client(client)
     if found is not None:
         started: Run = Run(submission.outline, found).start(submission)

@@ -51,7 +51,17 @@ class _Report(Mapping[Hashable, Verdict]):
 
 
 class Explanation(_Report[Finding]):
-    """What :func:`explain` found: {function id: Finding}; its text reads as a report."""
+    """What :func:`explain` found: {function id: Finding}; its text reads as a report.
+
+    Attributes
+    ----------
+    ending : str
+        What still uses workers though its run is over or gave it up; empty if nothing does.
+    """
+
+    def __init__(self, verdicts: Mapping[Hashable, Finding], ending: str = "") -> None:
+        super().__init__(verdicts)
+        self.ending = ending
 
     @property
     def possible(self) -> bool:
@@ -59,22 +69,25 @@ class Explanation(_Report[Finding]):
         return all(self._verdicts.values())
 
     def __str__(self) -> str:
-        if not self._verdicts:
-            return "nothing to place"
         bad = [id_ for id_, finding in self._verdicts.items() if not finding]
-        head = (
-            f"{len(bad)} of {len(self)} functions cannot run on this cluster"
-            if bad
-            else f"all {len(self)} functions can run on this cluster"
-        )
-        return "\n".join([head, *(f"  {line}" for line in self._lines())])
+        if not self._verdicts:
+            head = "nothing to place"
+        elif bad:
+            head = f"{len(bad)} of {len(self)} functions cannot run on this cluster"
+        else:
+            head = f"all {len(self)} functions can run on this cluster"
+        ending = [self.ending] if self.ending else []
+        return "\n".join([head, *(f"  {line}" for line in self._lines()), *ending])
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _finding_cells)
         # What cannot run comes first: it is what one looks for.
         rows.sort(key=lambda row: bool(self._verdicts[row.ids[0]]))
         head = ("can it run", "where, or nearest", "lacks")
-        return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+        summary = str(self).split("\n", 1)[0]
+        if self.ending:
+            summary += f"; {self.ending}"
+        return reports.report("Explanation", summary, head, rows)
 
 
 def _finding_cells(finding: Finding) -> tuple[object, ...]:
@@ -128,6 +141,8 @@ def hold_cells(why: Waiting) -> tuple[str, str]:
     what = reports.resources(why.resources, "at most free") or why.reason
     if why.finding is not None:
         what += f": {why.finding}"
+    if why.ending:
+        what += f"; {why.ending}"
     return what, markup.names(why.workers)
 
 
@@ -178,13 +193,14 @@ def explain(dag: DAG, client: Client | None = None) -> Explanation:
             rows=function_rows(nodes, code_prefixes(nodes)),
         )
         answer = await connection.call(client, "explain", spec=pickle.dumps(spec))
-        findings = pickle.loads(answer)
+        findings, ending = pickle.loads(answer)
         return Explanation(
             {
                 node.function.id: finding
                 for node, finding in zip(nodes, findings, strict=True)
                 if node.kind == "function"
-            }
+            },
+            ending,
         )
 
     return connection.sync(client, ask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Mapping
@@ -12,16 +13,23 @@ from typing import TYPE_CHECKING
 
 from distributed import Status
 
+from handoff_dask import _compat
 from handoff_dask.model.attempt import Outcome
+from handoff_dask.placement.events import Waiting
 from handoff_dask.records import FunctionRecord
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
 
-#: Seconds that a worker or its nanny have to answer.
+logger = logging.getLogger(__name__)
+
+#: Seconds that a worker or its nanny have to answer, and that a nanny has to take the call.
 ANSWER = 10.0
+CONNECT = 1.0
+#: Seconds between two questions to a worker that did not answer.
+PAUSE = 0.5
 #: Seconds in which a worker whose nanny knows nothing may still say that it closed in order.
-LAST_WORD = 2.0
+LAST_WORD = 1.5
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +48,8 @@ class Lost:
         What it is called if it was started.
     counts
         Whether it then counts against the function's retries.
+    settled
+        Whether it is in the ledger already, and only its thread is to be asked for.
     """
 
     record: FunctionRecord
@@ -48,6 +58,7 @@ class Lost:
     stopped: float
     outcome: Outcome
     counts: bool
+    settled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +106,19 @@ class Losses:
         for inquiry in self._inquiries.values():
             inquiry.cancel()
 
-    def add(self, record: FunctionRecord, number: int, died: bool) -> None:
-        """Settle an attempt as soon as it is known what became of it."""
+    def add(self, record: FunctionRecord, *, settled: bool = False) -> None:
+        """Let go of a function's attempt, and settle it as soon as it is known what became of it.
+
+        Parameters
+        ----------
+        settled
+            Whether it is in the ledger already.
+        """
         worker = record.worker
         assert worker is not None
+        ts = self.plugin.scheduler.tasks[record.key]
+        number, died = _compat.placement_number(ts), _compat.died_under(ts)
+        self.plugin.endings.begin(record, number)
         gone = worker not in self.plugin.scheduler.workers
         lost = Lost(
             record,
@@ -107,8 +127,10 @@ class Losses:
             time.time(),
             "worker-lost" if gone else "cancelled",
             died and gone and worker not in self.closing,
+            settled,
         )
-        record.lost = lost
+        if not settled:
+            record.lost = lost
         self._open.setdefault(worker, []).append(lost)
         if worker not in self._inquiries:
             self._inquiries[worker] = asyncio.create_task(self._inquire(worker))
@@ -137,66 +159,85 @@ class Losses:
 
     async def _inquire(self, worker: str) -> None:
         """Settle what is lost of a worker."""
-        records = self.plugin.records
         try:
             while worker in self._open:
                 await asyncio.sleep(0)  # all that is lost with it
-                lost = [
-                    one
-                    for one in self._open.pop(worker)
-                    if one.record.lost is one and one.record.key in records
-                ]
-                if lost:
-                    end = await self._ask(worker, lost)
-                    for one in lost:
-                        self._settle(one, end)
-                    self.plugin.ask()
+                lost = self._open.pop(worker)
+                end = await self._ask(worker, lost)
+                # What goes on first: the claims of others must not pass for free meanwhile.
+                for one in sorted(lost, key=lambda one: one.number not in end.busy):
+                    self._settle(one, end)
+                self.plugin.ask()
         finally:
             del self._inquiries[worker]
             if worker not in self.plugin.scheduler.workers:
                 self._forget(worker)
 
+    def asking(self, record: FunctionRecord) -> Waiting:
+        """Tell who is asked what a lost worker had started."""
+        worker = record.worker
+        nanny, _ = self.nannies.get(worker or "", (None, ""))
+        who = worker
+        if worker not in self.plugin.scheduler.workers and nanny is not None:
+            who = f"the nanny of {worker}"
+        return Waiting(f"asking {who} what had started")
+
     async def _ask(self, worker: str, lost: list[Lost]) -> End:
         """Find out what a worker had started."""
-        scheduler = self.plugin.scheduler
-        with suppress(Exception):  # an RPC raises what the other side raised
-            if worker in scheduler.workers:
-                calls = [(one.record.key, one.number) for one in lost]
-                answer = await asyncio.wait_for(
-                    scheduler.rpc(worker).handoff_withdraw(calls=calls), ANSWER
-                )
-                return End(
-                    {number: started for number, started, _ in answer},
-                    frozenset(number for number, _, busy in answer if busy),
-                )
+        lost_at = time.monotonic()
+        deadline = lost_at + ANSWER
+        while worker in self.plugin.scheduler.workers:
+            # What its threads use stays claimed until it answers or is removed.
+            with suppress(OSError, asyncio.TimeoutError):
+                end = await asyncio.wait_for(self._ask_worker(worker, lost), ANSWER)
+                if end is not None:
+                    return end
+                if time.monotonic() > deadline:
+                    logger.warning("Worker %s does not know what it has started", worker)
+                    return End()
+            if worker in self.plugin.scheduler.workers:
+                await asyncio.sleep(PAUSE)
+            lost_at = time.monotonic()
         # The nanny tells of a process that died; one that closes in order speaks for itself.
         asked = asyncio.create_task(self._ask_nanny(worker))
-        deadline: float | None = None
+        last = lost_at + LAST_WORD
         try:
             while worker not in self._ends:
+                left: float | None = None
                 if asked.done():
                     found = asked.result()
-                    if found.started is not None:
-                        return found
-                    deadline = deadline or time.monotonic() + LAST_WORD
-                    if time.monotonic() >= deadline:
+                    left = last - time.monotonic()
+                    if found.started is not None or left <= 0:
                         return found
                 heard = asyncio.ensure_future(self._heard.wait())
                 waits = [heard] if asked.done() else [heard, asked]
-                left = deadline and deadline - time.monotonic()
                 await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 heard.cancel()
             return self._ends[worker]
         finally:
             asked.cancel()
 
+    async def _ask_worker(self, worker: str, lost: list[Lost]) -> End | None:
+        """Return what a worker says; None if it closes, or its plugin is replaced."""
+        calls = [(one.record.key, one.number) for one in lost]
+        try:
+            answer = await self.plugin.scheduler.rpc(worker).handoff_withdraw(calls=calls)
+            return End(
+                {number: started for number, started, _ in answer if started is not None},
+                frozenset(number for number, _, busy in answer if busy),
+            )
+        except OSError:
+            raise
+        except Exception:  # an RPC raises what the other side raised
+            return None
+
     async def _ask_nanny(self, worker: str) -> End:
         nanny, id_ = self.nannies.get(worker, (None, ""))
         if nanny is None:
             return End()
         with suppress(Exception):  # an RPC raises what the other side raised
-            answer = await asyncio.wait_for(
-                self.plugin.scheduler.rpc(nanny).handoff_end(worker=id_), ANSWER
+            answer = await _compat.ask_once(
+                self.plugin.scheduler, nanny, CONNECT, ANSWER, op="handoff_end", worker=id_
             )
             if answer is not None:
                 started = answer["started"]
@@ -206,7 +247,11 @@ class Losses:
 
     def _settle(self, lost: Lost, end: End) -> None:
         record = lost.record
-        if record.lost is not lost or record.key not in self.plugin.records:
+        if lost.number in end.busy:
+            self.plugin.endings.confirm(record.key, lost.number)
+        else:
+            self.plugin.endings.over(record.key, lost.number)
+        if record.lost is not lost:
             return
         record.lost = None
         if end.started is not None and lost.number not in end.started:
@@ -226,9 +271,7 @@ class Losses:
             self.plugin.history.attempt_ended(record)
             if lost.counts:
                 self.plugin.retries.died(record, end.reason or "for a reason unknown")
-            if lost.number in end.busy:
-                self.plugin.retries.outlives(record, lost.number)
-        if record.state == "held":
+        if record.state == "held" and record.key in self.plugin.records:
             self.plugin.ready(record)
 
 

@@ -16,9 +16,10 @@ from distributed import SchedulerPlugin, Status
 
 from handoff_dask import _bootstrap, _compat, config, dashboard
 from handoff_dask._version import __version__
-from handoff_dask.claims import Claims
+from handoff_dask.ending import Endings
 from handoff_dask.errors import HandoffError
 from handoff_dask.foreign import Foreign
+from handoff_dask.gate import Gate
 from handoff_dask.losses import Losses
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
@@ -32,7 +33,6 @@ from handoff_dask.worker import send_plugins, take_plugins_back
 
 if TYPE_CHECKING:
     from distributed import Scheduler
-    from distributed.scheduler import TaskState
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         #: Held functions that are not tried again, and why.
         self.doomed: list[tuple[FunctionRecord, Exception]] = []
         self.retries = Retries(self)
+        self.endings = Endings(self)
         self.losses = Losses(self)
         self.foreign = Foreign(self)
         self._asked = False
@@ -71,7 +72,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         )
         self._unwatch = _compat.watch_clients(scheduler, self.cancelled, self.check_retried)
         self.registry = Registry(self)
-        self.claims = Claims(self.registry.names)
+        self.gate = Gate(self)
         self.service = Service(self)
         self.history = dashboard.install(self)
         self._handlers = {**self.registry.handlers, **self.service.handlers}
@@ -115,25 +116,29 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Forget a worker."""
-        self.claims.changed(worker)
+        self.gate.claims.changed(worker)
         if self.registry.removed(worker):
             self.engine.worker_removed(worker)
-            self.retries.worker_removed(worker)
+            self.endings.worker_removed(worker)
             self.losses.worker_removed(worker)
             self.ask()
 
     # Runs
 
-    def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """Stop the runs of a client that went away, but those that the cluster keeps."""
+    def _client_gone(self, client: str) -> None:
+        """Stop the runs of a client that goes away, but those that the cluster keeps."""
         for run in list(self.runs.values()):
-            if run.spec.client != client:
-                continue
-            if not run.arrived.is_set():
-                problem = "its client went away before its functions had arrived"
-                self.stop(run, Stop("cancelled", problem))
-            elif not run.spec.detach:
-                self.stop(run, Stop("cancelled", "its client went away"))
+            if run.spec.client == client and not (run.spec.detach and run.arrived.is_set()):
+                came = "" if run.arrived.is_set() else " before its functions had arrived"
+                self.stop(run, Stop("abandoned", f"its client went away{came}"))
+
+    def stop_within(self, key: Any) -> None:
+        """Stop, after this, the runs that an attempt has submitted which was given up."""
+        problem = "the function that submitted it was given up"
+        for run in self.runs.values():
+            if run.spec.within == key and not run.spec.detach:
+                stop = Stop("cancelled", problem)
+                asyncio.get_running_loop().call_soon(self.stop, run, stop)
 
     def stop(self, run: RunRecord, stop: Stop) -> None:
         """End a run that is not over. Nothing of it goes on but what tasks of others need.
@@ -212,13 +217,16 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             return
         if run.stop is not None and not run.forgotten:
             self.service.remember(run)
+        for record in run.functions:
+            if record.state == "running" and record.key in self.scheduler.tasks:
+                self.losses.add(record)  # its tasks are about to be released
+            self.records.pop(record.key, None)
+        self.endings.run_over(run)
         self.history.run_closed(run)
         run.arrived.set()  # who waits for its graph need not
         self.engine.run_closed(run.spec.run_id)
         if run.limit is not None:
             run.limit.cancel()
-        for record in run.functions:
-            self.records.pop(record.key, None)
         self.ask()
 
     # The gate
@@ -262,7 +270,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if start == "processing" or finish == "processing":
                 self.foreign.follow(key, finish)
             return
-        if finish == "no-worker":
+        if finish == "processing" and record.state != "running":
+            self.gate.slipped(record)
+        elif finish == "no-worker":
             self.ready(record)
         elif start == "processing" or finish == "memory":
             self._left(record, start, finish, kwargs)
@@ -272,6 +282,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         elif start == "memory" and finish == "released":
             # Should its result be asked for again, it passes the gate again.
             _compat.hold(self.scheduler.tasks[key])
+        if finish == "waiting":
+            self.gate.keep(key)
+        elif finish == "memory":
+            for ts in self.scheduler.tasks[key].dependents:  # about which Dask decides now
+                self.gate.keep(ts.key)
         if finish in ("released", "waiting") and record.run.failed:
             self._orphan(key)
         if finish == "forgotten":
@@ -335,12 +350,18 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         run, started, stopped = record.run, record.placed, time.time()
         if spans:
             started, stopped = spans[-1]["start"], spans[-1]["stop"]
-        self.engine.attempt_ended(
-            record.key,
-            time.monotonic(),
-            duration=stopped - started if spans and finish == "memory" else None,
-            done=finish == "memory",
-        )
+        retried = failure is not None and failure["retry"]
+        if _compat.ended_by_worker(ts, finish, facts, retried):
+            self.engine.attempt_ended(
+                record.key,
+                time.monotonic(),
+                duration=stopped - started if spans and finish == "memory" else None,
+                done=finish == "memory",
+            )
+        elif failure is not None and failure["outcome"] == "timeout":
+            self.endings.begin(record, _compat.placement_number(ts))  # its end will be reported
+        else:
+            self.losses.add(record, settled=failure is not None or finish == "erred")
         if finish == "memory":
             if not spans or (record.worker, started) in record.made:
                 # The worker had the result already, which was lost to the scheduler: no start.
@@ -376,7 +397,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             run.ended(record, "error", started, stopped, error, message.rstrip(")"))
             self._failed(record, ts.exception_text or "it erred")
         else:
-            self.losses.add(record, _compat.placement_number(ts), _compat.died_under(ts))
             self._after(record, finish)
             return
         self.history.attempt_ended(record)
@@ -396,11 +416,16 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         action = msg.get("action")
         if topic == TOPIC and isinstance(action, str):
             self.retries.heard(action, msg)
-        elif action == "worker-status-change" and topic in self.registry.names:
-            # The event comes before Dask has taken the change in.
-            self.engine.worker_running(topic, msg["status"] == Status.running.name)
-            self.losses.status_changed(topic, msg["status"])
-            self.ask()
+        elif action == "remove-client" and topic == "all":  # ahead of what Dask lets go for it
+            self._client_gone(msg["client"])
+        elif action in ("add-worker", "worker-status-change") and topic != "all":
+            # The event comes before Dask has taken the change in, and looks what may run there.
+            for ts in self.scheduler.unrunnable:
+                self.gate.keep(ts.key)
+            if "status" in msg and topic in self.registry.names:
+                self.engine.worker_running(topic, msg["status"] == Status.running.name)
+                self.losses.status_changed(topic, msg["status"])
+                self.ask()
 
     def ask(self) -> None:
         """Have the engine decide once, when the events of this tick of the loop are in."""
@@ -449,34 +474,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if record is not None:
                 self.ready(record)
             return False
-        ts, row = self.scheduler.tasks[record.key], record.row
-        if not _compat.is_held(ts):
-            self.engine.attempt_ended(record.key, time.monotonic())
-            problem = "somebody changed its cost or restrictions on the scheduler while it was held"
-            self.doomed.append((record, HandoffError(f"function {row.label}: {problem}")))
-            self.ask()
-            return False
-        _compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
-        ts.retries = int(record.failures < row.policy.max_retries)
-        record.attempt += 1
-        record.worker = place.worker
-        record.placed = time.time()
-        record.move("running")
-        if place.worker not in record.run.workers:
-            record.run.workers[place.worker] = (str(ws.name), ws.host)
-        if row.source is not None or record.attempt > 1:
-            self._annotate(ts, record, place)
+        self.gate.open(record, place, ws)
         return True
-
-    def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
-        """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
-        mark = {**(ts.annotations or {})["handoff"], "attempt": record.attempt}
-        if record.cost is not record.row.cost:
-            mark["cost"] = record.cost
-        if record.row.source is not None:
-            mark["source"] = record.run.functions[record.row.source].worker
-            mark["target"] = place.target or place.worker
-        ts.annotations = {**(ts.annotations or {}), "handoff": mark}
 
     def _refuse(self, refuse: Refuse, stimulus_id: str) -> None:
         record = self.records.get(refuse.key)

@@ -20,8 +20,16 @@ STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
 #: Those from which a function goes on.
 UNENDED = frozenset(("waiting", "held", "running"))
 
-#: Why a run was stopped: a function failed for good, somebody cancelled it, its time was up.
-StopKind = Literal["failed", "cancelled", "timeout"]
+#: Why a run was stopped: a function failed for good, somebody cancelled it, its time was up, or its
+#: client went away.
+StopKind = Literal["failed", "cancelled", "timeout", "abandoned"]
+#: What is said of such a run.
+FATES: Mapping[StopKind, str] = {
+    "failed": "failed",
+    "cancelled": "was cancelled",
+    "timeout": "timed out",
+    "abandoned": "lost its client",
+}
 
 
 class Stop(NamedTuple):
@@ -157,6 +165,8 @@ class FunctionRecord:
     failure: dict[str, Any] | None = None
     #: What an attempt claims, if not the function's own cost.
     cost: Mapping[str, float] = field(default_factory=dict)
+    #: Whether the attempt gave its slot back.
+    seceded: bool = False
     #: What is wrong with the retry policy: the field, and the problem.
     problem: tuple[str, str] | None = None
     #: Whether the next start is a retry.
@@ -208,6 +218,8 @@ class RunRecord:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
+    #: Whether somebody changed on the scheduler where its functions may run.
+    overruled: bool = False
     #: Why it was stopped, if it was.
     stop: Stop | None = None
     #: Nodes that the run waits for and that have not ended.
@@ -219,6 +231,15 @@ class RunRecord:
     def __post_init__(self) -> None:
         self.kept = self.spec.detach
         self.unended = len(self.spec.awaited)
+
+    @property
+    def fate(self) -> str:
+        """What became of it, as in "a run that timed out"."""
+        if self.stop is not None:
+            return FATES[self.stop.kind]
+        if self.over:
+            return "is done"
+        return "goes on" if self.alive else "was let go"
 
     @property
     def over(self) -> bool:

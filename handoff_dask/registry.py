@@ -62,7 +62,7 @@ class Registry:
                 offered[name.lower()] = amount
         self.names[worker] = names
         self.plugin.losses.nannies[worker] = ws.nanny, ws.server_id
-        self.plugin.claims.changed(worker)
+        self.plugin.gate.claims.changed(worker)
         self.engine.worker_added(
             WorkerSpec(
                 address=worker,

@@ -23,63 +23,49 @@ class Retries:
 
     def __init__(self, plugin: HandoffPlugin) -> None:
         self.plugin = plugin
-        #: Claims of attempts that were given up for late, whose threads have not ended.
-        self.late: dict[tuple[Any, ...], tuple[FunctionRecord, str]] = {}
 
     def heard(self, action: str, message: dict[str, Any]) -> None:
         """Take down what a worker says of a task that it runs or ran."""
-        claim = ("late", message["key"], message["run_id"])
+        key, number = message["key"], message["run_id"]
+        endings = self.plugin.endings
         if action == "attempt-over":
-            self.over(claim)
+            endings.over(key, number)
             return
-        record = self.plugin.records.get(message["key"])
-        ts = self.plugin.scheduler.tasks.get(message["key"])
-        if record is None or ts is None or ts.run_id != message["run_id"]:
+        if action == "attempt-ending":
+            endings.inherit(message)
+            return
+        if action == "attempt-seceded":
+            endings.seceded(key, number)
+        record = self.plugin.records.get(key)
+        ts = self.plugin.scheduler.tasks.get(key)
+        if record is None or ts is None or ts.run_id != number:
             return  # of an attempt that was given up, or of a run that was
         if record.state != "running":
             return
         if action == "attempt-seceded":
-            self.plugin.engine.slot_released(record.key)
+            record.seceded = True
+            self.plugin.engine.slot_released(key)
             self.plugin.ask()
             return
         again = message["retry"] and record.failures < record.row.policy.max_retries
         if action == "attempt-failed":
-            record.failure = {"outcome": "error", **message}
+            record.failure = {**message, "outcome": "error", "retry": again}
             # Dask's own message follows; with retries left it gives the task back to us.
             ts.retries = int(again)
         elif action == "attempt-late":
-            record.failure = {"outcome": "timeout", **message}
-            self._give_up(record, again, claim)
+            record.failure = {**message, "outcome": "timeout", "retry": False}
+            self._give_up(record, again)
 
-    def _give_up(self, record: FunctionRecord, again: bool, claim: tuple[Any, ...]) -> None:
-        """End an attempt whose thread goes on; its claim stays until the thread ends."""
-        worker, cost = record.worker, record.cost
+    def _give_up(self, record: FunctionRecord, again: bool) -> None:
+        """End an attempt whose thread goes on."""
+        worker = record.worker
         assert worker is not None and record.failure is not None
         stimulus_id = f"handoff-late-{time.time()}"
-        self.late[claim] = record, worker
-        record.late += (worker,)
         if again:
             self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
         else:
             error = TimeoutError(record.failure["message"])
             _compat.fail_task(self.plugin.scheduler, record.key, error, stimulus_id, worker=worker)
-        self.plugin.engine.foreign_claimed(claim, worker, cost, slot=True)
-
-    def over(self, claim: tuple[Any, ...]) -> None:
-        """Release the claim of a late attempt: its thread ended, or its worker did."""
-        found = self.late.pop(claim, None)
-        if found is None:
-            return
-        record, worker = found
-        self.plugin.engine.foreign_released(claim)
-        still = list(record.late)
-        still.remove(worker)
-        record.late = tuple(still)
-        if worker not in still:
-            self.plugin.engine.exclusion_ended(record.key, worker)
-        if record.state == "held" and record.parked:
-            self.plugin.ready(record)
-        self.plugin.ask()
 
     def parks(self, record: FunctionRecord, worker: str) -> bool:
         """Whether a function has to wait, before it is placed there, for a late attempt to end.
@@ -91,20 +77,6 @@ class Retries:
         self.plugin.engine.attempt_ended(record.key, time.monotonic())
         record.parked = True
         return True
-
-    def outlives(self, record: FunctionRecord, number: int) -> None:
-        """Keep the claim of an attempt that was taken back while its thread goes on."""
-        worker, claim = record.worker, ("late", record.key, number)
-        assert worker is not None
-        if worker in self.plugin.registry.names:
-            self.late[claim] = record, worker
-            record.late += (worker,)
-            self.plugin.engine.foreign_claimed(claim, worker, record.cost, slot=True)
-
-    def worker_removed(self, worker: str) -> None:
-        """Forget the late attempts of a worker."""
-        for claim in [claim for claim, (_, where) in self.late.items() if where == worker]:
-            self.over(claim)
 
     def failed(self, record: FunctionRecord, failure: dict[str, Any]) -> None:
         """Count a failed attempt, and see to the cost of the next one."""

@@ -7,12 +7,13 @@ import contextlib
 import pickle
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from distributed import Client, Future
 
-from handoff_dask import _compat, connection, ends, gathering, watching
+from handoff_dask import _compat, annotating, connection, ends, gathering, watching
 from handoff_dask.errors import (
     ClusterLostError,
     FunctionFailedError,
@@ -213,12 +214,14 @@ class Run:
             if self._stopped is not None:  # cancelled on its way here
                 raise self._stopped
             keys = submission.translation.keys
-            futures = client.get(
+            get = partial(
+                client.get,
                 submission.translation.graph,
                 [keys[index] for index in submission.awaited.values()],
                 sync=False,
                 priority=submission.options.priority,
             )
+            futures = annotating.without(keys, get)
         except BaseException:
             # Nothing follows what was opened, if it was.
             with contextlib.suppress(OSError, ClusterLostError):
@@ -485,7 +488,7 @@ class Run:
         if stop is not None and len(values) < len(outline.awaited):
             if stop.kind == "timeout":
                 raise RunTimeoutError(self.dag_id, stop.problem)
-            if stop.kind == "cancelled":
+            if stop.kind in ("cancelled", "abandoned"):
                 raise self._stopped or RunCancelledError(self.dag_id, stop.problem)
         nodes = outline.nodes
         failed = {index: gathering.failure(nodes, index, causes, report) for index in causes}

@@ -145,12 +145,15 @@ class Service:
         return sum(1 + sum(past.report.counts.values()) for past in self._stopped.values())
 
     async def explain(self, spec: bytes) -> bytes:
-        """Return which workers could run each node of a run that is not to be run."""
+        """Return which workers could run each node of a run that is not to be run.
+
+        And what is still ending on them.
+        """
         await self.plugin.registry.settled()
         run = self._opened(pickle.loads(spec))
         findings = [finding for _, finding in self.engine.verdicts(run.spec.run_id)]
         self.plugin.forget(run)
-        return pickle.dumps(findings)
+        return pickle.dumps((findings, self.plugin.endings.describe()))
 
     async def why(self, run_id: str, held: int | None = None) -> bytes:
         """Return, for each node that does not run, what it waits for or which nodes it lacks.
@@ -164,7 +167,7 @@ class Service:
             records = list(islice((r for r in records if r.state == "held"), held))
         for record in records:
             if record.state == "held":
-                found[record.index] = self.engine.why(record.key)
+                found[record.index] = self.plugin.endings.why(record)
             elif record.state == "waiting":
                 found[record.index] = [
                     i for i in record.row.dependencies if record.run.functions[i].state != "done"
@@ -173,11 +176,18 @@ class Service:
 
     async def holds(self, run_id: str) -> bytes:
         """Return what functions of a run are held for: how many, what they cost, and why."""
-        if run_id not in self.plugin.runs:
+        run = self.plugin.runs.get(run_id)
+        if run is None:
             return pickle.dumps([])
         found = [
-            (number, dict(self.plugin.records[key].cost), why)
+            (number, dict(self.plugin.records[key].cost), self.plugin.endings.noted(why))
             for key, number, why in self.engine.holds(run_id)
+        ]
+        # The engine knows nothing of those whose last attempt has not ended.
+        found += [
+            (1, dict(record.cost), self.plugin.endings.why(record))
+            for record in run.functions
+            if record.state == "held" and (record.parked or record.lost is not None)
         ]
         return pickle.dumps(found)
 

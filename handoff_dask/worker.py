@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dask.system import CPU_COUNT
@@ -52,6 +53,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self._before = dict(worker.state.total_resources)
         worker.handlers.update(self.handlers)
         self.filter_log()
+        worker.stream_handlers["handoff-withdraw"] = self.withdraw_one
         path = await self._starts_path()
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
@@ -60,6 +62,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         declared = {name.lower() for name in self._before}
         found = find_capabilities(worker)
         await self.declare({n: v for n, v in found.items() if n not in declared})
+        self._report_given_up()
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -101,24 +104,25 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                     path = await asyncio.wait_for(asking, PATIENCE)
         return path
 
-    async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float, bool]]:
+    async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
         """Take placements back: of the calls (key, placement), those not started never will be.
 
         Returns
         -------
         list
             (placement, start in s since epoch, whether it still has a thread) of those that were
-            started. Of one that has, the scheduler is told when the thread is free.
+            started, or have a thread all the same: they were about to. When that is free, the
+            scheduler is told.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)
         found = []
         for key, number in calls:
-            if number in started:
-                busy = self.busy(self.worker, key)
-                if busy:
-                    self.at_end(key, partial(self._over, key, number))
-                found.append((number, started[number], busy))
+            busy = self.busy(key)
+            if busy:
+                self.at_end(key, partial(self._over, key, number))
+            if busy or number in started:
+                found.append((number, started.get(number), busy))
         return found
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
@@ -130,6 +134,28 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 message = {"action": "attempt-seceded", "key": key, "run_id": ts.run_id}
                 self.worker.log_event(TOPIC, message)
 
+    def withdraw_one(self, number: int) -> None:
+        """Take a placement back that comes next on the same stream."""
+        if self.starts is not None:
+            self.starts.withdraw([number])
+
+    def _report_given_up(self) -> None:
+        """Report what still has a thread though its task was cancelled before we came."""
+        worker = self.worker
+        for ts in chain(worker.state.executing, worker.state.long_running):
+            if ts.state == "cancelled":
+                message = {
+                    "action": "attempt-ending",
+                    "key": ts.key,
+                    "run_id": ts.run_id,
+                    "worker": worker.contact_address,
+                    "claims": dict(ts.resource_restrictions or {}),
+                    "seceded": ts in worker.state.long_running,
+                }
+                # On the stream on which its end is reported, too: in this order.
+                worker.log_event(TOPIC, message)
+                self.at_end(ts.key, partial(self._over, ts.key, ts.run_id))
+
     def _over(self, key: Any, number: int) -> None:
         self.worker.log_event(TOPIC, {"action": "attempt-over", "key": key, "run_id": number})
 
@@ -138,6 +164,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         for name in self.handlers:
             worker.handlers.pop(name, None)
         self.unfilter_log()
+        worker.stream_handlers.pop("handoff-withdraw", None)
         if self.starts is not None:
             if worker.status != Status.running:
                 await self._last_word(self.starts)

@@ -33,7 +33,7 @@ async def assert_clean(scheduler, *workers, timeout=10):
             found["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
         if plugin is not None:
             found["runs"], found["records"] = plugin.runs, plugin.records
-            found["foreign"] = plugin.foreign
+            found["foreign"], found["ending"] = plugin.foreign, plugin.endings
             for worker in workers:
                 claimed = plugin.engine.claimed(worker.address)
                 found[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}

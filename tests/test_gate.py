@@ -219,28 +219,6 @@ async def test_fractions_come_back_whole(c, s, a, b):
 
 
 @on_cluster()
-async def test_a_cost_changed_while_held(c, s, a, b):
-    """A cost that somebody changes while its function is held fails that run, and no other."""
-    go = await Event("go")
-    gpu = {"gpu": 1}
-    blocker = await submit(dag_of(Function(id=0, args=[], code=hold, cost=gpu)))
-    await (await Event("started-go")).wait()
-    changed = await submit(dag_of(Function(id="mine", args=[], code=where, cost=gpu)))
-    await one_held(changed)
-    other = await submit(dag_of(Function(id="other", args=[], code=where, cost=gpu)))
-    await one_held(other)
-    (record,) = [r for r in s.plugins["handoff"].records.values() if r.row.label == "'mine'"]
-    s.tasks[record.key].resource_restrictions = {"cpu": 1}
-    await go.set()
-    with pytest.raises(FunctionFailedError, match=r"'mine'.*changed its cost"):
-        await changed.result()
-    assert (await other.result()).results == {"other": b.address}
-    await blocker.result()
-    del blocker, changed, other
-    await assert_clean(s, a, b)
-
-
-@on_cluster()
 async def test_graphs_of_others_pass(c, s, a, b):
     """Plain Dask graphs run beside Handoff's, also with a mark that nobody knows."""
     await execute(dag_of(Function(id=0, args=[], code=where)))

@@ -26,10 +26,10 @@ ROOMS = """
     connection
     plugin
     dashboard
-    registry service retries
-    losses foreign claims stalls
+    registry service retries gate
+    losses foreign claims stalls ending
     local wfformat
-    submission
+    submission annotating
     outline
     options
     results

@@ -189,9 +189,10 @@ class Allocations(Panel):
         workers = len({bar.worker for bar in bars})
         some = f", {len(bars)} of them drawn" if len(bars) == RUNNING else ""
         known = len(plugin.registry.names)
+        ending = f", {len(plugin.endings)} still ending" if len(plugin.endings) else ""
         return (
             f"{states['running']} running{some} on {workers} of {known} workers, "
-            f"{states['held']} held"
+            f"{states['held']} held{ending}"
         )
 
     def _news(self, plugin: HandoffPlugin) -> list[Bar]:

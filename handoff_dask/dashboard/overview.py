@@ -91,8 +91,8 @@ def held(plugin: HandoffPlugin, most: int) -> list[Held]:
     found: list[Held] = []
     for count, key in plugin.engine.backlog(most).largest:
         record = plugin.records.get(key)
-        why = plugin.engine.why(key)
-        if record is not None and why is not None:
+        if record is not None:
+            why = plugin.endings.why(record)
             text = str(why)
             for address in why.workers:
                 text = text.replace(address, worker_name(plugin, address))

@@ -51,6 +51,9 @@ def state(plugin: HandoffPlugin) -> dict[str, Any]:
         "runs": [_run(run) for run in overview.runs(plugin, RUNS)],
         "recent": [_run(run) for run in plugin.history.runs],
         "held": [held.as_dict() for held in overview.held(plugin, CAUSES)],
+        "ending": [
+            {"functions": count, "whose": whose} for whose, count in plugin.endings.counts().items()
+        ],
         "resources": {
             name: {
                 "declared": amounts.declared,

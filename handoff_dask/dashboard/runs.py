@@ -138,11 +138,13 @@ class Runs(Panel):
             text = held_table(overview.held(plugin, CAUSES))
             if text != self._held.text:
                 self._held.text = text
-        if not shown:
+        if not (shown or len(plugin.endings)):
             return "no Handoff runs"
         states = overview.states(plugin)
         some = f", {len(there)} of them drawn" if len(there) < len(plugin.runs) else ""
-        return f"{len(plugin.runs)} runs{some}, {states['held']} functions held"
+        text = f"{len(plugin.runs)} runs{some}, {states['held']} functions held"
+        ending = plugin.endings.describe()
+        return f"{text}; {ending}" if ending else text
 
     def _put(self, runs: Sequence[RunView], now: float) -> None:
         columns = _columns(runs, now)

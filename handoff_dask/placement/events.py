@@ -181,6 +181,8 @@ class Waiting:
         When the wait ends by itself (s, the caller's clock), if it does.
     finding
         For ``"impossible"`` and ``"binding"``: what is missing.
+    ending
+        What still uses these workers though it was given up, if the caller knows.
     """
 
     reason: str
@@ -188,6 +190,7 @@ class Waiting:
     resources: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     until: float | None = None
     finding: Finding | None = None
+    ending: str = ""
 
     def __str__(self) -> str:
         """Say what is waited for."""
@@ -202,7 +205,7 @@ class Waiting:
             text += f" on {shown}"
         if self.finding is not None:
             text += f": {self.finding}"
-        return text
+        return f"{text}; {self.ending}" if self.ending else text
 
 
 @dataclass(frozen=True, slots=True)

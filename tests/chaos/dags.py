@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from distributed import get_worker
 
 from handoff_dask import DAG, Function, RetryPolicy, collocated, current
 
+COSTLY = ("cpu", "memory", "gpu")
 COSTS = [None, {"cpu": 1}, {"cpu": 0.5, "memory": 200}, {"cpu": 2}, {"gpu": 1}, {"memory": 600}]
 
 
@@ -26,10 +30,20 @@ class Stubborn(Exception):
 
 def act(root, deeds, *inputs):
     """Say that this started, then do what is planned for this attempt."""
-    me = current()
+    me, worker = current(), get_worker()
     folder = Path(root, str(os.getpid()))
     folder.mkdir(exist_ok=True)
-    (folder / f"{me.dag_id}.{me.id}.{uuid4().hex}").touch()
+    name = uuid4().hex
+    offered = {n: v for n, v in worker.state.total_resources.items() if n in COSTLY}
+    facts = [worker.address, worker.state.nthreads, offered, dict(me.cost), time.time()]
+    (folder / f"{me.dag_id}.{me.id}.{name}").write_text(json.dumps(facts))
+    try:
+        return _act(me, folder, deeds, inputs)
+    finally:
+        Path(root, f"{name}.end").write_text(str(time.time()))
+
+
+def _act(me, folder, deeds, inputs):
     deed, seconds = deeds[me.attempt - 1] if me.attempt <= len(deeds) else ("return", 0)
     time.sleep(seconds)
     if deed == "raise":
@@ -46,6 +60,29 @@ def act(root, deeds, *inputs):
             pass
         os._exit(3) if deed == "exit" else os.kill(os.getpid(), signal.SIGKILL)
     return 1 + sum(inputs) % 1_000_003
+
+
+class Interval(NamedTuple):
+    """From when to when a function ran, by its own word."""
+
+    name: str
+    worker: str
+    threads: int
+    offered: dict[str, float]
+    cost: dict[str, float]
+    started: float
+    stopped: float
+
+
+def intervals(root):
+    """Return the intervals of all functions that came to their end."""
+    found = []
+    for path in Path(root).glob("*/*.*"):
+        end = Path(root, path.name.rpartition(".")[2]).with_suffix(".end")
+        # A process that was killed may not have come to write, or to the end of what it wrote.
+        with suppress(OSError, ValueError):
+            found.append(Interval(path.name, *json.loads(path.read_text()), float(end.read_text())))
+    return found
 
 
 def count_starts(root):

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import signal
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ from handoff_dask import (
     FunctionFailedError,
     HandoffError,
     RunCancelledError,
+    RunTimeoutError,
     submit,
 )
 from handoff_dask.starts import read
-from tests.chaos.dags import count_starts, random_dag
+from tests.chaos.dags import COSTLY, count_starts, intervals, random_dag
 
 #: DAGs of one round, all at once.
 DAGS = 10
@@ -49,6 +51,59 @@ CONFIG = {
     "distributed.scheduler.validate": False,
 }
 chaotic = partial(gen_cluster, client=True, nthreads=[], timeout=110, config=CONFIG)
+
+
+class Watch:
+    """Looks again and again at what the scheduler thinks is claimed."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+        self.looks = []
+        self._looking = asyncio.create_task(self._look())
+
+    async def _look(self):
+        while True:
+            plugin = self.scheduler.plugins.get("handoff")
+            if plugin is not None:
+                now, engine = time.time(), plugin.engine
+                claims = {a: (engine.slots(a), engine.claimed(a)) for a in plugin.registry.names}
+                self.looks.append((now, claims))
+            await asyncio.sleep(0.01)
+
+    async def stop(self):
+        self._looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._looking
+
+    def check(self, ran):
+        """No worker ran more than it offers; and what ran was claimed, whatever became of it."""
+        for interval in ran:
+            beside = [
+                other
+                for other in ran
+                if other.worker == interval.worker
+                and other.started <= interval.started < other.stopped
+            ]
+            assert len(beside) <= interval.threads, beside
+            assert fits(beside, interval.offered), beside
+        events = sorted(ran, key=lambda interval: interval.started)
+        running = []
+        for now, claims in self.looks:
+            while events and events[0].started < now:
+                running.append(events.pop(0))
+            running = [interval for interval in running if interval.stopped > now]
+            for address, ((free, slots), claimed) in claims.items():
+                there = [interval for interval in running if interval.worker == address]
+                assert len(there) <= slots - free, (claims[address], there)
+                assert fits(there, claimed), (claims[address], there)
+
+
+def fits(intervals, amounts):
+    """Whether functions that run at a time cost no more than these amounts, but for rounding."""
+    return all(
+        sum(interval.cost.get(name, 0) for interval in intervals) <= amounts.get(name, 0) + 1e-3
+        for name in COSTLY
+    )
 
 
 class Monkey:
@@ -215,7 +270,10 @@ async def wreak_havoc(c, s, rng, root, cls):
     dags, values = zip(
         *(random_dag(rng, f"dag{i}", root, cls is Nanny) for i in range(DAGS)), strict=True
     )
-    modes = [rng.choice(["continue", "continue", "continue", "raise", "cancel"]) for _ in dags]
+    # Runs that end early are beside the others, of the same client.
+    modes = [rng.choice(["continue", "raise", "cancel", "timeout"]) for _ in dags]
+    modes[:2] = ["continue", "cancel"]
+    watch = Watch(s)
     rage = asyncio.create_task(monkey.rage())
     runs = [
         await submit(
@@ -223,6 +281,7 @@ async def wreak_havoc(c, s, rng, root, cls):
             client=c,
             on_error="raise" if mode == "raise" else "continue",
             placement_timeout=30,
+            timeout=rng.uniform(0.1, 2) if mode == "timeout" else None,
         )
         for dag, mode in zip(dags, modes, strict=True)
     ]
@@ -235,6 +294,9 @@ async def wreak_havoc(c, s, rng, root, cls):
     )
     monkey.calm.set()
     await rage
+    await threads_ended(s)
+    await watch.stop()
+    watch.check(intervals(root))
 
     for dag, right, mode, end in zip(dags, values, modes, ends, strict=True):
         check_end(dag, right, mode, end, root)
@@ -243,10 +305,19 @@ async def wreak_havoc(c, s, rng, root, cls):
     return monkey
 
 
+async def threads_ended(s):
+    """Wait until no thread is left of a run that ended early."""
+    deadline = asyncio.get_running_loop().time() + 30
+    while len(s.plugins["handoff"].endings):
+        assert asyncio.get_running_loop().time() < deadline, s.plugins["handoff"].endings.counts()
+        await asyncio.sleep(0.01)
+
+
 def check_end(dag, right, mode, end, root):
     """A run ended in the right results or in a named error."""
-    if mode == "cancel" and isinstance(end, BaseException):
-        assert isinstance(end, RunCancelledError), end
+    early = {"cancel": RunCancelledError, "timeout": RunTimeoutError}
+    if mode in early and isinstance(end, BaseException):
+        assert isinstance(end, early[mode]), end
         return
     if mode == "raise" and isinstance(end, BaseException):
         if isinstance(end, AllocationError):
@@ -274,7 +345,7 @@ async def assert_nothing_is_left(c, s, monkey):
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
             "records": plugin.records,
-            "late": plugin.retries.late,
+            "ending": len(plugin.endings),
             "lost": plugin.losses._inquiries,
         }
         for address in plugin.registry.names:

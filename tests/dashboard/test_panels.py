@@ -14,9 +14,12 @@ from handoff_dask.dashboard import panel as panels
 from handoff_dask.dashboard.allocations import ATTEMPTS, OUTCOMES, Allocations
 from handoff_dask.dashboard.history import Ended
 from handoff_dask.dashboard.lanes import SLACK
+from handoff_dask.dashboard.overview import held
 from handoff_dask.dashboard.resources import Resources
+from handoff_dask.dashboard.routes import state
 from handoff_dask.dashboard.runs import Runs
 from tests.dashboard.viewing import on_cluster, until
+from tests.support import assert_clean
 
 
 def hold(*_):
@@ -105,6 +108,33 @@ async def test_runs(c, s, a, b):
     panel.look()
     (row,) = rows(panel._bars)
     assert row["text"].endswith(", over")
+
+
+@on_cluster()
+async def test_what_is_still_ending(c, s, a, b):
+    """Threads of a run that was cancelled are claimed for, named and counted until they end."""
+    run = await busy({"gpu": 1})
+    await run.cancel()
+    plugin = s.plugins["handoff"]
+    await until(lambda: not plugin.runs)
+    text = "still ending: 1 function of a run that was cancelled (&#x27;&lt;busy&gt;&#x27;)"
+    assert text in viewed(s, Runs).heading.text
+    panel = viewed(s, Allocations)
+    more = DAG().add_function(Function(id="more", args=[], code=int, cost={"gpu": 1}))
+    run = await submit(more)
+    await until(lambda: held(plugin, 1))
+    panel.look()
+    assert "1 still ending" in panel.heading.text
+    (waiting,) = held(plugin, 1)
+    assert waiting.why.endswith("still ending: 1 function of a run that was cancelled ('<busy>')")
+    (ending,) = state(plugin)["ending"]
+    assert ending == {"functions": 1, "whose": "of a run that was cancelled ('<busy>')"}
+    assert state(plugin)["resources"]["gpu"]["claimed"] == 1
+    await (await Event("go")).set()
+    await run.result()
+    del run
+    await assert_clean(s, a, b)
+    assert "still ending" not in viewed(s, Runs).heading.text
 
 
 @on_cluster()

@@ -10,7 +10,6 @@ from distributed import Event, Status
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import Function, InvalidFunctionError, RetryPolicy, current, execute, submit
-from handoff_dask.placement import Waiting
 from tests.gate import one_held
 from tests.support import assert_clean, dag_of, where
 
@@ -101,7 +100,8 @@ async def test_a_worker_whose_thread_goes_on_is_no_last_resort(c, s, a, b):
     await b.close()
     while b.address in s.workers:
         await asyncio.sleep(0.01)
-    assert (await run.explain())["f"] == Waiting("excluded", (a.address,))
+    why = (await run.explain())["f"]
+    assert (why.reason, why.workers) == ("excluded", (a.address,))
     await (await Event("thread may end")).set()
     assert (await run.result()).results == {"f": a.address}
 

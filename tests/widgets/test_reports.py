@@ -154,6 +154,9 @@ def test_an_explanation():
     assert "4 of 13 functions cannot run" in html
     assert "<script" not in html
     assert "nothing to place" in Explanation({})._repr_html_()
+    busy = Explanation({}, f"still ending: {EVIL}")
+    assert f"still ending: {EVIL}" in "".join(parsed(busy._repr_html_()).itertext())
+    assert "<script" not in busy._repr_html_()
 
 
 def test_an_explanation_of_a_run():
@@ -164,6 +167,7 @@ def test_an_explanation_of_a_run():
             "after": Unready((EVIL,)),
             "later": Waiting("delay", until=5.0),
             "lost": Waiting("impossible", finding=Finding((), "bob", False)),
+            "busy": Waiting("resources", ("tcp://2",), {"gpu": (1, 0)}, ending=EVIL),
         }
     )
     html = found._repr_html_()
@@ -172,8 +176,9 @@ def test_an_explanation_of_a_run():
         ["after", "1", f"waits for {EVIL!r}", ""],
         ["later", "1", "delay", ""],
         ["lost", "1", "impossible: no worker answers to 'bob'", ""],
+        ["busy", "1", f"gpu: 1 needed, at most free 0; {EVIL}", "tcp://2"],
     ]
-    assert "8 functions wait" in html
+    assert "9 functions wait" in html
     assert "nothing waits" in RunExplanation({})._repr_html_()
 
 

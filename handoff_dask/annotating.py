@@ -1,0 +1,70 @@
+"""What Dask's annotations around a submission do to a run: nothing that the gate decides."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import warnings
+from collections.abc import Callable, Collection, Hashable
+from typing import Any, TypeVar
+
+from dask.base import annotate, get_annotations
+
+T = TypeVar("T")
+
+#: Annotations that say where and when tasks run, and what a run has in their place.
+INSTEAD = {
+    "workers": "Function(node=...)",
+    "restrictions": "Function(node=...)",
+    "allow_other_workers": "Function(node=...)",
+    "loose_restrictions": "Function(node=...)",
+    "resources": "Function(cost=...)",
+    "retries": "max_retries=...",
+    "priority": "priority=...",
+    "executor": "the worker's own threads",
+}
+
+
+def warn(keys: Collection[Hashable]) -> None:
+    """Warn, where the user calls this package, of annotations that tasks of these keys ignore."""
+    ignored = _ignored(keys)
+    if not ignored:
+        return
+    named = ", ".join(f"{name!r} (use {INSTEAD[name]})" for name in ignored)
+    frame, level = sys._getframe(1), 2
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"a run ignores these annotations of Dask: {named}", stacklevel=level)
+
+
+def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
+    """Make a call without the annotations that tasks of these keys ignore; others stay."""
+    ignored = _ignored(keys)
+    kept = {name: value for name, value in get_annotations().items() if name not in ignored}
+
+    def annotated() -> T:
+        with annotate(**kept):
+            return call()
+
+    # Annotations can be added to, not taken away: they are a variable of the context.
+    return contextvars.Context().run(annotated)
+
+
+def _ignored(keys: Collection[Hashable]) -> list[str]:
+    """Return the annotations that are ignored; not those that raise: Dask refuses the graph."""
+    return [
+        name
+        for name, value in get_annotations().items()
+        if name in INSTEAD and not _raises(value, keys)
+    ]
+
+
+def _raises(value: Any, keys: Collection[Hashable]) -> bool:
+    if callable(value):
+        try:
+            for key in keys:
+                value(key)
+        except Exception:
+            return True
+    return False
