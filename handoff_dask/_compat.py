@@ -39,14 +39,18 @@ __all__ = [
     "Task",
     "TaskEnds",
     "TaskRef",
+    "adopt_exception",
     "claimed_by_task",
     "dashboard_look",
     "died_under",
     "exact",
     "fail_orphan",
     "fail_task",
+    "failed_input",
+    "free",
     "hold",
     "http_prefix",
+    "input_sizes",
     "is_held",
     "keep_unrunnable",
     "killed_for_memory",
@@ -94,6 +98,14 @@ def is_held(ts: TaskState) -> bool:
     )
 
 
+def free(ts: TaskState) -> None:
+    """Let a task run on any worker, however many of them die."""
+    ts.worker_restrictions = None
+    ts.host_restrictions = None
+    ts.resource_restrictions = None
+    ts.suspicious = _NEVER_SUSPICIOUS
+
+
 def release_hold(ts: TaskState, workers: set[str], resources: dict[str, float]) -> None:
     """Let a held task run on the one worker of a set, claiming resources of it."""
     ts.worker_restrictions = workers
@@ -126,6 +138,15 @@ def exact(amount: float) -> float:
 def died_under(ts: TaskState) -> bool:
     """Whether a worker was lost, out of order, under a task since it was held."""
     return ts.suspicious != _NEVER_SUSPICIOUS
+
+
+def input_sizes(ts: TaskState) -> dict[str, float]:
+    """Return how many bytes of what a task needs each worker has."""
+    sizes: dict[str, float] = {}
+    for dependency in ts.dependencies:
+        for ws in dependency.who_has or ():
+            sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
+    return sizes
 
 
 def placement_number(ts: TaskState) -> int:
@@ -161,6 +182,18 @@ def fail_task(
 def lacks_failed(ts: TaskState) -> bool:
     """Whether a task needs the result of another that failed."""
     return any(dependency.state == "erred" for dependency in ts.dependencies)
+
+
+def failed_input(ts: TaskState) -> TaskState | None:
+    """Return the task for want of whose result a task erred, if it needs that itself."""
+    return ts.exception_blame if ts.exception_blame in ts.dependencies else None
+
+
+def adopt_exception(ts: TaskState, culprit: TaskState) -> None:
+    """Have a task that erred say so with the exception of another."""
+    ts.exception = culprit.exception
+    ts.traceback = culprit.traceback
+    ts.traceback_text = culprit.traceback_text
 
 
 def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:

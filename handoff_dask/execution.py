@@ -176,6 +176,7 @@ timeout, placement_timeout, priority
     with collector.paused():
         submission = Submission(dag, options)
     found = current_client(client)
+    submission.check_futures(found)
     if found is not None:
         started: Run = Run(submission.outline, found).start(submission)
         return started

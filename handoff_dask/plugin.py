@@ -158,6 +158,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             run = self.runs.get(mark["run"])
             if run is None or key in self.records:
                 continue
+            if "index" not in mark:  # data that functions share: Dask moves it, not the engine
+                _compat.free(scheduler.tasks[key])
+                continue
             self.records[key] = run.functions[mark["index"]]
             run.alive += 1
             _compat.hold(scheduler.tasks[key])
@@ -191,6 +194,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if not record.run.alive:
                 self.forget(record.run)
         elif finish == "erred" and record.state != "failed":
+            self.retries.blamed(record)
             record.move("failed")
 
     def _orphan(self, key: Any) -> None:
@@ -218,10 +222,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if found is None:
                 return
             terms = found
-        inputs: dict[str, float] = {}
-        for dependency in self.scheduler.tasks[record.key].dependencies:
-            for ws in dependency.who_has or ():
-                inputs[ws.address] = inputs.get(ws.address, 0) + dependency.nbytes
+        inputs = _compat.input_sizes(self.scheduler.tasks[record.key])
         self.engine.function_ready(record.key, now, inputs=inputs, **terms)
 
     def _left(

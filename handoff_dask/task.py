@@ -13,15 +13,15 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from distributed import Reschedule, rejoin, secede
 
 from handoff_dask import _compat
-from handoff_dask.model.expansion import Call, evaluate, finish
+from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
+from handoff_dask.payload import Name, opened
 from handoff_dask.standins import StandInError, sendable, text_of
 
 #: Topic under which workers tell the scheduler what became of an attempt.
@@ -123,24 +123,20 @@ def seceded() -> Iterator[None]:
         rejoin()
 
 
-def run(codes: tuple[bytes, ...], call: bytes, *values: Any) -> Any:
+def run(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Make a pickled call.
 
     Parameters
     ----------
-    codes
-        The pickled callables.
-    call
-        Pickled: the ids of function and DAG, and a ``Call`` whose codes are numbers into `codes`.
-    *values
-        The results of the functions that it depends on.
+    names, call, *values
+        As for :func:`~handoff_dask.payload.opened`.
     """
-    return _run(None, codes, call, values)
+    return _run(None, names, call, values)
 
 
-def run_and_discard(codes: tuple[bytes, ...], call: bytes, *values: Any) -> None:
+def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
     """Make a pickled call whose result nobody wants."""
-    _run(None, codes, call, values)
+    _run(None, names, call, values)
 
 
 class Terms(NamedTuple):
@@ -166,7 +162,7 @@ class Terms(NamedTuple):
 
 def run_on_terms(
     terms: Terms,
-    codes: tuple[bytes, ...],
+    names: tuple[Name, ...],
     call: bytes,
     *values: Any,
 ) -> Any:
@@ -176,27 +172,26 @@ def run_on_terms(
     ----------
     terms
         The terms.
-    codes, call, *values
+    names, call, *values
         As for :func:`run`.
     """
     with _devices(terms.gpus):
-        result = _run(terms.policy, codes, call, values, terms.timeout)
+        result = _run(terms.policy, names, call, values, terms.timeout)
         return result if terms.keep else None
 
 
 def _run(
     policy: bytes | None,
-    codes: tuple[bytes, ...],
+    names: tuple[Name, ...],
     call: bytes,
     values: tuple[Any, ...],
     timeout: float | None = None,
 ) -> Any:
     started = time.time()
     try:
-        identity, *parts = pickle.loads(call)
-        loaded = [_load(code) for code in codes]
+        identity, made, results = opened(names, call, values)
         with running(*identity), _compat.started(), _time_limit(timeout, policy):
-            return evaluate(Call(*parts), values, _compat.worker_address, loaded.__getitem__)
+            return evaluate(made, results, _compat.worker_address)
     except _compat.NotStarted:
         raise
     except BaseException as error:
@@ -204,26 +199,20 @@ def _run(
     raise failure  # not in the handler: what cannot travel would be its context
 
 
-def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
+def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Call a transform: ``fn(data, source_node, target_node, *static_args)``."""
     started = time.time()
     try:
         mark = _compat.task_annotations().get("handoff", {})
-        (code,) = codes
-        _, _, _, static, _ = pickle.loads(call)
-        transform = _load(code)
+        _, made, (data,) = opened(names, call, values)
+        ends = mark.get("source"), mark.get("target")
         with _compat.started():
-            return finish(transform(data, mark.get("source"), mark.get("target"), *static))
+            return finish(made.code(data, *ends, *made.extra_args))
     except _compat.NotStarted:
         raise
     except BaseException as error:
         failure = _told(error, started, None)
     raise failure
-
-
-@lru_cache(maxsize=512)
-def _load(code: bytes) -> Any:
-    return pickle.loads(code)
 
 
 @contextmanager
@@ -301,7 +290,7 @@ def _failure(
         "retry": True,
     }
     if policy is not None:
-        own: RetryPolicy = _load(policy)
+        own: RetryPolicy = pickle.loads(policy)
         message["retry"] = own.retries(error)
         if message["retry"] and own.escalate is not None:
             attempt = facts.get("handoff", {}).get("attempt", 1)

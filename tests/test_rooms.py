@@ -40,6 +40,7 @@ ROOMS = """
     nanny
     shipping
     task
+    payload
     devices
     _compat
     _compat_worker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,6 +158,14 @@ class Function:
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def given(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield (field, values) of each field that holds what the user gave to be called with."""
+        yield "code", [self.code]
+        yield "extra_args", list(self.extra_args)
+        yield "extra_kwargs", list(self.extra_kwargs.values())
+        arguments = [arg for arg in self.args if isinstance(arg, Argument)]
+        yield "args", [t for a in arguments for t in (a.serialization_fn, a.deserialization_fn)]
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:

@@ -12,6 +12,7 @@ from handoff_dask.errors import (
     InvalidFunctionError,
     MissingFunctionError,
 )
+from handoff_dask.model.contents import contents
 from handoff_dask.model.function import Argument, Collocated, Function, argument_id
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
@@ -58,12 +59,41 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
     for arg in function.args:
         yield from _argument_problems(arg)
+    yield from _collection_problems(function)
     if function.cost is not None:
         if problem := cost_problem(function.cost):
             yield "cost", problem
     if function.node is not None:
         yield from _node_problems(function)
     yield from _limit_problems(function)
+
+
+def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
+    """Yield the Dask collections, delayed calls and DAGs that stand for a value, or for code."""
+    for field, values in function.given():
+        for value in contents(values):
+            if not _is_collection(value):
+                continue
+            name = f"{type(value).__module__.split('.')[0]} {type(value).__name__}"
+            if value is function.code:
+                yield field, f"is a {name}, which is not called but computed: give the function"
+            else:
+                yield (
+                    field,
+                    f"holds a {name}, which is no value yet: give client.compute(it), a future "
+                    "whose result takes its place, or it.compute()",
+                )
+
+
+def _is_collection(value: object) -> bool:
+    """Whether a value follows Dask's protocol for collections, and has a graph."""
+    if not hasattr(type(value), "__dask_graph__"):
+        return False
+    try:
+        graph: object = value.__dask_graph__()  # type: ignore[attr-defined]
+    except Exception:
+        return True  # of a DAG that is not valid, for example
+    return graph is not None
 
 
 def _inclusion_problem(value: object) -> str:
