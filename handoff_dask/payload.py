@@ -17,7 +17,7 @@ import pickle
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import combinations
+from itertools import chain, combinations
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias, Union
 
@@ -109,10 +109,12 @@ class Packer:
         self.common: set[int] = set()
         self.sizes = _Sizes()
         met: set[int] = set()
-        for call in calls:
-            for value in contents(given(call)):
-                if not isinstance(value, _BY_REFERENCE):
-                    (self.common if id(value) in met else met).add(id(value))
+        self._some_futures = False
+        for value in contents(chain.from_iterable(map(given, calls)), closures=True):
+            if isinstance(value, Future):
+                self._some_futures = True
+            elif not isinstance(value, _BY_REFERENCE):
+                (self.common if id(value) in met else met).add(id(value))
 
     def __call__(
         self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
@@ -127,7 +129,7 @@ class Packer:
             The code or the arguments of a function cannot be pickled.
         """
         try:
-            if any(isinstance(value, Future) for value in contents(given(call))):
+            if self._some_futures:
                 call = map_given(call, self._replace_futures)
             names, pickled = self._pickled((identity, *call))
         except Exception as error:
@@ -245,7 +247,7 @@ class Packer:
     def _culprit(self, node: Node) -> tuple[Function, str]:
         """Find the function, of a node that cannot be pickled, and the field of it to blame."""
         for function in (node.function, *node.inlined):
-            for field, values in function.given():
+            for field, values in function.given().items():
                 if not self._pickles(values):
                     return function, field
         return node.function, "args"

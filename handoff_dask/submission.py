@@ -90,7 +90,7 @@ def function_rows(
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
     """Find the function, and its field, among whose contents a future is."""
     for function in functions:
-        for field, values in function.given():
+        for field, values in function.given().items():
             if any(value is future for value in contents(values)):
                 return function, field
     raise LookupError(future.key)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from types import MethodType
+from contextlib import suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
-def contents(values: Iterable[Any]) -> Iterator[Any]:
+def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
     """Yield values and what they hold, however deep, but for plain numbers, text and None.
 
-    Looked into are lists, tuples, sets, the values of dicts, partial calls, and the objects of
-    bound methods. Objects of any other type keep to themselves.
+    Looked into, once each, are lists, tuples, sets, the values of dicts, partial calls, and the
+    objects of bound methods. Objects of any other type keep to themselves.
+
+    Parameters
+    ----------
+    values
+        The values.
+    closures
+        Whether what functions have from where they were defined counts too.
 
     Examples
     --------
@@ -40,11 +48,19 @@ def contents(values: Iterable[Any]) -> Iterator[Any]:
             inner = (value.func, *value.args, *value.keywords.values())
         elif kind is MethodType:
             inner = (value.__self__,)
+        elif closures and kind is FunctionType:
+            inner = [*(value.__defaults__ or ()), *_closure(value)]
         else:
             continue
         if id(value) not in seen:
             seen.add(id(value))
             pending.extend(inner)
+
+
+def _closure(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            yield cell.cell_contents
 
 
 class Replacing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,13 +159,20 @@ class Function:
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def given(self) -> Iterator[tuple[str, list[Any]]]:
-        """Yield (field, values) of each field that holds what the user gave to be called with."""
-        yield "code", [self.code]
-        yield "extra_args", list(self.extra_args)
-        yield "extra_kwargs", list(self.extra_kwargs.values())
-        arguments = [arg for arg in self.args if isinstance(arg, Argument)]
-        yield "args", [t for a in arguments for t in (a.serialization_fn, a.deserialization_fn)]
+    def given(self) -> dict[str, Iterable[Any]]:
+        """Return, by field, the code and the arguments that the user gave."""
+        transforms = [
+            transform
+            for arg in self.args
+            if isinstance(arg, Argument)
+            for transform in (arg.serialization_fn, arg.deserialization_fn)
+        ]
+        return {
+            "code": (self.code,),
+            "extra_args": self.extra_args,
+            "extra_kwargs": self.extra_kwargs.values(),
+            "args": transforms,
+        }
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:

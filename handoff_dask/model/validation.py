@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from handoff_dask.errors import (
@@ -70,10 +71,11 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
     """Yield the Dask collections, delayed calls and DAGs that stand for a value, or for code."""
-    for field, values in function.given():
-        for value in contents(values):
-            if not _is_collection(value):
-                continue
+    given = function.given()
+    if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
+        return
+    for field, values in given.items():
+        for value in filter(_is_collection, contents(values)):
             name = f"{type(value).__module__.split('.')[0]} {type(value).__name__}"
             if value is function.code:
                 yield field, f"is a {name}, which is not called but computed: give the function"
