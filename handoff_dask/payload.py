@@ -263,7 +263,7 @@ class Packer:
 def _problem(error: Exception) -> str:
     if isinstance(error, _StrayFutureError):
         return (
-            f"holds the future {error} where no result can take its place: give it in extra_args "
+            f"holds the future {error} where no result can take its place: pass it in extra_args "
             "or extra_kwargs, by itself or in lists, tuples, sets or dicts"
         )
     return f"cannot be pickled, as is needed to send it to a worker: {error}"

@@ -96,7 +96,9 @@ class Function:
         What is called, with the dependencies' results, then `extra_args`, then `extra_kwargs`.
         A coroutine function is run to its end.
     extra_args, extra_kwargs
-        Further arguments, fixed when the DAG is built.
+        Further arguments, fixed when the DAG is built. The result takes the place of a Dask future,
+        also of one in lists, tuples, sets, dicts or partial calls. As `code`, they are pickled once
+        for a run and unpickled at every start: each has objects of its own.
     cost
         What one attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
         (10**6 bytes) and units; any further name is a custom resource. Names are compared without

@@ -70,7 +70,7 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
 
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield the Dask collections, delayed calls and DAGs that stand for a value, or for code."""
+    """Yield what is wrong with Dask collections, DAGs among them, in the place of values."""
     given = function.given()
     if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
         return
@@ -78,12 +78,12 @@ def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
         for value in filter(_is_collection, contents(values)):
             name = f"{type(value).__module__.split('.')[0]} {type(value).__name__}"
             if value is function.code:
-                yield field, f"is a {name}, which is not called but computed: give the function"
+                yield field, f"is a {name}, which is computed, not called: pass the plain function"
             else:
                 yield (
                     field,
-                    f"holds a {name}, which is no value yet: give client.compute(it), a future "
-                    "whose result takes its place, or it.compute()",
+                    f"holds a {name}, which has yet to be computed: pass what client.compute() "
+                    "makes of it, a future whose result takes its place, or call .compute() first",
                 )
 
 
