@@ -21,7 +21,7 @@ from handoff_dask._compat import GraphNode, Task, TaskRef
 from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
 from handoff_dask.model.function import Function, effective_policy
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.payload import Packer
+from handoff_dask.packing import Packer
 from handoff_dask.task import Terms, run, run_and_discard, run_on_terms, run_transform
 
 NO_RETRIES = RetryPolicy(0)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from distributed import Reschedule, rejoin, secede
 
 from handoff_dask import _compat
-from handoff_dask.model.expansion import evaluate, finish
+from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.expansion import effective_cost, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.payload import Name, opened
@@ -309,4 +310,4 @@ def escalated(
         return {"retry": False, "problem": f"raised {type(raised).__name__}: {raised}"}
     if problem := cost_problem(answer):
         return {"retry": False, "problem": f"returned no cost: {problem}"}
-    return {"cost": {name.lower(): amount for name, amount in answer.items() if amount}}
+    return {"cost": effective_cost(as_numbers(answer))}

@@ -35,6 +35,7 @@ ROOMS = """
     collection
     visualizing
     graph
+    packing
     records
     worker
     nanny

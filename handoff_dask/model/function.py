@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from handoff_dask.model.amounts import as_number, as_numbers
+
 if TYPE_CHECKING:
     from handoff_dask.model.retry import RetryPolicy
 
@@ -157,6 +159,10 @@ class Function:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, dict(value))
+        if isinstance(self.cost, dict):
+            object.__setattr__(self, "cost", as_numbers(self.cost))
+        for name in ("max_retries", "timeout"):
+            object.__setattr__(self, name, as_number(getattr(self, name)))
 
     def __hash__(self) -> int:
         return hash(self.id)

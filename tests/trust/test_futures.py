@@ -15,7 +15,7 @@ import dask.bag
 import pytest
 from dask import delayed
 from distributed import Client, Event, Lock, Queue, Variable, get_client
-from distributed.utils_test import cluster, gen_cluster
+from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
     DAG,
@@ -101,29 +101,38 @@ async def test_futures_are_resolved(c, s, a, b):
     await assert_clean(s, a, b)
 
 
-def test_execute_local_waits_for_futures():
-    """In this process too, futures stand for their results; a failed one fails its function."""
-    with cluster() as (s, _), Client(s["address"]) as client:
-        future = client.submit(lambda: 42)
-        for name, (fields, expected) in ways(future).items():
-            dag = dag_of(*functions_with(future, **fields))
-            assert execute_local(dag).results["f"] == expected, name
-        dag = dag_of(
-            Function("f", [], same, [client.submit(fail, key="bad")]),
-            Function("g", ["f"], same),
-            Function("h", [], int),
-        )
-        result = execute_local(dag, on_error="continue")
-        assert result.results == {"h": 0}
-        error = result.errors["f"]
-        assert "'bad'" in str(error)
-        assert isinstance(error.__cause__, ValueError)
-        assert error.attempts == ()
+@pytest.fixture(scope="module")
+def client():
+    with Client(
+        processes=False, n_workers=1, dashboard_address="localhost:0", set_as_default=False
+    ) as client:
+        yield client
 
-        # A future of the run before is one of the same client.
-        first = submit(dag_of(Function("a", [], int, [3])), client=client)
-        second = execute(dag_of(Function("b", [], int, [first.futures["a"]])), client=client)
-        assert second.results == {"b": 3}
+
+def test_execute_local_waits_for_futures(client):
+    """In this process too, futures stand for their results; a failed one fails its function."""
+    future = client.submit(lambda: 42)
+    for name, (fields, expected) in ways(future).items():
+        dag = dag_of(*functions_with(future, **fields))
+        assert execute_local(dag).results["f"] == expected, name
+    dag = dag_of(
+        Function("f", [], same, [client.submit(fail, key="bad")]),
+        Function("g", ["f"], same),
+        Function("h", [], int),
+    )
+    result = execute_local(dag, on_error="continue")
+    assert result.results == {"h": 0}
+    error = result.errors["f"]
+    assert "'bad'" in str(error)
+    assert isinstance(error.__cause__, ValueError)
+    assert error.attempts == ()
+
+
+def test_synchronous_runs(client):
+    """A future of the run before is one of the same client."""
+    first = submit(dag_of(Function("a", [], int, [3])), client=client)
+    second = execute(dag_of(Function("b", [], int, [first.futures["a"]])), client=client)
+    assert second.results == {"b": 3}
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 4)])
@@ -161,11 +170,11 @@ async def test_results_of_another_run(c, s, a, b):
 
 
 @gen_cluster(client=True)
-async def test_a_thousand_futures(c, s, a, b):
+async def test_many_futures(c, s, a, b):
     """One list of many futures, for several functions."""
-    futures = c.map(lambda i: i, range(1000))
+    futures = c.map(lambda i: i, range(200))
     result = await execute(dag_of(*(Function(i, [], sum, [futures]) for i in range(3))))
-    assert set(result.results.values()) == {sum(range(1000))}
+    assert set(result.results.values()) == {sum(range(200))}
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["before", "meanwhile"])
@@ -374,9 +383,8 @@ async def test_futures_in_a_nested_run(c, s, a):
     assert result.results == {"f": ((42,), {})}
 
 
-def test_without_a_client():
-    """A future of a client that the embedded cluster is not of is refused."""
-    with cluster() as (s, _), Client(s["address"], set_as_default=False) as client:
-        future = client.submit(lambda: 42)
-        with pytest.raises(InvalidFunctionError, match="another client"):
-            execute(dag_of(Function("f", [], same, [future])))
+def test_without_a_client(client):
+    """The embedded cluster is another than that of a future, which is refused."""
+    future = client.submit(lambda: 42)
+    with pytest.raises(InvalidFunctionError, match="another client"):
+        execute(dag_of(Function("f", [], same, [future])))
