@@ -9,7 +9,7 @@ import math
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dask.config
@@ -216,25 +216,28 @@ def replace_exception(ts: TaskState, error: BaseException | None) -> None:
     ts.exception = pickle.dumps(error)  # type: ignore[assignment] # bytes are what Dask uses itself
 
 
-def keep_unrunnable(
-    scheduler: Scheduler, held: Callable[[], Iterable[Any]]
-) -> PeriodicCallback | None:
-    """Spare held tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
+def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
+    """Spare tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
     They wait on purpose; the limit is meant for tasks that no worker can take. Their clock is set
     back in time, again and again.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler.
+    mark
+        The annotation that these tasks have.
     """
     if scheduler.no_workers_timeout is None:
         return None
 
     def refresh() -> None:
         now = time.monotonic()
-        for key in held():
-            ts = scheduler.tasks.get(key)
-            if ts is not None and ts in scheduler.unrunnable:
-                # At the end again: Dask expects the oldest first.
-                del scheduler.unrunnable[ts]
-                scheduler.unrunnable[ts] = now
+        for ts in [ts for ts in scheduler.unrunnable if mark in (ts.annotations or ())]:
+            # At the end again: Dask expects the oldest first.
+            del scheduler.unrunnable[ts]
+            scheduler.unrunnable[ts] = now
 
     callback = PeriodicCallback(refresh, scheduler.no_workers_timeout * 1000 / 4)
     callback.start()

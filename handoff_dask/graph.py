@@ -151,8 +151,11 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
 
 
 def _shared_key(token: str, number: int) -> Key:
-    """Return the key of what functions of a graph have in common."""
-    return f"{SHARED}-{token}", number
+    """Return the key of what functions of a graph have in common.
+
+    Each is a group of its own to Dask, which makes tasks of large groups wait for idle workers.
+    """
+    return f"{SHARED}-{token}-{number}", 0
 
 
 def _single_layer(name: str, layer: MaterializedLayer) -> HighLevelGraph:

@@ -66,9 +66,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.foreign = Foreign(self)
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
-        self._limit = _compat.keep_unrunnable(
-            scheduler, lambda: [key for key, r in self.records.items() if r.state == "held"]
-        )
+        self._limit = _compat.keep_unrunnable(scheduler, self.name)
         self.registry = Registry(self)
         self.claims = Claims(self.registry.names)
         self.service = Service(self)

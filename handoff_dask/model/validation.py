@@ -19,6 +19,10 @@ from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem,
 
 _INCLUSIONS = ("variadic", "as_list")
 _TYPES = ("regular", "inline")
+_COMPUTE = (
+    "call .compute() first, or pass the future that client.compute() returns, whose result takes "
+    "its place"
+)
 
 
 def validate(functions: Mapping[Hashable, Function]) -> None:
@@ -76,15 +80,15 @@ def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
         return
     for field, values in given.items():
         for value in filter(_is_collection, contents(values)):
-            name = f"{type(value).__module__.split('.')[0]} {type(value).__name__}"
             if value is function.code:
-                yield field, f"is a {name}, which is computed, not called: pass the plain function"
+                problem = "which is computed, not called: pass the plain function"
+                yield field, f"is a {_kind(value)}, {problem}"
             else:
-                yield (
-                    field,
-                    f"holds a {name}, which has yet to be computed: pass what client.compute() "
-                    "makes of it, a future whose result takes its place, or call .compute() first",
-                )
+                yield field, f"holds a {_kind(value)}, which has yet to be computed: {_COMPUTE}"
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__.split('.')[0]} {type(value).__name__}"
 
 
 def _is_collection(value: object) -> bool:
@@ -108,6 +112,10 @@ def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
         hash(id_)
     except TypeError:
         yield "args", f"holds {id_!r}, which is no id: ids are hashable"
+    if _is_collection(id_):
+        yield "args", f"holds a {_kind(id_)}, which is no id: {_COMPUTE}, in extra_args"
+    elif hasattr(type(id_), "add_done_callback"):
+        yield "args", f"holds {id_!r}, a future, which is no id: pass it in extra_args"
     if not isinstance(arg, Argument):
         return
     for name in ("serialization_fn", "deserialization_fn"):

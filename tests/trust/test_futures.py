@@ -149,6 +149,8 @@ async def test_a_future_of_the_future(c, s, a):
     del dag
     await asyncio.sleep(0.05)
     assert (await run.progress())["done"] == 0
+    why = await run.explain()
+    assert (str(why["f"]), str(why["g"])) == ("waits for its arguments", "waits for 'f'")
     await event.set()
     assert (await run.result()).results == {"f": [1], "g": 1}
     del run
@@ -255,6 +257,15 @@ async def test_a_future_of_another_client(c, s, a, b):
         assert (await run.result()).results == {"f": ((42,), {})}
 
 
+@gen_cluster(client=True)
+async def test_a_future_for_an_id(c, s, a, b):
+    """Values are no ids: a future among the args is refused, with the field that it belongs in."""
+    for future in (c.submit(int), concurrent.futures.Future()):
+        with pytest.raises(InvalidFunctionError, match=r"extra_args") as caught:
+            await submit(dag_of(Function("f", [future], same)))
+        assert (caught.value.function_id, caught.value.field) == ("f", "args")
+
+
 @dataclasses.dataclass
 class Box:
     value: object
@@ -299,6 +310,7 @@ def refused():
         ("extra_args", {"extra_args": [DAG("other").add_function(Function(1, [], int))]}),
         ("extra_args", {"extra_args": [DAG("broken").add_function(Function(1, [2], int))]}),
         ("extra_kwargs", {"extra_kwargs": {"k": (array,)}}),
+        ("args", {"args": [value]}),
         ("args", {"args": [Argument("x", delayed(same))]}),
         ("args", {"args": [Argument("x", None, (same, [value]))]}),
     ]

@@ -12,7 +12,7 @@ import cloudpickle
 import dask
 import numpy
 import pytest
-from distributed import Worker
+from distributed import Event, Status, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import Argument, Function, InvalidFunctionError, execute, submit
@@ -199,6 +199,49 @@ async def test_shared_data_is_lost_and_made_again(c, s, a):
     assert result.results == {"first": int(data[-1]), "late": int(data[-1])}
 
 
+@gen_cluster(
+    client=True,
+    nthreads=[("127.0.0.1", 1)],
+    config={
+        "distributed.scheduler.no-workers-timeout": "100ms",
+        "distributed.worker.memory.pause": False,
+    },
+)
+async def test_shared_data_waits_for_workers_as_functions_do(c, s, a):
+    """While all workers pause, an operator's no-workers-timeout is not meant for it either."""
+    await execute(dag_of())
+    a.status = Status.paused
+    while s.workers[a.address].status != Status.paused:
+        await asyncio.sleep(0.01)
+    shared = bytes(SIZE)
+    run = await submit(dag_of(*(Function(i, [], len, [shared]) for i in range(3))))
+    await asyncio.sleep(0.6)  # Dask looks every 250 ms
+    a.status = Status.running
+    assert set((await run.result()).results.values()) == {SIZE}
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 2)])
+async def test_many_shared_objects_beside_a_busy_cluster(c, s, a):
+    """Shared data is not kept waiting for idle workers, as Dask's root tasks are."""
+
+    def hold():
+        Event("go").wait()
+
+    holding = c.submit(hold)
+    # More than the worker may have at once, so that Dask queues what it can queue.
+    filling = c.map(lambda i: Event("go").wait(), range(10))
+    parts = [bytes(SIZE // 5 + i) for i in range(10)]
+    dag = dag_of(*(Function((i, j), [], len, [parts[i]]) for i in range(10) for j in range(2)))
+    run = await submit(dag)
+    while not s.tasks.get(next(iter(run.futures.values())).key):
+        await asyncio.sleep(0.01)
+    shared = [ts for key, ts in s.tasks.items() if "shared" in str(key)]
+    assert {ts.state for ts in shared} == {"processing"}
+    await Event("go").set()
+    assert len((await run.result()).results) == 20
+    await c.gather([holding, *filling])
+
+
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_annotations_of_the_user_do_not_reach_shared_data(c, s, a):
     """What a user annotates Dask's tasks with does not keep the data from moving."""
@@ -209,6 +252,8 @@ async def test_annotations_of_the_user_do_not_reach_shared_data(c, s, a):
     while not any(ts.state in ("memory", "processing") for ts in s.tasks.values()):
         await asyncio.sleep(0.01)
     await run.cancel()
+    del run
+    await assert_clean(s, a)
 
 
 @pytest.mark.parametrize("large", [False, True])
