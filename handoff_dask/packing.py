@@ -17,7 +17,7 @@ from handoff_dask._compat import GraphNode, Task, TaskRef
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.contents import Replacing, contents
 from handoff_dask.model.expansion import Call, Node, given, map_given
-from handoff_dask.model.function import Function
+from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.payload import Name
 
@@ -239,7 +239,7 @@ class Packer:
     def _culprit(self, node: Node) -> tuple[Function, str]:
         """Find the function, of a node that cannot be pickled, and the field of it to blame."""
         for function in (node.function, *node.inlined):
-            for field, values in function.given().items():
+            for field, values in given_by_field(function).items():
                 if not self._pickles(list(values)):
                     return function, field
         return node.function, "args"

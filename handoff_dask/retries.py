@@ -129,7 +129,8 @@ class Retries:
         ts = self.plugin.scheduler.tasks[record.key]
         culprit = _compat.failed_input(ts)
         if culprit is not None and culprit.key not in self.plugin.records:
-            problem = f"its argument, the future {culprit.key!r}, failed: {culprit.exception_text}"
+            why = f": {culprit.exception_text}" if culprit.exception_text else ""
+            problem = f"its argument, the future {culprit.key!r}, failed{why}"
             record.run.failed[record.index] = problem
             _compat.adopt_exception(ts, culprit)
 

@@ -15,7 +15,7 @@ from handoff_dask.graph import Translation, translate
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
-from handoff_dask.model.function import Function
+from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, RunOptions
 from handoff_dask.outline import Outline
@@ -90,7 +90,7 @@ def function_rows(
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
     """Find the function, and its field, among whose contents a future is."""
     for function in functions:
-        for field, values in function.given().items():
+        for field, values in given_by_field(function).items():
             if any(value is future for value in contents(values)):
                 return function, field
     raise LookupError(future.key)

@@ -167,25 +167,26 @@ class Function:
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def given(self) -> dict[str, Iterable[Any]]:
-        """Return, by field, the code and the arguments that the user gave."""
-        transforms = [
-            transform
-            for arg in self.args
-            if isinstance(arg, Argument)
-            for transform in (arg.serialization_fn, arg.deserialization_fn)
-        ]
-        return {
-            "code": (self.code,),
-            "extra_args": self.extra_args,
-            "extra_kwargs": self.extra_kwargs.values(),
-            "args": transforms,
-        }
-
 
 def argument_id(arg: Hashable | Argument) -> Hashable:
     """Return the id that an entry of ``Function.args`` refers to."""
     return arg.id if isinstance(arg, Argument) else arg
+
+
+def given_by_field(function: Function) -> dict[str, Iterable[Any]]:
+    """Return, by the field that holds it, what the user gave to be called, or to be called with."""
+    transforms = [
+        transform
+        for arg in function.args
+        if isinstance(arg, Argument)
+        for transform in (arg.serialization_fn, arg.deserialization_fn)
+    ]
+    return {
+        "code": (function.code,),
+        "extra_args": function.extra_args,
+        "extra_kwargs": function.extra_kwargs.values(),
+        "args": transforms,
+    }
 
 
 def effective_policy(function: Function, default: RetryPolicy) -> RetryPolicy:

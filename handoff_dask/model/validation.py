@@ -14,7 +14,13 @@ from handoff_dask.errors import (
     MissingFunctionError,
 )
 from handoff_dask.model.contents import contents
-from handoff_dask.model.function import Argument, Collocated, Function, argument_id
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    argument_id,
+    given_by_field,
+)
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
 _INCLUSIONS = ("variadic", "as_list")
@@ -75,7 +81,7 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with Dask collections, DAGs among them, in the place of values."""
-    given = function.given()
+    given = given_by_field(function)
     if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
         return
     for field, values in given.items():
