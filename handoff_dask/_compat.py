@@ -50,6 +50,7 @@ __all__ = [
     "TaskEnds",
     "TaskRef",
     "ThisTask",
+    "adopt_exception",
     "ask_once",
     "claimed_by_task",
     "close_clients",
@@ -60,8 +61,11 @@ __all__ = [
     "exact",
     "fail_orphan",
     "fail_task",
+    "failed_input",
+    "free",
     "hold",
     "http_prefix",
+    "input_sizes",
     "is_held",
     "keep_unrunnable",
     "killed_for_memory",
@@ -120,6 +124,14 @@ def is_held(ts: TaskState) -> bool:
     )
 
 
+def free(ts: TaskState) -> None:
+    """Let a task run on any worker, however many of them die."""
+    ts.worker_restrictions = None
+    ts.host_restrictions = None
+    ts.resource_restrictions = None
+    ts.suspicious = _NEVER_SUSPICIOUS
+
+
 def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, float]) -> None:
     """Let a held task run on the one worker of a set, claiming resources of it."""
     ts.worker_restrictions = workers  # type: ignore[assignment] # Dask only looks into it
@@ -159,6 +171,15 @@ def seceded(ts: TaskState) -> bool:
 def died_under(ts: TaskState) -> bool:
     """Whether a worker was lost, out of order, under a task since it was held."""
     return ts.suspicious != _NEVER_SUSPICIOUS
+
+
+def input_sizes(ts: TaskState) -> dict[str, float]:
+    """Return how many bytes of what a task needs each worker has."""
+    sizes: dict[str, float] = {}
+    for dependency in ts.dependencies:
+        for ws in dependency.who_has or ():
+            sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
+    return sizes
 
 
 def placement_number(ts: TaskState) -> int:
@@ -237,6 +258,18 @@ def lacks_failed(ts: TaskState) -> bool:
     return any(dependency.state == "erred" for dependency in ts.dependencies)
 
 
+def failed_input(ts: TaskState) -> TaskState | None:
+    """Return the task for want of whose result a task erred, if it needs that itself."""
+    return ts.exception_blame if ts.exception_blame in ts.dependencies else None
+
+
+def adopt_exception(ts: TaskState, culprit: TaskState) -> None:
+    """Have a task that erred say so with the exception of another."""
+    ts.exception = culprit.exception
+    ts.traceback = culprit.traceback
+    ts.traceback_text = culprit.traceback_text
+
+
 def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
     """Fail a task that is to be done again and whose dependency failed since it was done.
 
@@ -301,25 +334,28 @@ def replace_exception(ts: TaskState, error: BaseException | None) -> None:
     ts.exception = pickle.dumps(error)  # type: ignore[assignment] # bytes are what Dask uses itself
 
 
-def keep_unrunnable(
-    scheduler: Scheduler, held: Callable[[], Iterable[Any]]
-) -> PeriodicCallback | None:
-    """Spare held tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
+def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
+    """Spare tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
     They wait on purpose; the limit is meant for tasks that no worker can take. Their clock is set
     back in time, again and again.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler.
+    mark
+        The annotation that these tasks have.
     """
     if scheduler.no_workers_timeout is None:
         return None
 
     def refresh() -> None:
         now = time.monotonic()
-        for key in held():
-            ts = scheduler.tasks.get(key)
-            if ts is not None and ts in scheduler.unrunnable:
-                # At the end again: Dask expects the oldest first.
-                del scheduler.unrunnable[ts]
-                scheduler.unrunnable[ts] = now
+        for ts in [ts for ts in scheduler.unrunnable if mark in (ts.annotations or ())]:
+            # At the end again: Dask expects the oldest first.
+            del scheduler.unrunnable[ts]
+            scheduler.unrunnable[ts] = now
 
     callback = PeriodicCallback(refresh, scheduler.no_workers_timeout * 1000 / 4)
     callback.start()

@@ -25,7 +25,7 @@ from handoff_dask.errors import (
     StandInError,
     VersionError,
 )
-from handoff_dask.packing import packed
+from handoff_dask.packed_errors import packed
 from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.standins import text_of
 

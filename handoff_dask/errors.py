@@ -10,7 +10,7 @@ from typing import Any
 
 import cloudpickle
 
-from handoff_dask.packing import packed
+from handoff_dask.packed_errors import packed
 from handoff_dask.standins import HandoffError, StandInError
 
 __all__ = [

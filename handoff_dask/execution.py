@@ -180,6 +180,7 @@ timeout, placement_timeout, priority
         submission = Submission(dag, options)
     annotating.warn(submission.translation.keys)
     found = current_client(client)
+    submission.check_futures(found)
     if found is not None:
         started: Run = Run(submission.outline, found).start(submission)
         return started

@@ -106,11 +106,16 @@ def _finding_cells(finding: Finding) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """Why a function is not ready: the functions whose results it lacks."""
+    """Why a function is not ready: the functions whose results it lacks.
+
+    None of them: it lacks a future's result, or data that is on its way to it.
+    """
 
     dependencies: tuple[Hashable, ...]
 
     def __str__(self) -> str:
+        if not self.dependencies:
+            return "waits for its arguments"
         names = ", ".join(repr(id_) for id_ in self.dependencies[:3])
         more = f" and {len(self.dependencies) - 3} more" if len(self.dependencies) > 3 else ""
         return f"waits for {names}{more}"

@@ -158,9 +158,11 @@ def failure(
             return AllocationError(
                 id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
             )
-    problem = described(cause)
+    attempts = report.attempts_by_index().get(index, ())
+    # What never started failed for what it was to start with.
+    problem = described(cause) if attempts else report.failed.get(index, described(cause))
     if node.kind != "function":
         problem = f"the {node.kind} of one of its arguments: {problem}"
-    error = FunctionFailedError(id_, report.attempts_by_index().get(index, ()), problem)
+    error = FunctionFailedError(id_, attempts, problem)
     error.__cause__ = cause
     return error

@@ -6,30 +6,30 @@ retries and the mark by which the scheduler plugin knows its own (``handoff``).
 
 from __future__ import annotations
 
-import functools
-import pickle
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
-import cloudpickle
 import toolz
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import funcname
+from distributed import Future
 
-from handoff_dask import pickling
 from handoff_dask._compat import GraphNode, Task, TaskRef
-from handoff_dask.errors import InvalidFunctionError
-from handoff_dask.model.expansion import Call, Entry, Listed, Node, Transformed, expand
-from handoff_dask.model.function import Argument, Function, effective_policy
+from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
+from handoff_dask.model.function import Function, effective_policy
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.packing import Packer
 from handoff_dask.task import Terms, run, run_and_discard, run_on_terms, run_transform
 
 NO_RETRIES = RetryPolicy(0)
 
 #: Keys of this project: (code name and run, index of the node).
 Key = tuple[str, int]
+#: In the place of a code's name: data that functions share.
+SHARED = "handoff_shared"
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ class Translation:
         The part of each key that functions with the same code share, by index.
     policies : tuple of RetryPolicy
         The retry policy of each node, by index.
+    futures : Mapping
+        {key: Future} of those among the arguments.
     """
 
     graph: HighLevelGraph
     keys: tuple[Key, ...]
     prefixes: tuple[str, ...]
     policies: tuple[RetryPolicy, ...]
+    futures: Mapping[Hashable, Future[Any]]
 
 
 def translate(
@@ -84,31 +87,32 @@ def translate(
     """
     prefixes = code_prefixes(nodes)
     keys = tuple((f"{prefix}-{run_id}", index) for index, prefix in enumerate(prefixes))
-    pack = _Packer()
+    pack = Packer((node.call for node in nodes), partial(_shared_key, run_id))
     policies = tuple(effective_policy(node.function, policy) for node in nodes)
-    dsk: dict[Key, GraphNode] = {}
+    packed = [pack(node, node.call, (node.function.id, dag_id)) for node in nodes]
+    dsk: dict[Key, GraphNode] = pack.nodes()
+    marks: dict[Key, dict[str, Any]] = {key: {"run": run_id} for key in dsk}
     resources: dict[Key, Mapping[str, float]] = {}
-    for node, key in zip(nodes, keys, strict=True):
-        refs = [TaskRef(keys[i]) for i in node.dependencies]
+    for node, key, (names, call) in zip(nodes, keys, packed, strict=True):
+        refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in node.dependencies)]
         own = policies[node.index]
-        codes, call = pack(node, node.call, (node.function.id, dag_id))
         if node.kind != "function":
-            dsk[key] = Task(key, run_transform, codes, call, *refs)
+            dsk[key] = Task(key, run_transform, names, call, *refs)
         elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
             judge = pack.policy(node.function, own) if own.has_code else None
             keep = node.index not in discard
             gpus = "gpu" in node.cost or own.escalate is not None
             terms = Terms(node.function.timeout, judge, keep, gpus)
-            dsk[key] = Task(key, run_on_terms, terms, codes, call, *refs)
+            dsk[key] = Task(key, run_on_terms, terms, names, call, *refs)
         else:
             runner = run_and_discard if node.index in discard else run
-            dsk[key] = Task(key, runner, codes, call, *refs)
+            dsk[key] = Task(key, runner, names, call, *refs)
         if node.cost:
             resources[key] = node.cost
     budgets = {
         key: own.max_retries for own, key in zip(policies, keys, strict=True) if own.max_retries
     }
-    marks = {key: {"run": run_id, "index": index} for index, key in enumerate(keys)}
+    marks.update((key, {"run": run_id, "index": index}) for index, key in enumerate(keys))
     layer = MaterializedLayer(
         dsk,
         annotations={
@@ -117,7 +121,8 @@ def translate(
             "handoff": marks.get,
         },
     )
-    return Translation(_single_layer(f"handoff-{run_id}", layer), keys, prefixes, policies)
+    graph = _single_layer(f"handoff-{run_id}", layer)
+    return Translation(graph, keys, prefixes, policies, pack.futures)
 
 
 def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple[Any, list[Key]]:
@@ -132,13 +137,25 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
     regular = [node for node in nodes if node.kind == "function"]
     prefixes = code_prefixes(nodes)
     keys = [(f"{prefixes[node.index]}-{token}", node.index) for node in regular]
-    pack = _Packer()
-    dsk: dict[Key, GraphNode] = {}
-    for node, key in zip(regular, keys, strict=True):
-        call, dependencies = _without_transforms(node, nodes)
-        refs = [TaskRef(keys[i]) for i in dependencies]
-        dsk[key] = Task(key, run, *pack(node, call, (node.function.id, None)), *refs)
+    calls = [_without_transforms(node, nodes) for node in regular]
+    pack = Packer((call for call, _ in calls), partial(_shared_key, token))
+    packed = [
+        pack(node, call, (node.function.id, None))
+        for node, (call, _) in zip(regular, calls, strict=True)
+    ]
+    dsk: dict[Key, GraphNode] = pack.nodes()
+    for key, (names, call), (_, dependencies) in zip(keys, packed, calls, strict=True):
+        refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in dependencies)]
+        dsk[key] = Task(key, run, names, call, *refs)
     return _single_layer(f"handoff-{token}", MaterializedLayer(dsk)), keys
+
+
+def _shared_key(token: str, number: int) -> Key:
+    """Return the key of what functions of a graph have in common.
+
+    Each is a group of its own to Dask, which makes tasks of large groups wait for idle workers.
+    """
+    return f"{SHARED}-{token}-{number}", 0
 
 
 def _single_layer(name: str, layer: MaterializedLayer) -> HighLevelGraph:
@@ -167,19 +184,10 @@ def _without_transforms(node: Node, nodes: list[Node]) -> tuple[Call, list[int]]
         if isinstance(entry, int):
             return entries[entry]
         if id(entry) not in replaced:
-            replaced[id(entry)] = _map_entries(entry, replace)
+            replaced[id(entry)] = map_entries(entry, replace)
         return replaced[id(entry)]
 
-    return _map_entries(node.call, replace), dependencies
-
-
-def _map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
-    """Return an entry with a change made to each entry directly inside it."""
-    if isinstance(entry, Call):
-        return entry._replace(args=tuple(map(change, entry.args)))
-    if isinstance(entry, Listed):
-        return Listed(tuple(map(change, entry.items)))
-    return entry._replace(item=change(entry.item))
+    return map_entries(node.call, replace), dependencies
 
 
 def code_prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -209,7 +217,7 @@ def code_names(codes: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
 def _identify(code: Callable[..., Any]) -> tuple[str, tuple[object, ...]]:
     """Return a name for a callable, and what tells it from others of that name."""
     inner: Any = code
-    while isinstance(inner, (functools.partial, toolz.curry)):
+    while isinstance(inner, (partial, toolz.curry)):
         inner = inner.func
     name = funcname(inner)
     if name == str(inner)[:50]:
@@ -221,100 +229,3 @@ def _identify(code: Callable[..., Any]) -> tuple[str, tuple[object, ...]]:
         name = f"lambda_{source.co_firstlineno}"
     identity = (getattr(inner, "__module__", None), getattr(inner, "__qualname__", None), source)
     return re.sub(r"\W+", "_", name).strip("_") or "function", identity
-
-
-class _Packer:
-    """Pickles calls, each code once, so that the scheduler never opens what users wrote."""
-
-    def __init__(self) -> None:
-        self._pickled: dict[int, bytes] = {}
-
-    def __call__(
-        self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
-    ) -> tuple[tuple[bytes, ...], bytes]:
-        """Return the pickled codes, and the pickled call that refers to them by number.
-
-        The `identity`, ids of function and DAG, goes with the call.
-        """
-        codes: dict[bytes, int] = {}
-        # What is one object in the call must stay one: it is evaluated once.
-        numbered: dict[int, Entry] = {}
-
-        def add(code: Callable[..., Any]) -> int:
-            return codes.setdefault(self._code(code), len(codes))
-
-        def number(entry: Entry) -> Entry:
-            if isinstance(entry, int):
-                return entry
-            if id(entry) not in numbered:
-                new: Entry = entry
-                if isinstance(entry, Call):
-                    new = entry._replace(code=add(entry.code))
-                elif isinstance(entry, Transformed):
-                    steps = tuple((add(code), static) for code, static in entry.transforms)
-                    new = entry._replace(transforms=steps)
-                numbered[id(entry)] = _map_entries(new, number)
-            return numbered[id(entry)]
-
-        try:
-            if all(type(entry) is int for entry in call.args):  # as nearly always
-                data: Any = (add(call.code), *call[1:])
-            else:
-                data = tuple(cast("Call", number(call)))
-            return tuple(codes), _dumps((identity, *data))
-        except Exception as error:
-            function, field = _unpicklable(node)
-            raise InvalidFunctionError(
-                function.id,
-                field,
-                f"cannot be pickled, as is needed to send it to a worker: {error}",
-            ) from error
-
-    def policy(self, function: Function, policy: RetryPolicy) -> bytes:
-        """Return a policy, pickled."""
-        try:
-            return self._code(policy)
-        except Exception as error:
-            raise InvalidFunctionError(
-                function.id,
-                "retry",
-                f"cannot be pickled, as is needed to send it to a worker: {error}",
-            ) from error
-
-    def _code(self, code: object) -> bytes:
-        pickled = self._pickled.get(id(code))
-        if pickled is None:
-            pickled = self._pickled[id(code)] = pickling.dumps(code)
-        return pickled
-
-
-def _dumps(value: object) -> bytes:
-    """Pickle by reference what can be imported, by value what was made in the user's script."""
-    try:
-        data = pickle.dumps(value, protocol=5)
-        # A worker has another __main__ than the client, and may lack what the user registered.
-        local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
-        if not any(name.encode() in data for name in local):
-            return data
-    except Exception:
-        pass  # cloudpickle can do more
-    return pickling.dumps(value)
-
-
-def _unpicklable(node: Node) -> tuple[Function, str]:
-    """Find the function, of a node that cannot be pickled, and the field of it to blame."""
-    for function in (node.function, *node.inlined):
-        for field in ("code", "extra_args", "extra_kwargs"):
-            if not _pickles(getattr(function, field)):
-                return function, field
-        if not _pickles([a for a in function.args if isinstance(a, Argument)]):
-            return function, "args"
-    return node.function, "args"
-
-
-def _pickles(value: object) -> bool:
-    try:
-        _dumps(value)
-    except Exception:
-        return False
-    return True

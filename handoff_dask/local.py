@@ -5,13 +5,17 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Hashable, Mapping
+from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
 
+from distributed import Future
+
 from handoff_dask.errors import FunctionFailedError
 from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.contents import Replacing
 from handoff_dask.model.dag import DAG
-from handoff_dask.model.expansion import Node, evaluate, expand
+from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given
 from handoff_dask.model.function import effective_policy
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import OnError, RunOptions
@@ -33,8 +37,9 @@ def execute_local(
 ) -> ExecutionResult:
     """Run a DAG in this process, one function after the other.
 
-    For debugging with pdb and for tests: the functions run in the calling thread. Costs, pins, time
-    limits and the delays of retries are ignored.
+    For debugging with pdb and for tests: the functions run in the calling thread, with the very
+    objects that they were given. Costs, pins, time limits and the delays of retries are ignored.
+    Dask futures among the arguments are waited for.
 
     Parameters
     ----------
@@ -90,14 +95,19 @@ def execute_local(
         if cause is not None:
             failed[index] = errors[id_] = cause
             continue
-        tries, value, error = _attempt(node, values, dag.id, RetryPolicy(max_retries))
-        if node.kind == "function":
-            attempts[id_] = tries
-        if error is None:
-            values[index] = value
-            continue
-        failure = FunctionFailedError(id_, tries, f"{type(error).__name__}: {text_of(error)}")
-        failure.__cause__ = error
+        try:
+            call = map_given(node.call, Replacing(Future, partial(_result, id_)))
+        except FunctionFailedError as lost:
+            failure = lost
+        else:
+            tries, value, error = _attempt(node, call, values, dag.id, RetryPolicy(max_retries))
+            if node.kind == "function":
+                attempts[id_] = tries
+            if error is None:
+                values[index] = value
+                continue
+            failure = FunctionFailedError(id_, tries, f"{type(error).__name__}: {text_of(error)}")
+            failure.__cause__ = error
         if on_error == "raise":
             failure.partial = result()
             raise failure
@@ -111,12 +121,25 @@ def _order(nodes: list[Node]) -> tuple[int, ...]:
     )
 
 
+def _result(function_id: Hashable, future: Future[Any]) -> Any:
+    """Return the result of a future among the arguments of a function."""
+    what = f"its argument, the future {future.key!r},"
+    if future.client is None or future.client.asynchronous:
+        raise FunctionFailedError(
+            function_id, (), f"{what} cannot be waited for here: pass its result"
+        )
+    try:
+        return future.result()
+    except Exception as error:
+        problem = f"{what} failed: {type(error).__name__}: {error}"
+        raise FunctionFailedError(function_id, (), problem) from error
+
+
 def _attempt(
-    node: Node, values: Mapping[int, Any], dag_id: Hashable, default: RetryPolicy
+    node: Node, call: Call, values: Mapping[int, Any], dag_id: Hashable, default: RetryPolicy
 ) -> tuple[tuple[Attempt, ...], Any, BaseException | None]:
     """Call a node until it succeeds or is not retried any more."""
     policy = effective_policy(node.function, default)
-    call = node.call
     if node.kind != "function":
         call = call._replace(extra_args=(HERE, HERE, *call.extra_args))
     arguments = [values[i] for i in node.dependencies]

@@ -12,6 +12,7 @@ from distributed import Client, Worker, get_worker
 
 from handoff_dask import connection
 from handoff_dask.errors import UnknownWorkerError
+from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.worker import HandoffWorkerPlugin, check_capabilities
 
@@ -165,7 +166,7 @@ def resources_available(
     client = connection.require_client(client)
     if problem := cost_problem(cost):
         raise ValueError(f"cost: {problem}")
-    lower = {name.lower(): amount for name, amount in cost.items()}
+    lower = {name.lower(): amount for name, amount in as_numbers(cost).items()}
 
     async def available() -> bool:
         await connection.install(client)

@@ -1,341 +1,345 @@
-"""Exceptions on their way to another process: whole where they can be, and small in any case.
-
-An exception, the chain of its causes, and the exceptions that these hold travel as a list, each of
-them pickled by itself. So neither the depth of a stack nor the length of a chain is a matter of
-recursion. What is packed is never changed.
-"""
+"""Pickling the calls of a run, as ``payload`` opens them."""
 
 from __future__ import annotations
 
-import io
 import pickle
-import threading
-import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from types import TracebackType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain, combinations
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
 
-from handoff_dask.pickling import Pickler
-from handoff_dask.standins import HandoffError, StandInError, text_of
-from handoff_dask.tracebacks import Line, lines_of, traceback_of, without_ours
+import cloudpickle
+from distributed import Future
 
-__all__ = ["PackedError", "packed"]
+from handoff_dask import pickling
+from handoff_dask._compat import GraphNode, Task, TaskRef
+from handoff_dask.errors import InvalidFunctionError
+from handoff_dask.model.contents import Replacing, contents
+from handoff_dask.model.expansion import Call, Node, given, map_given
+from handoff_dask.model.function import Function, given_by_field
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.payload import Name
 
-#: How many of the first and of the last exceptions of a long chain of causes are kept.
-KEPT = 10
-#: How many exceptions travel together at most, and the bytes that they have when pickled.
-MOST, SIZE = 200, 10_000_000
-#: Seconds that the user's own code may take to pickle an exception.
-PATIENCE = 3.0
-
-_Reduce = Callable[[BaseException], Any]
-
-
-class _Record(NamedTuple):
-    """An exception as it travels; others are meant by their place in the list."""
-
-    type_name: str
-    message: str
-    lines: tuple[Line, ...]
-    #: None: a stand-in is all that arrives.
-    pickled: bytes | None = None
-    cause: int | None = None
-    context: int | None = None
-    suppresses: bool = False
-    notes: tuple[str, ...] = ()
+#: Bytes from which data that functions share moves by itself: Dask's own limit in ``client.map``.
+LARGE = 100_000
 
 
-class PackedError(StandInError):
-    """Stands in for an exception that travels: when unpickled, it is that exception again.
+@dataclass(slots=True)
+class _Part:
+    """What several calls have in common, or something large.
 
-    So Dask and asyncio see no type of the user's, and would take none for a signal of theirs.
+    Attributes
+    ----------
+    data
+        Its pickle.
+    names
+        What that names, and what the parts named there name.
+    state
+        By id: the objects in it that may change, itself among them.
+    users
+        How many tasks need it.
     """
 
-    def __init__(self, records: Sequence[_Record]) -> None:
-        super().__init__(records[0].type_name, records[0].message)
-        self.records = tuple(records)
+    data: bytes
+    names: tuple[Name, ...]
+    state: Mapping[int, object]
+    users: int = 0
 
-    def __repr__(self) -> str:
-        return f"{self.type_name}({self.message!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Dask pickles exceptions through tblib, which has what arrives take over the cause, the
-        # context and the traceback of this stand-in. So they are set once more after that.
-        parcel = _Parcel(self.records)
-        return _Parcel.open, (parcel,), parcel, None, None, _Parcel.link
+    @property
+    def isolated(self) -> bool:
+        """Whether nothing that may change is in it and around it."""
+        return not self.names and len(self.state) <= 1
 
 
-def packed(error: BaseException) -> PackedError:
-    """Return what to raise in place of an exception that has to reach another process."""
-    lines = lines_of(without_ours(error.__traceback__))
-    records = [_Record(type(error).__name__, "(its text cannot be had)", lines)]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Result:
+    """Stands in for a future among the arguments."""
 
-    def pack() -> None:
-        with suppress(BaseException):  # what is known by then has to do
-            text = text_of(error)
-            records[0] = records[0]._replace(message=text)
-            records[:] = _Packing(error, text).records()
-
-    # In a thread, since this runs the user's code, such as __str__ and __reduce__, which may hang.
-    thread = threading.Thread(target=pack, name="handoff-packing", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # there can be no more threads, which may be what the error says
-        pack()
-    else:
-        thread.join(PATIENCE)
-    return PackedError(records).with_traceback(traceback_of(lines))
+    key: Hashable
 
 
-class _Packing:
-    """Makes records of an exception and of all that go with it."""
-
-    def __init__(self, error: BaseException, text: str) -> None:
-        self._text = text
-        self._errors: list[BaseException] = []
-        #: {id of an exception: its place}; the place of the next one in its chain, by place.
-        self._places: dict[int, int] = {}
-        self._next: list[int | None] = []
-        self._room = SIZE
-        self._rest = HandoffError("more exceptions are left out here")
-        self._place(error)
-
-    def records(self) -> list[_Record]:
-        # Exceptions that others hold are appended meanwhile.
-        return [self._record(place, error) for place, error in enumerate(self._errors)]
-
-    def _place(self, error: BaseException) -> int:
-        """Return the place of an exception, which it and its chain get if they have none."""
-        if len(self._errors) >= MOST and id(error) not in self._places:
-            error = self._rest
-        if id(error) not in self._places:
-            chain: dict[int, BaseException] = {}
-            following: BaseException | None = error
-            while not (
-                following is None or id(following) in self._places or id(following) in chain
-            ):
-                chain[id(following)] = following
-                following = _next(following)
-            end = None if following is None else self._places.get(id(following))
-            self._append(_ends(list(chain.values())), end)
-        return self._places[id(error)]
-
-    def _append(self, chain: list[BaseException], end: int | None) -> None:
-        for error in chain:
-            self._places[id(error)] = len(self._errors)
-            self._errors.append(error)
-            self._next.append(len(self._errors))
-        self._next[-1] = end
-
-    def _record(self, place: int, error: BaseException) -> _Record:
-        following, caused = self._next[place], error.__cause__ is not None
-        notes = error.__dict__.get("__notes__", ())
-        if not isinstance(notes, (list, tuple)):
-            notes = ()
-        return _Record(
-            type(error).__name__,
-            text_of(error) if place else self._text,
-            lines_of(without_ours(error.__traceback__)),
-            self._pickled(error),
-            following if caused else None,
-            None if caused else following,
-            error.__suppress_context__,
-            tuple(text_of(note) for note in notes[:KEPT]),
-        )
-
-    def _pickled(self, error: BaseException) -> bytes | None:
-        """Pickle an exception without its causes; None if that, or the way back, is impossible."""
-        if not isinstance(error, Exception):
-            return None
-        for reduce in _reductions(type(error)):
-            try:
-                with _Bounded(self._room) as file:
-                    _ErrorPickler(file, error, reduce, self._place).dump(error)
-                    data = file.getvalue()
-                _checked(_ErrorUnpickler(data, self._errors.__getitem__).load())
-                self._room -= len(data)
-                return data
-            except BaseException:  # again, the user's code
-                continue
-        return None
+class _StrayFutureError(Exception):
+    """A future lies where no result can take its place."""
 
 
-def _checked(arrived: Any) -> Exception:
-    """Return an exception, as it arrives; raise if it cannot be used as one."""
-    assert isinstance(arrived, Exception)
-    str(arrived)
-    arrived.__traceback__ = None  # some are frozen
-    return arrived
+class Packer:
+    """Pickles the calls of a run.
 
+    Parameters
+    ----------
+    calls
+        All of them: what they have in common is found first.
+    key
+        The key of a part's node in the Dask graph, by the part's number.
 
-def _next(error: BaseException) -> BaseException | None:
-    """Return the exception that Python prints before this one, if there is one."""
-    if error.__cause__ is not None or error.__suppress_context__:
-        return error.__cause__
-    return error.__context__
-
-
-def _ends(chain: list[BaseException]) -> list[BaseException]:
-    left_out = len(chain) - 2 * KEPT
-    if left_out > 1:
-        others = HandoffError(f"{left_out:,} exceptions are left out here")
-        others.__cause__ = chain[-KEPT]
-        chain[KEPT:-KEPT] = [others]
-    return chain
-
-
-class _Bounded(io.BytesIO):
-    """A file in memory that may not become larger than it was made for."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
-
-    def write(self, data: Any) -> int:
-        if self.tell() + len(data) > self._size:
-            raise OverflowError("too large to be sent")
-        return super().write(data)
-
-
-class _ErrorPickler(Pickler):
-    """Pickles an exception alone: others that it holds by their places, tracebacks by lines."""
-
-    def __init__(
-        self,
-        file: _Bounded,
-        error: BaseException,
-        reduce: _Reduce,
-        place: Callable[[BaseException], int],
-    ) -> None:
-        super().__init__(file)
-        self._error = error
-        self._reduce = reduce
-        self._place = place
-        self._begun = False
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if not issubclass(type(obj), BaseException):
-            return None
-        if obj is self._error and not self._begun:
-            self._begun = True
-            return None
-        return self._place(obj)
-
-    def reducer_override(self, obj: Any) -> Any:
-        # Not as the type is registered with copyreg: tblib takes the causes along.
-        if obj is self._error:
-            return self._reduce(obj)
-        if type(obj) is TracebackType:
-            return traceback_of, (lines_of(obj),)
-        return super().reducer_override(obj)
-
-
-def _reductions(kind: type[BaseException]) -> Sequence[_Reduce]:
-    """Return how exceptions of a type may be pickled without their causes, the best way first."""
-    if issubclass(kind, HandoffError) and hasattr(kind, "reductions"):
-        own: Sequence[_Reduce] = kind.reductions
-        return own
-    return (_rebuilt, _reduced) if _has_own_init(kind) else (_reduced,)
-
-
-def _reduced(error: BaseException) -> Any:
-    return error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-
-
-def _rebuilt(error: BaseException) -> Any:
-    reduced: Any = error.__reduce__()
-    return _rebuild, (type(error), *reduced[1:])
-
-
-def _has_own_init(kind: type[BaseException]) -> bool:
-    """Whether an exception has to be made without the `__init__` of its type.
-
-    As Python pickles it, that would be called with `args`, which are what it told its base.
+    Attributes
+    ----------
+    futures : dict
+        {key: Future} of those among the arguments.
     """
-    return (
-        kind.__init__ is not _builtin_base(kind).__init__
-        and kind.__reduce__ in (BaseException.__reduce__, OSError.__reduce__)
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__setstate__ is BaseException.__setstate__
-    )
 
+    def __init__(self, calls: Iterable[Call], key: Callable[[int], Any]) -> None:
+        self.futures: dict[Hashable, Future[Any]] = {}
+        self._key = key
+        self._replace_futures = Replacing(Future, self._result)
+        self._parts: list[_Part] = []
+        #: By id: an object, so that no other gets the id, and its number; None while it is pickled.
+        self._numbers: dict[int, tuple[object, int | None]] = {}
+        #: By two numbers: whether one object that may change is in both parts.
+        self._overlaps: dict[tuple[int, int], bool] = {}
+        #: One tuple for all calls that name the same.
+        self._names: dict[tuple[Name, ...], tuple[Name, ...]] = {}
+        self._policies: dict[int, bytes] = {}
+        #: Ids of what is met more than once among codes and arguments.
+        self.common: set[int] = set()
+        self.sizes = _Sizes()
+        self._has_futures = False
+        met: set[int] = set()
+        for value in contents(chain.from_iterable(map(given, calls)), closures=True):
+            if isinstance(value, Future):
+                self._has_futures = True
+            elif not isinstance(value, _BY_REFERENCE):
+                (self.common if id(value) in met else met).add(id(value))
 
-def _builtin_base(kind: type[BaseException]) -> type[BaseException]:
-    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    def __call__(
+        self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
+    ) -> tuple[tuple[Name, ...], bytes]:
+        """Return what the pickle of a call names, and the pickle.
 
+        The `identity`, ids of function and DAG, goes with the call.
 
-def _rebuild(
-    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any] | None = None
-) -> BaseException:
-    error = kind.__new__(kind, *args)
-    _builtin_base(kind).__init__(error, *args)
-    error.__dict__.update(state or {})
-    return error
-
-
-class _ErrorUnpickler(pickle.Unpickler):
-    """Unpickles an exception; `held` gives it the others."""
-
-    def __init__(self, data: bytes, held: Callable[[int], BaseException]) -> None:
-        super().__init__(io.BytesIO(data))
-        self._held = held
-
-    def persistent_load(self, place: int) -> BaseException:
-        return self._held(place)
-
-
-class _Parcel:
-    """The records of an exception, and where they arrive the exceptions made of them."""
-
-    def __init__(self, records: tuple[_Record, ...]) -> None:
-        self._records = records
-        self._errors: dict[int, Exception] = {}
-        self._begun: set[int] = set()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._records,)
-
-    def open(self) -> Exception:
-        """Return the exception."""
-        # From the last on: what others hold comes after them.
-        for place in reversed(range(len(self._records))):
-            self._error(place)
-        for place, error in self._errors.items():
-            self._link(place, error)
-        return self._errors[0]
-
-    @staticmethod
-    def link(error: Exception, parcel: _Parcel) -> None:
-        """Give the exception its cause, its context and its traceback."""
-        parcel._link(0, error)
-
-    def _error(self, place: int) -> Exception:
-        if place not in self._errors:
-            self._errors[place] = self._unpickled(place) or _stand_in(self._records[place])
-        return self._errors[place]
-
-    def _unpickled(self, place: int) -> Exception | None:
-        pickled = self._records[place].pickled
-        if pickled is None or place in self._begun:  # which an exception within itself has
-            return None
-        self._begun.add(place)
+        Raises
+        ------
+        InvalidFunctionError
+            The code or the arguments of a function cannot be pickled.
+        """
         try:
-            return _checked(_ErrorUnpickler(pickled, self._error).load())
-        except BaseException:  # the user's code again, or a module of theirs that is not here
+            if self._has_futures:
+                call = map_given(call, self._replace_futures)
+            names, pickled = self._pickled((identity, *call))
+        except Exception as error:
+            function, field = self._culprit(node)
+            raise InvalidFunctionError(function.id, field, _problem(error)) from error
+        for part in self._parts_of(names):
+            part.users += 1
+        return self._names.setdefault(names, names), pickled
+
+    def policy(self, function: Function, policy: RetryPolicy) -> bytes:
+        """Return a policy, pickled."""
+        if id(policy) not in self._policies:
+            try:
+                self._policies[id(policy)] = pickling.dumps(policy)
+            except Exception as error:
+                raise InvalidFunctionError(function.id, "retry", _problem(error)) from error
+        return self._policies[id(policy)]
+
+    def content(self, name: Name) -> TaskRef | bytes:
+        """Return what a task is given for a name, once all calls are pickled."""
+        if isinstance(name, tuple):
+            return TaskRef(name[0])
+        return TaskRef(self._key(name)) if self._moves(name) else self._parts[name].data
+
+    def nodes(self) -> dict[Any, GraphNode]:
+        """Return the nodes of parts in the Dask graph, once all calls are pickled."""
+        keys = {n: self._key(n) for n in range(len(self._parts)) if self._moves(n)}
+        return {key: Task(key, bytes, self._parts[n].data) for n, key in keys.items()}
+
+    def _moves(self, number: int) -> bool:
+        """Whether a part moves by itself, and not with each task."""
+        part = self._parts[number]
+        return part.users > 1 and len(part.data) >= LARGE
+
+    # Futures
+
+    def _result(self, future: Future[Any]) -> _Result:
+        self.futures[future.key] = future
+        return _Result(future.key)
+
+    # Pickles
+
+    def _pickled(self, call: Any) -> tuple[tuple[Name, ...], bytes]:
+        data, pickler = self._dumped(call)
+        names = self._needed(pickler)
+        if self._tears(pickler, names):
+            data, pickler = self._dumped(call, whole=True)
+            names = self._needed(pickler)
+        return names, data
+
+    def _dumped(self, value: Any, whole: bool = False) -> tuple[bytes, _Pickler]:
+        """Pickle by reference what can be imported, by value what was made in a script."""
+        try:
+            data, pickler = self._dump(_ReferencePickler, value, whole=whole)
+            # A worker has another __main__ than the client, and may lack what the user registered.
+            local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
+            if not any(name.encode() in data for name in local):
+                return data, pickler
+        except _StrayFutureError:
+            raise
+        except Exception:
+            pass  # cloudpickle can do more
+        return self._dump(_ValuePickler, value, whole=whole)
+
+    def _dump(
+        self, kind: type[_Pickler], value: Any, root: Any = None, whole: bool = False
+    ) -> tuple[bytes, _Pickler]:
+        file = BytesIO()
+        pickler = kind(file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.packer, pickler.root, pickler.whole = self, root, whole
+        pickler.names = {}
+        pickler.dump(value)
+        return file.getvalue(), pickler
+
+    def _parts_of(self, names: Iterable[Name]) -> list[_Part]:
+        return [self._parts[name] for name in names if isinstance(name, int)]
+
+    def _needed(self, pickler: _Pickler) -> tuple[Name, ...]:
+        """Return what a pickle names, and what the parts named there name."""
+        names = dict(pickler.names)
+        for part in self._parts_of(pickler.names):
+            names.update(dict.fromkeys(part.names))
+        return tuple(names)
+
+    def _tears(self, pickler: _Pickler, names: Iterable[Name]) -> bool:
+        """Whether an object that may change is in two pickles of a call: it would become two."""
+        numbers = [n for n in names if isinstance(n, int) and not self._parts[n].isolated]
+        if not numbers:
+            return False
+        own = pickler.state().keys()
+        if any(not own.isdisjoint(self._parts[n].state.keys()) for n in numbers):
+            return True
+        return any(self._overlap(one, two) for one, two in combinations(numbers, 2))
+
+    def _overlap(self, one: int, two: int) -> bool:
+        if (one, two) not in self._overlaps:
+            there = self._parts[two].state.keys()
+            self._overlaps[one, two] = not self._parts[one].state.keys().isdisjoint(there)
+        return self._overlaps[one, two]
+
+    def number(self, value: Any, pickler: _Pickler) -> int | None:
+        """Return the number of a value's part; None if it is to stay where it is."""
+        if value is pickler.root:
             return None
+        if id(value) not in self._numbers:
+            if pickler.whole:
+                return None
+            self._numbers[id(value)] = value, None
+            try:
+                data, inner = self._dump(_ValuePickler, value, root=value)
+            except BaseException:
+                del self._numbers[id(value)]
+                raise
+            self._parts.append(_Part(data, self._needed(inner), inner.state()))
+            self._numbers[id(value)] = value, len(self._parts) - 1
+        number = self._numbers[id(value)][1]
+        if number is None or (pickler.whole and not self._parts[number].isolated):
+            return None
+        return number
 
-    def _link(self, place: int, error: Exception) -> None:
-        record = self._records[place]
-        for name in ("cause", "context"):
-            other = getattr(record, name)
-            setattr(error, f"__{name}__", None if other is None else self._errors[other])
-        error.__suppress_context__ = record.suppresses
-        error.__traceback__ = traceback_of(record.lines)
-        if record.notes and not hasattr(error, "__notes__"):
-            error.__notes__ = list(record.notes)
+    def _culprit(self, node: Node) -> tuple[Function, str]:
+        """Find the function, of a node that cannot be pickled, and the field of it to blame."""
+        for function in (node.function, *node.inlined):
+            for field, values in given_by_field(function).items():
+                if not self._pickles(list(values)):
+                    return function, field
+        return node.function, "args"
+
+    def _pickles(self, value: object) -> bool:
+        try:
+            self._dumped(self._replace_futures(value))
+        except Exception:
+            return False
+        return True
 
 
-def _stand_in(record: _Record) -> StandInError:
-    text = "".join(traceback.format_tb(traceback_of(record.lines)))
-    return StandInError(record.type_name, record.message, text)
+def _problem(error: Exception) -> str:
+    if isinstance(error, _StrayFutureError):
+        return (
+            f"holds the future {error} where no result can take its place: pass it in extra_args "
+            "or extra_kwargs, by itself or in lists, tuples, sets or dicts"
+        )
+    return f"cannot be pickled, as is needed to send it to a worker: {error}"
+
+
+#: What pickles by name, or as fast as if it did.
+_BY_REFERENCE = (type, BuiltinFunctionType, ModuleType)
+#: What has a namespace, but is shared by all anyway.
+_UNCHANGING = (*_BY_REFERENCE, FunctionType)
+
+
+class _Sizes(dict[type, Any]):
+    """By type: what measures its objects in bytes; None where one cannot be large by itself."""
+
+    def __missing__(self, kind: type) -> Any:
+        measure: Any = None
+        if issubclass(kind, Future):
+            measure = _stray
+        elif issubclass(kind, (bytes, bytearray, str)):
+            measure = len
+        elif hasattr(kind, "nbytes"):  # arrays, tensors
+            measure = _nbytes
+        self[kind] = measure
+        return measure
+
+
+def _nbytes(value: Any) -> int:
+    try:
+        return int(value.nbytes)
+    except Exception:
+        return 0
+
+
+def _stray(future: Future[Any]) -> int:
+    raise _StrayFutureError(repr(future.key))
+
+
+class _Pickler(pickle.Pickler):
+    """Names parts and futures instead of pickling them."""
+
+    packer: Packer
+    #: The object whose part it pickles.
+    root: Any
+    #: Whether it names only what tears nothing apart.
+    whole: bool
+    names: dict[Name, None]
+
+    def persistent_id(self, obj: Any) -> Name | None:
+        """Return what stands for an object; None has it pickled."""
+        kind = type(obj)
+        name: Name | None
+        if kind is _Result:
+            name = (obj.key,)
+        else:
+            packer = self.packer
+            measure = packer.sizes[kind]
+            small = measure is None or measure(obj) < LARGE
+            if small and id(obj) not in packer.common:
+                return None
+            name = packer.number(obj, self)
+        if name is not None:
+            self.names[name] = None
+        return name
+
+    def state(self) -> dict[int, object]:
+        """Return, by id, the objects in the pickle that may change.
+
+        They are kept alive with that, so that no other gets the id of what was made on the way.
+        """
+        return {
+            id_: value
+            for id_, (_, value) in self.memo.copy().items()
+            if _may_change(type(value)) and not isinstance(value, _UNCHANGING)
+        }
+
+
+def _may_change(kind: Any) -> bool:
+    return kind.__hash__ is None or kind.__dictoffset__ > 0
+
+
+class _ReferencePickler(_Pickler):
+    """Fast, but fails for what cannot be imported."""
+
+
+class _ValuePickler(_Pickler, pickling.Pickler):  # type: ignore[misc] # cloudpickle's own
+    """Pickles all that cloudpickle can."""

@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.graph import code_prefixes
+from handoff_dask.model.amounts import as_number
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.retry import number_problem
@@ -168,6 +169,7 @@ def plan(
         raise ValueError("capabilities names no worker")
     if problem := number_problem(overhead):
         raise ValueError(f"overhead {problem}")
+    overhead = as_number(overhead)
     rows = [FunctionRow(*row) for row in function_rows(nodes, prefixes)]
     specs = function_specs(rows, range(len(nodes)))
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
@@ -273,5 +275,5 @@ def _seconds(nodes: list[Node], durations: Mapping[Hashable, float]) -> dict[Has
             raise ValueError(f"durations has no entry for function {id_!r}")
         if problem := number_problem(durations[id_]):
             raise ValueError(f"the duration of function {id_!r} {problem}")
-        seconds[node.index] = durations[id_]
+        seconds[node.index] = as_number(durations[id_])
     return seconds

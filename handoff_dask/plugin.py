@@ -67,9 +67,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.foreign = Foreign(self)
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
-        self._limit = _compat.keep_unrunnable(
-            scheduler, lambda: [key for key, r in self.records.items() if r.state == "held"]
-        )
+        self._limit = _compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = _compat.watch_clients(scheduler, self.cancelled, self.check_retried)
         self.registry = Registry(self)
         self.gate = Gate(self)
@@ -245,9 +243,12 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         late = []
         for key, mark in annotations.get("handoff", {}).items():
             run = self.runs.get(mark["run"])
-            if run is None and self.service.stopped_by(key):
-                late.append(key)
-            if run is not None and key not in self.records:
+            if run is None:
+                if self.service.stopped_by(key):
+                    late.append(key)
+            elif "index" not in mark:  # data that functions share: Dask moves it, not the engine
+                _compat.free(scheduler.tasks[key])
+            elif key not in self.records:
                 self.records[key] = run.functions[mark["index"]]
                 run.alive += 1
                 _compat.hold(scheduler.tasks[key])
@@ -297,6 +298,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if not record.run.alive:
                 self.forget(record.run)
         elif finish == "erred" and record.state != "failed":
+            self.retries.blamed(record)
             record.move("failed")
         elif finish == "waiting" and record.state == "failed":
             # Somebody tries again what had failed for good: from the start.
@@ -334,10 +336,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if found is None:
                 return
             terms = found
-        inputs: dict[str, float] = {}
-        for dependency in self.scheduler.tasks[record.key].dependencies:
-            for ws in dependency.who_has or ():
-                inputs[ws.address] = inputs.get(ws.address, 0) + dependency.nbytes
+        inputs = _compat.input_sizes(self.scheduler.tasks[record.key])
         self.engine.function_ready(record.key, now, inputs=inputs, **terms)
 
     def _left(
@@ -387,7 +386,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             )
             self.retries.failed(record, failure)
             if finish == "erred":
-                self._failed(record, failure["message"])
+                self.function_failed(record, failure["message"])
                 if record.problem is not None:
                     run.decided.add(record.index)
                     _compat.replace_exception(ts, self.retries.verdict(record))
@@ -395,7 +394,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             # Of something before the function itself: what it runs in could not be loaded.
             error, _, message = (ts.exception_text or "").partition("(")
             run.ended(record, "error", started, stopped, error, message.rstrip(")"))
-            self._failed(record, ts.exception_text or "it erred")
+            self.function_failed(record, ts.exception_text or "it erred")
         else:
             self._after(record, finish)
             return
@@ -486,10 +485,10 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if record.state != "held" or record.key not in self.records:
             return  # cancelled meanwhile
         record.run.decided.add(record.index)
-        self._failed(record, str(error))
+        self.function_failed(record, str(error))
         _compat.fail_task(self.scheduler, record.key, error, stimulus_id)
 
-    def _failed(self, record: FunctionRecord, problem: str) -> None:
+    def function_failed(self, record: FunctionRecord, problem: str) -> None:
         """Record that a function failed for good; that may end its run, after this."""
         run = record.run
         run.failed[record.index] = problem

@@ -100,6 +100,16 @@ class Retries:
                 failure = escalated(policy, record.attempt, record.cost, self._lost(record))
         self.failed(record, failure)
 
+    def blamed(self, record: FunctionRecord) -> None:
+        """Record the failure of a function that lacks what is none of the run's: a future."""
+        ts = self.plugin.scheduler.tasks[record.key]
+        culprit = _compat.failed_input(ts)
+        if culprit is not None and culprit.key not in self.plugin.records:
+            why = f": {culprit.exception_text}" if culprit.exception_text else ""
+            problem = f"its argument, the future {culprit.key!r}, failed{why}"
+            self.plugin.function_failed(record, problem)
+            _compat.adopt_exception(ts, culprit)
+
     def verdict(self, record: FunctionRecord) -> Exception | None:
         """Return the error that a function ends with instead of a further attempt, if it does."""
         row = record.row

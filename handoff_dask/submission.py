@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 import cloudpickle
+from distributed import Client, Future
 
 from handoff_dask import pickling
-from handoff_dask.errors import AllocationError, UnknownWorkerError
+from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
 from handoff_dask.graph import Translation, translate
+from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
-from handoff_dask.model.function import Function
+from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.options import Allocator, RunOptions
 from handoff_dask.outline import Outline
@@ -86,6 +88,15 @@ def function_rows(
     return tuple(rows)
 
 
+def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
+    """Find the function, and its field, among whose contents a future is."""
+    for function in functions:
+        for field, values in given_by_field(function).items():
+            if any(value is future for value in contents(values)):
+                return function, field
+    raise LookupError(future.key)
+
+
 class Submission:
     """A DAG and the options of its run, checked and translated.
 
@@ -133,6 +144,34 @@ class Submission:
             policy=options.policy,
             discard=discard,
         )
+
+    def check_futures(self, client: Client | None) -> None:
+        """Raise if an argument is a future whose result the run cannot have.
+
+        Parameters
+        ----------
+        client
+            The run's; None for a client that no future can be of.
+
+        Raises
+        ------
+        InvalidFunctionError
+            It names the function and the field.
+        """
+        for future in self.translation.futures.values():
+            if client is None or future.client is not client:
+                problem = (
+                    "is of another client than the run: pass its result, or run the DAG with "
+                    "client=future.client"
+                )
+            elif future.status in ("cancelled", "lost"):
+                problem = f"was {future.status}: nobody has its result"
+            else:
+                continue
+            function, field = _holder(self.functions.values(), future)
+            raise InvalidFunctionError(
+                function.id, field, f"holds the future {future.key!r}, which {problem}"
+            )
 
     @property
     def outline(self) -> Outline:

@@ -15,16 +15,17 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from distributed import Client
 
 from handoff_dask import _compat
-from handoff_dask.model.expansion import Call, evaluate, finish
+from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.expansion import effective_cost, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
-from handoff_dask.packing import packed
+from handoff_dask.packed_errors import packed
+from handoff_dask.payload import Name, opened
 from handoff_dask.standins import text_of
 
 logger = logging.getLogger(__name__)
@@ -164,24 +165,20 @@ def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[...
     return away
 
 
-def run(codes: tuple[bytes, ...], call: bytes, *values: Any) -> Any:
+def run(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Make a pickled call.
 
     Parameters
     ----------
-    codes
-        The pickled callables.
-    call
-        Pickled: the ids of function and DAG, and a ``Call`` whose codes are numbers into `codes`.
-    *values
-        The results of the functions that it depends on.
+    names, call, *values
+        As for :func:`~handoff_dask.payload.opened`.
     """
-    return _run(None, codes, call, values)
+    return _run(None, names, call, values)
 
 
-def run_and_discard(codes: tuple[bytes, ...], call: bytes, *values: Any) -> None:
+def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
     """Make a pickled call whose result nobody wants."""
-    _run(None, codes, call, values)
+    _run(None, names, call, values)
 
 
 class Terms(NamedTuple):
@@ -207,7 +204,7 @@ class Terms(NamedTuple):
 
 def run_on_terms(
     terms: Terms,
-    codes: tuple[bytes, ...],
+    names: tuple[Name, ...],
     call: bytes,
     *values: Any,
 ) -> Any:
@@ -217,17 +214,17 @@ def run_on_terms(
     ----------
     terms
         The terms.
-    codes, call, *values
+    names, call, *values
         As for :func:`run`.
     """
     with _devices(terms.gpus):
-        result = _run(terms.policy, codes, call, values, terms.timeout)
+        result = _run(terms.policy, names, call, values, terms.timeout)
         return result if terms.keep else None
 
 
 def _run(
     policy: bytes | None,
-    codes: tuple[bytes, ...],
+    names: tuple[Name, ...],
     call: bytes,
     values: tuple[Any, ...],
     timeout: float | None = None,
@@ -235,10 +232,9 @@ def _run(
     started = time.time()
     identity: _Identity | None = None
     try:
-        identity, *parts = pickle.loads(call)
-        loaded = [_load(code) for code in codes]
+        identity, made, results = opened(names, call, values)
         with running(*identity), _compat.started(), _time_limit(timeout, policy, identity):
-            return evaluate(Call(*parts), values, _compat.worker_address, loaded.__getitem__)
+            return evaluate(made, results, _compat.worker_address)
     except _compat.NotStarted:
         raise
     except BaseException as error:
@@ -246,27 +242,21 @@ def _run(
     raise failure  # not in the handler, where the user's exception would be its context
 
 
-def run_transform(codes: tuple[bytes, ...], call: bytes, data: Any) -> Any:
+def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Call a transform: ``fn(data, source_node, target_node, *static_args)``."""
     started = time.time()
     identity: _Identity | None = None
     try:
         mark = _compat.task_annotations().get("handoff", {})
-        (code,) = codes
-        identity, _, _, static, _ = pickle.loads(call)
-        transform = _load(code)
+        identity, made, (data,) = opened(names, call, values)
+        ends = mark.get("source"), mark.get("target")
         with _compat.started():
-            return finish(transform(data, mark.get("source"), mark.get("target"), *static))
+            return finish(made.code(data, *ends, *made.extra_args))
     except _compat.NotStarted:
         raise
     except BaseException as error:
         failure = _told(error, started, None, identity)
     raise failure
-
-
-@lru_cache(maxsize=512)
-def _load(code: bytes) -> Any:
-    return pickle.loads(code)
 
 
 @contextmanager
@@ -377,7 +367,7 @@ def _failure(
 def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a retry policy whether a failed function is tried again, and what that costs."""
     try:
-        policy: RetryPolicy = _load(pickled)
+        policy: RetryPolicy = pickle.loads(pickled)
         retry = policy.retries(error)
     except BaseException as problem:  # a metaclass's __instancecheck__, or a missing module
         raised = f"cannot be asked: {type(problem).__name__}: {text_of(problem)}"
@@ -398,7 +388,7 @@ def escalated(
         answer = policy.escalate(attempt, dict(cost), error)
         if problem := cost_problem(answer):
             return {"retry": False, "problem": (field, f"returned no cost: {problem}")}
-        return {"cost": {name.lower(): amount for name, amount in answer.items() if amount}}
+        return {"cost": effective_cost(as_numbers(answer))}
     except BaseException as raised:  # SystemExit, for example, which would end the scheduler
         problem = f"raised {type(raised).__name__}: {text_of(raised)}"
         return {"retry": False, "problem": (field, problem)}

@@ -20,6 +20,7 @@ from handoff_dask import _bootstrap, _compat
 from handoff_dask._compat import TaskEnds
 from handoff_dask._version import __version__
 from handoff_dask.devices import Devices, visible_gpus
+from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
 from handoff_dask.shipping import Shipped
@@ -227,4 +228,4 @@ def check_capabilities(capabilities: Any) -> dict[str, float]:
     """
     if problem := cost_problem(capabilities):
         raise ValueError(f"capabilities: {problem}")
-    return {name.lower(): value for name, value in capabilities.items()}
+    return {name.lower(): value for name, value in as_numbers(capabilities).items()}

@@ -36,11 +36,13 @@ ROOMS = """
     collection
     visualizing
     graph
+    packing
     records
     worker
     nanny
     shipping
     task
+    payload
     devices
     _compat
     _compat_worker
@@ -52,9 +54,7 @@ ROOMS = """
     config
     _version
     errors
-    standins
-    jsonable
-    packing
+    jsonable packed_errors
     standins pickling tracebacks
     collector
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Union
@@ -34,10 +34,7 @@ class Transformed(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A function and where its arguments come from.
-
-    `code` is the callable, or stands for it: whoever ships calls may replace it.
-    """
+    """A function and where its arguments come from."""
 
     code: Any
     args: tuple[Entry, ...]
@@ -47,6 +44,63 @@ class Call(NamedTuple):
 
 #: An argument of a call: the position of a dependency, or something to evaluate.
 Entry = Union[int, Call, Listed, Transformed]  # noqa: UP007 - recursive, evaluated at run time
+
+
+def map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
+    """Return an entry with a change made to each entry directly inside it."""
+    if isinstance(entry, Call):
+        return entry._replace(args=tuple(map(change, entry.args)))
+    if isinstance(entry, Listed):
+        return Listed(tuple(map(change, entry.items)))
+    return entry._replace(item=change(entry.item))
+
+
+def map_given(call: Call, change: Callable[[Any], Any]) -> Call:
+    """Return a call with a change made to all codes and arguments in it."""
+    # What is one object in the call must stay one: it is evaluated once.
+    changed: dict[int, Entry] = {}
+
+    def entry(old: Any) -> Any:
+        if isinstance(old, int):
+            return old
+        if id(old) not in changed:
+            new = old
+            if isinstance(old, Call):
+                new = old._replace(
+                    code=change(old.code),
+                    extra_args=change(old.extra_args),
+                    extra_kwargs=change(old.extra_kwargs),
+                )
+            elif isinstance(old, Transformed):
+                new = old._replace(transforms=change(old.transforms))
+            changed[id(old)] = map_entries(new, entry)
+        return changed[id(old)]
+
+    result: Call = entry(call)
+    return result
+
+
+def given(call: Call) -> Iterator[Any]:
+    """Yield all codes and arguments in a call."""
+    pending: list[Any] = [call]
+    seen: set[int] = set()
+    while pending:
+        entry = pending.pop()
+        if isinstance(entry, int) or id(entry) in seen:
+            continue
+        seen.add(id(entry))
+        if isinstance(entry, Call):
+            yield entry.code
+            yield from entry.extra_args
+            yield from entry.extra_kwargs.values()
+            pending += entry.args
+        elif isinstance(entry, Listed):
+            pending += entry.items
+        else:
+            for code, static in entry.transforms:
+                yield code
+                yield from static
+            pending.append(entry.item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +300,7 @@ def _step(transform: Transform) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return code, tuple(static)
 
 
-def evaluate(
-    call: Call,
-    values: Sequence[Any],
-    here: Callable[[], str],
-    code: Callable[[Any], Any] = lambda code: code,
-) -> Any:
+def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
     """Make a call; coroutines that it returns, or that anything in it returns, are run.
 
     Parameters
@@ -262,8 +311,6 @@ def evaluate(
         Results of the node's dependencies.
     here
         Tells the worker it is made on: source and target of transforms applied in place.
-    code
-        Turns what stands in ``Call.code`` into the callable.
     """
     # An inline function that one function names twice is one object: made once, passed twice.
     made: dict[int, Any] = {}
@@ -273,17 +320,17 @@ def evaluate(
             return values[entry]
         if isinstance(entry, Call):
             if id(entry) not in made:
-                made[id(entry)] = evaluate(entry, values, here, code)
+                made[id(entry)] = evaluate(entry, values, here)
             return made[id(entry)]
         if isinstance(entry, Listed):
             return [value(item) for item in entry.items]
         data, node = value(entry.item), here()
         for transform, static in entry.transforms:
-            data = finish(code(transform)(data, node, node, *static))
+            data = finish(transform(data, node, node, *static))
         return data
 
     args = [value(entry) for entry in call.args]
-    return finish(code(call.code)(*args, *call.extra_args, **call.extra_kwargs))
+    return finish(call.code(*args, *call.extra_args, **call.extra_kwargs))
 
 
 def finish(result: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from handoff_dask.model.amounts import as_number, as_numbers
 from handoff_dask.model.comparing import Comparable
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ class Function(Comparable):
         What is called, with the dependencies' results, then `extra_args`, then `extra_kwargs`.
         A coroutine function is run to its end.
     extra_args, extra_kwargs
-        Further arguments, fixed when the DAG is built.
+        Further arguments, fixed when the DAG is built. The result takes the place of a Dask future,
+        also of one in lists, tuples, sets, dicts or partial calls. As `code`, they are pickled once
+        for a run and unpickled at every start: each has objects of its own.
     cost
         What one attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
         (10**6 bytes) and units; any further name is a custom resource. Names are compared without
@@ -157,11 +160,31 @@ class Function(Comparable):
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, dict(value))
+        if isinstance(self.cost, dict):
+            object.__setattr__(self, "cost", as_numbers(self.cost))
+        for name in ("max_retries", "timeout"):
+            object.__setattr__(self, name, as_number(getattr(self, name)))
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:
     """Return the id that an entry of ``Function.args`` refers to."""
     return arg.id if isinstance(arg, Argument) else arg
+
+
+def given_by_field(function: Function) -> dict[str, Iterable[Any]]:
+    """Return, by the field that holds it, what the user gave to be called, or to be called with."""
+    transforms = [
+        transform
+        for arg in function.args
+        if isinstance(arg, Argument)
+        for transform in (arg.serialization_fn, arg.deserialization_fn)
+    ]
+    return {
+        "code": (function.code,),
+        "extra_args": function.extra_args,
+        "extra_kwargs": function.extra_kwargs.values(),
+        "args": transforms,
+    }
 
 
 def effective_policy(function: Function, default: RetryPolicy) -> RetryPolicy:

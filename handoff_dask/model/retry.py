@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
 
+from handoff_dask.model.amounts import as_number
+
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
 
@@ -58,6 +60,10 @@ class RetryPolicy:
     give_up_on: tuple[type[BaseException], ...] = ()
     avoid_last_worker: bool | Literal["always"] = True
     escalate: Escalate | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_retries", "delay", "backoff", "max_delay", "jitter"):
+            object.__setattr__(self, name, as_number(getattr(self, name)))
 
     def delay_before(self, attempt: int, random: float = 0.5) -> float:
         """Seconds to wait before an attempt.

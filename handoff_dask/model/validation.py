@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from handoff_dask.errors import (
@@ -12,11 +13,22 @@ from handoff_dask.errors import (
     InvalidFunctionError,
     MissingFunctionError,
 )
-from handoff_dask.model.function import Argument, Collocated, Function, argument_id
+from handoff_dask.model.contents import contents
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    argument_id,
+    given_by_field,
+)
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
 _INCLUSIONS = ("variadic", "as_list")
 _TYPES = ("regular", "inline")
+_COMPUTE = (
+    "call .compute() first, or pass the future that client.compute() returns, whose result takes "
+    "its place"
+)
 
 
 def validate(functions: Mapping[Hashable, Function]) -> None:
@@ -58,12 +70,42 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
     for arg in function.args:
         yield from _argument_problems(arg)
+    yield from _collection_problems(function)
     if function.cost is not None:
         if problem := cost_problem(function.cost):
             yield "cost", problem
     if function.node is not None:
         yield from _node_problems(function)
     yield from _limit_problems(function)
+
+
+def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with Dask collections, DAGs among them, in the place of values."""
+    given = given_by_field(function)
+    if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
+        return
+    for field, values in given.items():
+        for value in filter(_is_collection, contents(values)):
+            if value is function.code:
+                problem = "which is computed, not called: pass the plain function"
+                yield field, f"is a {_kind(value)}, {problem}"
+            else:
+                yield field, f"holds a {_kind(value)}, which has yet to be computed: {_COMPUTE}"
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__.split('.')[0]} {type(value).__name__}"
+
+
+def _is_collection(value: object) -> bool:
+    """Whether a value follows Dask's protocol for collections, and has a graph."""
+    if not hasattr(type(value), "__dask_graph__"):
+        return False
+    try:
+        graph: object = value.__dask_graph__()  # type: ignore[attr-defined]
+    except Exception:
+        return True  # of a DAG that is not valid, for example
+    return graph is not None
 
 
 def _inclusion_problem(value: object) -> str:
@@ -76,6 +118,10 @@ def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
         hash(id_)
     except TypeError:
         yield "args", f"holds {id_!r}, which is no id: ids are hashable"
+    if _is_collection(id_):
+        yield "args", f"holds a {_kind(id_)}, which is no id: {_COMPUTE}, in extra_args"
+    elif hasattr(type(id_), "add_done_callback"):
+        yield "args", f"holds {id_!r}, a future, which is no id: pass it in extra_args"
     if not isinstance(arg, Argument):
         return
     for name in ("serialization_fn", "deserialization_fn"):

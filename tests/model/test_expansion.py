@@ -281,13 +281,6 @@ def test_evaluate_makes_one_object_once():
     assert evaluate(call, [], here) == (1, 1, [1])
 
 
-def test_evaluate_with_codes_that_stand_for_callables():
-    """Whoever ships calls may put anything in the callables' place."""
-    codes = {"add": operator.add, "neg": lambda data, *_: -data}
-    call = Call("add", (Call("add", (0, 0), (), {}), Transformed(0, (("neg", ()),))), (), {})
-    assert evaluate(call, [3], here, codes.__getitem__) == 3
-
-
 async def later(value, *_):
     await asyncio.sleep(0)
     return value + 1

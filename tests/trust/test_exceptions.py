@@ -27,9 +27,9 @@ from handoff_dask import (
     StandInError,
     execute,
     execute_local,
-    packing,
+    packed_errors,
 )
-from handoff_dask.packing import packed
+from handoff_dask.packed_errors import packed
 from handoff_dask.standins import TEXT, text_of
 from tests.support import assert_clean, dag_of
 
@@ -276,7 +276,7 @@ def hang(*_):
 
 def test_user_code_that_hangs(monkeypatch):
     """An exception whose own code does not return is not waited for."""
-    monkeypatch.setattr(packing, "PATIENCE", 0.3)
+    monkeypatch.setattr(packed_errors, "PATIENCE", 0.3)
 
     @gen_cluster(client=True)
     async def run(c, s, a, b):

@@ -1,0 +1,130 @@
+"""What a function is given: objects, by themselves or in lists, tuples, sets and dicts."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from types import FunctionType, MethodType
+from typing import Any
+
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+
+def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
+    """Yield values and what they hold, however deep, but for plain numbers, text and None.
+
+    Looked into, once each, are lists, tuples, sets, the values of dicts, partial calls, and the
+    objects of bound methods. Objects of any other type keep to themselves.
+
+    Parameters
+    ----------
+    values
+        The values.
+    closures
+        Whether what functions have from where they were defined counts too.
+
+    Examples
+    --------
+    >>> [len(value) for value in contents([1, "text", [2, {"k": (3, 4)}]])]
+    [2, 1, 2]
+    """
+    pending = list(values)
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        kind = type(value)
+        if kind in _PLAIN:
+            continue
+        yield value
+        # Not isinstance(), which believes what an object says of its class.
+        inner: Iterable[Any]
+        if issubclass(kind, (list, tuple, set, frozenset)):
+            inner = value
+        elif issubclass(kind, dict):
+            inner = value.values()
+        elif issubclass(kind, functools.partial):
+            inner = (value.func, *value.args, *value.keywords.values())
+        elif kind is MethodType:
+            inner = (value.__self__,)
+        elif closures and kind is FunctionType:
+            inner = [*(value.__defaults__ or ()), *_closure(value)]
+        else:
+            continue
+        if id(value) not in seen:
+            seen.add(id(value))
+            pending.extend(inner)
+
+
+def _closure(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            yield cell.cell_contents
+
+
+class Replacing:
+    """Replaces objects of a type, wherever they are in the contents of a value.
+
+    What holds none of them stays the object it is; what is one object stays one. A bound method
+    is not looked into: its object cannot be another.
+
+    Parameters
+    ----------
+    kind
+        The type.
+    replace
+        Returns what stands in for an object of it.
+
+    Examples
+    --------
+    >>> Replacing(int, str)([1, (2, "x"), 3.0])
+    ['1', ('2', 'x'), 3.0]
+    """
+
+    def __init__(self, kind: type, replace: Callable[[Any], Any]) -> None:
+        self._kind = kind
+        self._replace = replace
+        #: By id: the object, so that it lives on, and what has become of it.
+        self._replaced: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """Return a value with what stands in for the objects in it."""
+        if isinstance(value, self._kind):
+            return self._replace(value)
+        if type(value) in _PLAIN:
+            return value
+        if id(value) not in self._replaced:
+            self._replaced[id(value)] = value, value  # for containers that hold themselves
+            self._replaced[id(value)] = value, self._inside(value)
+        return self._replaced[id(value)][1]
+
+    def _inside(self, value: Any) -> Any:
+        kind = type(value)
+        if issubclass(kind, dict):
+            items = {key: self(item) for key, item in value.items()}
+            if all(items[key] is item for key, item in value.items()):
+                return value
+            if kind is dict:
+                return items
+            changed = copy.copy(value)
+            changed.update(items)
+            return changed
+        if issubclass(kind, functools.partial):
+            keywords = self(value.keywords)
+            func, args = self(value.func), self(value.args)
+            same = func is value.func and args is value.args and keywords is value.keywords
+            return value if same else kind(func, *args, **keywords)
+        if not issubclass(kind, (list, tuple, set, frozenset)):
+            return value
+        parts = [self(item) for item in value]
+        if all(new is old for new, old in zip(parts, value, strict=True)):
+            return value
+        if issubclass(kind, tuple):
+            return tuple.__new__(kind, parts)  # a named one too
+        if kind in (list, set) or issubclass(kind, frozenset):
+            return kind(parts)
+        changed = copy.copy(value)
+        changed.clear()
+        (changed.extend if issubclass(kind, list) else changed.update)(parts)
+        return changed

@@ -1,0 +1,341 @@
+"""Exceptions on their way to another process: whole where they can be, and small in any case.
+
+An exception, the chain of its causes, and the exceptions that these hold travel as a list, each of
+them pickled by itself. So neither the depth of a stack nor the length of a chain is a matter of
+recursion. What is packed is never changed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from handoff_dask.pickling import Pickler
+from handoff_dask.standins import HandoffError, StandInError, text_of
+from handoff_dask.tracebacks import Line, lines_of, traceback_of, without_ours
+
+__all__ = ["PackedError", "packed"]
+
+#: How many of the first and of the last exceptions of a long chain of causes are kept.
+KEPT = 10
+#: How many exceptions travel together at most, and the bytes that they have when pickled.
+MOST, SIZE = 200, 10_000_000
+#: Seconds that the user's own code may take to pickle an exception.
+PATIENCE = 3.0
+
+_Reduce = Callable[[BaseException], Any]
+
+
+class _Record(NamedTuple):
+    """An exception as it travels; others are meant by their place in the list."""
+
+    type_name: str
+    message: str
+    lines: tuple[Line, ...]
+    #: None: a stand-in is all that arrives.
+    pickled: bytes | None = None
+    cause: int | None = None
+    context: int | None = None
+    suppresses: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class PackedError(StandInError):
+    """Stands in for an exception that travels: when unpickled, it is that exception again.
+
+    So Dask and asyncio see no type of the user's, and would take none for a signal of theirs.
+    """
+
+    def __init__(self, records: Sequence[_Record]) -> None:
+        super().__init__(records[0].type_name, records[0].message)
+        self.records = tuple(records)
+
+    def __repr__(self) -> str:
+        return f"{self.type_name}({self.message!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Dask pickles exceptions through tblib, which has what arrives take over the cause, the
+        # context and the traceback of this stand-in. So they are set once more after that.
+        parcel = _Parcel(self.records)
+        return _Parcel.open, (parcel,), parcel, None, None, _Parcel.link
+
+
+def packed(error: BaseException) -> PackedError:
+    """Return what to raise in place of an exception that has to reach another process."""
+    lines = lines_of(without_ours(error.__traceback__))
+    records = [_Record(type(error).__name__, "(its text cannot be had)", lines)]
+
+    def pack() -> None:
+        with suppress(BaseException):  # what is known by then has to do
+            text = text_of(error)
+            records[0] = records[0]._replace(message=text)
+            records[:] = _Packing(error, text).records()
+
+    # In a thread, since this runs the user's code, such as __str__ and __reduce__, which may hang.
+    thread = threading.Thread(target=pack, name="handoff-packing", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # there can be no more threads, which may be what the error says
+        pack()
+    else:
+        thread.join(PATIENCE)
+    return PackedError(records).with_traceback(traceback_of(lines))
+
+
+class _Packing:
+    """Makes records of an exception and of all that go with it."""
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        self._text = text
+        self._errors: list[BaseException] = []
+        #: {id of an exception: its place}; the place of the next one in its chain, by place.
+        self._places: dict[int, int] = {}
+        self._next: list[int | None] = []
+        self._room = SIZE
+        self._rest = HandoffError("more exceptions are left out here")
+        self._place(error)
+
+    def records(self) -> list[_Record]:
+        # Exceptions that others hold are appended meanwhile.
+        return [self._record(place, error) for place, error in enumerate(self._errors)]
+
+    def _place(self, error: BaseException) -> int:
+        """Return the place of an exception, which it and its chain get if they have none."""
+        if len(self._errors) >= MOST and id(error) not in self._places:
+            error = self._rest
+        if id(error) not in self._places:
+            chain: dict[int, BaseException] = {}
+            following: BaseException | None = error
+            while not (
+                following is None or id(following) in self._places or id(following) in chain
+            ):
+                chain[id(following)] = following
+                following = _next(following)
+            end = None if following is None else self._places.get(id(following))
+            self._append(_ends(list(chain.values())), end)
+        return self._places[id(error)]
+
+    def _append(self, chain: list[BaseException], end: int | None) -> None:
+        for error in chain:
+            self._places[id(error)] = len(self._errors)
+            self._errors.append(error)
+            self._next.append(len(self._errors))
+        self._next[-1] = end
+
+    def _record(self, place: int, error: BaseException) -> _Record:
+        following, caused = self._next[place], error.__cause__ is not None
+        notes = error.__dict__.get("__notes__", ())
+        if not isinstance(notes, (list, tuple)):
+            notes = ()
+        return _Record(
+            type(error).__name__,
+            text_of(error) if place else self._text,
+            lines_of(without_ours(error.__traceback__)),
+            self._pickled(error),
+            following if caused else None,
+            None if caused else following,
+            error.__suppress_context__,
+            tuple(text_of(note) for note in notes[:KEPT]),
+        )
+
+    def _pickled(self, error: BaseException) -> bytes | None:
+        """Pickle an exception without its causes; None if that, or the way back, is impossible."""
+        if not isinstance(error, Exception):
+            return None
+        for reduce in _reductions(type(error)):
+            try:
+                with _Bounded(self._room) as file:
+                    _ErrorPickler(file, error, reduce, self._place).dump(error)
+                    data = file.getvalue()
+                _checked(_ErrorUnpickler(data, self._errors.__getitem__).load())
+                self._room -= len(data)
+                return data
+            except BaseException:  # again, the user's code
+                continue
+        return None
+
+
+def _checked(arrived: Any) -> Exception:
+    """Return an exception, as it arrives; raise if it cannot be used as one."""
+    assert isinstance(arrived, Exception)
+    str(arrived)
+    arrived.__traceback__ = None  # some are frozen
+    return arrived
+
+
+def _next(error: BaseException) -> BaseException | None:
+    """Return the exception that Python prints before this one, if there is one."""
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
+def _ends(chain: list[BaseException]) -> list[BaseException]:
+    left_out = len(chain) - 2 * KEPT
+    if left_out > 1:
+        others = HandoffError(f"{left_out:,} exceptions are left out here")
+        others.__cause__ = chain[-KEPT]
+        chain[KEPT:-KEPT] = [others]
+    return chain
+
+
+class _Bounded(io.BytesIO):
+    """A file in memory that may not become larger than it was made for."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._size:
+            raise OverflowError("too large to be sent")
+        return super().write(data)
+
+
+class _ErrorPickler(Pickler):
+    """Pickles an exception alone: others that it holds by their places, tracebacks by lines."""
+
+    def __init__(
+        self,
+        file: _Bounded,
+        error: BaseException,
+        reduce: _Reduce,
+        place: Callable[[BaseException], int],
+    ) -> None:
+        super().__init__(file)
+        self._error = error
+        self._reduce = reduce
+        self._place = place
+        self._begun = False
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not issubclass(type(obj), BaseException):
+            return None
+        if obj is self._error and not self._begun:
+            self._begun = True
+            return None
+        return self._place(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        # Not as the type is registered with copyreg: tblib takes the causes along.
+        if obj is self._error:
+            return self._reduce(obj)
+        if type(obj) is TracebackType:
+            return traceback_of, (lines_of(obj),)
+        return super().reducer_override(obj)
+
+
+def _reductions(kind: type[BaseException]) -> Sequence[_Reduce]:
+    """Return how exceptions of a type may be pickled without their causes, the best way first."""
+    if issubclass(kind, HandoffError) and hasattr(kind, "reductions"):
+        own: Sequence[_Reduce] = kind.reductions
+        return own
+    return (_rebuilt, _reduced) if _has_own_init(kind) else (_reduced,)
+
+
+def _reduced(error: BaseException) -> Any:
+    return error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+def _rebuilt(error: BaseException) -> Any:
+    reduced: Any = error.__reduce__()
+    return _rebuild, (type(error), *reduced[1:])
+
+
+def _has_own_init(kind: type[BaseException]) -> bool:
+    """Whether an exception has to be made without the `__init__` of its type.
+
+    As Python pickles it, that would be called with `args`, which are what it told its base.
+    """
+    return (
+        kind.__init__ is not _builtin_base(kind).__init__
+        and kind.__reduce__ in (BaseException.__reduce__, OSError.__reduce__)
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__setstate__ is BaseException.__setstate__
+    )
+
+
+def _builtin_base(kind: type[BaseException]) -> type[BaseException]:
+    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
+
+
+def _rebuild(
+    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any] | None = None
+) -> BaseException:
+    error = kind.__new__(kind, *args)
+    _builtin_base(kind).__init__(error, *args)
+    error.__dict__.update(state or {})
+    return error
+
+
+class _ErrorUnpickler(pickle.Unpickler):
+    """Unpickles an exception; `held` gives it the others."""
+
+    def __init__(self, data: bytes, held: Callable[[int], BaseException]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._held = held
+
+    def persistent_load(self, place: int) -> BaseException:
+        return self._held(place)
+
+
+class _Parcel:
+    """The records of an exception, and where they arrive the exceptions made of them."""
+
+    def __init__(self, records: tuple[_Record, ...]) -> None:
+        self._records = records
+        self._errors: dict[int, Exception] = {}
+        self._begun: set[int] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._records,)
+
+    def open(self) -> Exception:
+        """Return the exception."""
+        # From the last on: what others hold comes after them.
+        for place in reversed(range(len(self._records))):
+            self._error(place)
+        for place, error in self._errors.items():
+            self._link(place, error)
+        return self._errors[0]
+
+    @staticmethod
+    def link(error: Exception, parcel: _Parcel) -> None:
+        """Give the exception its cause, its context and its traceback."""
+        parcel._link(0, error)
+
+    def _error(self, place: int) -> Exception:
+        if place not in self._errors:
+            self._errors[place] = self._unpickled(place) or _stand_in(self._records[place])
+        return self._errors[place]
+
+    def _unpickled(self, place: int) -> Exception | None:
+        pickled = self._records[place].pickled
+        if pickled is None or place in self._begun:  # which an exception within itself has
+            return None
+        self._begun.add(place)
+        try:
+            return _checked(_ErrorUnpickler(pickled, self._error).load())
+        except BaseException:  # the user's code again, or a module of theirs that is not here
+            return None
+
+    def _link(self, place: int, error: Exception) -> None:
+        record = self._records[place]
+        for name in ("cause", "context"):
+            other = getattr(record, name)
+            setattr(error, f"__{name}__", None if other is None else self._errors[other])
+        error.__suppress_context__ = record.suppresses
+        error.__traceback__ = traceback_of(record.lines)
+        if record.notes and not hasattr(error, "__notes__"):
+            error.__notes__ = list(record.notes)
+
+
+def _stand_in(record: _Record) -> StandInError:
+    text = "".join(traceback.format_tb(traceback_of(record.lines)))
+    return StandInError(record.type_name, record.message, text)

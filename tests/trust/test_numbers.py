@@ -1,0 +1,150 @@
+"""Numbers of whatever type become int or float when they come in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import IntEnum
+from fractions import Fraction
+
+import numpy
+import pytest
+from distributed import Event
+
+from handoff_dask import (
+    Function,
+    InvalidFunctionError,
+    RetryPolicy,
+    discover_nodes,
+    execute,
+    execute_local,
+    plan,
+    register_node,
+    resources_available,
+    submit,
+)
+from handoff_dask.model.retry import RetryPolicy as Policy
+from handoff_dask.options import RunOptions
+from tests.dashboard.viewing import get_json, on_cluster
+from tests.support import dag_of
+
+
+class Size(IntEnum):
+    one = 1
+
+
+NUMBERS = [
+    numpy.int64(1),
+    numpy.uint8(1),
+    numpy.float32(1.5),
+    numpy.float64(1.5),
+    numpy.longdouble(1.5),
+    Fraction(3, 2),
+    Size.one,
+]
+
+
+def of_python(value):
+    """Whether all numbers in a value are of Python's own types."""
+    if isinstance(value, dict):
+        return all(map(of_python, value.values()))
+    return type(value) in (int, float, bool, str, type(None), tuple, list)
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: type(n).__name__)
+def test_numbers_come_in_as_python_has_them(number):
+    """Costs, times, counts: the same amount, as an int if it is whole by its type."""
+    whole = number == 1
+    counts = {"max_retries": number} if whole else {}
+    policy = Policy(delay=number, backoff=number, max_delay=number, jitter=number, **counts)
+    function = Function("f", [], int, cost={"CPU": number}, timeout=number, **counts, retry=policy)
+    options = RunOptions(
+        timeout=number,
+        placement_timeout=number,
+        priority=number,
+        **counts,
+        **({"max_concurrency": number} if whole else {}),
+    )
+    dag_of(function).validate()
+    assert of_python(asdict(policy) | {"retry_on": None})
+    assert of_python(function.cost) and of_python(function.timeout)
+    assert of_python({n: v for n, v in vars(options).items() if n != "retry"})
+    assert function.cost == {"CPU": number}
+    assert type(function.cost["CPU"]) is (int if whole else float)
+    assert (policy.delay, options.timeout) == (number, number)
+
+
+@pytest.mark.parametrize(
+    "value", [numpy.bool_(True), True, 1j, numpy.nan, numpy.float32("inf"), "1", 10**400, None]
+)
+def test_what_is_no_number_is_still_none(value):
+    """It is refused, and shown."""
+    with pytest.raises(InvalidFunctionError) as caught:
+        dag_of(Function("f", [], int, cost={"cpu": value})).validate()
+    assert caught.value.field == "cost"
+
+
+def test_a_plan_of_such_numbers():
+    """Capabilities, durations and overhead too."""
+    dag = dag_of(Function("f", [], int, cost={"cpu": numpy.float32(0.5)}))
+    found = plan(
+        dag,
+        {"w": {"cpu": numpy.int64(1)}},
+        {"f": Fraction(1, 2)},
+        overhead=Fraction(0),
+        max_concurrency=numpy.int64(1),
+    )
+    assert of_python(found.makespan) and found.makespan == 0.5
+    json.dumps([found.utilisation, found.timeline["w"]])
+
+
+def hold():
+    Event("started").set()
+    Event("go").wait()
+
+
+def fail():
+    raise ValueError("always")
+
+
+@on_cluster()
+async def test_results_and_routes_are_json(c, s, a, b):
+    """What such numbers end up in can be written: a result's file, the dashboard's JSON."""
+    worker = next(iter(await discover_nodes()))
+    offered = await register_node(worker, {"licence": numpy.int64(2), "half": Fraction(1, 2)})
+    assert of_python(offered)
+    assert await resources_available(worker, {"licence": numpy.float32(1)})
+    policy = RetryPolicy(
+        max_retries=numpy.int64(1), escalate=lambda *_: {"licence": numpy.int64(2)}
+    )
+    dag = dag_of(
+        Function("holds", [], hold, cost={"cpu": numpy.int64(1), "half": Fraction(1, 2)}),
+        Function("held", [], int, cost={"half": Fraction(1, 4)}),
+        Function("fails", [], fail, cost={"licence": numpy.float32(0.1)}, retry=policy),
+    )
+    run = await submit(dag, on_error="continue", priority=numpy.int64(1))
+    await Event("started").wait()
+    state = await get_json(s, "/handoff/runs.json")
+    assert state["resources"]["half"] == {"declared": 0.5, "claimed": 0.5, "asked": 0.25}
+    await Event("go").set()
+    result = await run.result()
+    written = json.loads(json.dumps(result.as_dict()))
+    assert written["results"] == {"holds": None, "held": 0}
+    costs = [attempt.cost for attempt in result.attempts["fails"]]
+    assert costs == [{"licence": float(numpy.float32(0.1))}, {"licence": 2}]
+    assert all(map(of_python, costs))
+
+
+def test_a_local_result_is_json():
+    """In this process too."""
+    result = execute_local(
+        dag_of(Function("f", [], int, cost={"cpu": numpy.int64(1)})), max_retries=numpy.int64(1)
+    )
+    json.dumps(result.as_dict())
+
+
+def test_the_embedded_cluster():
+    """And where execute() starts its own workers."""
+    dag = dag_of(Function("f", [], int, cost={"cpu": numpy.int64(1), "memory": Fraction(1, 2)}))
+    result = execute(dag, timeout=Fraction(60), max_concurrency=numpy.int64(1))
+    json.dumps(result.as_dict())
