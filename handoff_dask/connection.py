@@ -28,6 +28,7 @@ from handoff_dask.errors import (
 from handoff_dask.packed_errors import packed
 from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.standins import text_of
+from handoff_dask.tracebacks import without_ours
 
 T = TypeVar("T")
 #: Seconds between looks whether the scheduler, which has not answered yet, is still there.
@@ -190,10 +191,9 @@ async def exceptions(
         for index, error, traceback, text in errors:
             try:
                 exception: Any = pickle.loads(error) if isinstance(error, bytes) else error
-                # What functions raised brings its traceback. Dask's has frames of ours as well.
-                if exception.__traceback__ is None:
+                if exception.__traceback__ is None:  # what functions raised brings its own
                     _, _, frames = clean_exception(None, traceback)
-                    exception = exception.with_traceback(frames)
+                    exception = exception.with_traceback(without_ours(frames))
             except BaseException as problem:  # it may be the user's code that is loaded
                 unknown = type(problem).__name__, text_of(problem)
                 exception = StandInError(*texts.get(index, unknown), text)

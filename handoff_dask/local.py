@@ -148,13 +148,13 @@ def _attempt(
         started = time.time()
         error: BaseException | None = None
         value = None
-        try:
-            with running(node.function.id, dag_id, len(tries) + 1, node.cost):
+        with running(node.function.id, dag_id, len(tries) + 1, node.cost):
+            try:
                 value = evaluate(call, arguments, lambda: HERE)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as raised:  # what a function raises is its failure, whatever the type
-            error = raised.with_traceback(without_ours(raised.__traceback__))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as raised:  # a function's failure, whatever the type
+                error = raised.with_traceback(without_ours(raised.__traceback__))
         tries.append(
             Attempt(
                 len(tries) + 1,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from handoff_dask.pickling import Pickler
-from handoff_dask.standins import HandoffError, StandInError, text_of
+from handoff_dask.standins import HandoffError, StandInError, text_of, type_of
 from handoff_dask.tracebacks import Line, lines_of, traceback_of, without_ours
 
 __all__ = ["PackedError", "packed"]
@@ -68,8 +68,9 @@ class PackedError(StandInError):
 
 def packed(error: BaseException) -> PackedError:
     """Return what to raise in place of an exception that has to reach another process."""
-    lines = lines_of(without_ours(error.__traceback__))
-    records = [_Record(type(error).__name__, "(its text cannot be had)", lines)]
+    # Not by its own methods: these are the user's.
+    lines = lines_of(without_ours(object.__getattribute__(error, "__traceback__")))
+    records = [_Record(type_of(error), "(its text cannot be had)", lines)]
 
     def pack() -> None:
         with suppress(BaseException):  # what is known by then has to do
@@ -134,7 +135,7 @@ class _Packing:
         if not isinstance(notes, (list, tuple)):
             notes = ()
         return _Record(
-            type(error).__name__,
+            type_of(error),
             text_of(error) if place else self._text,
             lines_of(without_ours(error.__traceback__)),
             self._pickled(error),

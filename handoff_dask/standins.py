@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HandoffError", "StandInError", "text_of"]
+__all__ = ["HandoffError", "StandInError", "shortened", "text_of", "type_of"]
 
 #: Characters of an exception's text that are kept where the text stands for the exception.
 TEXT = 2000
@@ -36,15 +36,21 @@ class StandInError(HandoffError):
         return f"{self.type_name}: {self.message}"
 
 
-def text_of(error: BaseException) -> str:
-    """Return the text of an exception, shortened; also of one that cannot be made text.
+def type_of(error: BaseException) -> str:
+    """Return the name of an exception's type, whatever its metaclass makes of that."""
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return name[:TEXT]
 
-    Whatever sends text can send it: it is a plain string without lone surrogates.
-    """
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, shortened; also of one that cannot be made text."""
     try:
-        text = str(error)
-        shown, length = text[:TEXT], len(text)
-        plain = shown.encode(errors="backslashreplace").decode()
+        return shortened(str(error))
     except BaseException as problem:  # it is the user's code that runs here
-        return f"(its text cannot be had: {type(problem).__name__})"
-    return plain if length <= TEXT else f"{plain}... ({length:,} characters)"
+        return f"(its text cannot be had: {type_of(problem)})"
+
+
+def shortened(text: str) -> str:
+    """Return a text as one that is short, and that can be sent: plain, without lone surrogates."""
+    plain = text[:TEXT].encode(errors="backslashreplace").decode()
+    return plain if len(text) <= TEXT else f"{plain}... ({len(text):,} characters)"

@@ -26,7 +26,7 @@ from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.packed_errors import packed
 from handoff_dask.payload import Name, opened
-from handoff_dask.standins import text_of
+from handoff_dask.standins import shortened, text_of, type_of
 
 logger = logging.getLogger(__name__)
 
@@ -234,12 +234,17 @@ def _run(
     try:
         identity, made, results = opened(names, call, values)
         with running(*identity), _compat.started(), _time_limit(timeout, policy, identity):
-            return evaluate(made, results, _compat.worker_address)
+            try:
+                return evaluate(made, results, _compat.worker_address)
+            except BaseException as raised:
+                error = raised  # past the context managers: these set tracebacks, frozen or not
     except _compat.NotStarted:
         raise
-    except BaseException as error:
-        failure = _told(error, started, policy, identity)
-    raise failure  # not in the handler, where the user's exception would be its context
+    except BaseException as raised:
+        error = raised
+    failure = _told(error, started, policy, identity)
+    del error  # with its frames, whose locals it would keep
+    raise failure  # not in a handler, where the user's exception would be its context
 
 
 def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
@@ -357,7 +362,7 @@ def _failure(
     return {
         "started": started,
         "stopped": time.time(),
-        "error_type": type(error).__name__,
+        "error_type": type_of(error),
         "message": text,
         "retry": True,
         **({} if policy is None else _judged(error, policy, facts)),
@@ -370,7 +375,7 @@ def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> d
         policy: RetryPolicy = pickle.loads(pickled)
         retry = policy.retries(error)
     except BaseException as problem:  # a metaclass's __instancecheck__, or a missing module
-        raised = f"cannot be asked: {type(problem).__name__}: {text_of(problem)}"
+        raised = f"cannot be asked: {type_of(problem)}: {text_of(problem)}"
         return {"retry": False, "problem": ("retry", raised)}
     if not retry or policy.escalate is None:
         return {"retry": retry}
@@ -387,8 +392,8 @@ def escalated(
     try:
         answer = policy.escalate(attempt, dict(cost), error)
         if problem := cost_problem(answer):
-            return {"retry": False, "problem": (field, f"returned no cost: {problem}")}
+            return {"retry": False, "problem": (field, f"returned no cost: {shortened(problem)}")}
         return {"cost": effective_cost(as_numbers(answer))}
     except BaseException as raised:  # SystemExit, for example, which would end the scheduler
-        problem = f"raised {type(raised).__name__}: {text_of(raised)}"
+        problem = f"raised {type_of(raised)}: {text_of(raised)}"
         return {"retry": False, "problem": (field, problem)}

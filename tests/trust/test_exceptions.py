@@ -6,10 +6,12 @@ import asyncio
 import builtins
 import concurrent.futures
 import copy
+import dataclasses
 import pickle
 import sys
 import threading
 import traceback
+from fractions import Fraction
 
 import pytest
 from distributed import Client, Reschedule
@@ -270,6 +272,23 @@ def test_strange_texts(text, shown):
 GO_ON = threading.Event()
 
 
+class Closed(Exception):
+    """Lets nobody look into it."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+
+def test_exceptions_that_cannot_be_looked_into():
+    """What no attribute can be read of has its type, its text and the user's frames."""
+    found = causes(
+        closed=lambda: Closed("closed"), long=lambda: type("E" * 10**6, (Exception,), {})()
+    )
+    assert str(found["closed"]) == "Closed: closed"
+    assert traceback.extract_tb(found["closed"].__traceback__)[-1].name == "throw"
+    assert type(found["long"]).__name__ == "E" * 10**6
+
+
 def hang(*_):
     GO_ON.wait(60)
 
@@ -302,6 +321,11 @@ class Frozen(Exception):
         if name.startswith("__"):
             raise AttributeError(name)
         super().__setattr__(name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Icy(Exception):
+    code: int
 
 
 class Demanding(Exception):
@@ -346,6 +370,7 @@ def test_what_exceptions_hold():
         future=lambda: holding(concurrent.futures.Future()),
         frame=lambda: holding(sys._getframe()),
         frozen=lambda: Frozen("frozen"),
+        icy=lambda: Icy(3),
         traceback=holding_traceback,
         error=lambda: holding(chained(1500, "__cause__")),
         itself=holding_itself,
@@ -356,6 +381,8 @@ def test_what_exceptions_hold():
     )
     for name in ("lock", "generator", "future", "frame"):
         assert str(found[name]) == "RuntimeError: holding"
+    assert str(found["frozen"]) == "Frozen: frozen"
+    assert str(found["icy"]) == "Icy: 3"
     assert len(traceback.extract_tb(found["traceback"].what)) == 41
     assert found["error"].what.args == (1499,)
     assert type(found["itself"]) is RuntimeError
@@ -487,6 +514,15 @@ def test_policies_that_fail(policy, match):
             await execute(dag)
 
     run()
+
+
+@gen_cluster(client=True)
+async def test_numbers_of_a_policy(c, s, a, b):
+    """Whatever kind of numbers an escalation answers with, the next attempt costs that."""
+    policy = RetryPolicy(max_retries=1, escalate=lambda *_: {"memory": Fraction(3, 2)})
+    dag = dag_of(Function(id="f", args=[], code=throw, extra_args=[KeyError], retry=policy))
+    result = await execute(dag, on_error="continue")
+    assert [attempt.cost for attempt in result.attempts["f"]] == [{}, {"memory": 1.5}]
 
 
 class Unopened:

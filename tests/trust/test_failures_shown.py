@@ -34,7 +34,8 @@ async def divide_later(x):
 
 
 def failing(code=divide):
-    return dag_of(Function(id="f", args=[], code=code, extra_args=[1], max_retries=1), id="shown")
+    argument = "none" if code is float else 1
+    return dag_of(Function(id="f", args=[], code=code, extra_args=[argument]), id="shown")
 
 
 def shown_by_ipython(error):
@@ -81,6 +82,15 @@ def test_a_failure_is_short(client, way, code):
     with pytest.raises(FunctionFailedError) as caught:
         WAYS[way](client, code)
     assert_short(caught.value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_failure_without_code_of_the_users(client, way):
+    """There is no traceback of a function that is not written in Python, nor ours in its place."""
+    with pytest.raises(FunctionFailedError) as caught:
+        WAYS[way](client, float)
+    assert type(caught.value.__cause__) is ValueError
+    assert caught.value.__cause__.__traceback__ is None
 
 
 def test_again(client):
