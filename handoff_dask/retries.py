@@ -127,6 +127,8 @@ class Retries:
     def verdict(self, record: FunctionRecord) -> Exception | None:
         """Return the error that a function ends with instead of a further attempt, if it does."""
         row = record.row
+        if record.unreachable is not None:
+            return record.unreachable
         if record.problem is not None:
             return InvalidFunctionError(row.label, "retry.escalate", record.problem)
         if record.failures > row.policy.max_retries:
@@ -167,6 +169,8 @@ class Retries:
             if tied or len(record.late) > 1 or not able.difference(record.late):
                 return None
             terms["avoid"] = record.late[0]
+        if record.avoid is not None:
+            terms.setdefault("avoid", record.avoid)
         if not record.retrying:
             return terms
         if row.policy.delay:

@@ -19,6 +19,7 @@ from handoff_dask import _bootstrap, _compat
 from handoff_dask._compat import TaskEnds
 from handoff_dask._version import __version__
 from handoff_dask.devices import Devices, visible_gpus
+from handoff_dask.fetches import Fetches
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
 from handoff_dask.shipping import Shipped
@@ -48,6 +49,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker
         self.devices = Devices()
+        self.fetches = Fetches(worker)
         #: What the worker declared without us.
         self._before = dict(worker.state.total_resources)
         worker.handlers.update(self.handlers)
@@ -67,7 +69,13 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             "handoff_declare": self.declare,
             "handoff_restore": self.restore,
             "handoff_withdraw": self.withdraw,
+            **self.fetches.handlers,
         }
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Follow a task from one state to the next."""
+        super().transition(key, start, finish, **kwargs)
+        self.fetches.follow(key, start, finish)
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
         """Declare resources, under the names that the worker has for them if it has any."""
@@ -127,6 +135,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Leave the worker."""
         for name in self.handlers:
             worker.handlers.pop(name, None)
+        self.fetches.close()
         if self.starts is not None:
             if worker.status != Status.running:
                 await self._last_word(self.starts)

@@ -26,7 +26,7 @@ ROOMS = """
     plugin
     dashboard
     registry service retries
-    losses foreign claims
+    losses foreign claims inputs
     local wfformat
     submission
     outline
@@ -40,9 +40,9 @@ ROOMS = """
     nanny
     shipping
     task
-    devices
+    devices fetches
     _compat
-    _compat_worker
+    _compat_worker _compat_transfers
     starts
     _bootstrap
     widgets
