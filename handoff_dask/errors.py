@@ -26,6 +26,7 @@ __all__ = [
     "RunCancelledError",
     "RunTimeoutError",
     "StandInError",
+    "TransferError",
     "UnknownFunctionError",
     "UnknownRunError",
     "UnknownWorkerError",
@@ -342,6 +343,29 @@ class WorkerLostError(HandoffError, RuntimeError):
             for worker, name, reason in zip_longest(self.workers, self.names, self.reasons)
         ]
         return f"{times} while function {self.function_id!r} ran: {_list(deaths)}"
+
+
+class TransferError(HandoffError, RuntimeError):
+    """A result did not reach a function that needs it: the cause of a ``FunctionFailedError``.
+
+    Parameters
+    ----------
+    producer
+        The function whose result it is; the key of the Dask task if it is none of the run.
+    type_name
+        The type of the result: ``"builtins.generator"``; empty if nobody knows.
+    problem
+        What became of it, in a sentence.
+    """
+
+    def __init__(self, producer: Hashable, type_name: str, problem: str) -> None:
+        super().__init__(producer, type_name, problem)
+        self.producer = producer
+        self.type_name = type_name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 class _RunEndedError(HandoffError):

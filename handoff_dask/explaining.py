@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from distributed import Client
 
-from handoff_dask import connection
+from handoff_dask import connection, gathering
 from handoff_dask.graph import code_prefixes
 from handoff_dask.model.dag import DAG
-from handoff_dask.model.expansion import expand
+from handoff_dask.model.expansion import Node, expand
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.records import RunSpec
 from handoff_dask.submission import dag_label, function_rows
@@ -121,7 +121,37 @@ class Unready:
         return f"waits for {names}{more}"
 
 
-class RunExplanation(_Report[Waiting | Unready]):
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """What a function that was placed waits for: inputs that its worker has yet to receive.
+
+    Attributes
+    ----------
+    inputs : tuple
+        Pairs of (id of the function whose result it is, addresses of the workers that have it).
+    """
+
+    inputs: tuple[tuple[Hashable, tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        shown = [f"{id_!r} from {' or '.join(workers[:3])}" for id_, workers in self.inputs[:3]]
+        more = f" and {len(self.inputs) - 3} more" if len(self.inputs) > 3 else ""
+        return f"fetching {', '.join(shown)}{more}"
+
+    @classmethod
+    def of(
+        cls, inputs: Iterable[tuple[int | str, tuple[str, ...]]], nodes: Sequence[Node]
+    ) -> Fetching:
+        """Return one for inputs that go by the index of their node, or by a key of Dask."""
+        return cls(
+            tuple(
+                (i if isinstance(i, str) else gathering.producer(nodes, i), workers)
+                for i, workers in inputs
+            )
+        )
+
+
+class RunExplanation(_Report[Waiting | Unready | Fetching]):
     """What ``run.explain()`` found: {id of a function that is not running: why}."""
 
     def __str__(self) -> str:
@@ -135,8 +165,8 @@ class RunExplanation(_Report[Waiting | Unready]):
         return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
 
 
-def _reason_cells(why: Waiting | Unready) -> tuple[object, ...]:
-    if isinstance(why, Unready):
+def _reason_cells(why: Waiting | Unready | Fetching) -> tuple[object, ...]:
+    if isinstance(why, Unready | Fetching):
         return str(why), ""
     return hold_cells(why)
 

@@ -16,12 +16,14 @@ from handoff_dask.errors import (
     HandoffError,
     InvalidFunctionError,
     StandInError,
+    TransferError,
     WorkerLostError,
 )
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node
 from handoff_dask.records import RunReport
 from handoff_dask.standins import text_of
+from handoff_dask.submission import function_label
 
 T = TypeVar("T")
 #: In quotes: the oldest Dask's futures take no parameter at run time.
@@ -142,6 +144,19 @@ def described(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {text_of(error)}"
 
 
+def producer(nodes: Sequence[Node], index: int) -> Hashable:
+    """Return the function whose result, serialized or not, a node returns."""
+    source = nodes[index].source
+    return nodes[index if source is None else source].function.id
+
+
+def _with_producer(error: TransferError, nodes: Sequence[Node], node: Node) -> TransferError:
+    """Return an error with the id of a producer that goes by its name on the scheduler."""
+    ids = [producer(nodes, index) for index in node.dependencies]
+    id_ = next((id_ for id_ in ids if function_label(id_) == error.producer), error.producer)
+    return TransferError(id_, error.type_name, error.problem)
+
+
 def failure(
     nodes: Sequence[Node], index: int, causes: Mapping[int, BaseException], report: RunReport
 ) -> HandoffError:
@@ -152,6 +167,8 @@ def failure(
     if index in report.decided:
         if isinstance(cause, InvalidFunctionError):
             return InvalidFunctionError(id_, cause.field, cause.problem)
+        if isinstance(cause, TransferError):
+            cause = _with_producer(cause, nodes, node)
         if isinstance(cause, WorkerLostError):
             cause = WorkerLostError(id_, *cause.args[1:])
         if isinstance(cause, AllocationError):

@@ -20,6 +20,7 @@ from handoff_dask.ending import Endings
 from handoff_dask.errors import HandoffError
 from handoff_dask.foreign import Foreign
 from handoff_dask.gate import Gate
+from handoff_dask.inputs import Inputs
 from handoff_dask.losses import Losses
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
@@ -65,6 +66,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.endings = Endings(self)
         self.losses = Losses(self)
         self.foreign = Foreign(self)
+        self.inputs = Inputs(self)
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
         self._limit = _compat.keep_unrunnable(scheduler, self.name)
@@ -73,7 +75,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.gate = Gate(self)
         self.service = Service(self)
         self.history = dashboard.install(self)
-        self._handlers = {**self.registry.handlers, **self.service.handlers}
+        self._handlers = {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers}
         scheduler.handlers.update(self._handlers)
         facts = {"version": __version__, "strangers": self.registry.strangers}
         scheduler.set_metadata([self.name], facts)
@@ -102,13 +104,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def close(self) -> None:
         """Stop."""
-        self.history.close()
+        for part in (self.history, self.inputs, self.losses):
+            part.close()
         self._unwatch()
         if self._limit is not None:
             self._limit.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self.losses.close()
 
     # Workers
 
@@ -271,6 +273,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if start == "processing" or finish == "processing":
                 self.foreign.follow(key, finish)
             return
+        self.inputs.follow(record, finish)
         if finish == "processing" and record.state != "running":
             self.gate.slipped(record)
         elif finish == "no-worker":
@@ -305,6 +308,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             record.run.failed.pop(record.index, None)
             record.run.decided.discard(record.index)
             record.failures, record.problem, record.retrying, record.deaths = 0, None, False, ()
+            record.unreachable, record.refetched = None, False
             record.move("waiting")
         elif finish == "released" and record.state in UNENDED:
             ts = self.scheduler.tasks[key]
@@ -326,7 +330,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             return  # not before it is known what became of the attempt before
         now = time.monotonic()
         terms: dict[str, Any] = {}
-        if record.attempt:
+        if record.attempt or record.unreachable:
             error = self.retries.verdict(record)
             if error is not None:
                 self.doomed.append((record, error))
@@ -477,8 +481,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         return True
 
     def _refuse(self, refuse: Refuse, stimulus_id: str) -> None:
-        record = self.records.get(refuse.key)
-        if record is not None:
+        if (record := self.records.get(refuse.key)) is not None:
             self._fail(record, self.retries.refused(record, refuse.finding), stimulus_id)
 
     def _fail(self, record: FunctionRecord, error: Exception, stimulus_id: str) -> None:
@@ -501,7 +504,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self.engine.wake_at()
-        if at is not None:
+        if (at := self.engine.wake_at()) is not None:
             delay = max(0.0, at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._decide)

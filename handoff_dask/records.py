@@ -181,6 +181,12 @@ class FunctionRecord:
     lost: Any = None
     #: (address and name of the worker, how it ended) of each death that counts.
     deaths: tuple[tuple[str, str], ...] = ()
+    #: Whether an input that did not arrive was given a second try.
+    refetched: bool = False
+    #: Why an input cannot be brought to it.
+    unreachable: Exception | None = None
+    #: The worker that its result, which is computed again, could not be fetched from.
+    avoid: str | None = None
 
     def move(self, state: str) -> None:
         """Change the state, and the run's counts with it."""

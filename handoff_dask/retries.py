@@ -113,6 +113,8 @@ class Retries:
     def verdict(self, record: FunctionRecord) -> Exception | None:
         """Return the error that a function ends with instead of a further attempt, if it does."""
         row = record.row
+        if record.unreachable is not None:
+            return record.unreachable
         if record.problem is not None:
             return InvalidFunctionError(row.label, *record.problem)
         if record.failures > row.policy.max_retries:
@@ -153,12 +155,14 @@ class Retries:
             if tied or len(record.late) > 1 or not able.difference(record.late):
                 return None
             terms["exclude"] = record.late
+        if record.avoid is not None:
+            terms["avoid"] = (record.avoid,)
         if not record.retrying:
             return terms
         if row.policy.delay:
             terms["not_before"] = now + row.policy.delay_before(record.failures + 1, random())
         if row.policy.avoid_last_worker and record.worker is not None:
-            terms["avoid"] = (record.worker,)
+            terms["avoid"] = (*terms.get("avoid", ()), record.worker)
             terms["insist"] = row.policy.avoid_last_worker == "always"
         record.retrying = False
         return terms

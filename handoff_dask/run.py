@@ -23,7 +23,7 @@ from handoff_dask.errors import (
     StandInError,
     UnknownRunError,
 )
-from handoff_dask.explaining import RunExplanation, Unready
+from handoff_dask.explaining import Fetching, RunExplanation, Unready
 from handoff_dask.options import Allocator
 from handoff_dask.outline import Outline
 from handoff_dask.placement.events import Waiting
@@ -138,7 +138,8 @@ class Run:
         -------
         RunExplanation
             {function id: why}: the dependencies it lacks, or the resources on which workers, the
-            retry's delay, the limit or whatever else holds it. Printed, it is a report.
+            retry's delay, the limit or whatever else holds it, or the inputs that are on their way
+            to its worker. Printed, it is a report.
         """
         return connection.sync(self._client, self._explain, held)
 
@@ -316,8 +317,11 @@ class Run:
         run_id = self._outline.run_id
         answer = await self._call("why", run_id=run_id, held=held)
         nodes = self._outline.nodes
-        found: dict[Hashable, Waiting | Unready] = {}
+        found: dict[Hashable, Waiting | Unready | Fetching] = {}
         for index, why in pickle.loads(answer).items():
+            if isinstance(why, tuple):  # a transform fetches for its function
+                found[nodes[index].function.id] = Fetching.of(why, nodes)
+                continue
             if nodes[index].kind != "function":
                 continue
             if isinstance(why, list):

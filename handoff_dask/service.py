@@ -158,7 +158,8 @@ class Service:
     async def why(self, run_id: str, held: int | None = None) -> bytes:
         """Return, for each node that does not run, what it waits for or which nodes it lacks.
 
-        With a number, of so many held ones.
+        For a node that waits for its inputs on a worker: these, and who has them. With a number, of
+        so many held ones.
         """
         found: dict[int, Any] = {}
         run = self.plugin.runs.get(run_id)
@@ -168,6 +169,8 @@ class Service:
         for record in records:
             if record.state == "held":
                 found[record.index] = self.plugin.endings.why(record)
+            elif record.state == "running" and (inputs := self.plugin.inputs.fetching(record)):
+                found[record.index] = tuple(inputs)
             elif record.state == "waiting":
                 found[record.index] = [
                     i for i in record.row.dependencies if record.run.functions[i].state != "done"

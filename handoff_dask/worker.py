@@ -20,6 +20,7 @@ from handoff_dask import _bootstrap, _compat
 from handoff_dask._compat import TaskEnds
 from handoff_dask._version import __version__
 from handoff_dask.devices import Devices, visible_gpus
+from handoff_dask.fetches import Fetches
 from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
@@ -50,6 +51,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker
         self.devices = Devices()
+        self.fetches = Fetches(worker)
         #: What the worker declared without us.
         self._before = dict(worker.state.total_resources)
         worker.handlers.update(self.handlers)
@@ -72,6 +74,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             "handoff_declare": self.declare,
             "handoff_restore": self.restore,
             "handoff_withdraw": self.withdraw,
+            **self.fetches.handlers,
         }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
@@ -129,6 +132,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Tell the scheduler that a function gave up its thread, itself or because it waits."""
         super().transition(key, start, finish, **kwargs)
+        self.fetches.follow(key, start, finish)
         if finish == "long-running":
             ts = self.worker.state.tasks[key]
             if "handoff" in (ts.annotations or {}):
@@ -165,6 +169,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         for name in self.handlers:
             worker.handlers.pop(name, None)
         self.unfilter_log()
+        self.fetches.close()
         worker.stream_handlers.pop("handoff-withdraw", None)
         if self.starts is not None:
             if worker.status != Status.running:

@@ -10,7 +10,7 @@ from handoff_dask import config
 
 def test_the_defaults_fit_their_schema():
     """The two files of the package agree, setting by setting."""
-    for name in ("lost-capacity-grace", "commit-ahead", "embedded"):
+    for name in ("lost-capacity-grace", "fetch-timeout", "commit-ahead", "embedded"):
         with dask.config.set({"handoff": {name: config.get(name)}}):
             assert config.problems() == []
 

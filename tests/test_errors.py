@@ -100,6 +100,15 @@ EXAMPLES = [
         ["'a'", "2 times", "tcp://a (alice) exited with status 1, tcp://b (bob) died"],
     ),
     (
+        errors.TransferError("a", "generator", "the result of 'a' cannot be sent"),
+        {
+            "producer": "a",
+            "type_name": "generator",
+            "problem": "the result of 'a' cannot be sent",
+        },
+        ["the result of 'a' cannot be sent"],
+    ),
+    (
         errors.StandInError("ValueError", "no", "  File ..."),
         {"type_name": "ValueError", "message": "no", "traceback_text": "  File ..."},
         ["ValueError: no"],
@@ -204,6 +213,7 @@ def test_a_failure_without_cause():
         ("AllocationError", [RuntimeError]),
         ("FunctionFailedError", [RuntimeError]),
         ("WorkerLostError", [RuntimeError]),
+        ("TransferError", [RuntimeError]),
         ("ClusterLostError", [RuntimeError]),
         ("RunCancelledError", [RuntimeError]),
         ("RunTimeoutError", [TimeoutError]),

@@ -27,7 +27,7 @@ ROOMS = """
     plugin
     dashboard
     registry service retries gate
-    losses foreign claims stalls ending
+    losses foreign claims stalls ending inputs
     local wfformat
     submission annotating
     outline
@@ -43,9 +43,9 @@ ROOMS = """
     shipping
     task
     payload
-    devices
+    devices fetches
     _compat
-    _compat_worker
+    _compat_worker _compat_transfers
     starts
     _bootstrap
     widgets

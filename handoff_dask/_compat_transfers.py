@@ -1,0 +1,199 @@
+"""What ``_compat`` has for the values that workers send each other."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from distributed.comm.core import Comm, connect
+from distributed.core import send_recv
+from distributed.protocol.core import dumps, loads
+from distributed.protocol.serialize import Serialized
+from distributed.worker_state_machine import AcquireReplicasEvent, FreeKeysEvent
+
+from handoff_dask.standins import text_of
+
+if TYPE_CHECKING:
+    from distributed import Scheduler, Worker
+
+__all__ = [
+    "UnusableError",
+    "abandon_transfers",
+    "drop_replica",
+    "drop_unfinished",
+    "fetch",
+    "offload_seconds",
+    "open_value",
+    "refetch",
+    "transfer",
+]
+
+
+#: The name of a connection on which a worker fetches results from another.
+_TRANSFER = "Ephemeral Worker->Worker for gather"
+#: Characters of an error's text that are told.
+_SHOWN = 1000
+#: Threads that serialize and open large values.
+_OFFLOAD = "Dask-Offload"
+
+
+class UnusableError(Exception):
+    """A value cannot be sent from where it is, or not be opened where it arrived.
+
+    Parameters
+    ----------
+    phase
+        ``"sent"`` or ``"opened"``.
+    problem
+        What was raised, by type and text.
+    """
+
+    def __init__(self, phase: str, problem: str) -> None:
+        super().__init__(phase, problem)
+        self.phase = phase
+        self.problem = problem
+
+
+async def fetch(worker: Worker, key: Any, peer: str) -> None:
+    """Fetch a value from another worker, open it, and drop it.
+
+    Unlike the worker's own transfers, this tells what goes wrong on the way from what goes wrong
+    with the value: unpickling may raise ``OSError`` just as a broken connection does.
+
+    Raises
+    ------
+    UnusableError
+        The value cannot be sent or opened.
+    OSError
+        The other worker cannot be reached.
+    """
+    comm = await connect(peer, deserialize=False, **worker.connection_args)
+    try:
+        answer = await send_recv(comm, op="get_data", keys=[key], who=worker.address)
+        while answer["status"] == "busy":
+            await asyncio.sleep(0.15)
+            answer = await send_recv(comm, op="get_data", keys=[key], who=worker.address)
+        await comm.write("OK")
+    except OSError:
+        raise
+    except Exception as error:  # what the other side raised
+        raise UnusableError("sent", text_of(error)[:_SHOWN]) from None
+    finally:
+        comm.abort()
+    value = answer["data"].get(key)
+    if isinstance(value, Serialized):
+        await asyncio.to_thread(open_value, value)
+
+
+def open_value(value: Serialized) -> Any:
+    """Open a value that arrived as it was sent.
+
+    Raises
+    ------
+    UnusableError
+        It could not be sent, and what arrived is the error; or it cannot be opened.
+    """
+    try:
+        return loads(dumps(value))
+    except BaseException as error:  # whatever unpickling does, it must not end the worker
+        text = text_of(error)
+        if not _refused(value.header):
+            raise UnusableError("opened", f"{type(error).__name__}: {text}"[:_SHOWN]) from None
+        # The text is a traceback, and its last lines are the exception.
+        lines = text.splitlines()
+        heads = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(: |$)", line)]
+        problem = "\n".join(lines[heads[-1] :] if heads else lines[:1])
+        raise UnusableError("sent", problem[:_SHOWN]) from None
+
+
+def _refused(header: Mapping[str, Any]) -> bool:
+    """Whether what arrived, or a part of it, is the text of an error made on the other side."""
+    return header.get("serializer") == "error" or any(map(_refused, header.get("sub-headers", ())))
+
+
+def transfer(worker: Worker, key: Any) -> tuple[str, str | None, float] | None:
+    """Return how far the transfer of an input is; None if there is nothing to wait for.
+
+    Returns
+    -------
+    tuple
+        The phase, the worker that it comes from if it is on its way, and an amount that changes
+        as long as there is progress in that phase.
+    """
+    ts = worker.state.tasks.get(key)
+    if ts is None or ts.state == "memory":
+        return None
+    if ts.coming_from is not None:
+        for comm in _transfers(worker.rpc.occupied.get(ts.coming_from, ())):
+            stream = getattr(comm, "stream", None)
+            if stream is None:  # no means to tell
+                return "receiving", ts.coming_from, time.monotonic()
+            if not stream.reading():
+                return "opening", ts.coming_from, offload_seconds()
+            return "receiving", ts.coming_from, stream._read_buffer_size
+        return "receiving", ts.coming_from, 0
+    if ts.state == "fetch":
+        if ts.who_has & worker.state.busy_workers:
+            return "refused", None, time.monotonic()
+        arriving = [c for comms in worker.rpc.occupied.values() for c in _transfers(comms)]
+        sizes = [getattr(getattr(c, "stream", None), "_read_buffer_size", 0) for c in arriving]
+        return "queued", None, worker.state.transfer_incoming_count_total + sum(sizes)
+    return "missing", None, 0
+
+
+def offload_seconds() -> float:
+    """Return the CPU time that this process has spent on serializing and opening large values."""
+    ids = {t.native_id for t in threading.enumerate() if t.name.startswith(_OFFLOAD)}
+    spent = [t.user_time + t.system_time for t in psutil.Process().threads() if t.id in ids]
+    return float(sum(spent))
+
+
+def abandon_transfers(worker: Worker, peer: str) -> None:
+    """Break off what a worker fetches from another; it tries again by itself, elsewhere first."""
+    for comm in _transfers(worker.rpc.occupied.get(peer, ())):
+        comm.abort()
+    for cancel in list(worker.rpc._connecting.get(peer, ())):
+        cancel("a transfer made no progress")
+
+
+def drop_unfinished(worker: Worker) -> None:
+    """Close idle connections on which a transfer may have failed half way.
+
+    A worker that cannot open a value does not say so to the other one, which waits for the word.
+    The next transfer on the same connection would fail for that.
+    """
+    for comms in worker.rpc.available.values():
+        for comm in _transfers(comms):
+            comm.abort()
+
+
+def _transfers(comms: Iterable[Comm]) -> list[Comm]:
+    return [comm for comm in comms if comm.name == _TRANSFER]
+
+
+def refetch(worker: Worker, who_has: Mapping[Any, list[str]]) -> None:
+    """Have a worker fetch inputs again that it takes for failed; by itself it never does."""
+    tasks = worker.state.tasks
+    nbytes = {key: tasks[key].nbytes or 1 for key in who_has}
+    stimulus_id = f"handoff-refetch-{time.time()}"
+    worker.handle_stimulus(
+        FreeKeysEvent(keys=list(who_has), stimulus_id=stimulus_id),
+        AcquireReplicasEvent(who_has=dict(who_has), nbytes=nbytes, stimulus_id=stimulus_id),
+    )
+
+
+# On the scheduler
+
+
+def drop_replica(scheduler: Scheduler, key: Any, worker: str, stimulus_id: str) -> None:
+    """Take a value of a worker for lost. If nobody else has it, it is computed again."""
+    scheduler.release_worker_data(key=key, worker=worker, stimulus_id=stimulus_id)
+    # Should the worker answer after all, it must not keep what nobody knows of.
+    scheduler.worker_send(
+        worker, {"op": "remove-replicas", "keys": [key], "stimulus_id": stimulus_id}
+    )

@@ -1,0 +1,236 @@
+"""Inputs on their way to functions that were placed: how far they are, and when to give them up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask import _compat_transfers as transfers
+from handoff_dask import config
+from handoff_dask.errors import TransferError
+from handoff_dask.records import FunctionRecord
+
+if TYPE_CHECKING:
+    from distributed.scheduler import TaskState
+
+    from handoff_dask.plugin import HandoffPlugin
+
+#: Seconds between two looks at transfers, at most.
+PERIOD = 10.0
+#: What to do, for the errors.
+_UNUSABLE = (
+    ". Return something that can be pickled, or run both on one worker: node=collocated({producer})"
+)
+_STALLED = ". Look at that worker and the network, or raise the setting handoff.fetch-timeout"
+
+
+class Progress:
+    """When each input of a function last made progress.
+
+    A transfer passes through phases, each with its own measure, and may come back to an earlier
+    one. Progress is a change within a phase.
+    """
+
+    def __init__(self) -> None:
+        self._amounts: dict[tuple[Any, str], float] = {}
+        self._since: dict[Any, float] = {}
+
+    def idle(self, key: Any, amounts: Iterable[tuple[str, float]], now: float) -> float:
+        """Note the amounts of some phases; return for how long (s) there was no progress."""
+        for phase, amount in amounts:
+            before = self._amounts.setdefault((key, phase), amount)
+            if amount != before:
+                self._amounts[key, phase] = amount
+                self._since[key] = now
+        return now - self._since.setdefault(key, now)
+
+    def reset(self) -> None:
+        """Start anew."""
+        self._amounts.clear()
+        self._since.clear()
+
+
+class Inputs:
+    """Ends the wait of functions for inputs that never arrive.
+
+    A value that cannot be sent or opened is reported by the worker that needs it. A value that
+    makes no progress on its way for ``handoff.fetch-timeout`` counts as lost: it is computed or
+    sent once more, and then its consumer fails.
+    """
+
+    def __init__(self, plugin: HandoffPlugin) -> None:
+        self.plugin = plugin
+        self.limit = config.seconds("fetch-timeout")
+        self._period = min(PERIOD, max(self.limit / 6, 0.01))
+        #: Functions that were placed where an input was not.
+        self._watched: dict[Any, tuple[FunctionRecord, Progress]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        #: {worker: a look at its transfers}
+        self._looks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """What workers may tell."""
+        return {"handoff_unusable": self.unusable}
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for look in self._looks.values():
+            look.cancel()
+
+    def follow(self, record: FunctionRecord, finish: str) -> None:
+        """Follow a function from one state to the next."""
+        if finish != "processing":
+            self._watched.pop(record.key, None)
+        elif any(self._missing(record)):
+            self._watched[record.key] = record, Progress()
+            self._wake()
+
+    def _missing(self, record: FunctionRecord) -> Iterator[TaskState]:
+        """Yield the inputs of a function that its worker has yet to receive."""
+        ts = self.plugin.scheduler.tasks.get(record.key)
+        known = self.plugin.records.get(record.key) is record
+        if ts is None or ts.processing_on is None or not known:
+            return
+        for dependency in ts.dependencies:
+            if dependency.who_has and ts.processing_on not in dependency.who_has:
+                yield dependency
+
+    def fetching(self, record: FunctionRecord) -> list[tuple[int | str, tuple[str, ...]]]:
+        """Return the inputs that a function waits for on its worker, and who has them.
+
+        An input goes by the index of its node, or by its key if it is none of the run.
+        """
+        if record.key not in self._watched:
+            return []
+        inputs = list(self._missing(record))
+        nodes = [self.plugin.records.get(ts.key) for ts in inputs]
+        names = [str(ts.key) if r is None else r.index for ts, r in zip(inputs, nodes, strict=True)]
+        return list(zip(names, map(_holders, inputs), strict=True))
+
+    def _on(self, worker: str) -> list[tuple[FunctionRecord, Progress]]:
+        return [watch for watch in self._watched.values() if watch[0].worker == worker]
+
+    # Values that cannot be sent or opened
+
+    async def unusable(self, worker: str, problems: list[tuple[Any, str]]) -> None:
+        """Fail the functions of a worker whose inputs cannot be sent or opened."""
+        reasons = dict(problems)
+        for record, _ in self._on(worker):
+            for ts in self._missing(record):
+                if ts.key in reasons:
+                    self._give_up(record, ts, reasons[ts.key], _UNUSABLE)
+                    break
+
+    def _give_up(self, record: FunctionRecord, ts: TaskState, problem: str, advice: str) -> None:
+        """Take a function back from its worker, and fail it as soon as the worker has let it go."""
+        maker = self.plugin.records.get(ts.key)
+        if maker is None:
+            producer, what, advice = str(ts.key), f"the result of the Dask task {ts.key!r}", ""
+        elif maker.row.source is None:
+            producer = maker.row.label
+            what = f"the result of function {producer}"
+        else:
+            producer = maker.run.functions[maker.row.source].row.label
+            what = f"the serialized result of function {producer}"
+        kind = f" ({ts.type})" if ts.type else ""
+        text = f"{what}{kind} {problem}{advice.format(producer=producer)}"
+        record.unreachable = TransferError(producer, ts.type or "", text)
+        stimulus_id = f"handoff-unfetched-{time.time()}"
+        self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
+
+    # Values that make no progress
+
+    def _wake(self) -> None:
+        if self._timer is None and self._watched:
+            self._timer = asyncio.get_running_loop().call_later(self._period, self._look_round)
+
+    def _look_round(self) -> None:
+        """Look at all workers with functions that wait for inputs."""
+        self._timer = None
+        workers: set[str] = set()
+        for key, (record, _) in list(self._watched.items()):
+            if any(self._missing(record)) and record.worker is not None:
+                workers.add(record.worker)
+            else:
+                del self._watched[key]
+        for worker in workers - self._looks.keys():
+            self._looks[worker] = asyncio.create_task(self._look(worker))
+        self._wake()
+
+    async def _look(self, worker: str) -> None:
+        try:
+            await self._judge(worker)
+        finally:
+            del self._looks[worker]
+
+    async def _judge(self, worker: str) -> None:
+        """See how far the inputs are that functions on a worker wait for."""
+        watches = self._on(worker)
+        keys = {ts.key for record, _ in watches for ts in self._missing(record)}
+        answer = await self._ask(worker, "transfers", keys=list(keys))
+        if answer is None:
+            # Perhaps it is busy with the function already, and only cannot say so. If it is silent
+            # for too long, Dask takes it for lost.
+            for _, progress in watches:
+                progress.reset()
+            return
+        states = {key: (phase, peer, amount) for key, phase, peer, amount in answer}
+        # Of which nothing has come yet: they may be busy with serializing.
+        idle = {peer for _, peer, amount in states.values() if peer is not None and not amount}
+        efforts = {peer: await self._ask(peer, "serializing") for peer in idle}
+        now, stalled = time.monotonic(), set()
+        for watch in watches:
+            record, progress = watch
+            for ts in list(self._missing(record)):
+                if ts.key not in states or self._watched.get(record.key) is not watch:
+                    continue
+                phase, peer, amount = states[ts.key]
+                amounts = [(phase, amount)]
+                if efforts.get(peer) is not None:
+                    amounts.append((f"serializing on {peer}", efforts[peer]))
+                if progress.idle(ts.key, amounts, now) >= self.limit:
+                    stalled.add(peer)
+                    progress.reset()
+                    self._stalled(record, ts, peer)
+        for peer in stalled - {None}:
+            await self._ask(worker, "abandon", peer=peer)
+
+    async def _ask(self, worker: str, handler: str, **kwargs: Any) -> Any:
+        """Return the answer of a worker's plugin; None if there is none in time."""
+        try:
+            call = getattr(self.plugin.scheduler.rpc(worker), f"handoff_{handler}")(**kwargs)
+            return await asyncio.wait_for(call, max(self._period, 1))
+        except Exception:  # an RPC raises what the other side raised
+            return None
+
+    def _stalled(self, record: FunctionRecord, ts: TaskState, peer: str | None) -> None:
+        """Take an input for lost: it gets one more try."""
+        producer = self.plugin.records.get(ts.key)
+        holders = [peer] if peer in _holders(ts) else _holders(ts)
+        if record.refetched or (producer is not None and producer.avoid is not None):
+            problem = f"does not arrive from {', '.join(_holders(ts))}: twice it made no progress"
+            self._give_up(record, ts, f"{problem} for {self.limit:g} s", _STALLED)
+            return
+        record.refetched = True
+        if producer is not None and len(holders) == len(_holders(ts)):
+            self._recompute(producer, holders)
+
+    def _recompute(self, producer: FunctionRecord, holders: Sequence[str]) -> None:
+        """Have a result that cannot be fetched computed again, if another worker can do it."""
+        row = producer.row
+        able = self.plugin.engine.feasibility(producer.cost, row.pin).able
+        if row.collocated is not None or not set(able).difference(holders):
+            return  # its worker, and the way there, get another try
+        producer.avoid = holders[0]
+        for holder in holders:
+            stimulus_id = f"handoff-stalled-{time.time()}"
+            transfers.drop_replica(self.plugin.scheduler, producer.key, holder, stimulus_id)
+
+
+def _holders(ts: TaskState) -> tuple[str, ...]:
+    return tuple(ws.address for ws in ts.who_has or ())
