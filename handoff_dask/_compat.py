@@ -20,7 +20,7 @@ from handoff_dask._compat_worker import (
     NotStarted,
     TaskEnds,
     killed_for_memory,
-    restore_resources,
+    set_resource,
     started,
     task_annotations,
     this_task,
@@ -40,13 +40,16 @@ __all__ = [
     "TaskEnds",
     "TaskRef",
     "claimed_by_task",
+    "claimed_names",
     "dashboard_look",
+    "declare",
     "died_under",
     "exact",
     "fail_orphan",
     "fail_task",
     "hold",
     "http_prefix",
+    "install_handlers",
     "is_held",
     "keep_unrunnable",
     "killed_for_memory",
@@ -54,12 +57,12 @@ __all__ = [
     "metric_name",
     "placement_number",
     "release_hold",
-    "remove_resources",
     "replace_exception",
-    "restore_resources",
+    "set_resource",
     "started",
     "task_annotations",
     "this_task",
+    "undeclare",
     "watch_exits",
     "worker_address",
 ]
@@ -100,18 +103,53 @@ def release_hold(ts: TaskState, workers: set[str], resources: dict[str, float]) 
     ts.resource_restrictions = resources
 
 
-def remove_resources(scheduler: Scheduler, worker: str, left: Mapping[str, float]) -> None:
-    """Have the scheduler forget what a worker no longer declares: all but `left`."""
-    ws = scheduler.workers.get(worker)
-    if ws is None:
+def install_handlers(
+    known: dict[str, Any], handlers: Mapping[str, Callable[..., Any]]
+) -> Callable[[], None]:
+    """Have a server answer to these, in place of what it answers to now; return what undoes it."""
+    before = {name: known[name] for name in handlers if name in known}
+    known.update(handlers)
+
+    def restore() -> None:
+        for name in handlers:
+            known.pop(name, None)
+        known.update(before)
+
+    return restore
+
+
+def declare(scheduler: Scheduler, worker: str, resources: Mapping[str, float]) -> None:
+    """Have the scheduler take in what a worker declares; what is used of it stays in the books.
+
+    Dask's own ``add_resources`` starts these at 0, though tasks may be running. Nor does it look
+    at the tasks that waited for such a declaration.
+    """
+    ws = scheduler.workers[worker]
+    for name, amount in resources.items():
+        ws.resources[name] = amount
+        ws.used_resources.setdefault(name, 0)
+        scheduler.resources.setdefault(name, {})[worker] = amount
+    if ws in scheduler.running:
+        scheduler.transitions(
+            scheduler.bulk_schedule_unrunnable_after_adding_worker(ws),
+            f"handoff-declared-{time.time()}",
+        )
+
+
+def undeclare(scheduler: Scheduler, worker: str, name: str, before: float | None) -> None:
+    """Have the scheduler forget a resource of a worker that no task claims, or know less of it."""
+    ws = scheduler.workers[worker]
+    if before is not None:
+        ws.resources[name] = scheduler.resources[name][worker] = before
         return
-    scheduler.remove_resources(worker)
-    for name in [name for name, workers in scheduler.resources.items() if not workers]:
+    del ws.resources[name], ws.used_resources[name], scheduler.resources[name][worker]
+    if not scheduler.resources[name]:
         del scheduler.resources[name]
-    used = dict(ws.used_resources)
-    ws.resources = dict(left)
-    scheduler.add_resources(worker)
-    ws.used_resources.update({name: used[name] for name in left if name in used})
+
+
+def claimed_names(ts: TaskState) -> Iterable[str]:
+    """Return the names of the resources that a task claims, or will claim once it has a worker."""
+    return ts.resource_restrictions or ()
 
 
 def exact(amount: float) -> float:

@@ -25,10 +25,14 @@ class Foreign:
         if finish == "processing":
             claim = _compat.claimed_by_task(self.plugin.scheduler.tasks[key])
             if claim is not None:
-                worker, resources = claim
+                worker, claimed = claim
                 self._keys.add(key)
-                lower = {name.lower(): amount for name, amount in resources.items()}
-                self.plugin.engine.foreign_claimed(key, worker, lower)
+                names = self.plugin.registry.names.get(worker, {})
+                amounts = {
+                    resource: max(claimed.get(own, 0) for own in owned)
+                    for resource, owned in names.items()
+                }
+                self.plugin.engine.foreign_claimed(key, worker, amounts)
         elif key in self._keys:
             self._keys.discard(key)
             self.plugin.engine.foreign_released(key)

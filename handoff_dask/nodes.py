@@ -13,7 +13,8 @@ from distributed import Client, Worker, get_worker
 from handoff_dask import connection
 from handoff_dask.errors import UnknownWorkerError
 from handoff_dask.model.validation import cost_problem
-from handoff_dask.worker import HandoffWorkerPlugin, check_capabilities
+from handoff_dask.offers import check_capabilities
+from handoff_dask.worker import HandoffWorkerPlugin
 
 
 def register_node(

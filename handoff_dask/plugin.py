@@ -73,8 +73,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.claims = Claims(self.registry.names)
         self.service = Service(self)
         self.history = dashboard.install(self)
-        self._handlers = {**self.registry.handlers, **self.service.handlers}
-        scheduler.handlers.update(self._handlers)
+        handlers = {**self.registry.handlers, **self.service.handlers}
+        self._remove_handlers = _compat.install_handlers(scheduler.handlers, handlers)
         facts = {"version": __version__, "strangers": self.registry.strangers}
         scheduler.set_metadata([self.name], facts)
         await send_plugins(scheduler)
@@ -86,8 +86,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.forget(run)
         await self.registry.withdraw()
         await take_plugins_back(self.scheduler)
-        for handler in self._handlers:
-            self.scheduler.handlers.pop(handler, None)
+        self._remove_handlers()
         self.scheduler.task_metadata.pop(self.name, None)
         self.scheduler.remove_plugin(self.name)
         await self.close()

@@ -6,14 +6,17 @@ import asyncio
 import logging
 import pickle
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import _compat
 from handoff_dask._version import __version__, fits
 from handoff_dask.errors import VersionError
+from handoff_dask.offers import Declaration, check_capabilities, names_of, offered
 from handoff_dask.placement.events import WorkerSpec
-from handoff_dask.worker import check_capabilities
+from handoff_dask.withdrawal import Withdrawal
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
@@ -31,8 +34,10 @@ class Registry:
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.engine = plugin.engine
-        #: {address: {resource in lower case: the worker's own name for it}}
-        self.names: dict[str, dict[str, str]] = {}
+        #: {address: {resource in lower case: the worker's own names for it}}
+        self.names: dict[str, dict[str, tuple[str, ...]]] = {}
+        #: By address and name: what workers declare on our behalf.
+        self.ours: dict[str, dict[str, Declaration]] = {}
         #: {address: version} of workers whose version is not the scheduler's.
         self.strangers: dict[str, str] = {}
         self._news = asyncio.Event()
@@ -40,11 +45,40 @@ class Registry:
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """The handlers by the name under which the scheduler knows them."""
-        handlers = (self.capabilities, self.declare, self.nodes, self.available)
-        return {f"handoff_{handler.__name__}": handler for handler in handlers}
+        handlers = (self.joining, self.capabilities, self.declare, self.nodes, self.available)
+        return {
+            **{f"handoff_{handler.__name__}": handler for handler in handlers},
+            "set_resources": self.set_resources,
+        }
 
-    async def capabilities(self, worker: str, capabilities: dict[str, float], version: str) -> None:
-        """Take down what a worker offers; from then on it is given functions."""
+    async def joining(self, worker: str) -> tuple[dict[str, float], dict[str, Declaration]]:
+        """Return what a worker is to declare, and what it declares for other people's tasks only.
+
+        The latter was declared on our behalf, before Handoff was taken off the cluster.
+        """
+        withdrawal = Withdrawal.of(self.scheduler)
+        return {}, {} if withdrawal is None else withdrawal.leaving.get(worker, {})
+
+    async def capabilities(
+        self,
+        worker: str,
+        capabilities: dict[str, float],
+        version: str,
+        ours: Mapping[str, Iterable[Any]] = MappingProxyType({}),
+    ) -> None:
+        """Record what a worker offers; from then on it is given functions.
+
+        Parameters
+        ----------
+        worker
+            Its address.
+        capabilities
+            What counts of what it declares, under its own names.
+        version
+            Its version of this package.
+        ours
+            What it declares on our behalf.
+        """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
             return
@@ -55,12 +89,10 @@ class Registry:
                 logger.error("It is given no functions: %s", error)
                 self._news.set()
                 return
-        names: dict[str, str] = {}
-        offered: dict[str, float] = {}
-        for name, amount in capabilities.items():
-            if names.setdefault(name.lower(), name) == name:
-                offered[name.lower()] = amount
-        self.names[worker] = names
+        self.ours[worker] = {name: Declaration(*facts) for name, facts in ours.items()}
+        if withdrawal := Withdrawal.of(self.scheduler):
+            withdrawal.keep(worker, self.ours[worker])
+        self.names[worker] = names_of(capabilities)
         self.plugin.losses.nannies[worker] = ws.nanny, ws.server_id
         self.plugin.claims.changed(worker)
         self.engine.worker_added(
@@ -68,24 +100,50 @@ class Registry:
                 address=worker,
                 name=str(ws.name),
                 host=ws.host,
-                capacity=offered,
+                capacity=offered(capabilities),
                 slots=ws.nthreads,
                 running=ws in self.scheduler.running,
             )
         )
+        _compat.declare(self.scheduler, worker, capabilities)
+        # Tasks of others may have started before it was known what they claim.
+        for ts in ws.processing:
+            if ts.key not in self.plugin.records:
+                self.plugin.foreign.follow(ts.key, "processing")
         self._news.set()
         self.plugin.ask()
+
+    async def set_resources(self, worker: str, resources: dict[str, float]) -> str:
+        """Take in what somebody else has a worker declare; it counts for us, too."""
+        if worker in self.scheduler.workers:
+            _compat.declare(self.scheduler, worker, resources)
+        if worker in self.names:
+            with suppress(Exception):  # an RPC raises what the other side raised
+                await self.scheduler.rpc(worker).handoff_declare(capabilities={})
+        return "OK"
 
     def removed(self, worker: str) -> bool:
         """Forget a worker; the answer is whether it was given functions."""
         self.strangers.pop(worker, None)
+        self.ours.pop(worker, None)
         return self.names.pop(worker, None) is not None
 
     async def withdraw(self) -> None:
-        """Have every worker take back what it declares on our behalf."""
+        """Have every worker take back what it declares on our behalf, now or when it may."""
+        withdrawal = Withdrawal.of(self.scheduler)
+        if withdrawal is None:
+            withdrawal = Withdrawal(self.scheduler)
+            self.scheduler.add_plugin(withdrawal, name=Withdrawal.name)
+        withdrawal.add(self.ours)
         for worker in list(self.names):
-            found = await self.scheduler.rpc(worker).handoff_restore()
-            _compat.remove_resources(self.scheduler, worker, found)
+            self.plugin.remove_worker(self.scheduler, worker)  # it is given no functions any more
+        number = time.monotonic_ns()
+        answers = [
+            self.scheduler.rpc(worker).handoff_taken_back(number=number)
+            for worker in withdrawal.take_back(number)
+        ]
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), PATIENCE)
 
     async def settled(self) -> None:
         """Wait until every worker has said what it offers."""

@@ -1,4 +1,4 @@
-"""What lives on each worker: its capabilities, found and declared."""
+"""What lives on each worker: it declares what the worker offers, and speaks for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -19,8 +20,8 @@ from handoff_dask import _bootstrap, _compat
 from handoff_dask._compat import TaskEnds
 from handoff_dask._version import __version__
 from handoff_dask.devices import Devices, visible_gpus
-from handoff_dask.model.validation import cost_problem
 from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
+from handoff_dask.offers import Declaration, Declarations, offered
 from handoff_dask.shipping import Shipped
 from handoff_dask.starts import Starts
 from handoff_dask.task import TOPIC
@@ -34,58 +35,117 @@ logger = logging.getLogger(__name__)
 MB = 10**6
 #: Seconds that a worker that closes waits for its last word to reach the scheduler.
 PATIENCE = 5.0
+#: What the scheduler sends on the stream to have declarations taken back.
+TAKE_BACK = "handoff_take_back"
+#: Seconds between looks whether a thread has ended that holds what is to be taken back.
+LOOK = 0.2
 
 
 class HandoffWorkerPlugin(Shipped, TaskEnds):
     """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
 
     A worker that declares no ``cpu``, ``memory`` or ``gpu`` offers its threads, its memory limit in
-    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see.
-    What an operator declared stays.
+    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see;
+    see ``offers`` for the names. What an operator declared stays.
     """
 
     async def setup(self, worker: Worker) -> None:
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker
         self.devices = Devices()
-        #: What the worker declared without us.
-        self._before = dict(worker.state.total_resources)
+        self.declarations = Declarations()
+        #: By number: whether the worker has heard what it is to take back.
+        self._heard: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         worker.handlers.update(self.handlers)
+        worker.stream_handlers[TAKE_BACK] = self.take_back
         path = await self._starts_path()
+        address = worker.contact_address
+        remembered, leaving = await worker.scheduler.handoff_joining(worker=address)
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
         # A thread runs one function and may have 128 handed ahead: see the placement engine.
         self.starts = Starts(1024 + 256 * worker.state.nthreads, path, worker.id)
-        declared = {name.lower() for name in self._before}
-        found = find_capabilities(worker)
-        await self.declare({n: v for n, v in found.items() if n not in declared})
+        self.declarations.leaving = {n: Declaration(*d) for n, d in leaving.items()}
+        total = worker.state.total_resources
+        self._set(self.declarations.found(total, find_capabilities(worker)))
+        await self.declare(remembered)
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """What the scheduler may ask of a worker."""
         return {
             "handoff_declare": self.declare,
-            "handoff_restore": self.restore,
+            "handoff_taken_back": self.taken_back,
             "handoff_withdraw": self.withdraw,
         }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
-        """Declare resources, under the names that the worker has for them if it has any."""
-        own = {name.lower(): name for name in self.worker.state.total_resources}
-        await self.worker.set_resources(
-            **{own.get(name.lower(), name.lower()): value for name, value in capabilities.items()}
-        )
-        total = dict(self.worker.state.total_resources)
-        self.devices.declare(sum(v for n, v in total.items() if n.lower() == "gpu"))
-        await self.worker.scheduler.handoff_capabilities(
-            worker=self.worker.contact_address, capabilities=total, version=__version__
-        )
-        return total
+        """Declare resources, under the names that the worker has for them if it has any.
 
-    async def restore(self) -> dict[str, float]:
-        """Take back what was declared on our behalf; return what the worker declares then."""
-        _compat.restore_resources(self.worker, self._before)
-        return self._before
+        Returns
+        -------
+        dict
+            All that the worker offers then, by resource.
+        """
+        declarations, total = self.declarations, self.worker.state.total_resources
+        self._set(declarations.declare(total, capabilities))
+        names = declarations.offer(total)
+        offer = offered(names)
+        self.devices.declare(offer.get("gpu", 0))
+        await self.worker.scheduler.handoff_capabilities(
+            worker=self.worker.contact_address,
+            capabilities=names,
+            version=__version__,
+            ours=declarations.ours,
+        )
+        return offer
+
+    def _set(self, resources: Mapping[str, float]) -> None:
+        for name, amount in resources.items():
+            _compat.set_resource(self.worker, name, amount)
+
+    def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
+        """Declare no longer what was declared on our behalf; see ``Withdrawal``.
+
+        What a thread still holds, of a function that was cancelled, goes when that ends.
+
+        Parameters
+        ----------
+        names
+            {name: declaration}.
+        number
+            What to call :meth:`taken_back` with.
+        """
+        worker, declarations = self.worker, self.declarations
+        held = {}
+        for name, facts in names.items():
+            declaration = Declaration(*facts)
+            if declarations.ours.get(name, declaration).stamp != declaration.stamp:
+                continue  # declared anew since
+            if _compat.set_resource(worker, name, declaration.before):
+                declarations.ours.pop(name, None)
+                declarations.leaving.pop(name, None)
+            else:
+                held[name] = facts
+        if number is not None:
+            self._heard[number].set()
+        if held and worker.status != Status.closed:
+            again = worker.stream_handlers[TAKE_BACK]
+            asyncio.get_running_loop().call_later(LOOK, lambda: again(names=held))
+        self._leave()
+
+    async def taken_back(self, number: int) -> None:
+        """Answer when :meth:`take_back` was called."""
+        await self._heard[number].wait()
+        del self._heard[number]
+
+    def _leave(self) -> None:
+        """Once nothing is left that was declared on our behalf, hear of it no more."""
+        worker, left = self.worker, self.declarations
+        gone = worker.plugins.get(self.name) is not self
+        if gone and not left.ours and not left.leaving:
+            if worker.stream_handlers.get(TAKE_BACK) == self.take_back:
+                del worker.stream_handlers[TAKE_BACK]
 
     async def _starts_path(self) -> str | None:
         """Return the file that the nanny, if there is one, reads should this process be killed."""
@@ -132,7 +192,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 await self._last_word(self.starts)
             self.starts.close()
             self.starts = None
-        _compat.restore_resources(worker, self._before)
+        self._leave()
         _bootstrap.remove()
 
     async def _last_word(self, starts: Starts) -> None:
@@ -177,16 +237,3 @@ def find_capabilities(worker: Worker) -> dict[str, float]:
     if gpus := visible_gpus():
         found["gpu"] = gpus
     return found
-
-
-def check_capabilities(capabilities: Any) -> dict[str, float]:
-    """Return capabilities with lower case names.
-
-    Raises
-    ------
-    ValueError
-        They are not a mapping of names to finite numbers >= 0.
-    """
-    if problem := cost_problem(capabilities):
-        raise ValueError(f"capabilities: {problem}")
-    return {name.lower(): value for name, value in capabilities.items()}

@@ -27,6 +27,7 @@ ROOMS = """
     dashboard
     registry service retries
     losses foreign claims
+    withdrawal
     local wfformat
     submission
     outline
@@ -41,6 +42,7 @@ ROOMS = """
     shipping
     task
     devices
+    offers
     _compat
     _compat_worker
     starts

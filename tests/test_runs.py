@@ -174,7 +174,7 @@ async def test_uninstall(c, s, a, b):
     before = set(s.handlers), set(s.plugins), set(a.handlers), set(b.handlers)
     await execute(dag_of(Function(id="f", args=[], code=int, cost={"gpu": 1})))
     await register_node(a.address, {"gpu": 3, "licence": 1})
-    assert s.resources["cpu"] and "handoff" in s.worker_plugins
+    assert s.resources["handoff-cpu"] and "handoff" in s.worker_plugins
     await uninstall()
     assert (set(s.handlers), set(s.plugins), set(a.handlers), set(b.handlers)) == before
     assert "handoff" not in s.worker_plugins and not s.task_metadata
