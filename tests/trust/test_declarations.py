@@ -269,15 +269,8 @@ async def test_uninstall_beside_plain_tasks(c, s, a, b):
     running = c.submit(hold, "go", resources={"cpu": 1}, pure=False)
     await (await Event("started-go")).wait()
     queued = [c.submit(where, resources={"cpu": 1}, pure=False) for _ in range(3)]
-    later = c.submit(
-        lambda x, y: x,
-        running,
-        queued,
-        resources={
-            "licence": 1,
-        },
-        pure=False,
-    )
+    later = c.submit(lambda x, y: x, running, queued, resources={"licence": 1}, pure=False)
+    await until(lambda: state_of(s, later) == "waiting")
     await until(lambda: all(state_of(s, f) == "processing" for f in queued))
     await uninstall()
     assert "handoff" not in s.plugins
