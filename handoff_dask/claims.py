@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from handoff_dask import _compat
+
+if TYPE_CHECKING:
+    from distributed.scheduler import TaskState
+
+    from handoff_dask.placement.events import Place
+    from handoff_dask.records import FunctionRecord
 
 #: A set of one worker, and a cost under the worker's own names.
 Claim = tuple[set[str], dict[str, float]]
@@ -41,3 +47,14 @@ class Claims:
     def changed(self, worker: str) -> None:
         """Forget what was derived from a worker's resources."""
         self._shared.pop(worker, None)
+
+
+def annotate(ts: TaskState, record: FunctionRecord, place: Place) -> None:
+    """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
+    mark = {**(ts.annotations or {})["handoff"], "attempt": record.attempt}
+    if record.cost is not record.row.cost:
+        mark["cost"] = record.cost
+    if record.row.source is not None:
+        mark["source"] = record.run.functions[record.row.source].worker
+        mark["target"] = place.target or place.worker
+    ts.annotations = {**(ts.annotations or {}), "handoff": mark}

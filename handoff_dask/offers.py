@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from handoff_dask.model.validation import cost_problem
@@ -115,14 +116,20 @@ class Declarations:
 
     Parameters
     ----------
+    ours
+        What it declares already.
     leaving
         What it declared before Handoff was taken off, and keeps for as long as other people's
         tasks claim it: no part of the offer.
     """
 
-    def __init__(self, leaving: Mapping[str, Declaration] | None = None) -> None:
-        self.leaving = dict(leaving or {})
-        self.ours: dict[str, Declaration] = {}
+    def __init__(
+        self,
+        ours: Mapping[str, Declaration] = MappingProxyType({}),
+        leaving: Mapping[str, Declaration] = MappingProxyType({}),
+    ) -> None:
+        self.ours = dict(ours)
+        self.leaving = dict(leaving)
 
     def offer(self, total: Mapping[str, float]) -> dict[str, float]:
         """Return what counts of all that the worker declares."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import SchedulerPlugin, Status
 
 from handoff_dask import _bootstrap, _compat, config, dashboard
-from handoff_dask._version import __version__
-from handoff_dask.claims import Claims
+from handoff_dask.claims import Claims, annotate
 from handoff_dask.errors import HandoffError
 from handoff_dask.foreign import Foreign
 from handoff_dask.losses import Losses
@@ -32,7 +31,6 @@ from handoff_dask.worker import send_plugins, take_plugins_back
 
 if TYPE_CHECKING:
     from distributed import Scheduler
-    from distributed.scheduler import TaskState
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +73,14 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.history = dashboard.install(self)
         handlers = {**self.registry.handlers, **self.service.handlers}
         self._remove_handlers = _compat.install_handlers(scheduler.handlers, handlers)
-        facts = {"version": __version__, "strangers": self.registry.strangers}
-        scheduler.set_metadata([self.name], facts)
+        self.registry.publish()
         await send_plugins(scheduler)
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all runs: the scheduler has forgotten all tasks, and what is known of it."""
+        for run in list(self.runs.values()):
+            self.forget(run)
+        self.registry.publish()
 
     async def uninstall(self) -> None:
         """Leave the scheduler and its workers as they were."""
@@ -106,8 +109,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Forget a worker."""
         self.claims.changed(worker)
+        lost_at = time.monotonic() if self.registry.may_return(worker) else None
         if self.registry.removed(worker):
-            self.engine.worker_removed(worker)
+            self.engine.worker_removed(worker, lost_at)
             self.retries.worker_removed(worker)
             self.losses.worker_removed(worker)
             self.ask()
@@ -133,6 +137,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
+        # Later: the scheduler may be going through its clients.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.scheduler.clients.pop, run.spec.keeper, None)
         self.history.run_closed(run)
         self.engine.run_closed(run.spec.run_id)
         if run.limit is not None:
@@ -297,6 +304,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             # The event comes before Dask has taken the change in.
             self.engine.worker_running(topic, msg["status"] == Status.running.name)
             self.losses.status_changed(topic, msg["status"])
+            self.registry.status_changed(topic, msg["status"])
             self.ask()
 
     def ask(self) -> None:
@@ -362,18 +370,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if place.worker not in record.run.workers:
             record.run.workers[place.worker] = (str(ws.name), ws.host)
         if row.source is not None or record.attempt > 1:
-            self._annotate(ts, record, place)
+            annotate(ts, record, place)
         return True
-
-    def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
-        """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
-        mark = {**(ts.annotations or {})["handoff"], "attempt": record.attempt}
-        if record.cost is not record.row.cost:
-            mark["cost"] = record.cost
-        if record.row.source is not None:
-            mark["source"] = record.run.functions[record.row.source].worker
-            mark["target"] = place.target or place.worker
-        ts.annotations = {**(ts.annotations or {}), "handoff": mark}
 
     def _refuse(self, refuse: Refuse, stimulus_id: str) -> None:
         record = self.records.get(refuse.key)

@@ -6,25 +6,57 @@ import asyncio
 import logging
 import pickle
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from distributed import Status
 
 from handoff_dask import _compat
 from handoff_dask._version import __version__, fits
 from handoff_dask.errors import VersionError
-from handoff_dask.offers import Declaration, check_capabilities, names_of, offered
+from handoff_dask.offers import Declaration, check_capabilities, is_found, names_of, offered
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.withdrawal import Withdrawal
 
 if TYPE_CHECKING:
+    from distributed.scheduler import WorkerState
+
     from handoff_dask.plugin import HandoffPlugin
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a question waits for workers that have joined but not said what they offer.
 PATIENCE = 10.0
+#: Workers whose declarations are remembered, those that declared last.
+REMEMBERED = 10_000
+
+
+class Joining(NamedTuple):
+    """What a worker hears of its declarations when it gets the plugin.
+
+    Parameters
+    ----------
+    again
+        {resource: amount} that it declared before it restarted.
+    ours
+        What it declares on our behalf already.
+    leaving
+        What it declared before Handoff was taken off the cluster; see `Withdrawal`.
+    """
+
+    again: Mapping[str, float]
+    ours: Mapping[str, Declaration]
+    leaving: Mapping[str, Declaration]
+
+
+def _identity(ws: WorkerState) -> Hashable:
+    """Return what a worker is known by, before and after it restarts."""
+    if str(ws.name) != ws.address:
+        return str(ws.name), ws.host
+    # Nobody gave it a name. A worker that restarts has another address, its nanny has not.
+    return ws.nanny or ws.address
 
 
 class Registry:
@@ -38,6 +70,11 @@ class Registry:
         self.names: dict[str, dict[str, tuple[str, ...]]] = {}
         #: By address and name: what workers declare on our behalf.
         self.ours: dict[str, dict[str, Declaration]] = {}
+        #: By what a worker is known by, and name: what it declares again should it restart.
+        self.remembered: dict[Hashable, dict[str, Declaration]] = {}
+        #: Workers that leave for good, and those that start anew after they left.
+        self._retiring: set[str] = set()
+        self._returning: set[str] = set()
         #: {address: version} of workers whose version is not the scheduler's.
         self.strangers: dict[str, str] = {}
         self._news = asyncio.Event()
@@ -51,13 +88,22 @@ class Registry:
             "set_resources": self.set_resources,
         }
 
-    async def joining(self, worker: str) -> tuple[dict[str, float], dict[str, Declaration]]:
-        """Return what a worker is to declare, and what it declares for other people's tasks only.
+    def publish(self) -> None:
+        """Say on the scheduler that the plugin is there, and what clients are to be warned of."""
+        facts = {"version": __version__, "strangers": self.strangers}
+        self.scheduler.set_metadata(["handoff"], facts)
 
-        The latter was declared on our behalf, before Handoff was taken off the cluster.
-        """
+    async def joining(self, worker: str) -> Joining:
+        """Return what there is to know of a worker's declarations when it gets the plugin."""
         withdrawal = Withdrawal.of(self.scheduler)
-        return {}, {} if withdrawal is None else withdrawal.leaving.get(worker, {})
+        ws = self.scheduler.workers[worker]
+        again = {
+            name: declaration.amount
+            for name, declaration in self.remembered.get(_identity(ws), {}).items()
+            if ws.resources.get(name) == declaration.before  # its operator did not change that
+        }
+        leaving = {} if withdrawal is None else withdrawal.leaving.get(worker, {})
+        return Joining(again, self.ours.get(worker, {}), leaving)
 
     async def capabilities(
         self,
@@ -65,6 +111,7 @@ class Registry:
         capabilities: dict[str, float],
         version: str,
         ours: Mapping[str, Iterable[Any]] = MappingProxyType({}),
+        returns: bool = False,
     ) -> None:
         """Record what a worker offers; from then on it is given functions.
 
@@ -78,6 +125,8 @@ class Registry:
             Its version of this package.
         ours
             What it declares on our behalf.
+        returns
+            Whether it starts anew whenever its lifetime is over.
         """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
@@ -90,6 +139,9 @@ class Registry:
                 self._news.set()
                 return
         self.ours[worker] = {name: Declaration(*facts) for name, facts in ours.items()}
+        self._remember(ws, self.ours[worker])
+        if returns:
+            self._returning.add(worker)
         if withdrawal := Withdrawal.of(self.scheduler):
             withdrawal.keep(worker, self.ours[worker])
         self.names[worker] = names_of(capabilities)
@@ -103,6 +155,7 @@ class Registry:
                 capacity=offered(capabilities),
                 slots=ws.nthreads,
                 running=ws in self.scheduler.running,
+                identity=_identity(ws),
             )
         )
         _compat.declare(self.scheduler, worker, capabilities)
@@ -122,9 +175,31 @@ class Registry:
                 await self.scheduler.rpc(worker).handoff_declare(capabilities={})
         return "OK"
 
+    def _remember(self, ws: WorkerState, ours: Mapping[str, Declaration]) -> None:
+        """Keep what a worker declares on our behalf, should it restart."""
+        identity = _identity(ws)
+        self.remembered.pop(identity, None)
+        if declared := {name: d for name, d in ours.items() if not is_found(name)}:
+            self.remembered[identity] = declared
+            while len(self.remembered) > REMEMBERED:
+                del self.remembered[next(iter(self.remembered))]
+
+    def status_changed(self, worker: str, status: str) -> None:
+        """Take in that a worker retires: also by a cluster that scales down, or by itself."""
+        if status == Status.closing_gracefully.name and worker not in self._returning:
+            self._retiring.add(worker)
+        elif status in (Status.running.name, Status.paused.name):
+            self._retiring.discard(worker)
+
+    def may_return(self, worker: str) -> bool:
+        """Whether a worker that leaves may come back: unless it was retired."""
+        return worker not in self._retiring
+
     def removed(self, worker: str) -> bool:
         """Forget a worker; the answer is whether it was given functions."""
         self.strangers.pop(worker, None)
+        self._retiring.discard(worker)
+        self._returning.discard(worker)
         self.ours.pop(worker, None)
         return self.names.pop(worker, None) is not None
 

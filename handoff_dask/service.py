@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -77,10 +78,10 @@ class Service:
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.plugin.registry.names:
-            for key, finding in self.engine.verdicts(run_id):
-                if not finding.able:
-                    self.plugin.forget(run)
-                    return pickle.dumps((run.index(key), finding))
+            if hopeless := self.engine.hopeless(run_id, time.monotonic()):
+                key, finding = hopeless
+                self.plugin.forget(run)
+                return pickle.dumps((run.index(key), finding))
         return None
 
     def _opened(self, spec: RunSpec) -> RunRecord:

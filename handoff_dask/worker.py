@@ -60,15 +60,15 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         worker.stream_handlers[TAKE_BACK] = self.take_back
         path = await self._starts_path()
         address = worker.contact_address
-        remembered, leaving = await worker.scheduler.handoff_joining(worker=address)
+        again, ours, leaving = await worker.scheduler.handoff_joining(worker=address)
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
         # A thread runs one function and may have 128 handed ahead: see the placement engine.
         self.starts = Starts(1024 + 256 * worker.state.nthreads, path, worker.id)
-        self.declarations.leaving = {n: Declaration(*d) for n, d in leaving.items()}
+        self.declarations = Declarations(_declarations(ours), _declarations(leaving))
         total = worker.state.total_resources
         self._set(self.declarations.found(total, find_capabilities(worker)))
-        await self.declare(remembered)
+        await self.declare(again)
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -97,6 +97,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             capabilities=names,
             version=__version__,
             ours=declarations.ours,
+            returns=bool(self.worker.lifetime and self.worker.lifetime_restart),
         )
         return offer
 
@@ -118,15 +119,14 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """
         worker, declarations = self.worker, self.declarations
         held = {}
-        for name, facts in names.items():
-            declaration = Declaration(*facts)
+        for name, declaration in _declarations(names).items():
             if declarations.ours.get(name, declaration).stamp != declaration.stamp:
                 continue  # declared anew since
             if _compat.set_resource(worker, name, declaration.before):
                 declarations.ours.pop(name, None)
                 declarations.leaving.pop(name, None)
             else:
-                held[name] = facts
+                held[name] = declaration
         if number is not None:
             self._heard[number].set()
         if held and worker.status != Status.closed:
@@ -204,6 +204,10 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 worker.scheduler.handoff_gone(worker=worker.contact_address, started=started),
                 PATIENCE,
             )
+
+
+def _declarations(facts: Mapping[str, Any]) -> dict[str, Declaration]:
+    return {name: Declaration(*declaration) for name, declaration in facts.items()}
 
 
 async def send_plugins(scheduler: Scheduler) -> None:
