@@ -30,6 +30,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
     """Tells the scheduler's plugin, when a worker is lost, what became of its process."""
 
     name = "handoff"
+    base = "NannyPlugin"
 
     async def setup(self, nanny: Nanny) -> None:
         """Watch the worker's process, this one and those that follow it."""

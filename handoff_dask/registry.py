@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import pickle
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from distributed import Status
 
 from handoff_dask import _compat
-from handoff_dask._version import __version__, fits
-from handoff_dask.errors import VersionError
+from handoff_dask._version import __version__
+from handoff_dask.errors import HandoffError
 from handoff_dask.offers import Declaration, check_capabilities, is_found, names_of, offered
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.withdrawal import Withdrawal
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from distributed.scheduler import WorkerState
 
     from handoff_dask.plugin import HandoffPlugin
-
-logger = logging.getLogger(__name__)
 
 #: Seconds that a question waits for workers that have joined but not said what they offer.
 PATIENCE = 10.0
@@ -77,12 +74,21 @@ class Registry:
         self._returning: set[str] = set()
         #: {address: version} of workers whose version is not the scheduler's.
         self.strangers: dict[str, str] = {}
+        #: {address: why} of workers whose copy of this package cannot be used.
+        self.unusable: dict[str, str] = {}
         self._news = asyncio.Event()
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """The handlers by the name under which the scheduler knows them."""
-        handlers = (self.joining, self.capabilities, self.declare, self.nodes, self.available)
+        handlers = (
+            self.joining,
+            self.capabilities,
+            self.unable,
+            self.declare,
+            self.nodes,
+            self.available,
+        )
         return {
             **{f"handoff_{handler.__name__}": handler for handler in handlers},
             "set_resources": self.set_resources,
@@ -90,7 +96,11 @@ class Registry:
 
     def publish(self) -> None:
         """Say on the scheduler that the plugin is there, and what clients are to be warned of."""
-        facts = {"version": __version__, "strangers": self.strangers}
+        facts = {
+            "version": __version__,
+            "strangers": self.strangers,
+            "unusable": self.unusable,
+        }
         self.scheduler.set_metadata(["handoff"], facts)
 
     async def joining(self, worker: str) -> Joining:
@@ -133,11 +143,6 @@ class Registry:
             return
         if version != __version__:
             self.strangers[worker] = version
-            if not fits(version):
-                error = VersionError(f"worker {worker}", version, __version__)
-                logger.error("It is given no functions: %s", error)
-                self._news.set()
-                return
         self.ours[worker] = {name: Declaration(*facts) for name, facts in ours.items()}
         self._remember(ws, self.ours[worker])
         if returns:
@@ -165,6 +170,12 @@ class Registry:
                 self.plugin.foreign.follow(ts.key, "processing")
         self._news.set()
         self.plugin.ask()
+
+    async def unable(self, worker: str, problem: str) -> None:
+        """Record that a worker cannot be given functions, as it says."""
+        if worker in self.scheduler.workers:
+            self.unusable[worker] = problem
+            self._news.set()
 
     async def set_resources(self, worker: str, resources: dict[str, float]) -> str:
         """Take in what somebody else has a worker declare; it counts for us, too."""
@@ -198,6 +209,7 @@ class Registry:
     def removed(self, worker: str) -> bool:
         """Forget a worker; the answer is whether it was given functions."""
         self.strangers.pop(worker, None)
+        self.unusable.pop(worker, None)
         self._retiring.discard(worker)
         self._returning.discard(worker)
         self.ours.pop(worker, None)
@@ -223,7 +235,7 @@ class Registry:
     async def settled(self) -> None:
         """Wait until every worker has said what it offers."""
         deadline = time.monotonic() + PATIENCE
-        while self.scheduler.workers.keys() - self.names.keys() - self.strangers.keys():
+        while self.scheduler.workers.keys() - self.names.keys() - self.unusable.keys():
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), deadline - time.monotonic())
@@ -231,11 +243,18 @@ class Registry:
                 return
 
     def _resolve(self, worker: str) -> str | None:
-        """Return the address of a worker called by its address or name."""
-        if worker in self.scheduler.workers:
-            return worker
+        """Return the address of a worker called by its address or name.
+
+        Raises
+        ------
+        HandoffError
+            It is given no functions.
+        """
         for address, ws in self.scheduler.workers.items():
-            if str(ws.name) == worker:
+            if worker in (address, str(ws.name)):
+                if address in self.unusable:
+                    problem = self.unusable[address]
+                    raise HandoffError(f"worker {worker} is given no functions: {problem}")
                 return address
         return None
 

@@ -49,6 +49,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     see ``offers`` for the names. What an operator declared stays.
     """
 
+    base = "WorkerPlugin"
+
     async def setup(self, worker: Worker) -> None:
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker

@@ -227,8 +227,8 @@ async def test_a_worker_of_another_version(c, s, a, b):
     await discover_nodes()
     plugin = s.plugins["handoff"]
     plugin.remove_worker(s, b.address)
-    await plugin.registry.capabilities(b.address, {"cpu": 8}, "99.0")
-    with pytest.warns(UserWarning, match=rf"{b.address} has handoff_dask 99\.0.*no functions"):
+    await plugin.registry.unable(b.address, "it has version 99.0")
+    with pytest.warns(UserWarning, match=rf"{b.address} is given no functions.*99\.0"):
         assert set(await discover_nodes()) == {a.address}
     with pytest.warns(UserWarning, match=r"99\.0"):
         result = await execute(dag_of(*(Function(id=i, args=[], code=int) for i in range(20))))
