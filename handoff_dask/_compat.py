@@ -17,6 +17,7 @@ from dask._task_spec import GraphNode, Task, TaskRef
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from handoff_dask._compat_worker import (
+    WORKER_ANY_RUNNING,
     NotStarted,
     TaskEnds,
     killed_for_memory,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from distributed.scheduler import TaskState
 
 __all__ = [
+    "WORKER_ANY_RUNNING",
     "GraphNode",
     "NotStarted",
     "Pages",
@@ -104,16 +106,28 @@ def release_hold(ts: TaskState, workers: set[str], resources: dict[str, float]) 
 
 
 def install_handlers(
-    known: dict[str, Any], handlers: Mapping[str, Callable[..., Any]]
+    scheduler: Scheduler,
+    handlers: Mapping[str, Callable[..., Any]],
+    on_streams: Mapping[str, Callable[..., Any]],
 ) -> Callable[[], None]:
-    """Have a server answer to these, in place of what it answers to now; return what undoes it."""
-    before = {name: known[name] for name in handlers if name in known}
-    known.update(handlers)
+    """Have a scheduler answer calls, and messages on its workers' streams, with these.
+
+    Returns
+    -------
+    Callable
+        Has it answer as before.
+    """
+    undo = []
+    known: dict[str, Any]
+    for known, new in ((scheduler.handlers, handlers), (scheduler.stream_handlers, on_streams)):
+        undo.append((known, new, {name: known[name] for name in new if name in known}))
+        known.update(new)
 
     def restore() -> None:
-        for name in handlers:
-            known.pop(name, None)
-        known.update(before)
+        for known, new, before in undo:
+            for name in new:
+                known.pop(name, None)
+            known.update(before)
 
     return restore
 

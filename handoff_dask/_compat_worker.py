@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 
 __all__ = [
+    "WORKER_ANY_RUNNING",
     "NotStarted",
     "TaskEnds",
     "killed_for_memory",

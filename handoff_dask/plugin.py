@@ -71,8 +71,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.claims = Claims(self.registry.names)
         self.service = Service(self)
         self.history = dashboard.install(self)
-        handlers = {**self.registry.handlers, **self.service.handlers}
-        self._remove_handlers = _compat.install_handlers(scheduler.handlers, handlers)
+        self._remove_handlers = _compat.install_handlers(
+            scheduler,
+            {**self.registry.handlers, **self.service.handlers},
+            {"handoff_gone": self.service.gone},
+        )
         self.registry.publish()
         await send_plugins(scheduler)
 

@@ -52,7 +52,6 @@ class Service:
             self.progress,
             self.explain,
             self.why,
-            self.gone,
             self.overdue,
             self.holds,
             self.listed,
@@ -233,8 +232,8 @@ class Service:
         if run := self.plugin.runs.get(run_id):
             self.plugin.cancel(run)
 
-    async def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
-        """Take down what a worker that closes has started; it starts nothing any more."""
+    def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
+        """Take in, on a worker's stream, what it has started, as it closes; it starts no more."""
         self.plugin.losses.told(worker, End(dict(started)))
 
     async def listed(self) -> list[dict[str, Any]]:

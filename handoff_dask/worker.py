@@ -17,13 +17,13 @@ from distributed import Status
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask import _bootstrap, _compat
-from handoff_dask._compat import TaskEnds
+from handoff_dask._compat import WORKER_ANY_RUNNING, TaskEnds
 from handoff_dask._version import __version__
 from handoff_dask.devices import Devices, visible_gpus
 from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
 from handoff_dask.offers import Declaration, Declarations, offered
 from handoff_dask.shipping import Shipped
-from handoff_dask.starts import Starts
+from handoff_dask.starts import Starts, StartsFile
 from handoff_dask.task import TOPIC
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 #: Bytes in the unit of ``memory``.
 MB = 10**6
-#: Seconds that a worker that closes waits for its last word to reach the scheduler.
+#: Seconds that a worker waits for its nanny's answer.
 PATIENCE = 5.0
 #: What the scheduler sends on the stream to have declarations taken back.
 TAKE_BACK = "handoff_take_back"
@@ -60,13 +60,12 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self._heard: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         worker.handlers.update(self.handlers)
         worker.stream_handlers[TAKE_BACK] = self.take_back
-        path = await self._starts_path()
+        starts = await self._starts_address()
         address = worker.contact_address
         again, ours, leaving = await worker.scheduler.handoff_joining(worker=address)
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
-        # A thread runs one function and may have 128 handed ahead: see the placement engine.
-        self.starts = Starts(1024 + 256 * worker.state.nthreads, path, worker.id)
+        self.starts = self._new_starts(starts)
         self.declarations = Declarations(_declarations(ours), _declarations(leaving))
         total = worker.state.total_resources
         self._set(self.declarations.found(total, find_capabilities(worker)))
@@ -149,18 +148,25 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             if worker.stream_handlers.get(TAKE_BACK) == self.take_back:
                 del worker.stream_handlers[TAKE_BACK]
 
-    async def _starts_path(self) -> str | None:
-        """Return the file that the nanny, if there is one, reads should this process be killed."""
+    async def _starts_address(self) -> str | None:
+        """Return where the nanny, if there is one, looks should this process be killed."""
         worker = self.worker
-        path = None
-        if worker.nanny:
-            path = os.environ.get(VARIABLE)
-            if path is None:
-                # An RPC raises what the other side raised.
-                with suppress(Exception):
-                    asking = worker.rpc(str(worker.nanny)).handoff_starts()
-                    path = await asyncio.wait_for(asking, PATIENCE)
-        return path
+        if not worker.nanny:
+            return None
+        # It cannot answer before it is up; what it said then is outdated if it got another plugin.
+        address = os.environ.get(VARIABLE)
+        if address is None or not StartsFile.exists(address):
+            with suppress(Exception):  # an RPC raises what the other side raised
+                asking = worker.rpc(str(worker.nanny)).handoff_starts()
+                return str(await asyncio.wait_for(asking, PATIENCE))
+        return address
+
+    def _new_starts(self, address: str | None) -> Starts:
+        # A thread runs one function and may have 128 handed ahead: see the placement engine.
+        places = 1024 + 256 * self.worker.state.nthreads
+        with suppress(OSError, ValueError):
+            return Starts(places, address, self.worker.id)
+        return Starts(places)
 
     async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float, bool]]:
         """Take placements back: of the calls (key, placement), those not started never will be.
@@ -189,23 +195,21 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Leave the worker."""
         for name in self.handlers:
             worker.handlers.pop(name, None)
-        if self.starts is not None:
-            if worker.status != Status.running:
-                await self._last_word(self.starts)
-            self.starts.close()
-            self.starts = None
+        if self.starts is not None and worker.status not in WORKER_ANY_RUNNING:
+            self._last_word(self.starts)
+        self.starts = None
         self._leave()
         _bootstrap.remove()
 
-    async def _last_word(self, starts: Starts) -> None:
-        """Tell, when the worker closes, what it has started; it starts nothing any more."""
-        worker = self.worker
+    def _last_word(self, starts: Starts) -> None:
+        """Tell, when the worker closes, what it has started; it starts nothing any more.
+
+        On the stream: it arrives after all ends of functions, and before the worker is gone. If
+        it does not arrive, the nanny knows.
+        """
         started = list(starts.seal().items())
-        with suppress(Exception):  # an RPC raises what the other side raised
-            await asyncio.wait_for(
-                worker.scheduler.handoff_gone(worker=worker.contact_address, started=started),
-                PATIENCE,
-            )
+        if started or self.worker.state.tasks:
+            self.worker.batched_send({"op": "handoff_gone", "started": started})
 
 
 def _declarations(facts: Mapping[str, Any]) -> dict[str, Declaration]:
