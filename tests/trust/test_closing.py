@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 import threading
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -101,28 +100,29 @@ def wait():
     STOP.wait(30)
 
 
-def ours(before=frozenset()):
-    """Return what there is of ours in the temporary folder."""
-    return set(Path(tempfile.gettempdir()).glob("handoff-*")) - before
-
-
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files need names here")
 @gen_cluster(client=True, nthreads=[], timeout=120)
-async def test_nothing_is_left_in_the_temporary_folder(c, s):
+async def test_nothing_is_left_in_the_temporary_folder(c, s, tmp_path):
     """Whatever ends workers and nannies, there was never a file of ours that could be left."""
-    before = ours()
-    async with Nanny(s.address, nthreads=1) as nanny:
-        result = await execute(dag_of(Function(id=1, args=[], code=os.getpid, max_retries=0)))
-        pid = result.results[1]
-        assert ours(before) == set()
-        plugin = nanny.plugins["handoff"]
-        file = plugin.file
-        assert file.read().pid == pid and len(file.read().started) == 1
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: plugin.ends)
-        (end,) = plugin.ends.values()
-        assert end["code"] == -signal.SIGKILL and len(end["started"]) == 1
-        # The process that follows uses it, too.
-        result = await execute(dag_of(Function(id=1, args=[], code=os.getpid)))
-        assert file.read().pid == result.results[1] != pid
-    assert ours(before) == set()
+
+    def ours():
+        return list(tmp_path.rglob("*handoff*"))
+
+    own = {"TMPDIR": str(tmp_path)}
+    with mock.patch.object(tempfile, "tempdir", str(tmp_path)), mock.patch.dict(os.environ, own):
+        async with Nanny(s.address, nthreads=1) as nanny:
+            result = await execute(dag_of(Function(id=1, args=[], code=os.getpid, max_retries=0)))
+            pid = result.results[1]
+            assert ours() == []
+            plugin = nanny.plugins["handoff"]
+            left = plugin.file.read()
+            assert left.pid == pid and len(left.started) == 1
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: plugin.ends)
+            (end,) = plugin.ends.values()
+            assert end["code"] == -signal.SIGKILL and len(end["started"]) == 1
+            # The process that follows uses it, too.
+            result = await execute(dag_of(Function(id=1, args=[], code=os.getpid)))
+            assert plugin.file.read().pid == result.results[1] != pid
+            assert ours() == []
+        assert ours() == []
