@@ -17,24 +17,24 @@ __all__ = [
     "Declaration",
     "Declarations",
     "check_capabilities",
-    "found_name",
-    "is_found",
+    "detected_name",
+    "is_detected",
     "names_of",
     "offered",
 ]
 
 #: Before the name of a resource that nobody declared.
-_FOUND = "handoff-"
+_DETECTED = "handoff-"
 
 
-def found_name(resource: str) -> str:
+def detected_name(resource: str) -> str:
     """Return the name under which a worker declares a resource that we found on it."""
-    return _FOUND + resource
+    return _DETECTED + resource
 
 
-def is_found(name: str) -> bool:
+def is_detected(name: str) -> bool:
     """Whether a worker's resource of this name is one that we found."""
-    return name.startswith(_FOUND)
+    return name.startswith(_DETECTED)
 
 
 def names_of(declared: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -55,12 +55,12 @@ def names_of(declared: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """
     owned: dict[str, tuple[str, ...]] = {}
     for name in declared:
-        if is_found(name):
-            resource = name.removeprefix(_FOUND)
+        if is_detected(name):
+            resource = name.removeprefix(_DETECTED)
             owned[resource] = (*owned.get(resource, ()), name)
         else:
             others = owned.get(name.lower(), ())
-            if all(map(is_found, others)):
+            if all(map(is_detected, others)):
                 owned[name.lower()] = (name, *others)
     return owned
 
@@ -148,26 +148,26 @@ class Declarations:
         self.ours = {n: d for n, d in self.ours.items() if d.stands(total, n)}
         self.leaving = {n: d for n, d in self.leaving.items() if d.stands(total, n)}
 
-    def found(
+    def detect(
         self, total: Mapping[str, float], capabilities: Mapping[str, float]
     ) -> dict[str, float]:
         """Take note of what was found; return what is to be declared: what nobody declared."""
-        known = names_of(n for n in self.offer(total) if not is_found(n))
+        known = names_of(n for n in self.offer(total) if not is_detected(n))
         return self._note(
-            total, {found_name(n): v for n, v in capabilities.items() if n not in known}
+            total, {detected_name(n): v for n, v in capabilities.items() if n not in known}
         )
 
     def declare(
         self, total: Mapping[str, float], capabilities: Mapping[str, float]
     ) -> dict[str, float]:
         """Take note of capabilities; return what is to be declared, under the worker's names."""
-        known = names_of(n for n in total if not is_found(n))
+        known = names_of(n for n in total if not is_detected(n))
         changes = {known.get(n, (n,))[0]: value for n, value in capabilities.items()}
         # What was found is a second lock on the same door, for what claimed it before: it must
         # have room for all that was declared in its place.
         after = {**self.offer(total), **changes}
         for resource, (first, *others) in names_of(after).items():
-            name = found_name(resource)
+            name = detected_name(resource)
             if name in others and after[name] < after[first]:
                 changes[name] = after[first]
         return self._note(total, changes)
@@ -175,7 +175,7 @@ class Declarations:
     def _note(self, total: Mapping[str, float], changes: dict[str, float]) -> dict[str, float]:
         for name, value in changes.items():
             earlier = self.leaving.pop(name, None) or self.ours.get(name)
-            before = None if is_found(name) else total.get(name)
+            before = None if is_detected(name) else total.get(name)
             if earlier is not None:
                 before = earlier.before
             self.ours[name] = Declaration(value, before, time.monotonic_ns())

@@ -15,7 +15,7 @@ from distributed import Status
 from handoff_dask import _compat
 from handoff_dask._version import __version__
 from handoff_dask.errors import HandoffError
-from handoff_dask.offers import Declaration, check_capabilities, is_found, names_of, offered
+from handoff_dask.offers import Declaration, check_capabilities, is_detected, names_of, offered
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.withdrawal import Withdrawal
 
@@ -190,7 +190,7 @@ class Registry:
         """Keep what a worker declares on our behalf, should it restart."""
         identity = _identity(ws)
         self.remembered.pop(identity, None)
-        if declared := {name: d for name, d in ours.items() if not is_found(name)}:
+        if declared := {name: d for name, d in ours.items() if not is_detected(name)}:
             self.remembered[identity] = declared
             while len(self.remembered) > REMEMBERED:
                 del self.remembered[next(iter(self.remembered))]

@@ -54,9 +54,9 @@ class Withdrawal(SchedulerPlugin):
             self.leaving.get(worker, {}).pop(name, None)
 
     def take_back(self, number: int | None = None) -> set[str]:
-        """Take back what no task claims; return the workers that are told so, with a number."""
+        """Take back what no task claims; return the workers that hear of it, by a number."""
         self._asked = False
-        told = set()
+        notified = set()
         for worker, names in list(self.leaving.items()):
             gone = {n: d for n, d in names.items() if self._may_go(worker, n, d)}
             for name in gone:
@@ -72,10 +72,10 @@ class Withdrawal(SchedulerPlugin):
                 # On the stream: after the tasks that the worker got before.
                 order = {"op": "handoff_take_back", "names": gone, "number": number}
                 self._scheduler.worker_send(worker, order)
-                told.add(worker)
+                notified.add(worker)
         if not self.leaving and self.name in self._scheduler.plugins:
             self._scheduler.remove_plugin(self.name)
-        return told
+        return notified
 
     def _may_go(self, worker: str, name: str, declaration: Declaration) -> bool:
         before = declaration.before

@@ -68,7 +68,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.starts = self._new_starts(starts)
         self.declarations = Declarations(_declarations(ours), _declarations(leaving))
         total = worker.state.total_resources
-        self._set(self.declarations.found(total, find_capabilities(worker)))
+        self._set(self.declarations.detect(total, find_capabilities(worker)))
         await self.declare(again)
 
     @property
