@@ -7,6 +7,8 @@ only. Nothing is written to their disks.
 from __future__ import annotations
 
 import importlib.abc
+import logging
+import os
 import pickle
 import sys
 import zlib
@@ -66,7 +68,7 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
             raise OSError(f"{path} was not shipped") from None
 
 
-def unpack(files: bytes, parcel: bytes) -> Any:
+def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -> Any:
     """Make what a parcel holds, with the package found here or else the one it came with.
 
     Parameters
@@ -75,15 +77,65 @@ def unpack(files: bytes, parcel: bytes) -> Any:
         The files of the package: a mapping, pickled and compressed.
     parcel
         A pickled pair: what to call, and the arguments.
+    version
+        The version of those files.
+    base
+        Of a plugin that its server can do without: its class in distributed. Where the package
+        cannot be used, such a plugin is made that only says so.
+
+    Raises
+    ------
+    ImportError
+        The package cannot be used, and there is no `base`.
     """
+    came_along = False
     try:
-        importlib.import_module(NAME)
-    except ModuleNotFoundError as error:
-        if error.name != NAME:
-            raise
-        sys.meta_path.append(ShippedPackage(pickle.loads(zlib.decompress(files))))
-    make, arguments = pickle.loads(parcel)
-    return make(*arguments)
+        try:
+            importlib.import_module(NAME)
+        except ModuleNotFoundError as error:
+            if error.name != NAME:
+                raise
+            came_along = True
+            sys.meta_path.append(ShippedPackage(pickle.loads(zlib.decompress(files))))
+        here = importlib.import_module(f"{NAME}._version").__version__
+        if base is not None and here.split(".")[:2] != version.split(".")[:2]:
+            raise ImportError(f"it has version {here}, which does not go with {version}")
+        make, arguments = pickle.loads(parcel)
+        return make(*arguments)
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {error}"
+        problem = f"the copy of {NAME} {_place()} cannot be used, repair or remove it: {what}"
+        if came_along:
+            remove()
+        if base is None:
+            raise ImportError(problem) from error
+        return _idle(base, problem)
+
+
+def _place() -> str:
+    """Say where the package that is found here lies."""
+    if shipped():
+        return "that it was sent"
+    for folder in sys.path:
+        if os.path.isdir(place := os.path.join(folder or os.curdir, NAME)):
+            return f"in {os.path.abspath(place)}"
+    return "that is found there"
+
+
+def _idle(base: str, problem: str) -> Any:
+    """Return a plugin that does nothing, and says why."""
+
+    class Idle(getattr(importlib.import_module("distributed"), base)):  # type: ignore[misc]
+        async def setup(self, worker: Any = None, nanny: Any = None) -> None:
+            server = worker or nanny
+            log = logging.getLogger(f"distributed.{NAME}")
+            log.warning("%s gets no functions of Handoff: %s", server.address, problem)
+            if worker is not None:
+                await worker.scheduler.handoff_unable(
+                    worker=worker.contact_address, problem=problem
+                )
+
+    return Idle()
 
 
 def shipped() -> list[Any]:

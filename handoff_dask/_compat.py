@@ -20,6 +20,7 @@ from distributed.core import send_recv
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from handoff_dask._compat_worker import (
+    WORKER_ANY_RUNNING,
     NotStarted,
     TaskEnds,
     ThisTask,
@@ -28,7 +29,7 @@ from handoff_dask._compat_worker import (
     killed_for_memory,
     on_loop,
     process_client,
-    restore_resources,
+    set_resource,
     silence_failure,
     started,
     task_annotations,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from distributed.scheduler import TaskState
 
 __all__ = [
+    "WORKER_ANY_RUNNING",
     "GraphNode",
     "NotStarted",
     "Pages",
@@ -53,8 +55,10 @@ __all__ = [
     "adopt_exception",
     "ask_once",
     "claimed_by_task",
+    "claimed_names",
     "close_clients",
     "dashboard_look",
+    "declare",
     "died_under",
     "end_workers",
     "ended_by_worker",
@@ -66,6 +70,7 @@ __all__ = [
     "hold",
     "http_prefix",
     "input_sizes",
+    "install_handlers",
     "is_held",
     "keep_unrunnable",
     "killed_for_memory",
@@ -75,16 +80,16 @@ __all__ = [
     "placement_number",
     "process_client",
     "release_hold",
-    "remove_resources",
     "replace_exception",
-    "restore_resources",
     "seceded",
+    "set_resource",
     "settle_future",
     "silence_failure",
     "started",
     "task_annotations",
     "task_nearby",
     "this_task",
+    "undeclare",
     "watch_clients",
     "watch_exits",
     "worker_address",
@@ -140,18 +145,65 @@ def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, fl
     ts.loose_restrictions = False
 
 
-def remove_resources(scheduler: Scheduler, worker: str, left: Mapping[str, float]) -> None:
-    """Have the scheduler forget what a worker no longer declares: all but `left`."""
-    ws = scheduler.workers.get(worker)
-    if ws is None:
+def install_handlers(
+    scheduler: Scheduler,
+    handlers: Mapping[str, Callable[..., Any]],
+    on_streams: Mapping[str, Callable[..., Any]],
+) -> Callable[[], None]:
+    """Have a scheduler answer calls, and messages on its workers' streams, with these.
+
+    Returns
+    -------
+    Callable
+        Has it answer as before.
+    """
+    undo = []
+    known: dict[str, Any]
+    for known, new in ((scheduler.handlers, handlers), (scheduler.stream_handlers, on_streams)):
+        undo.append((known, new, {name: known[name] for name in new if name in known}))
+        known.update(new)
+
+    def restore() -> None:
+        for known, new, before in undo:
+            for name in new:
+                known.pop(name, None)
+            known.update(before)
+
+    return restore
+
+
+def declare(scheduler: Scheduler, worker: str, resources: Mapping[str, float]) -> None:
+    """Have the scheduler take in what a worker declares; what is used of it stays in the books.
+
+    Dask's own ``add_resources`` starts these at 0, though tasks may be running. Nor does it look
+    at the tasks that waited for such a declaration.
+    """
+    ws = scheduler.workers[worker]
+    for name, amount in resources.items():
+        ws.resources[name] = amount
+        ws.used_resources.setdefault(name, 0)
+        scheduler.resources.setdefault(name, {})[worker] = amount
+    if ws in scheduler.running:
+        scheduler.transitions(
+            scheduler.bulk_schedule_unrunnable_after_adding_worker(ws),
+            f"handoff-declared-{time.time()}",
+        )
+
+
+def undeclare(scheduler: Scheduler, worker: str, name: str, before: float | None) -> None:
+    """Have the scheduler forget a resource of a worker that no task claims, or know less of it."""
+    ws = scheduler.workers[worker]
+    if before is not None:
+        ws.resources[name] = scheduler.resources[name][worker] = before
         return
-    scheduler.remove_resources(worker)
-    for name in [name for name, workers in scheduler.resources.items() if not workers]:
+    del ws.resources[name], ws.used_resources[name], scheduler.resources[name][worker]
+    if not scheduler.resources[name]:
         del scheduler.resources[name]
-    used = dict(ws.used_resources)
-    ws.resources = dict(left)
-    scheduler.add_resources(worker)
-    ws.used_resources.update({name: used[name] for name in left if name in used})
+
+
+def claimed_names(ts: TaskState) -> Iterable[str]:
+    """Return the names of the resources that a task claims, or will claim once it has a worker."""
+    return ts.resource_restrictions or ()
 
 
 def exact(amount: float) -> float:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 
 __all__ = [
+    "WORKER_ANY_RUNNING",
     "NotStarted",
     "TaskEnds",
     "ThisTask",
@@ -36,7 +37,7 @@ __all__ = [
     "killed_for_memory",
     "on_loop",
     "process_client",
-    "restore_resources",
+    "set_resource",
     "silence_failure",
     "started",
     "task_annotations",
@@ -59,16 +60,27 @@ def worker_address() -> str:
         return "local"
 
 
-def restore_resources(worker: Worker, before: Mapping[str, float]) -> None:
-    """Have a worker declare what it declared before; what its tasks hold meanwhile stays."""
+def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
+    """Have a worker declare an amount of a resource; what its tasks hold of it stays held.
+
+    Returns
+    -------
+    bool
+        Whether it does: one that a task of the worker claims is not taken away by None.
+    """
     state = worker.state
-    for name, total in dict(state.total_resources).items():
-        used = total - state.available_resources[name]
-        if name in before:
-            state.total_resources[name] = before[name]
-            state.available_resources[name] = before[name] - used
-        elif not used:
-            del state.total_resources[name], state.available_resources[name]
+    if amount is None:
+        ended = ("memory", "error")
+        for ts in state.tasks.values():
+            if name in (ts.resource_restrictions or ()) and ts.state not in ended:
+                return False
+        state.total_resources.pop(name, None)
+        state.available_resources.pop(name, None)
+        return True
+    used = state.total_resources.get(name, 0) - state.available_resources.get(name, 0)
+    state.total_resources[name] = amount
+    state.available_resources[name] = amount - used
+    return True
 
 
 class TaskEnds(WorkerPlugin):

@@ -19,10 +19,10 @@ class Claims:
     Parameters
     ----------
     names
-        {address: {resource in lower case: the worker's own name for it}}.
+        {address: {resource in lower case: the worker's own names for it}}.
     """
 
-    def __init__(self, names: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, names: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
         self._names = names
         self._shared: dict[str, dict[Any, Claim]] = {}
 
@@ -32,7 +32,9 @@ class Claims:
         amounts = tuple(cost.items())
         if amounts not in shared:
             names = self._names[worker]
-            resources = {names[name]: _compat.exact(amount) for name, amount in amounts}
+            resources = {
+                own: _compat.exact(amount) for name, amount in amounts for own in names[name]
+            }
             shared[amounts] = frozenset((worker,)), resources
         return shared[amounts]
 

@@ -119,7 +119,7 @@ async def install(client: Client) -> None:
     Raises
     ------
     HandoffError
-        The scheduler takes no plugins from clients.
+        The scheduler takes no plugins from clients, or has a copy of the package that is broken.
     VersionError
         The scheduler has a version of the package that does not fit ours.
     ClusterLostError
@@ -137,6 +137,8 @@ async def install(client: Client) -> None:
                 f"the scheduler takes no plugins from clients ({error}): have its operator start "
                 "it with --preload handoff_dask.preload"
             ) from error
+        except ImportError as error:
+            raise HandoffError(f"on the scheduler, {error}") from error
         facts = await installed(client) or {}
     _check_versions(facts)
 
@@ -149,11 +151,11 @@ def _check_versions(facts: Mapping[str, Any]) -> None:
     others = {f"worker {address}": v for address, v in facts.get("strangers", {}).items()}
     for where, version in {"the scheduler": found, **others}.items():
         if version != __version__:
-            consequence = "" if fits(version) else ", and is given no functions"
             warnings.warn(
-                f"{where} has handoff_dask {version}, this client {__version__}{consequence}",
-                stacklevel=2,
+                f"{where} has handoff_dask {version}, this client {__version__}", stacklevel=2
             )
+    for address, problem in facts.get("unusable", {}).items():
+        warnings.warn(f"worker {address} is given no functions: {problem}", stacklevel=2)
 
 
 # Dask has tblib pickle exceptions, which fails if the cause cannot be pickled: all types known when

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask.offers import claimed_resources
 from handoff_dask.placement.events import Waiting
 from handoff_dask.records import FunctionRecord
 
@@ -80,7 +81,8 @@ class Endings:
 
     def inherit(self, message: Mapping[str, Any]) -> None:
         """Take in a task that was cancelled before its worker had our plugin."""
-        cost = {name.lower(): amount for name, amount in message["claims"].items()}
+        names = self.plugin.registry.names.get(message["worker"], {})
+        cost = claimed_resources(names, message["claims"])
         at = message["key"], message["run_id"]
         if at not in self._endings:
             self._endings[at] = Ending(message["worker"], cost, message["seceded"])

@@ -58,7 +58,8 @@ def execute(
     timeout
         Seconds the run may take.
     placement_timeout
-        Seconds to wait for a worker that can hold a cost which none can at present.
+        Seconds to wait for a worker that can hold a cost which none can at present. 0 waits only
+        for what the cluster lost within the last ``handoff.lost-capacity-grace`` (60 s).
     priority
         Functions of runs with a higher priority are placed first.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import _compat
+from handoff_dask.offers import claimed_resources
 
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
@@ -25,10 +26,11 @@ class Foreign:
         if finish == "processing":
             claim = _compat.claimed_by_task(self.plugin.scheduler.tasks[key])
             if claim is not None:
-                worker, resources = claim
+                worker, claimed = claim
                 self._keys.add(key)
-                lower = {name.lower(): amount for name, amount in resources.items()}
-                self.plugin.engine.foreign_claimed(key, worker, lower)
+                names = self.plugin.registry.names.get(worker, {})
+                amounts = claimed_resources(names, claimed)
+                self.plugin.engine.foreign_claimed(key, worker, amounts)
         elif key in self._keys:
             self._keys.discard(key)
             self.plugin.engine.foreign_released(key)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from distributed import NannyPlugin
 
 from handoff_dask import _bootstrap, _compat
 from handoff_dask.shipping import Shipped
-from handoff_dask.starts import read
+from handoff_dask.starts import StartsFile
 
 if TYPE_CHECKING:
     from distributed import Nanny
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 #: Ends of processes that a nanny remembers.
 KEPT = 16
-#: Names, for a worker's process, the file in which it notes its starts.
+#: Where a worker's process finds the address of the file in which it notes its starts.
 VARIABLE = "HANDOFF_STARTS"
 
 
@@ -30,19 +27,18 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
     """Tells the scheduler's plugin, when a worker is lost, what became of its process."""
 
     name = "handoff"
+    base = "NannyPlugin"
 
     async def setup(self, nanny: Nanny) -> None:
         """Watch the worker's process, this one and those that follow it."""
         self.nanny = nanny
-        #: Where the worker's process notes its starts.
-        file, self.path = tempfile.mkstemp(prefix="handoff-starts-")
-        os.close(file)
+        self.file = StartsFile()
         #: {worker's id: how its process ended}
         self.ends: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
         self._unwatch: Callable[[], None] = _compat.watch_exits(nanny, self.exited)
         # A process that runs already asks; one that starts cannot, before the nanny itself is up.
-        nanny.env[VARIABLE] = self.path
+        nanny.env[VARIABLE] = self.file.address
         nanny.handlers["handoff_starts"] = self.starts
         nanny.handlers["handoff_end"] = self.end
 
@@ -52,21 +48,19 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         nanny.env.pop(VARIABLE, None)
         nanny.handlers.pop("handoff_starts", None)
         nanny.handlers.pop("handoff_end", None)
-        with suppress(OSError):
-            os.unlink(self.path)
+        self.file.close()
         _bootstrap.remove()
 
     async def starts(self) -> str:
         """Tell the worker's process where to note its starts."""
-        return self.path
+        return self.file.address
 
     def exited(self, code: int) -> None:
-        """Take down how the process ended, and what it had started."""
-        try:
-            left = read(self.path)
-            os.truncate(self.path, 0)
-        except (OSError, ValueError):
-            return  # it closed in order and said all there is to say
+        """Record how the process ended, and what it had started."""
+        left = self.file.read()
+        self.file.clear()
+        if left is None:
+            return  # it had not come to that
         self.ends[left.owner] = {
             "code": code,
             "memory": _compat.killed_for_memory(self.nanny, left.pid),

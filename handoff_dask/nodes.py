@@ -14,7 +14,8 @@ from handoff_dask import connection
 from handoff_dask.errors import UnknownWorkerError
 from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.validation import cost_problem
-from handoff_dask.worker import HandoffWorkerPlugin, check_capabilities
+from handoff_dask.offers import check_capabilities
+from handoff_dask.worker import HandoffWorkerPlugin
 
 
 def register_node(

@@ -14,6 +14,7 @@ from handoff_dask.model.amounts import as_number
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.retry import number_problem
+from handoff_dask.offers import check_capabilities
 from handoff_dask.options import RunOptions
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
@@ -21,7 +22,6 @@ from handoff_dask.records import FunctionRow, allocation_error, function_specs
 from handoff_dask.results import ExecutionResult
 from handoff_dask.submission import function_rows
 from handoff_dask.widgets import markup, plots, reports
-from handoff_dask.worker import check_capabilities
 
 #: Threads of a worker whose capabilities tell of no cpu.
 _MANY_THREADS = 10**6

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from distributed import SchedulerPlugin, Status
 
 from handoff_dask import _bootstrap, _compat, config, dashboard
-from handoff_dask._version import __version__
 from handoff_dask.ending import Endings
 from handoff_dask.errors import HandoffError
 from handoff_dask.foreign import Foreign
@@ -75,11 +74,20 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.gate = Gate(self)
         self.service = Service(self)
         self.history = dashboard.install(self)
-        self._handlers = {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers}
-        scheduler.handlers.update(self._handlers)
-        facts = {"version": __version__, "strangers": self.registry.strangers}
-        scheduler.set_metadata([self.name], facts)
+        self._remove_handlers = _compat.install_handlers(
+            scheduler,
+            {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers},
+            {"handoff_gone": self.service.gone},
+        )
+        self.registry.publish()
         await send_plugins(scheduler)
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all runs: the scheduler has forgotten all tasks, and what is known of it."""
+        for run in list(self.runs.values()):
+            self.stop(run, Stop("cancelled", "the cluster was restarted"))
+            self.forget(run)
+        self.registry.publish()
 
     async def uninstall(self) -> None:
         """Leave the scheduler and its workers as they were."""
@@ -95,8 +103,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.forget(run)
         await self.registry.withdraw()
         await take_plugins_back(self.scheduler)
-        for handler in self._handlers:
-            self.scheduler.handlers.pop(handler, None)
+        self._remove_handlers()
         self.scheduler.task_metadata.pop(self.name, None)
         self.scheduler.remove_plugin(self.name)
         await self.close()
@@ -117,8 +124,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Forget a worker."""
         self.gate.claims.changed(worker)
+        lost_at = time.monotonic() if self.registry.may_return(worker) else None
         if self.registry.removed(worker):
-            self.engine.worker_removed(worker)
+            self.engine.worker_removed(worker, lost_at)
             self.endings.worker_removed(worker)
             self.losses.worker_removed(worker)
             self.ask()
@@ -215,6 +223,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Drop all there is of a run."""
         if self.runs.pop(run.spec.run_id, None) is None:
             return
+        # Later: the scheduler may be going through its clients.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.scheduler.clients.pop, run.spec.keeper, None)
         if run.stop is not None and not run.forgotten:
             self.service.remember(run)
         for record in run.functions:
@@ -428,6 +439,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if "status" in msg and topic in self.registry.names:
                 self.engine.worker_running(topic, msg["status"] == Status.running.name)
                 self.losses.status_changed(topic, msg["status"])
+                self.registry.status_changed(topic, msg["status"])
                 self.ask()
 
     def ask(self) -> None:

@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import pickle
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from distributed import Status
 
 from handoff_dask import _compat
-from handoff_dask._version import __version__, fits
-from handoff_dask.errors import VersionError
+from handoff_dask._version import __version__
+from handoff_dask.errors import HandoffError
+from handoff_dask.offers import Declaration, check_capabilities, is_detected, names_of, offered
 from handoff_dask.placement.events import WorkerSpec
-from handoff_dask.worker import check_capabilities
+from handoff_dask.withdrawal import Withdrawal
 
 if TYPE_CHECKING:
-    from handoff_dask.plugin import HandoffPlugin
+    from distributed.scheduler import WorkerState
 
-logger = logging.getLogger(__name__)
+    from handoff_dask.plugin import HandoffPlugin
 
 #: Seconds that a question waits for workers that have joined but not said what they offer.
 PATIENCE = 10.0
+#: Workers whose declarations are remembered, those that declared last.
+REMEMBERED = 10_000
+
+
+class Joining(NamedTuple):
+    """What a worker hears of its declarations when it gets the plugin.
+
+    Parameters
+    ----------
+    again
+        {resource: amount} that it declared before it restarted.
+    ours
+        What it declares on our behalf already.
+    leaving
+        What it declared before Handoff was taken off the cluster; see `Withdrawal`.
+    """
+
+    again: Mapping[str, float]
+    ours: Mapping[str, Declaration]
+    leaving: Mapping[str, Declaration]
+
+
+def _identity(ws: WorkerState) -> Hashable:
+    """Return what a worker is known by, before and after it restarts."""
+    if str(ws.name) != ws.address:
+        return str(ws.name), ws.host
+    # Nobody gave it a name. A worker that restarts has another address, its nanny has not.
+    return ws.nanny or ws.address
 
 
 class Registry:
@@ -31,36 +63,93 @@ class Registry:
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.engine = plugin.engine
-        #: {address: {resource in lower case: the worker's own name for it}}
-        self.names: dict[str, dict[str, str]] = {}
+        #: {address: {resource in lower case: the worker's own names for it}}
+        self.names: dict[str, dict[str, tuple[str, ...]]] = {}
+        #: By address and name: what workers declare on our behalf.
+        self.ours: dict[str, dict[str, Declaration]] = {}
+        #: By what a worker is known by, and name: what it declares again should it restart.
+        self.remembered: dict[Hashable, dict[str, Declaration]] = {}
+        #: Workers that leave for good, and those that start anew after they left.
+        self._retiring: set[str] = set()
+        self._returning: set[str] = set()
         #: {address: version} of workers whose version is not the scheduler's.
         self.strangers: dict[str, str] = {}
+        #: {address: why} of workers whose copy of this package cannot be used.
+        self.unusable: dict[str, str] = {}
         self._news = asyncio.Event()
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """The handlers by the name under which the scheduler knows them."""
-        handlers = (self.capabilities, self.declare, self.nodes, self.available)
-        return {f"handoff_{handler.__name__}": handler for handler in handlers}
+        handlers = (
+            self.joining,
+            self.capabilities,
+            self.unable,
+            self.declare,
+            self.nodes,
+            self.available,
+        )
+        return {
+            **{f"handoff_{handler.__name__}": handler for handler in handlers},
+            "set_resources": self.set_resources,
+        }
 
-    async def capabilities(self, worker: str, capabilities: dict[str, float], version: str) -> None:
-        """Take down what a worker offers; from then on it is given functions."""
+    def publish(self) -> None:
+        """Say on the scheduler that the plugin is there, and what clients are to be warned of."""
+        facts = {
+            "version": __version__,
+            "strangers": self.strangers,
+            "unusable": self.unusable,
+        }
+        self.scheduler.set_metadata(["handoff"], facts)
+
+    async def joining(self, worker: str) -> Joining:
+        """Return what there is to know of a worker's declarations when it gets the plugin."""
+        withdrawal = Withdrawal.of(self.scheduler)
+        ws = self.scheduler.workers[worker]
+        again = {
+            name: declaration.amount
+            for name, declaration in self.remembered.get(_identity(ws), {}).items()
+            if ws.resources.get(name) == declaration.before  # its operator did not change that
+        }
+        leaving = {} if withdrawal is None else withdrawal.leaving.get(worker, {})
+        return Joining(again, self.ours.get(worker, {}), leaving)
+
+    async def capabilities(
+        self,
+        worker: str,
+        capabilities: dict[str, float],
+        version: str,
+        ours: Mapping[str, Iterable[Any]] = MappingProxyType({}),
+        returns: bool = False,
+    ) -> None:
+        """Record what a worker offers; from then on it is given functions.
+
+        Parameters
+        ----------
+        worker
+            Its address.
+        capabilities
+            What counts of what it declares, under its own names.
+        version
+            Its version of this package.
+        ours
+            What it declares on our behalf.
+        returns
+            Whether it starts anew whenever its lifetime is over.
+        """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
             return
         if version != __version__:
             self.strangers[worker] = version
-            if not fits(version):
-                error = VersionError(f"worker {worker} ({ws.name})", version, __version__)
-                logger.error("It is given no functions: %s", error)
-                self._news.set()
-                return
-        names: dict[str, str] = {}
-        offered: dict[str, float] = {}
-        for name, amount in capabilities.items():
-            if names.setdefault(name.lower(), name) == name:
-                offered[name.lower()] = amount
-        self.names[worker] = names
+        self.ours[worker] = {name: Declaration(*facts) for name, facts in ours.items()}
+        self._remember(ws, self.ours[worker])
+        if returns:
+            self._returning.add(worker)
+        if withdrawal := Withdrawal.of(self.scheduler):
+            withdrawal.keep(worker, self.ours[worker])
+        self.names[worker] = names_of(capabilities)
         self.plugin.losses.nannies[worker] = ws.nanny, ws.server_id
         self.plugin.gate.claims.changed(worker)
         self.engine.worker_added(
@@ -68,29 +157,85 @@ class Registry:
                 address=worker,
                 name=str(ws.name),
                 host=ws.host,
-                capacity=offered,
+                capacity=offered(capabilities),
                 slots=ws.nthreads,
                 running=ws in self.scheduler.running,
+                identity=_identity(ws),
             )
         )
+        _compat.declare(self.scheduler, worker, capabilities)
+        # Tasks of others may have started before it was known what they claim.
+        for ts in ws.processing:
+            if ts.key not in self.plugin.records:
+                self.plugin.foreign.follow(ts.key, "processing")
         self._news.set()
         self.plugin.ask()
+
+    async def unable(self, worker: str, problem: str) -> None:
+        """Record that a worker cannot be given functions, as it says."""
+        if worker in self.scheduler.workers:
+            self.unusable[worker] = problem
+            self._news.set()
+
+    async def set_resources(self, worker: str, resources: dict[str, float]) -> str:
+        """Take in what somebody else has a worker declare; it counts for us, too."""
+        if worker in self.scheduler.workers:
+            _compat.declare(self.scheduler, worker, resources)
+        if worker in self.names:
+            with suppress(Exception):  # an RPC raises what the other side raised
+                await self.scheduler.rpc(worker).handoff_declare(capabilities={})
+        return "OK"
+
+    def _remember(self, ws: WorkerState, ours: Mapping[str, Declaration]) -> None:
+        """Keep what a worker declares on our behalf, should it restart."""
+        identity = _identity(ws)
+        self.remembered.pop(identity, None)
+        if declared := {name: d for name, d in ours.items() if not is_detected(name)}:
+            self.remembered[identity] = declared
+            while len(self.remembered) > REMEMBERED:
+                del self.remembered[next(iter(self.remembered))]
+
+    def status_changed(self, worker: str, status: str) -> None:
+        """Take in that a worker retires: also by a cluster that scales down, or by itself."""
+        if status == Status.closing_gracefully.name and worker not in self._returning:
+            self._retiring.add(worker)
+        elif status in (Status.running.name, Status.paused.name):
+            self._retiring.discard(worker)
+
+    def may_return(self, worker: str) -> bool:
+        """Whether a worker that leaves may come back: unless it was retired."""
+        return worker not in self._retiring
 
     def removed(self, worker: str) -> bool:
         """Forget a worker; the answer is whether it was given functions."""
         self.strangers.pop(worker, None)
+        self.unusable.pop(worker, None)
+        self._retiring.discard(worker)
+        self._returning.discard(worker)
+        self.ours.pop(worker, None)
         return self.names.pop(worker, None) is not None
 
     async def withdraw(self) -> None:
-        """Have every worker take back what it declares on our behalf."""
+        """Have every worker take back what it declares on our behalf, now or when it may."""
+        withdrawal = Withdrawal.of(self.scheduler)
+        if withdrawal is None:
+            withdrawal = Withdrawal(self.scheduler)
+            self.scheduler.add_plugin(withdrawal, name=Withdrawal.name)
+        withdrawal.add(self.ours)
         for worker in list(self.names):
-            found = await self.scheduler.rpc(worker).handoff_restore()
-            _compat.remove_resources(self.scheduler, worker, found)
+            self.plugin.remove_worker(self.scheduler, worker)  # it is given no functions any more
+        number = time.monotonic_ns()
+        answers = [
+            self.scheduler.rpc(worker).handoff_taken_back(number=number)
+            for worker in withdrawal.take_back(number)
+        ]
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), PATIENCE)
 
     async def settled(self) -> None:
         """Wait until every worker has said what it offers."""
         deadline = time.monotonic() + PATIENCE
-        while self.scheduler.workers.keys() - self.names.keys() - self.strangers.keys():
+        while self.scheduler.workers.keys() - self.names.keys() - self.unusable.keys():
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), deadline - time.monotonic())
@@ -98,11 +243,18 @@ class Registry:
                 return
 
     def _resolve(self, worker: str) -> str | None:
-        """Return the address of a worker called by its address or name."""
-        if worker in self.scheduler.workers:
-            return worker
+        """Return the address of a worker called by its address or name.
+
+        Raises
+        ------
+        HandoffError
+            It is given no functions.
+        """
         for address, ws in self.scheduler.workers.items():
-            if str(ws.name) == worker:
+            if worker in (address, str(ws.name)):
+                if address in self.unusable:
+                    problem = self.unusable[address]
+                    raise HandoffError(f"worker {worker} is given no functions: {problem}")
                 return address
         return None
 

@@ -278,7 +278,8 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
 def uninstall(client: Client | None = None, *, force: bool = False) -> None:
     """Take everything of Handoff off a cluster: plugins, handlers, declared capabilities.
 
-    What workers declared without Handoff they declare again. The next :func:`execute` puts
+    What workers declared without Handoff they declare again. What :func:`register_node` declared
+    goes as soon as no task of others, running or pending, claims it. The next :func:`execute` puts
     everything back.
 
     Parameters

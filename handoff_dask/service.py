@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -67,7 +68,6 @@ class Service:
             self.explain,
             self.why,
             self.stalled,
-            self.gone,
             self.holds,
             self.known,
             self.outline,
@@ -92,10 +92,10 @@ class Service:
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.plugin.registry.names:
-            for key, finding in self.engine.verdicts(run_id):
-                if not finding.able:
-                    self.plugin.forget(run)
-                    return pickle.dumps((run.index(key), finding))
+            if hopeless := self.engine.hopeless(run_id, time.monotonic()):
+                key, finding = hopeless
+                self.plugin.forget(run)
+                return pickle.dumps((run.index(key), finding))
         return None
 
     def _opened(self, spec: RunSpec) -> RunRecord:
@@ -284,8 +284,8 @@ class Service:
         if run := self.plugin.runs.get(run_id):
             self.plugin.stop(run, Stop(kind, problem))
 
-    async def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
-        """Take down what a worker that closes has started; it starts nothing any more."""
+    def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
+        """Take in, on a worker's stream, what it has started, as it closes; it starts no more."""
         self.plugin.losses.told(worker, End(dict(started)))
 
     async def known(self) -> list[dict[str, Any]]:

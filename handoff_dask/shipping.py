@@ -11,19 +11,21 @@ from importlib.resources import files
 from typing import Any
 
 from handoff_dask import _bootstrap
+from handoff_dask._version import __version__
 
 #: What runs on the other side; its names are the keys of the scope that comes along.
-_UNPACK = "exec(bootstrap, globals()) or unpack(files, parcel)"
+_UNPACK = "exec(bootstrap, globals()) or unpack(files, parcel, version, base)"
 
 
 class Shipped:
     """Pickles so that it can be loaded where the package is not installed.
 
     Where the package is found, that one is used. Subclasses list what they were made with in
-    `arguments`.
+    `arguments`, and may name a `base` in distributed: see ``_bootstrap.unpack``.
     """
 
     arguments: tuple[Any, ...] = ()
+    base: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         scope = {
@@ -31,6 +33,8 @@ class Shipped:
             "bootstrap": _source(),
             "files": _package(),
             "parcel": pickle.dumps((type(self), self.arguments)),
+            "version": __version__,
+            "base": self.base,
         }
         # Text, not code objects: these differ between versions of Python.
         return eval, (_UNPACK, scope)

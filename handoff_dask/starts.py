@@ -5,14 +5,19 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["Left", "Starts", "read"]
+import psutil
+
+__all__ = ["Left", "Starts", "StartsFile"]
 
 #: Of the file: process id, starts so far, starts that found no room, whose they are.
 _HEAD = struct.Struct("<qqq128s")
@@ -33,13 +38,18 @@ class Starts:
     places
         How many starts are kept; above all that run at a time and all whose end the scheduler
         may not have heard of.
-    path
-        A file to keep them in; None keeps them in memory alone.
+    address
+        Of the :class:`StartsFile` to keep them in; None keeps them in memory alone.
     owner
         Whose they are: the worker's id.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file any more.
     """
 
-    def __init__(self, places: int, path: str | None = None, owner: str = "") -> None:
+    def __init__(self, places: int, address: str | None = None, owner: str = "") -> None:
         self._lock = threading.Lock()
         self._free = deque(range(places))
         self._number: list[int | None] = [None] * places
@@ -50,14 +60,10 @@ class Starts:
         #: Starts so far, and how many of them found no room.
         self.count = 0
         self._lost = 0
-        self.path = path
         self._owner = owner.encode()
         self._memory: mmap.mmap | None = None
-        if path is not None:
-            size = _HEAD.size + places * _START.size
-            with open(path, "w+b") as file:
-                file.truncate(size)
-                self._memory = mmap.mmap(file.fileno(), size)
+        if address is not None:
+            self._memory = _mapped(address, _HEAD.size + places * _START.size)
             self._write_head()
 
     def _write_head(self) -> None:
@@ -121,14 +127,29 @@ class Starts:
             self._sealed = True
             return {number: started for number, (_, started) in self._started.items()}
 
-    def close(self) -> None:
-        """Remove the file."""
-        with self._lock:
-            self._memory = None
-            if self.path is not None:
-                with suppress(OSError):
-                    os.unlink(self.path)
-                self.path = None
+
+def _open(address: str) -> BinaryIO:
+    path, identity = address.rsplit("|", 1)
+    file = open(path, "r+b")
+    if identity == _identity(file.fileno()):
+        return file
+    # Descriptors are used again: by now, it is anybody's file.
+    file.close()
+    raise ValueError(f"{path} is another file")
+
+
+def _mapped(address: str, size: int) -> mmap.mmap:
+    with _open(address) as file:
+        if os.fstat(file.fileno()).st_size < size:
+            file.truncate(size)
+        memory = mmap.mmap(file.fileno(), size)
+    memory[:] = bytes(size)
+    return memory
+
+
+def _identity(file: int) -> str:
+    found = os.fstat(file)
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +172,69 @@ class Left:
     started: dict[int, float] | None
 
 
-def read(path: str) -> Left:
-    """Read what a process has left in a file.
+#: What the names of files begin with, where they need names.
+_PREFIX = "handoff-starts-"
 
-    Raises
-    ------
-    OSError, ValueError
-        There is no file, or nothing was left in it.
+
+class StartsFile:
+    """A file in which a nanny's worker process notes its starts.
+
+    It has no name where the system can do without: then nothing of it is left, whatever ends the
+    nanny. Elsewhere, one that a killed nanny left is removed when the next one makes its own.
+
+    Attributes
+    ----------
+    address
+        What a process of the same user on this host makes its :class:`Starts` with.
     """
-    with open(path, "rb") as file:
-        data = file.read()
-    if len(data) < _HEAD.size:
-        raise ValueError(f"{path} holds no starts")
-    pid, count, lost, owner = _HEAD.unpack_from(data)
-    found = {n - 1: t for n, t in _START.iter_unpack(data[_HEAD.size :]) if n}
-    return Left(owner.rstrip(b"\0").decode(), pid, count, None if lost else found)
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("handoff-starts")
+            path = f"/proc/{os.getpid()}/fd/{self._file}"
+        else:
+            _remove_stale()
+            self._file, path = tempfile.mkstemp(prefix=f"{_PREFIX}{os.getpid()}-")
+            self._path = path
+        self.address = f"{path}|{_identity(self._file)}"
+
+    @staticmethod
+    def exists(address: str) -> bool:
+        """Whether there is such a file still."""
+        try:
+            _open(address).close()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def read(self) -> Left | None:
+        """Return what a process has left in it; None is nothing."""
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(0)
+            data = file.read()
+        if len(data) < _HEAD.size:
+            return None
+        pid, count, lost, owner = _HEAD.unpack_from(data)
+        started = {n - 1: t for n, t in _START.iter_unpack(data[_HEAD.size :]) if n}
+        return Left(owner.rstrip(b"\0").decode(), pid, count, None if lost else started)
+
+    def clear(self) -> None:
+        """Make room for another process, after one has ended."""
+        os.ftruncate(self._file, 0)
+
+    def close(self) -> None:
+        """Let it go; a process that has it keeps it for itself."""
+        os.close(self._file)
+        if self._path is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
+
+
+def _remove_stale() -> None:
+    """Remove the files of processes that are no more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            with suppress(OSError):
+                path.unlink()

@@ -1,4 +1,4 @@
-"""What lives on each worker: its capabilities, found and declared."""
+"""What lives on each worker: it declares what the worker offers, and speaks for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -17,15 +18,14 @@ from distributed import Status
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask import _bootstrap, _compat
-from handoff_dask._compat import TaskEnds
+from handoff_dask._compat import WORKER_ANY_RUNNING, TaskEnds
 from handoff_dask._version import __version__
 from handoff_dask.devices import Devices, visible_gpus
 from handoff_dask.fetches import Fetches
-from handoff_dask.model.amounts import as_numbers
-from handoff_dask.model.validation import cost_problem
 from handoff_dask.nanny import VARIABLE, HandoffNannyPlugin
+from handoff_dask.offers import Declaration, Declarations, offered
 from handoff_dask.shipping import Shipped
-from handoff_dask.starts import Starts
+from handoff_dask.starts import Starts, StartsFile
 from handoff_dask.task import TOPIC
 
 if TYPE_CHECKING:
@@ -35,36 +35,46 @@ logger = logging.getLogger(__name__)
 
 #: Bytes in the unit of ``memory``.
 MB = 10**6
-#: Seconds that a worker that closes waits for its last word to reach the scheduler.
+#: Seconds that a worker waits for its nanny's answer.
 PATIENCE = 5.0
+#: What the scheduler sends on the stream to have declarations taken back.
+TAKE_BACK = "handoff_take_back"
+#: Seconds between looks whether a thread has ended that holds what is to be taken back.
+LOOK = 0.2
 
 
 class HandoffWorkerPlugin(Shipped, TaskEnds):
     """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
 
     A worker that declares no ``cpu``, ``memory`` or ``gpu`` offers its threads, its memory limit in
-    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see.
-    What an operator declared stays.
+    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see;
+    see ``offers`` for the names. What an operator declared stays.
     """
+
+    base = "WorkerPlugin"
 
     async def setup(self, worker: Worker) -> None:
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker
         self.devices = Devices()
         self.fetches = Fetches(worker)
-        #: What the worker declared without us.
-        self._before = dict(worker.state.total_resources)
+        self.declarations = Declarations()
+        #: By number: whether the worker has heard what it is to take back.
+        self._heard: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         worker.handlers.update(self.handlers)
         self.filter_log()
+        worker.stream_handlers[TAKE_BACK] = self.take_back
         worker.stream_handlers["handoff-withdraw"] = self.withdraw_one
-        path = await self._starts_path()
+        starts = await self._starts_address()
+        address = worker.contact_address
+        again, ours, leaving = await worker.scheduler.handoff_joining(worker=address)
         if worker.plugins.get(self.name) is not self:
             return  # replaced: a worker that joins may get the plugin twice
-        # A thread runs one function and may have 128 handed ahead: see the placement engine.
-        self.starts = Starts(1024 + 256 * worker.state.nthreads, path, worker.id)
-        declared = {name.lower() for name in self._before}
-        found = find_capabilities(worker)
-        await self.declare({n: v for n, v in found.items() if n not in declared})
+        self.starts = self._new_starts(starts)
+        self.declarations = Declarations(_declarations(ours), _declarations(leaving))
+        total = worker.state.total_resources
+        self._set(self.declarations.detect(total, find_capabilities(worker)))
+        await self.declare(again)
         self._report_given_up()
 
     @property
@@ -72,41 +82,98 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """What the scheduler may ask of a worker."""
         return {
             "handoff_declare": self.declare,
-            "handoff_restore": self.restore,
+            "handoff_taken_back": self.taken_back,
             "handoff_withdraw": self.withdraw,
             **self.fetches.handlers,
         }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
-        """Declare resources, under the names that the worker has for them if it has any."""
-        own = {name.lower(): name for name in self.worker.state.total_resources}
-        await self.worker.set_resources(
-            **{own.get(name.lower(), name.lower()): value for name, value in capabilities.items()}
-        )
-        total = dict(self.worker.state.total_resources)
-        self.devices.declare(sum(v for n, v in total.items() if n.lower() == "gpu"))
+        """Declare resources, under the names that the worker has for them if it has any.
+
+        Returns
+        -------
+        dict
+            All that the worker offers then, by resource.
+        """
+        declarations, total = self.declarations, self.worker.state.total_resources
+        self._set(declarations.declare(total, capabilities))
+        names = declarations.offer(total)
+        offer = offered(names)
+        self.devices.declare(offer.get("gpu", 0))
         await self.worker.scheduler.handoff_capabilities(
-            worker=self.worker.contact_address, capabilities=total, version=__version__
+            worker=self.worker.contact_address,
+            capabilities=names,
+            version=__version__,
+            ours=declarations.ours,
+            returns=bool(self.worker.lifetime and self.worker.lifetime_restart),
         )
-        return total
+        return offer
 
-    async def restore(self) -> dict[str, float]:
-        """Take back what was declared on our behalf; return what the worker declares then."""
-        _compat.restore_resources(self.worker, self._before)
-        return self._before
+    def _set(self, resources: Mapping[str, float]) -> None:
+        for name, amount in resources.items():
+            _compat.set_resource(self.worker, name, amount)
 
-    async def _starts_path(self) -> str | None:
-        """Return the file that the nanny, if there is one, reads should this process be killed."""
+    def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
+        """Declare no longer what was declared on our behalf; see ``Withdrawal``.
+
+        What a thread still holds, of a function that was cancelled, goes when that ends.
+
+        Parameters
+        ----------
+        names
+            {name: declaration}.
+        number
+            What to call :meth:`taken_back` with.
+        """
+        worker, declarations = self.worker, self.declarations
+        held = {}
+        for name, declaration in _declarations(names).items():
+            if declarations.ours.get(name, declaration).stamp != declaration.stamp:
+                continue  # declared anew since
+            if _compat.set_resource(worker, name, declaration.before):
+                declarations.ours.pop(name, None)
+                declarations.leaving.pop(name, None)
+            else:
+                held[name] = declaration
+        if number is not None:
+            self._heard[number].set()
+        if held and worker.status != Status.closed:
+            again = worker.stream_handlers[TAKE_BACK]
+            asyncio.get_running_loop().call_later(LOOK, lambda: again(names=held))
+        self._leave()
+
+    async def taken_back(self, number: int) -> None:
+        """Answer when :meth:`take_back` was called."""
+        await self._heard[number].wait()
+        del self._heard[number]
+
+    def _leave(self) -> None:
+        """Once nothing is left that was declared on our behalf, hear of it no more."""
+        worker, left = self.worker, self.declarations
+        gone = worker.plugins.get(self.name) is not self
+        if gone and not left.ours and not left.leaving:
+            if worker.stream_handlers.get(TAKE_BACK) == self.take_back:
+                del worker.stream_handlers[TAKE_BACK]
+
+    async def _starts_address(self) -> str | None:
+        """Return where the nanny, if there is one, looks should this process be killed."""
         worker = self.worker
-        path = None
-        if worker.nanny:
-            path = os.environ.get(VARIABLE)
-            if path is None:
-                # An RPC raises what the other side raised.
-                with suppress(Exception):
-                    asking = worker.rpc(str(worker.nanny)).handoff_starts()
-                    path = await asyncio.wait_for(asking, PATIENCE)
-        return path
+        if not worker.nanny:
+            return None
+        # It cannot answer before it is up; what it said then is outdated if it got another plugin.
+        address = os.environ.get(VARIABLE)
+        if address is None or not StartsFile.exists(address):
+            with suppress(Exception):  # an RPC raises what the other side raised
+                asking = worker.rpc(str(worker.nanny)).handoff_starts()
+                return str(await asyncio.wait_for(asking, PATIENCE))
+        return address
+
+    def _new_starts(self, address: str | None) -> Starts:
+        # A thread runs one function and may have 128 handed ahead: see the placement engine.
+        places = 1024 + 256 * self.worker.state.nthreads
+        with suppress(OSError, ValueError):
+            return Starts(places, address, self.worker.id)
+        return Starts(places)
 
     async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
         """Take placements back: of the calls (key, placement), those not started never will be.
@@ -171,23 +238,25 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.unfilter_log()
         self.fetches.close()
         worker.stream_handlers.pop("handoff-withdraw", None)
-        if self.starts is not None:
-            if worker.status != Status.running:
-                await self._last_word(self.starts)
-            self.starts.close()
-            self.starts = None
-        _compat.restore_resources(worker, self._before)
+        if self.starts is not None and worker.status not in WORKER_ANY_RUNNING:
+            self._last_word(self.starts)
+        self.starts = None
+        self._leave()
         _bootstrap.remove()
 
-    async def _last_word(self, starts: Starts) -> None:
-        """Tell, when the worker closes, what it has started; it starts nothing any more."""
-        worker = self.worker
+    def _last_word(self, starts: Starts) -> None:
+        """Tell, when the worker closes, what it has started; it starts nothing any more.
+
+        On the stream: it arrives after all ends of functions, and before the worker is gone. If
+        it does not arrive, the nanny knows.
+        """
         started = list(starts.seal().items())
-        with suppress(Exception):  # an RPC raises what the other side raised
-            await asyncio.wait_for(
-                worker.scheduler.handoff_gone(worker=worker.contact_address, started=started),
-                PATIENCE,
-            )
+        if started or self.worker.state.tasks:
+            self.worker.batched_send({"op": "handoff_gone", "started": started})
+
+
+def _declarations(facts: Mapping[str, Any]) -> dict[str, Declaration]:
+    return {name: Declaration(*declaration) for name, declaration in facts.items()}
 
 
 async def send_plugins(scheduler: Scheduler) -> None:
@@ -221,16 +290,3 @@ def find_capabilities(worker: Worker) -> dict[str, float]:
     if gpus := visible_gpus():
         found["gpu"] = gpus
     return found
-
-
-def check_capabilities(capabilities: Any) -> dict[str, float]:
-    """Return capabilities with lower case names.
-
-    Raises
-    ------
-    ValueError
-        They are not a mapping of names to finite numbers >= 0.
-    """
-    if problem := cost_problem(capabilities):
-        raise ValueError(f"capabilities: {problem}")
-    return {name.lower(): value for name, value in as_numbers(capabilities).items()}

@@ -28,6 +28,7 @@ ROOMS = """
     dashboard
     registry service retries gate
     losses foreign claims stalls ending inputs
+    withdrawal
     local wfformat
     submission annotating
     outline
@@ -44,6 +45,7 @@ ROOMS = """
     task
     payload
     devices fetches
+    offers
     _compat
     _compat_worker _compat_transfers
     starts

@@ -174,7 +174,7 @@ async def test_uninstall(c, s, a, b):
     before = set(s.handlers), set(s.plugins), set(a.handlers), set(b.handlers)
     await execute(dag_of(Function(id="f", args=[], code=int, cost={"gpu": 1})))
     await register_node(a.address, {"gpu": 3, "licence": 1})
-    assert s.resources["cpu"] and "handoff" in s.worker_plugins
+    assert s.resources["handoff-cpu"] and "handoff" in s.worker_plugins
     await uninstall()
     assert (set(s.handlers), set(s.plugins), set(a.handlers), set(b.handlers)) == before
     assert "handoff" not in s.worker_plugins and not s.task_metadata
@@ -227,8 +227,8 @@ async def test_a_worker_of_another_version(c, s, a, b):
     await discover_nodes()
     plugin = s.plugins["handoff"]
     plugin.remove_worker(s, b.address)
-    await plugin.registry.capabilities(b.address, {"cpu": 8}, "99.0")
-    with pytest.warns(UserWarning, match=rf"{b.address} has handoff_dask 99\.0.*no functions"):
+    await plugin.registry.unable(b.address, "it has version 99.0")
+    with pytest.warns(UserWarning, match=rf"{b.address} is given no functions.*99\.0"):
         assert set(await discover_nodes()) == {a.address}
     with pytest.warns(UserWarning, match=r"99\.0"):
         result = await execute(dag_of(*(Function(id=i, args=[], code=int) for i in range(20))))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MANY", "Board"]
 
+_NEVER = float("inf")
+
 #: Workers that gained are looked at one by one up to this many, else by the index.
 _FEW = 8
 
@@ -130,6 +132,7 @@ class Board:
             if cluster.able(queue):
                 queue.stuck = False
                 queue.since = None
+                queue.due = _NEVER
                 self.stuck.pop(queue, None)
             else:
                 queue.stuck = True
@@ -137,8 +140,13 @@ class Board:
                 if not cluster.workers:
                     # That is no verdict: an empty cluster is waited for.
                     queue.since = None
-                elif queue.since is None:
-                    queue.since = self.now
+                    queue.due = _NEVER
+                else:
+                    hope = cluster.hope(queue.need, queue.answers_to)
+                    if queue.since is None or hope != queue.hope:
+                        queue.hope = hope
+                        queue.since = self.now if queue.since is None else queue.since
+                        queue.judge()
         if queue.stuck or (queue.run is not None and queue.run.saturated):
             # It is not looked at, so that it misses who gains.
             self.reopen(queue)

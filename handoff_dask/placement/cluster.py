@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 
 from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
@@ -26,6 +26,9 @@ class Cluster:
         #: Who answers to a pin: an address, a name or a host.
         self.names: dict[str, dict[Worker, None]] = {}
         self.shapes: dict[tuple[int, ...], Shape] = {}
+        #: Seconds in which a worker that was lost may come back; when each was, by identity.
+        self.grace = 0.0
+        self.lost: dict[Hashable, tuple[float, Worker]] = {}
         #: Changes whenever a worker comes, goes, pauses, resumes or changes its capacity.
         self.epoch = 0
         #: Workers that changed since the last poll.
@@ -43,6 +46,7 @@ class Cluster:
 
     def add(self, spec: WorkerSpec) -> Worker:
         """Register a worker; one that is registered takes what `spec` says."""
+        self.lost.pop(spec.address if spec.identity is None else spec.identity, None)
         worker = self.workers.get(spec.address)
         shape = self._shape(spec.capacity, spec.slots)
         if worker is None:
@@ -68,8 +72,13 @@ class Cluster:
         self._reshape(worker, shape)
         self.changed(worker)
 
-    def remove(self, worker: Worker) -> None:
-        """Forget a worker."""
+    def remove(self, worker: Worker, lost_at: float | None = None) -> None:
+        """Forget a worker; but for a while, if it was lost, what it could hold."""
+        if lost_at is not None:
+            for identity, (when, _) in list(self.lost.items()):
+                if when + self.grace < lost_at:
+                    del self.lost[identity]
+            self.lost[worker.identity] = lost_at, worker
         del self.workers[worker.address]
         self._unname(worker)
         self._leave(worker)
@@ -180,6 +189,15 @@ class Cluster:
         }
         name = nearest.name if nearest.name != nearest.address else None
         return Finding((), pin, pin_known, nearest.address, shortfall, name)
+
+    def hope(self, need: Cost, pin: str | None) -> float:
+        """Return until when a worker that was lost and could hold a need may come back."""
+        until = -float("inf")
+        for when, worker in self.lost.values():
+            if pin is None or pin in (worker.address, worker.name, worker.host):
+                if need.fits(self.resources.capacity(worker.spec_capacity, worker.slots)):
+                    until = max(until, when + self.grace)
+        return until
 
     # -- choosing
 

@@ -42,8 +42,8 @@ class Engine(Workforce):
     bandwidth, latency
         Bytes per second, and seconds, of moving a function's inputs to a worker.
     lost_grace
-        Seconds a ready function waits when no registered worker could ever hold it, before it
-        is refused.
+        Seconds in which a worker that was lost may come back: a ready function that only such a
+        one could hold waits for it before it is refused.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class Engine(Workforce):
     ) -> None:
         super().__init__(horizon=horizon, bandwidth=bandwidth, latency=latency)
         self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
-        self._lost_grace = lost_grace
+        self._cluster.grace = lost_grace
         #: Ready functions that the next poll queues.
         self._fresh: list[Function] = []
         #: Runs to rank anew.
@@ -106,8 +106,8 @@ class Engine(Workforce):
         max_concurrency
             Most functions placed at a time.
         placement_timeout
-            Seconds to wait for a worker that could hold a function, if more than the
-            engine's `lost_grace`.
+            Seconds to wait for a worker that could hold a function, in place of the engine's
+            `lost_grace`, if above 0.
 
         Raises
         ------
@@ -119,7 +119,9 @@ class Engine(Workforce):
         chosen = strategy_of(strategy)
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency of run {run!r} is {max_concurrency!r}, less than 1")
-        patience = max(self._lost_grace, placement_timeout)
+        patience = placement_timeout or None
+        if not self._cluster.workers:
+            patience = patience or self._cluster.grace  # its workers come one by one
         self._runs[run] = Run(run, priority, chosen, max_concurrency, patience)
 
     def functions_added(self, run: Hashable, functions: Iterable[FunctionSpec]) -> None:

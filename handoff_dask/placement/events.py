@@ -37,6 +37,8 @@ class WorkerSpec:
         How many functions it runs at once, whatever they cost (its threads).
     running
         False while it is paused or closing: it gets nothing.
+    identity
+        What it is known by should it restart, under another address perhaps; None: its address.
     """
 
     address: str
@@ -45,6 +47,7 @@ class WorkerSpec:
     capacity: Mapping[str, float]
     slots: int
     running: bool = True
+    identity: Hashable | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,14 +156,16 @@ class Worker:
 
     __slots__ = (
         "address", "ahead", "ahead_work", "bucket", "counts", "foreign", "free", "groups", "host",
-        "name", "order", "placed", "promised", "reservation", "running", "seceded", "shape",
-        "slots", "spec_capacity", "watchers",
+        "identity", "name", "order", "placed", "promised", "reservation", "running", "seceded",
+        "shape", "slots", "spec_capacity", "watchers",
     )  # fmt: skip
 
     def __init__(self, spec: WorkerSpec, shape: Shape, order: int) -> None:
         self.address = spec.address
         self.name = spec.name
         self.host = spec.host
+        #: What it is known by should it restart.
+        self.identity = spec.address if spec.identity is None else spec.identity
         self.running = spec.running
         self.spec_capacity = dict(spec.capacity)
         self.slots = spec.slots

@@ -212,23 +212,32 @@ class Placer:
 
     def refuse(self, out: list[Place | Refuse]) -> None:
         """Give up what waited long enough for a worker that could hold it."""
+        now = self.board.now
         for queue in list(self.board.stuck):
-            if queue.since is None or self.board.now < queue.since + queue.patience:
+            if now < queue.due:
                 continue
-            pin = queue.pin if queue.bound is None else queue.bound.address
-            finding = self.cluster.finding(queue.need, pin)
-            for function in queue.functions():
-                if self.board.now >= queue.since + function.run.patience:
-                    self.give_up(function)
-                    out.append(Refuse(function.key, finding))
-            queue.patience = min((f.run.patience for f in queue.functions()), default=_NEVER)
+            finding = self.cluster.finding(queue.need, queue.answers_to)
+            for function in [f for f in queue.functions() if now >= queue.deadline(f)]:
+                self.give_up(function)
+                out.append(Refuse(function.key, finding))
+            queue.judge()
         for function in list(self.unbound):
-            since = function.stuck_at
-            if since is not None and self.board.now >= since + function.run.patience:
+            if now >= self.unbound_until(function):
                 assert function.binds is not None and function.binds.group is not None
                 group = function.binds.group
                 out.append(Refuse(function.key, self.cluster.finding(group.need, group.pin)))
                 self.give_up(function)
+
+    def unbound_until(self, function: Function) -> float:
+        """Return until when a function waits for a worker to bind its target to."""
+        since = function.stuck_at
+        if since is None:
+            return _NEVER
+        if function.run.patience is not None:
+            return since + function.run.patience
+        assert function.binds is not None and function.binds.group is not None
+        group = function.binds.group
+        return max(since, self.cluster.hope(group.need, group.pin))
 
     def give_up(self, function: Function) -> None:
         """Take a ready function back: it waits for nothing any more."""
@@ -252,9 +261,10 @@ class Placer:
         while timers and timers[0][2].stamp != timers[0][3]:
             heappop(timers)
         times = [timers[0][0]] if timers else []
-        times += [q.since + q.patience for q in self.board.stuck if q.since is not None]
-        times += [f.stuck_at + f.run.patience for f in self.unbound if f.stuck_at is not None]
-        return min(times, default=None)
+        times += [queue.due for queue in self.board.stuck]
+        times += map(self.unbound_until, self.unbound)
+        first = min(times, default=_NEVER)
+        return None if first == _NEVER else first
 
     def _open_woken(self, open_: list[_Open]) -> None:
         for queue in self.board.woken:

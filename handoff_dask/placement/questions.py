@@ -17,7 +17,7 @@ from handoff_dask.placement.placer import Placer
 from handoff_dask.placement.runs import DELAYED, DONE, FRESH, PLACED, QUEUED
 
 if TYPE_CHECKING:
-    from handoff_dask.placement.ledger import Resources, Worker
+    from handoff_dask.placement.ledger import Cost, Resources, Worker
     from handoff_dask.placement.queues import Queue
     from handoff_dask.placement.runs import Function, Run
 
@@ -47,13 +47,18 @@ class Answers:
         """
         findings: dict[object, Finding] = {}
         for key, function in self._run(run).functions.items():
-            group = function.group
-            what: object = group or (function.own_cost, function.pin)
-            finding = findings.get(what)
+            needs = _needs(function)
+            finding = findings.get(needs)
             if finding is None:
-                cost, pin = (group.need, group.pin) if group else (function.own_cost, function.pin)
-                finding = findings[what] = self._cluster.finding(cost, pin)
+                finding = findings[needs] = self._cluster.finding(*needs)
             yield key, finding
+
+    def hopeless(self, run: Hashable, now: float) -> tuple[Hashable, Finding] | None:
+        """Return a function of a run that no worker can hold, nor one that may come back."""
+        for key, finding in self.verdicts(run):
+            if not finding and self._cluster.hope(*_needs(self._functions[key])) <= now:
+                return key, finding
+        return None
 
     def free(self, worker: str) -> dict[str, float]:
         """Return what is free of each resource a worker declares; below 0 if it shrank."""
@@ -136,6 +141,12 @@ class Answers:
         return found
 
 
+def _needs(function: Function) -> tuple[Cost, str | None]:
+    """Return what a worker must be able to hold, and what it must answer to."""
+    group = function.group
+    return (group.need, group.pin) if group else (function.own_cost, function.pin)
+
+
 def _amounts(worker: Worker, resources: Resources) -> tuple[dict[str, float], dict[str, float]]:
     """Return what is free and what is claimed of each resource that a worker declares."""
     free: dict[str, float] = {}
@@ -216,19 +227,18 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     if function in placer.unbound:
         assert function.binds is not None and function.binds.group is not None
         group = function.binds.group
-        since = function.stuck_at
         return Waiting(
             "binding",
-            until=None if since is None else since + function.run.patience,
+            until=None if function.stuck_at is None else placer.unbound_until(function),
             finding=cluster.finding(group.need, group.pin),
         )
     queue = function.queue
     if queue is None:
         return Waiting("next")
     if not cluster.able(queue):
-        pin = queue.pin if queue.bound is None else queue.bound.address
-        until = None if queue.since is None else queue.since + function.run.patience
-        return Waiting("impossible", until=until, finding=cluster.finding(queue.need, pin))
+        until = None if queue.since is None else queue.deadline(function)
+        finding = cluster.finding(queue.need, queue.answers_to)
+        return Waiting("impossible", until=until, finding=finding)
     if function.run.saturated:
         return Waiting("max_concurrency")
     candidates = cluster.workers.values() if queue.able is None else queue.able

@@ -34,6 +34,8 @@ Kind = tuple[
     "Run | None",
 ]
 
+_NEVER = float("inf")
+
 #: A function is looked up by the workers that hold most of its inputs; this many of them.
 _HOLDERS = 2
 
@@ -43,8 +45,8 @@ class Queue:
 
     __slots__ = (
         "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost", "debt",
-        "deferred", "exclude", "heap", "insist", "kind", "live", "local", "need", "opened",
-        "patience", "pin", "reservations", "run", "since", "stuck", "views", "watched",
+        "deferred", "due", "exclude", "heap", "hope", "insist", "kind", "live", "local", "need",
+        "opened", "pin", "reservations", "run", "since", "stuck", "views", "watched",
     )  # fmt: skip
 
     def __init__(self, kind: Kind) -> None:
@@ -66,8 +68,10 @@ class Queue:
         self.checked_epoch = -1
         self.stuck = False
         self.since: float | None = None
-        #: The least patience of a function in it.
-        self.patience = float("inf")
+        #: While it is stuck: until when a worker that was lost could come back and hold the need,
+        #: and when the first of its functions is to be refused.
+        self.hope = -_NEVER
+        self.due = _NEVER
         #: Shares of a worker that others got while the head was waiting.
         self.debt = 0.0
         self.reservations: list[Reservation] = []
@@ -93,6 +97,24 @@ class Queue:
         """Whether any worker that is able may take its functions."""
         return self.pin is None and self.bound is None
 
+    @property
+    def answers_to(self) -> str | None:
+        """What a worker that may take its functions must answer to; None: any may."""
+        return self.pin if self.bound is None else self.bound.address
+
+    def deadline(self, function: Function) -> float:
+        """Return until when one of its functions waits for a worker, while it is stuck."""
+        assert self.since is not None
+        patience = function.run.patience
+        if patience is None:
+            return max(self.since, self.hope)
+        return max(self.since, function.ready_at) + patience
+
+    def judge(self) -> None:
+        """Find out when the first of its functions is to be refused."""
+        functions = (entry[4] for entry in self.heap if entry[4].entry is entry)
+        self.due = min(map(self.deadline, functions), default=_NEVER)
+
     def push(self, function: Function, footprint: float) -> None:
         """Take a function in."""
         run = function.run
@@ -101,8 +123,8 @@ class Queue:
         function.queue = self
         function.state = QUEUED
         self.live += 1
-        if run.patience < self.patience:
-            self.patience = run.patience
+        if self.since is not None:
+            self.due = min(self.due, self.deadline(function))
         heap = self.heap
         if len(heap) > 2 * self.live + 32:
             self._tidy(heap)
@@ -118,7 +140,7 @@ class Queue:
         if not self.live:
             self.heap.clear()
             self.local.clear()
-            self.patience = float("inf")
+            self.due = _NEVER
 
     def head(self) -> Entry | None:
         """Return the most urgent entry."""

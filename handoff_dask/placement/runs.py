@@ -177,14 +177,15 @@ class Run:
         priority: float,
         strategy: Strategy,
         limit: int | None,
-        patience: float,
+        patience: float | None,
     ) -> None:
         self.key = key
         self.priority = priority
         self.strategy = strategy
         #: Most functions placed at a time.
         self.limit = limit
-        #: Seconds to wait for a worker when none could ever hold a function.
+        #: Seconds to wait for a worker when none could ever hold a function; None: for as long as
+        #: one that was lost may come back.
         self.patience = patience
         self.functions: dict[Hashable, Function] = {}
         #: Functions that did not end, dependencies first.

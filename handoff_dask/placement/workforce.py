@@ -56,15 +56,27 @@ class Workforce(Answers):
             worker.promote()
             self._cluster.changed(worker)
 
-    def worker_removed(self, address: str) -> None:
-        """Forget a worker that is gone, and all claims on it. Unknown addresses are ignored."""
+    def worker_removed(self, address: str, lost_at: float | None = None) -> None:
+        """Forget a worker that is gone, and all claims on it. Unknown addresses are ignored.
+
+        Parameters
+        ----------
+        address
+            The worker.
+        lost_at
+            The time, if it may come back; None: it left for good, on purpose.
+        """
         worker = self._cluster.workers.get(address)
         if worker is None:
             return
         placer = self._placer
         if worker.reservation is not None:
             self._board.cancel(worker.reservation)
-        self._cluster.remove(worker)
+        self._cluster.remove(worker, lost_at)
+        if not self._cluster.workers:
+            # Those that come will come one by one: the first ones are no verdict.
+            for run in self._runs.values():
+                run.patience = run.patience or self._cluster.grace
         for function in chain(worker.placed, worker.ahead):
             function.state = WAITING
             function.stamp += 1

@@ -27,7 +27,6 @@ from handoff_dask import (
     RunTimeoutError,
     submit,
 )
-from handoff_dask.starts import read
 from tests.chaos.dags import COSTLY, count_starts, intervals, random_dag
 
 #: DAGs of one round, all at once.
@@ -202,13 +201,13 @@ class Monkey:
         for _ in range(1000):
             plugin, pid = nanny.plugins.get("handoff"), nanny.pid
             if pid is not None and plugin is not None:
-                with suppress(psutil.NoSuchProcess, OSError, ValueError):
+                with suppress(psutil.NoSuchProcess, OSError):
                     os.kill(pid, signal.SIGSTOP)
                     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
                         await asyncio.sleep(0.001)
-                    left = read(plugin.path)
+                    left = plugin.file.read()
                     files = len(list(Path(self.root, str(pid)).glob("*")))
-                    if left.pid == pid and left.count == files:
+                    if left is not None and (left.pid, left.count) == (pid, files):
                         os.kill(pid, number)
                         os.kill(pid, signal.SIGCONT)
                         return

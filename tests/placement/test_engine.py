@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, Waiting, WorkerSpec
@@ -311,42 +313,118 @@ def test_functions_are_checked_before_any_is_added(drive) -> None:
         d.ready("nobody")
 
 
+def add_run(d: Any, run: str, **options: Any) -> None:
+    """Open a run, with one function of its name that needs a GPU and is ready."""
+    d.engine.run_opened(run, **options)
+    d.engine.functions_added(run, [FunctionSpec(run, {"gpu": 1})])
+    d.ready(run)
+
+
 def test_a_cost_that_capacity_was_lost_for_is_refused_in_the_end(drive) -> None:
-    """When no worker could ever hold it any more, it waits out the grace, then it is refused."""
+    """What a worker could hold that was lost waits until the grace after that is over."""
     d = drive({"a": {"gpu": 1}, "b": {"cpu": 1}}, lost_grace=60.0)
-    d.specs(FunctionSpec("f", {"gpu": 1}))
-    d.engine.worker_removed("a")
+    d.engine.worker_removed("a", lost_at=0.0)
     d.now = 10.0
-    d.ready("f")
+    add_run(d, "f")
     assert d.poll() == []
     assert d.engine.why("f").reason == "impossible"
-    assert d.engine.wake_at() == 70.0
-    assert d.poll(after=59.9) == []
+    assert d.engine.why("f").until == d.engine.wake_at() == 60.0
+    assert d.engine.hopeless("f", d.now) is None
+    assert d.poll(after=49.9) == []
     (refusal,) = d.poll(after=0.1)
     assert isinstance(refusal, Refuse) and refusal.key == "f"
     lacks = "needs gpu 1, offers 0"
     assert str(refusal.finding) == f"no worker can hold it; nearest is b (b-name): {lacks}"
     assert d.engine.wake_at() is None
+    assert d.engine.hopeless("f", d.now) == ("f", refusal.finding)
 
 
 def test_capacity_that_comes_back_in_time_is_used(drive) -> None:
     """A worker that joins within the grace gets what waited for it."""
-    d = drive({"b": {"cpu": 1}}, lost_grace=60.0)
-    d.add({"f": {"gpu": 1}})
+    d = drive({"a": {"gpu": 1}, "b": {"cpu": 1}}, lost_grace=60.0)
+    d.engine.worker_removed("a", lost_at=0.0)
+    add_run(d, "f")
     d.poll()
     d.poll(after=59)
-    d.join("a", {"gpu": 1})
-    assert d.places() == {"f": "a"}
+    d.join("a2", {"gpu": 1})
+    assert d.places() == {"f": "a2"}
     assert d.poll(after=100) == []
 
 
-def test_the_placement_timeout_extends_the_grace(drive) -> None:
-    """A run that says how long to wait for a worker is not refused before."""
-    d = drive({"b": {"cpu": 1}}, lost_grace=60.0, run={"placement_timeout": 100.0})
-    d.add({"f": {"gpu": 1}})
+@pytest.mark.parametrize("how", ["left", "shrank", "came back with less", "never had it"])
+def test_capacity_that_went_on_purpose_is_not_waited_for(drive, how: str) -> None:
+    """A worker that was retired or declares less takes its capacity away for good."""
+    d = drive({"a": {"gpu": how != "never had it"}, "b": {"cpu": 1}}, lost_grace=60.0)
+    if how == "left":
+        d.engine.worker_removed("a")
+    elif how == "shrank":
+        d.engine.worker_changed("a", capacity={"gpu": 0})
+    elif how == "came back with less":
+        d.engine.worker_removed("a", lost_at=0.0)
+        d.join("a", {"gpu": 0})
+    add_run(d, "f")
+    assert d.engine.hopeless("f", d.now)
+    assert [decision.key for decision in d.poll()] == ["f"]
+
+
+def test_a_pin_to_a_worker_that_was_lost(drive) -> None:
+    """It is waited for by its name and host, and by no other."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, lost_grace=60.0)
+    d.engine.worker_removed("a", lost_at=0.0)
+    d.engine.run_opened("pins")
+    pins = ("a", "a-name", "host", "nobody")
+    d.engine.functions_added("pins", [FunctionSpec(p, {"cpu": 1}, pin=p) for p in pins])
+    assert d.engine.hopeless("pins", 0.0)[0] == "nobody"
+    d.ready(*pins)
+    decisions = {decision.key: decision for decision in d.poll()}
+    assert isinstance(decisions["nobody"], Refuse) and decisions["host"].worker == "b"
+    assert decisions.keys() == {"nobody", "host"}
+
+
+@pytest.mark.parametrize("timeout", [2.0, 100.0])
+def test_the_placement_timeout_replaces_the_grace(drive, timeout: float) -> None:
+    """A run that says how long to wait for a worker is refused then, not before and not later."""
+    d = drive({"a": {"gpu": 1}, "b": {"cpu": 1}}, lost_grace=60.0)
+    d.engine.worker_removed("a", lost_at=0.0)
+    add_run(d, "f", placement_timeout=timeout)
     assert d.poll() == []
-    assert d.poll(after=99) == []
+    assert d.engine.wake_at() == timeout
+    assert d.poll(after=timeout - 1) == []
     assert len(d.poll(after=1)) == 1
+
+
+def test_each_waits_its_own_time(drive) -> None:
+    """Functions that need the same are refused one by one, each so long after it was ready."""
+    d = drive({"b": {"cpu": 1}}, lost_grace=60.0)
+    add_run(d, "long", placement_timeout=100.0)
+    assert d.poll() == []
+    assert d.poll(after=50) == []
+    add_run(d, "short", placement_timeout=5.0)
+    assert d.poll() == [] and d.engine.wake_at() == 55.0
+    assert [decision.key for decision in d.poll(after=5)] == ["short"]
+    add_run(d, "none")
+    assert [decision.key for decision in d.poll()] == ["none"]
+    assert d.engine.wake_at() == 100.0
+
+
+def test_workers_that_come_one_by_one(drive) -> None:
+    """A run that saw the cluster empty gives all of its workers the grace to come."""
+    d = drive({}, lost_grace=60.0)
+    d.add({"f": {"gpu": 1}})
+    d.poll()
+    d.now = 1000.0
+    d.join("b", {"cpu": 1})
+    assert d.poll() == [] and d.engine.wake_at() == 1060.0
+    add_run(d, "new")
+    assert [decision.key for decision in d.poll()] == ["new"]
+    d.engine.worker_removed("b")
+    add_run(d, "newer")
+    d.poll()
+    d.now = 2000.0
+    d.join("b", {"cpu": 1})
+    assert d.poll() == []
+    d.join("a", {"gpu": 2})
+    assert d.places() == {"f": "a", "newer": "a"}
 
 
 def test_an_empty_cluster_is_waited_for(drive) -> None:

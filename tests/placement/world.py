@@ -112,7 +112,7 @@ class World:
         self.foreign = {k: a for k, a in self.foreign.items() if a != address}
         self.news = deque(n for n in self.news if self.where.get(n[0]) != address)
         self.bound = {k: a for k, a in self.bound.items() if a != address}
-        self.engine.worker_removed(address)
+        self.engine.worker_removed(address, self.now if self.serial % 2 else None)
         for key in lost + [k for k, a in self.where.items() if a == address]:
             if self.where.pop(key, None) is not None:
                 self.seceded.discard(key)

@@ -1,0 +1,201 @@
+"""What a worker offers: what its operator declared, what was declared through us, what we found.
+
+Pure bookkeeping, for both ends of the wire. What we found is declared under names of its own, so
+that other people's tasks see what was declared and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.validation import cost_problem
+
+__all__ = [
+    "Declaration",
+    "Declarations",
+    "check_capabilities",
+    "claimed_resources",
+    "detected_name",
+    "is_detected",
+    "names_of",
+    "offered",
+]
+
+#: Before the name of a resource that nobody declared.
+_DETECTED = "handoff-"
+
+
+def detected_name(resource: str) -> str:
+    """Return the name under which a worker declares a resource that we found on it."""
+    return _DETECTED + resource
+
+
+def is_detected(name: str) -> bool:
+    """Whether a worker's resource of this name is one that we found."""
+    return name.startswith(_DETECTED)
+
+
+def names_of(declared: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names that a worker has for each resource.
+
+    Functions claim a resource under all of its names. The first one says how much there is: what
+    was declared replaces what was found.
+
+    Parameters
+    ----------
+    declared
+        All names that the worker declares.
+
+    Examples
+    --------
+    >>> names_of(["GPU", "handoff-cpu", "handoff-memory", "memory"])
+    {'gpu': ('GPU',), 'cpu': ('handoff-cpu',), 'memory': ('memory', 'handoff-memory')}
+    """
+    owned: dict[str, tuple[str, ...]] = {}
+    for name in declared:
+        if is_detected(name):
+            resource = name.removeprefix(_DETECTED)
+            owned[resource] = (*owned.get(resource, ()), name)
+        else:
+            others = owned.get(name.lower(), ())
+            if all(map(is_detected, others)):
+                owned[name.lower()] = (name, *others)
+    return owned
+
+
+def offered(total: Mapping[str, float]) -> dict[str, float]:
+    """Return {resource in lower case: amount} of what a worker declares.
+
+    Examples
+    --------
+    >>> offered({"handoff-cpu": 4, "handoff-memory": 4000, "memory": 8})
+    {'cpu': 4, 'memory': 8}
+    """
+    return {resource: total[names[0]] for resource, names in names_of(total).items()}
+
+
+def check_capabilities(capabilities: Any) -> dict[str, float]:
+    """Return capabilities with lower case names.
+
+    Raises
+    ------
+    ValueError
+        They are not a mapping of names to finite numbers >= 0.
+    """
+    if problem := cost_problem(capabilities):
+        raise ValueError(f"capabilities: {problem}")
+    return {name.lower(): value for name, value in as_numbers(capabilities).items()}
+
+
+class Declaration(NamedTuple):
+    """A resource that a worker declares on our behalf.
+
+    Parameters
+    ----------
+    amount
+        How much; if the worker has another amount, somebody else declared that since.
+    before
+        What it had declared without us; None is nothing.
+    stamp
+        Tells it from an earlier declaration of the same name.
+    """
+
+    amount: float
+    before: float | None
+    stamp: int
+
+    def stands(self, total: Mapping[str, float], name: str) -> bool:
+        """Whether a worker's resource is still as this declared it."""
+        return total.get(name) == self.amount
+
+
+class Declarations:
+    """What a worker declares on our behalf.
+
+    Parameters
+    ----------
+    ours
+        What it declares already.
+    leaving
+        What it declared before Handoff was taken off, and keeps for as long as other people's
+        tasks claim it: no part of the offer.
+    """
+
+    def __init__(
+        self,
+        ours: Mapping[str, Declaration] = MappingProxyType({}),
+        leaving: Mapping[str, Declaration] = MappingProxyType({}),
+    ) -> None:
+        self.ours = dict(ours)
+        self.leaving = dict(leaving)
+
+    def offer(self, total: Mapping[str, float]) -> dict[str, float]:
+        """Return what counts of all that the worker declares."""
+        self.settle(total)
+        counts: dict[str, float] = {}
+        for name, amount in total.items():
+            left = self.leaving.get(name)
+            if left is None:
+                counts[name] = amount
+            elif left.before is not None:
+                counts[name] = left.before
+        return counts
+
+    def settle(self, total: Mapping[str, float]) -> None:
+        """Take in what somebody else declared since, or what is gone."""
+        self.ours = {n: d for n, d in self.ours.items() if d.stands(total, n)}
+        self.leaving = {n: d for n, d in self.leaving.items() if d.stands(total, n)}
+
+    def detect(
+        self, total: Mapping[str, float], capabilities: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Take note of what was found; return what is to be declared: what nobody declared."""
+        known = names_of(n for n in self.offer(total) if not is_detected(n))
+        return self._note(
+            total, {detected_name(n): v for n, v in capabilities.items() if n not in known}
+        )
+
+    def declare(
+        self, total: Mapping[str, float], capabilities: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Take note of capabilities; return what is to be declared, under the worker's names."""
+        known = names_of(n for n in total if not is_detected(n))
+        changes = {known.get(n, (n,))[0]: value for n, value in capabilities.items()}
+        # What was found is a second lock on the same door, for what claimed it before: it must
+        # have room for all that was declared in its place.
+        after = {**self.offer(total), **changes}
+        for resource, (first, *others) in names_of(after).items():
+            name = detected_name(resource)
+            if name in others and after[name] < after[first]:
+                changes[name] = after[first]
+        return self._note(total, changes)
+
+    def _note(self, total: Mapping[str, float], changes: dict[str, float]) -> dict[str, float]:
+        for name, value in changes.items():
+            earlier = self.leaving.pop(name, None) or self.ours.get(name)
+            before = None if is_detected(name) else total.get(name)
+            if earlier is not None:
+                before = earlier.before
+            self.ours[name] = Declaration(value, before, time.monotonic_ns())
+        return changes
+
+
+def claimed_resources(
+    names: Mapping[str, Sequence[str]], claimed: Mapping[str, float]
+) -> dict[str, float]:
+    """Return {resource: amount} of what a task claims under a worker's own names.
+
+    Parameters
+    ----------
+    names
+        {resource: the worker's own names for it}.
+    claimed
+        {own name: amount}.
+    """
+    return {
+        resource: max(claimed.get(own, 0) for own in owned) for resource, owned in names.items()
+    }
