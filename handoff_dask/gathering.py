@@ -176,8 +176,10 @@ def failure(
                 id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
             )
     attempts = report.attempts_by_index().get(index, ())
-    # What never started failed for what it was to start with.
-    problem = described(cause) if attempts else report.failed.get(index, described(cause))
+    problem = described(cause)
+    if not attempts and index not in report.decided:
+        # What never started failed for what it was to start with.
+        problem = report.failed.get(index, problem)
     if node.kind != "function":
         problem = f"the {node.kind} of one of its arguments: {problem}"
     error = FunctionFailedError(id_, attempts, problem)
