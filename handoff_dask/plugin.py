@@ -95,11 +95,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         for run in list(self.runs.values()):
             self.stop(run, Stop("cancelled", reason))
             self.service.let_go(run)
-            for record in run.functions:
-                if record.key in self.records and record.state in UNENDED:
-                    # A task of others needs it, which must not wait for ever.
+            # What tasks of others need must not wait for ever.
+            for record in [r for r in run.functions if r.key in self.records]:
+                if record.state == "held":
                     error = HandoffError(f"function {record.row.label}: {reason}")
                     _compat.fail_task(self.scheduler, record.key, error, "handoff-uninstall")
+                elif record.state == "waiting":
+                    _compat.free(self.scheduler.tasks[record.key])
             self.forget(run)
         await self.registry.withdraw()
         await take_plugins_back(self.scheduler)

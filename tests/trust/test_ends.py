@@ -142,6 +142,31 @@ async def test_what_others_made_of_it_goes_on(c, s, a, b):
     await assert_clean(s, a, b)
 
 
+@gen_cluster(client=True, nthreads=[("", 4, {"resources": {"gpu": 1}})])
+async def test_what_others_made_of_it_ends_with_handoff(c, s, a):
+    """Taking Handoff off fails what plain tasks need and cannot have, and lets the rest go on."""
+    go = await Event("go")
+    run = await submit(
+        dag_of(
+            Function("f", [], hold, cost={"gpu": 1}),
+            Function("held", [], int, cost={"gpu": 1}),
+            Function("waiting", ["f"], operator.not_),
+        )
+    )
+    await Event("started-go").wait()
+    futures = run.futures
+    fine = [c.submit(operator.not_, futures[id_]) for id_ in ("f", "waiting")]
+    bad = c.submit(operator.not_, futures["held"])
+    while len(s.tasks) < 6:
+        await asyncio.sleep(0.01)
+    await uninstall(force=True)
+    await go.set()
+    assert await c.gather(fine) == [False, True]
+    with pytest.raises(HandoffError, match="'held': Handoff was taken off the cluster"):
+        await bad
+    assert "handoff" not in s.plugins
+
+
 @gen_cluster(client=True)
 async def test_a_cancelled_input_of_others(c, s, a, b):
     """Cancelling a plain future from which a function's task hangs stops that run and no other."""
