@@ -27,6 +27,9 @@ class Ending:
         Where it runs, and what it uses there.
     seceded
         Whether it gave its slot back.
+    claims
+        Whether it has a claim of its own. One that the engine took to wait for another of its cost
+        has none until that ends, or until its worker says that it runs.
     record
         Its function, until the run is forgotten.
     whose
@@ -36,6 +39,7 @@ class Ending:
     worker: str
     cost: Mapping[str, float]
     seceded: bool
+    claims: bool = False
     record: FunctionRecord | None = None
     whose: str = "from before Handoff was installed"
 
@@ -68,7 +72,7 @@ class Endings:
         """Let go of a function's attempt; its claim goes over without a gap."""
         engine, worker = self.plugin.engine, record.worker
         if worker in self.plugin.scheduler.workers and worker in self.plugin.registry.names:
-            ending = Ending(worker, record.cost, record.seceded, record)
+            ending = Ending(worker, record.cost, record.seceded, record=record)
             self._endings[record.key, number] = ending
             record.late += (worker,)
             # Of what waits on its worker for another to end, that one has the claim.
@@ -90,9 +94,17 @@ class Endings:
 
     def _claim(self, key: Any, number: int) -> None:
         ending = self._endings[key, number]
+        ending.claims = True
         self.plugin.engine.foreign_claimed(
             ("ending", key, number), ending.worker, ending.cost, slot=not ending.seceded
         )
+
+    def pass_on(self, worker: str | None, cost: Mapping[str, float]) -> None:
+        """Give a claim that ends on a worker to an attempt that may have its thread by now."""
+        for (key, number), ending in self._endings.items():
+            if not ending.claims and ending.worker == worker and ending.cost == cost:
+                self._claim(key, number)
+                return
 
     def confirm(self, key: Any, number: int) -> None:
         """Take in that an attempt has a thread, which its worker reports the end of."""
@@ -111,6 +123,8 @@ class Endings:
         ending = self._endings.pop((key, number), None)
         if ending is None:
             return
+        if ending.claims:
+            self.pass_on(ending.worker, ending.cost)
         self.plugin.engine.foreign_released(("ending", key, number))
         record = ending.record
         if record is not None:

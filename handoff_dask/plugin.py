@@ -368,6 +368,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             started, stopped = spans[-1]["start"], spans[-1]["stop"]
         retried = failure is not None and failure["retry"]
         if _compat.ended_by_worker(ts, finish, facts, retried):
+            self.endings.pass_on(record.worker, record.cost)
             self.engine.attempt_ended(
                 record.key,
                 time.monotonic(),

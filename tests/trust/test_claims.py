@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from distributed import Client, Event, secede
@@ -25,6 +26,9 @@ from handoff_dask import (
     submit,
     uninstall,
 )
+from handoff_dask.ending import Endings
+from handoff_dask.placement import FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
 from tests.gate import SEEN, hold, note, until
 from tests.support import assert_clean, dag_of, where
 
@@ -58,9 +62,11 @@ async def begin(run, name="stuck"):
     return run
 
 
-async def where_stuck(s):
-    """Return the address of the worker that runs the function that is stuck."""
-    (worker,) = {r.worker for r in plugin_of(s).records.values() if r.row.label == "'stuck'"}
+def where_stuck(*workers):
+    """Return the address of the worker whose thread runs the function that is stuck."""
+    (worker,) = [
+        w.address for w in workers if any(ts.key[0].startswith("hold-") for ts in w.state.executing)
+    ]
     return worker
 
 
@@ -103,7 +109,7 @@ async def test_a_run_that_is_over_keeps_what_its_threads_use(c, s, a, b, how):
     end, others, options = ENDS[how]
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
         run = await begin(submit(dag_of(stuck(), *others, id="first"), client=other, **options))
-        busy = await where_stuck(s)
+        busy = where_stuck(a, b)
         await end(other, run)
         del run
         plugin = plugin_of(s)
@@ -153,7 +159,7 @@ async def test_a_client_that_was_killed(c, s, a, b):
     with subprocess.Popen([sys.executable, "-c", SCRIPT, s.address]) as process:
         try:
             await (await Event("started-stuck")).wait()
-            busy = await where_stuck(s)
+            busy = where_stuck(a, b)
         finally:
             process.kill()
     await until(lambda: not plugin_of(s).runs)
@@ -431,7 +437,7 @@ async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
     monkeypatch.setattr(losses, "ANSWER", 0.05)
     monkeypatch.setattr(losses, "PAUSE", 0.05)
     run = await begin(submit(dag_of(stuck())))
-    busy = await where_stuck(s)
+    busy = where_stuck(a, b)
     worker = {w.address: w for w in (a, b)}[busy]
     withdraw = worker.handlers["handoff_withdraw"]
     asked = []
@@ -471,7 +477,7 @@ async def test_a_worker_that_goes_while_something_is_ending(c, s, a, b):
 async def test_uninstalled_and_installed_again(c, s, a, b):
     """A new plugin knows of the threads that go on since before it came."""
     run = await begin(submit(dag_of(stuck())))
-    busy = await where_stuck(s)
+    busy = where_stuck(a, b)
     await uninstall(c, force=True)
     await discover_nodes(c)
     await until(lambda: len(plugin_of(s).endings) == 1)
@@ -482,3 +488,31 @@ async def test_uninstalled_and_installed_again(c, s, a, b):
     del run
     await assert_clean(s, a, b)
     assert await resources_available(busy, ONE)
+
+
+def test_the_claim_of_one_handed_ahead():
+    """An attempt that waits behind another has that one's claim as soon as it may run."""
+    engine = Engine()
+    engine.worker_added(WorkerSpec("a", "a", "host", {"cpu": 2}, slots=2))
+    engine.run_opened("run")
+    engine.functions_added("run", [FunctionSpec(key, {"cpu": 1}) for key in ("x", "y")])
+    engine.function_ready("x", 0.0)
+    assert [place.key for place in engine.poll(0.0)] == ["x"]
+    engine.waits_ahead = lambda key: key == "y"
+    plugin = SimpleNamespace(
+        engine=engine,
+        scheduler=SimpleNamespace(workers={"a": None}),
+        registry=SimpleNamespace(names={"a": {}}),
+        ask=lambda: None,
+    )
+    endings = Endings(plugin)
+    y = SimpleNamespace(key="y", worker="a", cost={"cpu": 1}, seceded=False, late=(), parked=False)
+    endings.begin(y, 7)
+    assert engine.free("a")["cpu"] == 1  # it waits for x
+    endings.pass_on("a", {"cpu": 2})  # another, of another cost
+    assert engine.free("a")["cpu"] == 1
+    endings.pass_on("a", {"cpu": 1})  # x has ended: the worker starts y by itself
+    engine.attempt_ended("x", 1.0, done=True)
+    assert engine.free("a")["cpu"] == 1
+    endings.over("y", 7)
+    assert engine.free("a")["cpu"] == 2
