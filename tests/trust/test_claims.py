@@ -64,9 +64,7 @@ async def begin(run, name="stuck"):
 
 def where_stuck(*workers):
     """Return the address of the worker whose thread runs the function that is stuck."""
-    (worker,) = [
-        w.address for w in workers if any(ts.key[0].startswith("hold-") for ts in w.state.executing)
-    ]
+    (worker,) = [w.address for w in workers if w.state.executing]
     return worker
 
 
