@@ -65,7 +65,11 @@ class Watch:
             plugin = self.scheduler.plugins.get("handoff")
             if plugin is not None:
                 now, engine = time.time(), plugin.engine
-                claims = {a: (engine.slots(a), engine.claimed(a)) for a in plugin.registry.names}
+                ahead = {r.worker for r in plugin.records.values() if engine.waits_ahead(r.key)}
+                ahead.update(e.worker for e in plugin.endings._endings.values() if not e.claims)
+                # What was handed ahead may have started as soon as something else has ended.
+                exact = plugin.registry.names.keys() - ahead
+                claims = {a: (engine.slots(a), engine.claimed(a)) for a in exact}
                 self.looks.append((now, claims))
             await asyncio.sleep(0.01)
 

@@ -64,7 +64,11 @@ async def begin(run, name="stuck"):
 
 def where_stuck(*workers):
     """Return the address of the worker whose thread runs the function that is stuck."""
-    (worker,) = [w.address for w in workers if w.state.executing]
+    (worker,) = [
+        w.address
+        for w in workers
+        if any(ts.key[0].startswith(("hold", "stuck")) for ts in w.state.executing)
+    ]
     return worker
 
 
