@@ -69,7 +69,7 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
 
 
 def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -> Any:
-    """Make what a parcel holds, with the package found here or else the one it came with.
+    """Unpack a parcel, with the package found here or else the copy that came with it.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -
     version
         The version of those files.
     base
-        Of a plugin that its server can do without: its class in distributed. Where the package
-        cannot be used, such a plugin is made that only says so.
+        For a plugin that its server can do without: its base class in distributed. If the package
+        cannot be used, a plugin that only reports this is returned.
 
     Raises
     ------

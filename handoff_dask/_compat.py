@@ -150,12 +150,12 @@ def install_handlers(
     handlers: Mapping[str, Callable[..., Any]],
     on_streams: Mapping[str, Callable[..., Any]],
 ) -> Callable[[], None]:
-    """Have a scheduler answer calls, and messages on its workers' streams, with these.
+    """Install handlers on a scheduler, for calls and for messages on its workers' streams.
 
     Returns
     -------
     Callable
-        Has it answer as before.
+        Restores the former handlers.
     """
     undo = []
     known: dict[str, Any]
@@ -173,10 +173,10 @@ def install_handlers(
 
 
 def declare(scheduler: Scheduler, worker: str, resources: Mapping[str, float]) -> None:
-    """Have the scheduler take in what a worker declares; what is used of it stays in the books.
+    """Record on the scheduler what a worker declares; the amounts in use stay as they are.
 
-    Dask's own ``add_resources`` starts these at 0, though tasks may be running. Nor does it look
-    at the tasks that waited for such a declaration.
+    Dask's own ``add_resources`` resets them to 0 although tasks may be running, and does not
+    reconsider tasks that waited for such a declaration.
     """
     ws = scheduler.workers[worker]
     for name, amount in resources.items():
@@ -191,7 +191,7 @@ def declare(scheduler: Scheduler, worker: str, resources: Mapping[str, float]) -
 
 
 def undeclare(scheduler: Scheduler, worker: str, name: str, before: float | None) -> None:
-    """Have the scheduler forget a resource of a worker that no task claims, or know less of it."""
+    """Remove or reduce, on the scheduler, a resource of a worker that no task claims."""
     ws = scheduler.workers[worker]
     if before is not None:
         ws.resources[name] = scheduler.resources[name][worker] = before
@@ -226,7 +226,7 @@ def died_under(ts: TaskState) -> bool:
 
 
 def input_sizes(ts: TaskState) -> dict[str, float]:
-    """Return how many bytes of what a task needs each worker has."""
+    """Return how many bytes of a task's inputs each worker has."""
     sizes: dict[str, float] = {}
     for dependency in ts.dependencies:
         for ws in dependency.who_has or ():
@@ -246,13 +246,13 @@ def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retrie
     Parameters
     ----------
     finish, facts
-        The state that it is in, and what else Dask told of the transition.
+        The state that it is in, and the other arguments of the transition.
     retried
-        Whether it failed and Dask was to try it again, once.
+        Whether it failed and Dask was told to retry it once.
     """
     if finish == "memory" or "startstops" in facts:
         return True
-    return retried and not ts.retries  # Dask took one off, as nobody else would
+    return retried and not ts.retries  # Dask has used up the one it was given
 
 
 def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
@@ -267,19 +267,19 @@ async def ask_once(
 ) -> Any:
     """Send a message over a connection of its own; return the answer.
 
-    A pooled connection says nothing about who is still there.
+    A pooled connection may outlive the process on the other side.
 
     Parameters
     ----------
     connect, answer
-        Seconds for the other side to take the call, and then to answer.
+        Seconds for the other side to accept the connection, and then to answer.
 
     Raises
     ------
     OSError, asyncio.TimeoutError
         It does not.
     """
-    # Dask's own limit does not cover the handshake, which a process that was stopped never gives.
+    # Dask's own limit does not cover the handshake, which a stopped process never answers.
     opening = open_comm(address, timeout=connect, **scheduler.rpc.connection_args)
     comm = await asyncio.wait_for(opening, connect)
     try:
@@ -311,12 +311,12 @@ def lacks_failed(ts: TaskState) -> bool:
 
 
 def failed_input(ts: TaskState) -> TaskState | None:
-    """Return the task for want of whose result a task erred, if it needs that itself."""
+    """Return the direct dependency because of which a task erred, if there is one."""
     return ts.exception_blame if ts.exception_blame in ts.dependencies else None
 
 
 def adopt_exception(ts: TaskState, culprit: TaskState) -> None:
-    """Have a task that erred say so with the exception of another."""
+    """Give a task that erred the exception of another."""
     ts.exception = culprit.exception
     ts.traceback = culprit.traceback
     ts.traceback_text = culprit.traceback_text
@@ -342,22 +342,23 @@ def watch_clients(
     cancel: Callable[[list[Any], str, bool], list[Any]],
     check_retry: Callable[[list[Any]], None],
 ) -> Callable[[], None]:
-    """Have somebody else see to the keys that clients cancel, and Dask to those that it returns.
+    """Intercept the keys that clients cancel or retry.
 
-    Dask follows dependents, and fails on one that no client wants: the stream of the client that
-    cancelled, and with it everything that the client has on the cluster, is lost.
+    When Dask cancels, it follows dependents, and fails on one that no client wants. Then the client
+    that cancelled loses its stream, and with it everything that it has on the cluster.
 
     Parameters
     ----------
     cancel
-        Called with the keys, the client's id and whether it cancels what others want, too.
+        Called with the keys, the client's id, and whether to cancel what others want, too. Returns
+        the keys that Dask is to cancel.
     check_retry
-        Called with the keys that a client has tried again; may raise.
+        Called with the keys that a client retries; may raise.
 
     Returns
     -------
     Callable
-        Ends that.
+        Stops intercepting.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
 
@@ -389,15 +390,15 @@ def replace_exception(ts: TaskState, error: BaseException | None) -> None:
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
     """Spare tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
-    They wait on purpose; the limit is meant for tasks that no worker can take. Their clock is set
-    back in time, again and again.
+    They wait on purpose; the limit is meant for tasks that no worker can take. Their clock is reset
+    periodically.
 
     Parameters
     ----------
     scheduler
         The scheduler.
     mark
-        The annotation that these tasks have.
+        The annotation that marks these tasks.
     """
     if scheduler.no_workers_timeout is None:
         return None
@@ -418,12 +419,12 @@ def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
 
 
 def settle_future(future: Future[Any], state: str) -> None:
-    """Have a future take over the state that its task has on the scheduler.
+    """Set a future to the state that its task has on the scheduler.
 
     Parameters
     ----------
     state
-        ``"memory"``, ``"erred"``, or another: then there is nothing to take over yet.
+        ``"memory"`` or ``"erred"``; any other changes nothing.
     """
     known = future._state
     if known is not None and state == "memory":

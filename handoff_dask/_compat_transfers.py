@@ -1,4 +1,4 @@
-"""What ``_compat`` has for the values that workers send each other."""
+"""The part of ``_compat`` about values that workers send each other."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 
 #: The name of a connection on which a worker fetches results from another.
 _TRANSFER = "Ephemeral Worker->Worker for gather"
-#: Characters of an error's text that are told.
+#: Characters of an error's text that are reported.
 _SHOWN = 1000
 #: Threads that serialize and open large values.
 _OFFLOAD = "Dask-Offload"
 
 
 class UnusableError(Exception):
-    """A value cannot be sent from where it is, or not be opened where it arrived.
+    """A value cannot be sent from where it is, or cannot be opened where it arrived.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ class UnusableError(Exception):
 async def fetch(worker: Worker, key: Any, peer: str) -> None:
     """Fetch a value from another worker, open it, and drop it.
 
-    Unlike the worker's own transfers, this tells what goes wrong on the way from what goes wrong
-    with the value: unpickling may raise ``OSError`` just as a broken connection does.
+    Unlike the worker's own transfers, this distinguishes a failed connection from a bad value:
+    unpickling may raise ``OSError`` just as a broken connection does.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def open_value(value: Serialized) -> Any:
     Raises
     ------
     UnusableError
-        It could not be sent, and what arrived is the error; or it cannot be opened.
+        It could not be sent, and the error arrived instead; or it cannot be opened.
     """
     try:
         return loads(dumps(value))
@@ -112,12 +112,12 @@ def open_value(value: Serialized) -> Any:
 
 
 def _refused(header: Mapping[str, Any]) -> bool:
-    """Whether what arrived, or a part of it, is the text of an error made on the other side."""
+    """Whether what arrived, or a part of it, is the text of an error on the other side."""
     return header.get("serializer") == "error" or any(map(_refused, header.get("sub-headers", ())))
 
 
 def transfer(worker: Worker, key: Any) -> tuple[str, str | None, float] | None:
-    """Return how far the transfer of an input is; None if there is nothing to wait for.
+    """Return the progress of an input's transfer; None if there is nothing to wait for.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def offload_seconds() -> float:
 
 
 def abandon_transfers(worker: Worker, peer: str) -> None:
-    """Break off what a worker fetches from another; it tries again by itself, elsewhere first."""
+    """Abort what a worker fetches from another; it retries by itself, elsewhere first."""
     for comm in _transfers(worker.rpc.occupied.get(peer, ())):
         comm.abort()
     for cancel in list(worker.rpc._connecting.get(peer, ())):
@@ -164,8 +164,8 @@ def abandon_transfers(worker: Worker, peer: str) -> None:
 def drop_unfinished(worker: Worker) -> None:
     """Close idle connections on which a transfer may have failed half way.
 
-    A worker that cannot open a value does not say so to the other one, which waits for the word.
-    The next transfer on the same connection would fail for that.
+    A worker that cannot open a value does not tell the sender, which waits for a confirmation. The
+    next transfer on the same connection would fail because of that.
     """
     for comms in worker.rpc.available.values():
         for comm in _transfers(comms):
@@ -177,7 +177,7 @@ def _transfers(comms: Iterable[Comm]) -> list[Comm]:
 
 
 def refetch(worker: Worker, who_has: Mapping[Any, list[str]]) -> None:
-    """Have a worker fetch inputs again that it takes for failed; by itself it never does."""
+    """Have a worker fetch failed inputs again, which it never does by itself."""
     tasks = worker.state.tasks
     nbytes = {key: tasks[key].nbytes or 1 for key in who_has}
     stimulus_id = f"handoff-refetch-{time.time()}"
@@ -191,9 +191,9 @@ def refetch(worker: Worker, who_has: Mapping[Any, list[str]]) -> None:
 
 
 def drop_replica(scheduler: Scheduler, key: Any, worker: str, stimulus_id: str) -> None:
-    """Take a value of a worker for lost. If nobody else has it, it is computed again."""
+    """Consider a value on a worker lost. If no other worker has it, it is computed again."""
     scheduler.release_worker_data(key=key, worker=worker, stimulus_id=stimulus_id)
-    # Should the worker answer after all, it must not keep what nobody knows of.
+    # If the worker answers after all, it must not keep what the scheduler does not know of.
     scheduler.worker_send(
         worker, {"op": "remove-replicas", "keys": [key], "stimulus_id": stimulus_id}
     )

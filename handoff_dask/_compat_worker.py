@@ -66,7 +66,7 @@ def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
     Returns
     -------
     bool
-        Whether it does: one that a task of the worker claims is not taken away by None.
+        False if the amount is None and a task of the worker still claims the resource.
     """
     state = worker.state
     if amount is None:
@@ -97,7 +97,7 @@ class TaskEnds(WorkerPlugin):
         self.starts: Starts | None = None
 
     def busy(self, key: Any) -> bool:
-        """Whether a task has a thread of the worker. To be asked on its loop."""
+        """Whether a task has a thread of the worker. To be called on its loop."""
         state = self.worker.state
         ts = state.tasks.get(key)
         return ts is not None and (ts in state.executing or ts in state.long_running)
@@ -107,22 +107,22 @@ class TaskEnds(WorkerPlugin):
         self._calls.setdefault(key, []).append(call)
 
     def silence_failure(self, key: Any) -> None:
-        """Keep Dask's own report of a task's failure, ten lines, out of the worker's log."""
+        """Keep Dask's ten-line report of a task's failure out of the worker's log."""
         self._failures.keys.add(key)
 
     def filter_log(self) -> None:
-        """Begin to look at what the worker logs."""
+        """Start filtering the worker's log."""
         _worker_logger.addFilter(self._failures)
 
     def unfilter_log(self) -> None:
-        """Look at it no more."""
+        """Stop filtering the worker's log."""
         _worker_logger.removeFilter(self._failures)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Follow a task from one state to the next."""
         if finish not in _BUSY:
             self._failures.keys.discard(key)
-        # `finish` is where it was to go: a task that is taken back goes on as a cancelled one.
+        # `finish` is not its state: a task that is taken back while it runs becomes cancelled.
         if key in self._calls and not self.busy(key):
             for call in self._calls.pop(key):
                 call()
@@ -139,7 +139,7 @@ def _shown(logger: logging.Logger | None, level: int) -> bool:
     while logger.propagate and logger.parent is not None:
         logger = logger.parent
         handlers += logger.handlers
-    # Each worker keeps its last lines in memory as well.
+    # Each worker also keeps its last lines in memory.
     shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
     return not shows or any(handler.level <= level for handler in shows)
 
@@ -198,10 +198,10 @@ class ThisTask:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let the worker run another task while this one waits; any thread may say so.
+        """Let the worker run another task while this one waits; any thread may call this.
 
         The worker counts the task as long-running from here to its end, as after ``secede()``. Its
-        thread stays in the pool, which may have one more meanwhile: so the function can still call
+        thread stays in the pool, which gets one more meanwhile. So the function can still call
         ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
         """
         place = self._worker, self.key
@@ -211,7 +211,7 @@ class ThisTask:
             _waits[place] += 1
             if _waits[place] == 1:
                 _enlarge(pool, extra)
-                # In a context of its own: the worker starts other tasks in that of this call.
+                # In a new context, because the worker starts other tasks in the context of this.
                 Context().run(self._worker.loop.add_callback, self._secede)
         try:
             yield
@@ -237,7 +237,7 @@ class ThisTask:
 
 
 def _enlarge(pool: Any, threads: int) -> None:
-    """Let a pool have more threads, or fewer; those that it has stay."""
+    """Allow a pool more threads, or fewer; existing ones stay."""
     if threads:
         pool._max_workers += threads
         with pool._shutdown_lock:
@@ -261,10 +261,10 @@ def _task_of(worker: Worker, key: Any) -> ThisTask | None:
 
 
 def task_nearby(client: Client | None = None) -> ThisTask | None:
-    """Return the task that started this thread, as far as one can tell; None where none did.
+    """Guess which task started this thread; None if none did.
 
-    For threads without the context of a function, which use a client. If several functions run on
-    the worker, it is one on whose behalf nobody waits yet: one too many gives up its thread, but
+    For threads that use a client without the context of a function. If several functions run on the
+    worker, one that does not wait yet is chosen: the wrong function may give up its thread, but
     none hangs.
     """
     worker = _worker_nearby(client)
@@ -283,9 +283,9 @@ def process_client() -> Client | None:
 
 
 def _worker_nearby(client: Client | None = None) -> Worker | None:
-    """Return the worker of this thread's context or, without one, that whose functions it serves.
+    """Return the worker of this thread's context or, without one, the worker that it belongs to.
 
-    That is known where a worker has a process of its own, and where it made the client.
+    That is known if the worker has a process of its own, or made the client.
     """
     try:
         return get_worker()
@@ -329,7 +329,13 @@ def started() -> Iterator[None]:
 
 
 def silence_failure() -> bool:
-    """Keep Dask's report that this thread's task failed out of the log; whether there was one."""
+    """Keep Dask's report that this thread's task failed out of the log.
+
+    Returns
+    -------
+    bool
+        Whether there would have been one.
+    """
     task = this_task()
     if task is None or not isinstance(task.plugin, TaskEnds):
         return False
@@ -347,7 +353,7 @@ def task_annotations() -> Mapping[str, Any]:
 
 # Of an embedded cluster
 
-#: Seconds that worker processes have to end by themselves.
+#: Seconds for worker processes to end by themselves.
 GRACE = 2.0
 
 
@@ -363,7 +369,7 @@ def on_loop(client: Client) -> bool:
 def close_clients(cluster: LocalCluster) -> None:
     """Close the clients that the workers of a cluster in this process made for their functions.
 
-    They are everybody's default clients, and keep the thread of the event loop.
+    They are default clients of this process, and keep the event loop's thread alive.
     """
     for worker in cluster.workers.values():
         client = getattr(worker, "_client", None)
@@ -372,7 +378,7 @@ def close_clients(cluster: LocalCluster) -> None:
 
 
 async def end_workers(cluster: LocalCluster) -> None:
-    """Have the workers of a cluster close without waiting for what they run."""
+    """Close the workers of a cluster without waiting for what they run."""
     log = logging.getLogger("distributed.worker.state_machine")
     log.addFilter(_is_news)
     try:

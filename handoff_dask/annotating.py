@@ -1,4 +1,4 @@
-"""What Dask's annotations around a submission do to a run: nothing that the gate decides."""
+"""Dask's annotations around a submission: those that the gate decides instead are ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dask.base import annotate, get_annotations
 
 T = TypeVar("T")
 
-#: Annotations that say where and when tasks run, and what a run has in their place.
+#: Annotations that say where and when tasks run, and what to use instead.
 INSTEAD = {
     "workers": "Function(node=...)",
     "restrictions": "Function(node=...)",
@@ -26,7 +26,7 @@ INSTEAD = {
 
 
 def warn(keys: Collection[Hashable]) -> None:
-    """Warn, where the user calls this package, of annotations that tasks of these keys ignore."""
+    """Warn, at the user's call, about annotations that tasks of these keys ignore."""
     ignored = _ignored(keys)
     if not ignored:
         return
@@ -52,7 +52,7 @@ def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
 
 
 def _ignored(keys: Collection[Hashable]) -> list[str]:
-    """Return the annotations that are ignored; not those that raise: Dask refuses the graph."""
+    """Return the annotations that are ignored; not those that raise: Dask refuses such a graph."""
     return [
         name
         for name, value in get_annotations().items()

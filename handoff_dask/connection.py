@@ -79,13 +79,13 @@ class EmbeddedCluster:
     def close(self) -> None:
         """Stop the cluster without waiting for functions that still run, if a run ended early.
 
-        Their threads go on unheeded, and end with this process; worker processes are ended.
+        Their threads go on until this process ends; worker processes are ended.
         """
         atexit.unregister(self.close)
         if self.client.status == "closed":
             return
         if _compat.on_loop(self.client):
-            # The last reference to a run can go away there, and what closes the loop waits for it.
+            # The last reference to a run may be dropped on the loop, which cannot wait for itself.
             threading.Thread(target=self._close, name="handoff-close").start()
         else:
             self._close()
@@ -193,10 +193,10 @@ async def exceptions(
         for index, error, traceback, text in errors:
             try:
                 exception: Any = pickle.loads(error) if isinstance(error, bytes) else error
-                if exception.__traceback__ is None:  # what functions raised brings its own
+                if exception.__traceback__ is None:  # errors of functions bring their own
                     _, _, frames = clean_exception(None, traceback)
                     exception = exception.with_traceback(without_ours(frames))
-            except BaseException as problem:  # it may be the user's code that is loaded
+            except BaseException as problem:  # unpickling may run the user's code
                 unknown = type(problem).__name__, text_of(problem)
                 exception = StandInError(*texts.get(index, unknown), text)
             found[index] = exception
@@ -217,8 +217,7 @@ def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitab
 def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run a coroutine function on the client's loop; with an asynchronous client, return it.
 
-    Errors of ours tell all there is to know: what lies between them and the user's code, Dask's
-    loop and ours, is left out of their tracebacks.
+    Tracebacks of our own errors leave out the frames of Dask and of this package.
     """
     __tracebackhide__ = True
 

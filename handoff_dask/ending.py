@@ -1,4 +1,4 @@
-"""Attempts that were given up and whose threads still run: what these use stays claimed."""
+"""Attempts that were given up while their threads still run: their claims last as long."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ending:
     Attributes
     ----------
     worker, cost
-        Where it runs, and what it uses there.
+        Where it runs, and what it claims there.
     seceded
         Whether it gave its slot back.
     claims
@@ -33,7 +33,7 @@ class Ending:
     record
         Its function, until the run is forgotten.
     whose
-        What it is called once the run is forgotten.
+        How to describe it once the run is forgotten.
     """
 
     worker: str
@@ -56,8 +56,8 @@ def _whose(run: RunRecord) -> str:
 class Endings:
     """Keeps the claims of attempts that were given up until their threads have ended.
 
-    A thread cannot be stopped. Whatever becomes of its function, its run or its client, the worker
-    is as busy as before.
+    A thread cannot be stopped: whatever happens to its function, its run or its client, the worker
+    stays as busy as before.
     """
 
     def __init__(self, plugin: HandoffPlugin) -> None:
@@ -69,22 +69,22 @@ class Endings:
         return len(self._endings)
 
     def begin(self, record: FunctionRecord, number: int) -> None:
-        """Let go of a function's attempt; its claim goes over without a gap."""
+        """Give up a function's attempt, and take over its claim without a gap."""
         engine, worker = self.plugin.engine, record.worker
         if worker in self.plugin.scheduler.workers and worker in self.plugin.registry.names:
             ending = Ending(worker, record.cost, record.seceded, record=record)
             self._endings[record.key, number] = ending
             record.late += (worker,)
-            # Of what waits on its worker for another to end, that one has the claim.
+            # A function handed ahead has no claim of its own: the one it waits for has it.
             if not engine.waits_ahead(record.key):
                 self._claim(record.key, number)
         engine.attempt_ended(record.key, time.monotonic())
         if record.seceded:
-            # It may wait for a run that needs what it claims, and nobody waits for it any more.
+            # It may wait for a run of its own that needs what it claims.
             self.plugin.stop_within(record.key)
 
     def inherit(self, message: Mapping[str, Any]) -> None:
-        """Take in a task that was cancelled before its worker had our plugin."""
+        """Take over a task that was cancelled before its worker had our plugin."""
         names = self.plugin.registry.names.get(message["worker"], {})
         cost = claimed_resources(names, message["claims"])
         at = message["key"], message["run_id"]
@@ -107,12 +107,12 @@ class Endings:
                 return
 
     def confirm(self, key: Any, number: int) -> None:
-        """Take in that an attempt has a thread, which its worker reports the end of."""
+        """Record that an attempt has a thread, whose end its worker will report."""
         if (key, number) in self._endings:
             self._claim(key, number)
 
     def seceded(self, key: Any, number: int) -> None:
-        """Take in that an attempt gave its slot back."""
+        """Record that an attempt gave its slot back."""
         if ending := self._endings.get((key, number)):
             ending.seceded = True
             self._claim(key, number)
@@ -163,7 +163,7 @@ class Endings:
         return replace(why, ending=self.describe(why.workers))
 
     def counts(self, workers: Collection[str] | None = None) -> Mapping[str, int]:
-        """Count what is still ending on these workers, or on all, by whose it is."""
+        """Count what is still ending on these workers, or on all, by owner."""
         return Counter(
             str(ending)
             for ending in self._endings.values()

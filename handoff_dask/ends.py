@@ -1,7 +1,7 @@
-"""Which runs of a client are over, by the word of the scheduler's plugin.
+"""Which runs of a client are over, according to the scheduler's plugin.
 
-Dask tells a client of each task's end in one message, which may fail to be read. What the plugin
-knows to be over is over.
+Dask reports the end of each task to a client in one message, which may be unreadable. So the client
+also asks the plugin.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from distributed import Client
 
 from handoff_dask import connection
 
-#: Seconds between two questions to the scheduler, for all runs of a client at once.
+#: Seconds between questions to the scheduler, each for all runs of a client.
 INTERVAL = 1.0
 
 _watchers: WeakKeyDictionary[Client, _Watcher] = WeakKeyDictionary()
@@ -45,7 +45,7 @@ class _Watcher:
         return waiting
 
     async def _watch(self, client: Client) -> None:
-        """Ask again and again while somebody waits."""
+        """Ask repeatedly while somebody waits."""
         try:
             while await self._sleep():
                 run_ids = sorted(set(self._waiting.values()))
@@ -57,7 +57,7 @@ class _Watcher:
             for waiting in list(self._waiting):
                 if not waiting.done():
                     waiting.set_exception(error)
-                    waiting.exception()  # who has stopped waiting is not told
+                    waiting.exception()  # retrieved, in case nobody waits any more
 
     async def _sleep(self) -> bool:
         await asyncio.sleep(INTERVAL)

@@ -285,7 +285,7 @@ class FunctionFailedError(HandoffError, RuntimeError):
         # Exceptions leave their cause behind when pickled; for this one it is half the message.
         cause = None if self.__cause__ is None else pickle.dumps(packed(self.__cause__))
         partial = None
-        with suppress(Exception):  # results that exist here only
+        with suppress(Exception):  # some results cannot be pickled
             partial = cloudpickle.dumps(self.partial)
         return make, args, {"__cause__": cause, "partial": partial}
 
@@ -294,7 +294,7 @@ class FunctionFailedError(HandoffError, RuntimeError):
             if isinstance(value, bytes):
                 try:
                     value = pickle.loads(value)
-                except Exception:  # of what cannot be imported here
+                except Exception:  # it needs a module that is not here
                     value = None
             setattr(self, name, value)
 
@@ -304,7 +304,7 @@ class FunctionFailedError(HandoffError, RuntimeError):
     def _with_partial(self) -> tuple[Any, ...]:
         return *self._alone()[:2], {"partial": self.partial}
 
-    #: How to pickle it where its cause travels beside it; the second, should the first not do.
+    #: How to pickle it without its cause, which travels beside it: the first way that works.
     reductions = (_with_partial, _alone)
 
 
@@ -351,11 +351,11 @@ class TransferError(HandoffError, RuntimeError):
     Parameters
     ----------
     producer
-        The function whose result it is; the key of the Dask task if it is none of the run.
+        Id of the function whose result it is; the key of the Dask task if it is not of the run.
     type_name
-        The type of the result: ``"builtins.generator"``; empty if nobody knows.
+        The type of the result, such as ``"builtins.generator"``; empty if unknown.
     problem
-        What became of it, in a sentence.
+        What went wrong, in a sentence.
     """
 
     def __init__(self, producer: Hashable, type_name: str, problem: str) -> None:
@@ -387,7 +387,11 @@ class ClusterLostError(_RunEndedError, RuntimeError):
 
 
 class RunCancelledError(_RunEndedError, RuntimeError):
-    """The run was cancelled: by ``run.cancel()``, Ctrl-C, or its client going away."""
+    """The run was cancelled.
+
+    By ``run.cancel()``, by cancelling one of its futures, by Ctrl-C, because its client went away,
+    because the function that submitted it was given up, or because the cluster was restarted.
+    """
 
 
 class RunTimeoutError(_RunEndedError, TimeoutError):

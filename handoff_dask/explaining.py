@@ -56,7 +56,7 @@ class Explanation(_Report[Finding]):
     Attributes
     ----------
     ending : str
-        What still uses workers though its run is over or gave it up; empty if nothing does.
+        What still uses workers although it was given up, in words; empty if nothing does.
     """
 
     def __init__(self, verdicts: Mapping[Hashable, Finding], ending: str = "") -> None:
@@ -108,7 +108,7 @@ def _finding_cells(finding: Finding) -> tuple[object, ...]:
 class Unready:
     """Why a function is not ready: the functions whose results it lacks.
 
-    None of them: it lacks a future's result, or data that is on its way to it.
+    If there are none, it waits for the result of a future, or for data that functions share.
     """
 
     dependencies: tuple[Hashable, ...]
@@ -123,7 +123,7 @@ class Unready:
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
-    """What a function that was placed waits for: inputs that its worker has yet to receive.
+    """What a placed function waits for: inputs that its worker has yet to receive.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Fetching:
     def of(
         cls, inputs: Iterable[tuple[int | str, tuple[str, ...]]], nodes: Sequence[Node]
     ) -> Fetching:
-        """Return one for inputs that go by the index of their node, or by a key of Dask."""
+        """Make one of inputs that are given by the index of their node, or by a key of Dask."""
         return cls(
             tuple(
                 (i if isinstance(i, str) else gathering.producer(nodes, i), workers)

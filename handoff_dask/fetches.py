@@ -1,4 +1,4 @@
-"""Finds out, on a worker, why the inputs of its functions do not arrive."""
+"""Finds out, on a worker, why inputs of its functions do not arrive."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class Fetches:
     """Watches the transfers to a worker, and diagnoses those that fail.
 
-    When a value cannot be opened, Dask takes everything that came in the same message for failed
-    and leaves the tasks that wait for it waiting, for ever. If unpickling raised an ``OSError``, it
-    fetches the value again, for ever.
+    When a value cannot be opened, Dask marks everything in the same message as failed, and the
+    tasks that need it wait for ever. If unpickling raised an ``OSError``, Dask fetches the value
+    again, for ever.
 
-    Each input in question is fetched once more, by itself. The scheduler's plugin is told of those
-    that cannot be sent or opened; the others are left to Dask again.
+    So each input in question is fetched once more, by itself. Those that cannot be sent or opened
+    are reported to the scheduler's plugin; the others are left to Dask again.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._suspects: set[Any] = set()
-        #: How often an input was missing, or its transfer failed for no reason known.
+        #: How often an input was missing, or its transfer failed for an unknown reason.
         self._failures: Counter[Any] = Counter()
         self._inquiry: asyncio.Task[None] | None = None
 
@@ -72,20 +72,20 @@ class Fetches:
             known = self._worker.state.tasks
             tasks = [known[key] for key in keys if key in known]
             if any(map(_ours, tasks)):
-                # An RPC raises what the other side raised. What is not settled now is taken for
-                # lost when its time is up.
+                # An RPC raises what the other side raised. An input that is not settled now counts
+                # as lost when its time is up.
                 with suppress(Exception):
                     await self._settle(tasks)
 
     async def _settle(self, tasks: Sequence[TaskState]) -> None:
-        """Tell which inputs cannot be had; have the others fetched again."""
+        """Report inputs that cannot be sent or opened; have the others fetched again."""
         scheduler = self._worker.scheduler
         who_has = await scheduler.who_has(keys=[ts.key for ts in tasks])
-        # Dask fetches by itself what it takes for missing.
+        # Dask itself fetches what it considers missing.
         doubtful = [ts for ts in tasks if who_has[ts.key] and (ts.state == "error" or _ours(ts))]
         problems = {ts.key: await self._problem(ts.key, who_has[ts.key]) for ts in doubtful}
         if not any(problems.values()):
-            # None of them explains why the transfer failed: it must not go on like that for ever.
+            # None of them explains why the transfer failed; that must not go on for ever.
             for ts in (ts for ts in doubtful if ts.state == "error"):
                 self._failures[ts.key] += 1
                 if self._failures[ts.key] > 1:
@@ -107,7 +107,7 @@ class Fetches:
             except transfers.UnusableError as error:
                 place = f"from {peer}" if error.phase == "sent" else f"on {self._worker.address}"
                 problem = f"cannot be {error.phase} {place}: {error.problem}"
-            except OSError:  # nothing is known of the value
+            except OSError:  # this says nothing about the value
                 return None
             else:
                 return None

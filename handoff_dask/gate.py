@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Gate:
     """Lets the tasks of a plugin's functions run, each on the worker that it was given.
 
-    Whatever else on the scheduler changes where they may run is undone, and logged once per run.
+    Other changes of where they may run are undone, and logged once for each run.
     """
 
     def __init__(self, plugin: HandoffPlugin) -> None:
@@ -42,7 +42,7 @@ class Gate:
             self._annotate(ts, record, place)
 
     def keep(self, key: Any) -> None:
-        """Undo what somebody changed of a task that is held; other tasks are left alone."""
+        """Undo changes that somebody made to a held task; other tasks are left alone."""
         record = self.plugin.records.get(key)
         if record is None or record.state not in ("waiting", "held", "cancelled"):
             return
@@ -52,7 +52,7 @@ class Gate:
             self._overruled(record)
 
     def slipped(self, record: FunctionRecord) -> None:
-        """Take a function back that Dask sent to a worker though it was held."""
+        """Take back a function that Dask sent to a worker although it was held."""
         ts = self.scheduler.tasks[record.key]
         ws = ts.processing_on
         assert ws is not None
@@ -80,7 +80,7 @@ class Gate:
         record.run.workers.setdefault(ws.address, (str(ws.name), ws.host))
 
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
-        """Tell the worker what it cannot know: the attempt's number, the ends of a transfer."""
+        """Annotate a task with the attempt's number and the two ends of a transform."""
         mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": record.attempt}
         if record.cost is not record.row.cost:
             mark["cost"] = record.cost

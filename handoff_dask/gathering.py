@@ -30,7 +30,7 @@ T = TypeVar("T")
 Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
 
 
-#: What a value that cannot be fetched leaves: its error.
+#: Errors of values that cannot be fetched.
 Problems: TypeAlias = "dict[Hashable, Exception]"
 
 
@@ -56,14 +56,14 @@ async def finished(client: Client, futures: Futures) -> tuple[dict[Hashable, Any
     """
     done = {id_: future for id_, future in futures.items() if future.status == "finished"}
     values = await gathered(client, done)
-    # One of them cannot be fetched, or what others fetch at the same time.
+    # Either one of them cannot be fetched, or something that others fetch at the same time.
     return await _fetch_apart(client, done) if values is None else (values, {})
 
 
 async def gathered(client: Client, futures: Futures) -> dict[Hashable, Any] | None:
     """Fetch the results of all futures, once they are there; None if that fails.
 
-    What a function raised may be ``CancelledError``: here, too, it must cancel nothing.
+    A function may have raised ``CancelledError``, which must not cancel anything here.
     """
     gathering = await _ended(client.gather(list(futures.values()), asynchronous=True))
     if gathering.cancelled():
@@ -76,7 +76,7 @@ async def gathered(client: Client, futures: Futures) -> dict[Hashable, Any] | No
 
 
 async def _ended(waiting: Awaitable[T]) -> asyncio.Future[T]:
-    """Wait for the end of something, well or not, and return it; it ends with who waits."""
+    """Wait until an awaitable is done and return its future; cancel it if the wait is cancelled."""
     future = asyncio.ensure_future(waiting)
     future.add_done_callback(lambda f: f.cancelled() or f.exception())
     try:
@@ -87,7 +87,7 @@ async def _ended(waiting: Awaitable[T]) -> asyncio.Future[T]:
 
 
 async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable, Any], Problems]:
-    """Fetch results so that one that does not arrive leaves the others alone."""
+    """Fetch results so that one that cannot be fetched does not affect the others."""
     values: dict[Hashable, Any] = {}
     problems: Problems = {}
     parts = [list(futures)]
@@ -111,7 +111,7 @@ async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable,
             continue
         if answer["status"] == "OK":
             values.update((keys[key], value) for key, value in answer["data"].items())
-        else:  # lost with their worker, and made again
+        else:  # lost with their worker, and computed again
             lost = {keys[key] for key in answer["keys"]}
             parts.append([id_ for id_ in ids if id_ not in lost])
     return values, problems
@@ -151,7 +151,7 @@ def producer(nodes: Sequence[Node], index: int) -> Hashable:
 
 
 def _with_producer(error: TransferError, nodes: Sequence[Node], node: Node) -> TransferError:
-    """Return an error with the id of a producer that goes by its name on the scheduler."""
+    """Replace the producer's label on the scheduler by its id."""
     ids = [producer(nodes, index) for index in node.dependencies]
     id_ = next((id_ for id_ in ids if function_label(id_) == error.producer), error.producer)
     return TransferError(id_, error.type_name, error.problem)
@@ -163,7 +163,7 @@ def failure(
     """Return the error of a node that failed by itself."""
     node, cause = nodes[index], causes[index]
     id_ = node.function.id
-    # A function that executes a DAG of its own may raise the like.
+    # Otherwise it may come from a DAG that the function executed itself.
     if index in report.decided:
         if isinstance(cause, InvalidFunctionError):
             return InvalidFunctionError(id_, cause.field, cause.problem)
@@ -178,7 +178,7 @@ def failure(
     attempts = report.attempts_by_index().get(index, ())
     problem = described(cause)
     if not attempts and index not in report.decided:
-        # What never started failed for what it was to start with.
+        # It never started: the report says why.
         problem = report.failed.get(index, problem)
     if node.kind != "function":
         problem = f"the {node.kind} of one of its arguments: {problem}"

@@ -28,7 +28,7 @@ NO_RETRIES = RetryPolicy(0)
 
 #: Keys of this project: (code name and run, index of the node).
 Key = tuple[str, int]
-#: In the place of a code's name: data that functions share.
+#: The name, in place of a code's, of data that functions share.
 SHARED = "handoff_shared"
 
 
@@ -151,9 +151,9 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
 
 
 def _shared_key(token: str, number: int) -> Key:
-    """Return the key of what functions of a graph have in common.
+    """Return the key of a part that functions of a graph share.
 
-    Each is a group of its own to Dask, which makes tasks of large groups wait for idle workers.
+    Each is a task group of its own: Dask makes tasks of large groups wait for idle workers.
     """
     return f"{SHARED}-{token}-{number}", 0
 

@@ -1,4 +1,4 @@
-"""Inputs on their way to functions that were placed: how far they are, and when to give them up."""
+"""Inputs on their way to functions that were placed: their progress, and when to give up."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _STALLED = ". Look at that worker and the network, or raise the setting handoff.
 class Progress:
     """When each input of a function last made progress.
 
-    A transfer passes through phases, each with its own measure, and may come back to an earlier
-    one. Progress is a change within a phase.
+    A transfer passes through phases, each with its own measure, and may return to an earlier one.
+    Progress is a change within a phase.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Progress:
         self._since: dict[Any, float] = {}
 
     def idle(self, key: Any, amounts: Iterable[tuple[str, float]], now: float) -> float:
-        """Note the amounts of some phases; return for how long (s) there was no progress."""
+        """Record the amounts of some phases; return the seconds without progress."""
         for phase, amount in amounts:
             before = self._amounts.setdefault((key, phase), amount)
             if amount != before:
@@ -67,12 +67,12 @@ class Inputs:
         #: Functions that were placed where an input was not.
         self._watched: dict[Any, tuple[FunctionRecord, Progress]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        #: {worker: a look at its transfers}
+        #: {worker: the task that asks about its transfers}
         self._looks: dict[str, asyncio.Task[None]] = {}
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
-        """What workers may tell."""
+        """What workers may report."""
         return {"handoff_unusable": self.unusable}
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Inputs:
     def fetching(self, record: FunctionRecord) -> list[tuple[int | str, tuple[str, ...]]]:
         """Return the inputs that a function waits for on its worker, and who has them.
 
-        An input goes by the index of its node, or by its key if it is none of the run.
+        An input is given by the index of its node, or by its key if it is not of the run.
         """
         if record.key not in self._watched:
             return []
@@ -127,7 +127,7 @@ class Inputs:
                     break
 
     def _give_up(self, record: FunctionRecord, ts: TaskState, problem: str, advice: str) -> None:
-        """Take a function back from its worker, and fail it as soon as the worker has let it go."""
+        """Take a function back from its worker; it fails once the worker has given it up."""
         maker = self.plugin.records.get(ts.key)
         if maker is None:
             producer, what, advice = str(ts.key), f"the result of the Dask task {ts.key!r}", ""
@@ -169,18 +169,18 @@ class Inputs:
             del self._looks[worker]
 
     async def _judge(self, worker: str) -> None:
-        """See how far the inputs are that functions on a worker wait for."""
+        """Check the progress of inputs that functions on a worker wait for."""
         watches = self._on(worker)
         keys = {ts.key for record, _ in watches for ts in self._missing(record)}
         answer = await self._ask(worker, "transfers", keys=list(keys))
         if answer is None:
-            # Perhaps it is busy with the function already, and only cannot say so. If it is silent
-            # for too long, Dask takes it for lost.
+            # It may be running the function already and be too busy to answer. If it is silent for
+            # too long, Dask considers it lost.
             for _, progress in watches:
                 progress.reset()
             return
         states = {key: (phase, peer, amount) for key, phase, peer, amount in answer}
-        # Of which nothing has come yet: they may be busy with serializing.
+        # Workers that have sent nothing yet: they may be busy serializing.
         idle = {peer for _, peer, amount in states.values() if peer is not None and not amount}
         efforts = {peer: await self._ask(peer, "serializing") for peer in idle}
         now, stalled = time.monotonic(), set()
@@ -209,7 +209,7 @@ class Inputs:
             return None
 
     def _stalled(self, record: FunctionRecord, ts: TaskState, peer: str | None) -> None:
-        """Take an input for lost: it gets one more try."""
+        """Consider an input lost: it gets one more try."""
         producer = self.plugin.records.get(ts.key)
         holders = [peer] if peer in _holders(ts) else _holders(ts)
         if record.refetched or (producer is not None and producer.avoid is not None):
@@ -225,7 +225,7 @@ class Inputs:
         row = producer.row
         able = self.plugin.engine.feasibility(producer.cost, row.pin).able
         if row.collocated is not None or not set(able).difference(holders):
-            return  # its worker, and the way there, get another try
+            return  # only another transfer can help
         producer.avoid = holders[0]
         for holder in holders:
             stimulus_id = f"handoff-stalled-{time.time()}"

@@ -1,4 +1,4 @@
-"""Values as JSON has them, whatever they are."""
+"""Arbitrary values as JSON."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-#: Lists in lists, and so on: what goes deeper is likely to contain itself.
+#: Most levels of nesting: a deeper value is likely to contain itself.
 _DEPTH = 100
-#: Facts of ours lie less deep.
+#: What this package reports is nested less deeply.
 _LOOSE_DEPTH = 8
 #: Larger arrays are for other formats.
 _ARRAY_SIZE = 10_000
-#: Kinds of numpy's types whose arrays are numbers, truth values or text.
+#: Numpy's kinds of numbers, truth values and text.
 _ARRAY_KINDS = "biufU"
 
 
@@ -23,9 +23,9 @@ class NotJSONError(ValueError):
 
 
 def exact(value: Any) -> Any:
-    """Return a value as JSON holds it without losing anything but its type.
+    """Return a value as JSON, if nothing but its type gets lost.
 
-    Tuples and small arrays become lists, and numbers of any type plain ones.
+    Tuples and small arrays become lists, numbers of any type int or float.
 
     Raises
     ------
@@ -78,14 +78,14 @@ def _number(value: Any) -> int | float:
 
 
 def loose(value: Any, depth: int = _LOOSE_DEPTH) -> Any:
-    """Return a value as JSON has it: what it cannot hold is text or, of numbers, null.
+    """Return a value as JSON: what JSON cannot hold becomes text, or null if it is a number.
 
     Parameters
     ----------
     value
         Anything.
     depth
-        Levels of lists and dicts that may differ from what JSON holds; below, they are text.
+        Levels of lists and dicts that are converted; deeper ones become text.
 
     Examples
     --------

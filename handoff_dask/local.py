@@ -122,7 +122,7 @@ def _order(nodes: list[Node]) -> tuple[int, ...]:
 
 
 def _result(function_id: Hashable, future: Future[Any]) -> Any:
-    """Return the result of a future among the arguments of a function."""
+    """Wait for a future among the arguments of a function; return its result."""
     what = f"its argument, the future {future.key!r},"
     if future.client is None or future.client.asynchronous:
         raise FunctionFailedError(

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a worker or its nanny have to answer, and that a nanny has to take the call.
+#: Seconds for a worker or its nanny to answer, and for a nanny to accept the connection.
 ANSWER = 10.0
 CONNECT = 1.0
-#: Seconds between two questions to a worker that did not answer.
+#: Seconds between questions to a worker that does not answer.
 PAUSE = 0.5
 #: Seconds in which a worker whose nanny knows nothing may still say that it closed in order.
 LAST_WORD = 1.5
@@ -49,7 +49,7 @@ class Lost:
     counts
         Whether it then counts against the function's retries.
     settled
-        Whether it is in the ledger already, and only its thread is to be asked for.
+        Whether it is in the ledger already, and only the end of its thread is unknown.
     """
 
     record: FunctionRecord
@@ -68,8 +68,8 @@ class End:
     Attributes
     ----------
     started
-        {number of the placement: s since epoch}; None if nobody knows: then all that was placed
-        there passes for started.
+        {number of the placement: s since epoch}; None if nobody knows: then everything placed
+        there counts as started.
     busy
         Those whose threads have not ended.
     reason
@@ -107,7 +107,7 @@ class Losses:
             inquiry.cancel()
 
     def add(self, record: FunctionRecord, *, settled: bool = False) -> None:
-        """Let go of a function's attempt, and settle it as soon as it is known what became of it.
+        """Give up a function's attempt, and settle it once it is known what happened to it.
 
         Parameters
         ----------
@@ -136,12 +136,12 @@ class Losses:
             self._inquiries[worker] = asyncio.create_task(self._inquire(worker))
 
     def status_changed(self, worker: str, status: str) -> None:
-        """Take down that a worker says that it closes."""
+        """Record that a worker is closing."""
         if status in (Status.closing.name, Status.closing_gracefully.name):
             self.closing.add(worker)
 
     def told(self, worker: str, end: End) -> None:
-        """Take down what a worker said last."""
+        """Record the last word of a worker."""
         if worker in self.nannies:
             self._ends[worker] = end
             self._heard.set()
@@ -164,7 +164,7 @@ class Losses:
                 await asyncio.sleep(0)  # all that is lost with it
                 lost = self._open.pop(worker)
                 end = await self._ask(worker, lost)
-                # What goes on first: the claims of others must not pass for free meanwhile.
+                # What still runs first, so that none of its claims looks free meanwhile.
                 for one in sorted(lost, key=lambda one: one.number not in end.busy):
                     self._settle(one, end)
                 self.plugin.ask()
@@ -174,7 +174,7 @@ class Losses:
                 self._forget(worker)
 
     def asking(self, record: FunctionRecord) -> Waiting:
-        """Tell who is asked what a lost worker had started."""
+        """Say who is being asked what a lost worker had started."""
         worker = record.worker
         nanny, _ = self.nannies.get(worker or "", (None, ""))
         who = worker

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 #: Ends of processes that a nanny remembers.
 KEPT = 16
-#: Where a worker's process finds the address of the file in which it notes its starts.
+#: Environment variable with the address of the file in which a worker notes its starts.
 VARIABLE = "HANDOFF_STARTS"
 
 
@@ -60,7 +60,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         left = self.file.read()
         self.file.clear()
         if left is None:
-            return  # it had not come to that
+            return  # it ended before it recorded anything
         self.ends[left.owner] = {
             "code": code,
             "memory": _compat.killed_for_memory(self.nanny, left.pid),

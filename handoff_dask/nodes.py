@@ -41,6 +41,8 @@ def register_node(
     ------
     UnknownWorkerError
         The cluster has no such worker.
+    HandoffError
+        The worker is given no functions: its copy of the package cannot be used.
     ValueError
         A capability is not a finite number >= 0.
 
@@ -161,6 +163,8 @@ def resources_available(
     ------
     UnknownWorkerError
         The cluster has no such worker.
+    HandoffError
+        The worker is given no functions: its copy of the package cannot be used.
     ValueError
         The cost is not a mapping of names to finite numbers >= 0.
     """

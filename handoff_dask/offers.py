@@ -1,7 +1,7 @@
-"""What a worker offers: what its operator declared, what was declared through us, what we found.
+"""What a worker offers: what its operator declared, what was declared through us, what we detected.
 
-Pure bookkeeping, for both ends of the wire. What we found is declared under names of its own, so
-that other people's tasks see what was declared and nothing else.
+Pure bookkeeping, for both ends of the wire. What we detected is declared under names of its own, so
+that plain tasks see only what was declared.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _DETECTED = "handoff-"
 
 
 def detected_name(resource: str) -> str:
-    """Return the name under which a worker declares a resource that we found on it."""
+    """Return the name under which a worker declares a resource that we detected."""
     return _DETECTED + resource
 
 
 def is_detected(name: str) -> bool:
-    """Whether a worker's resource of this name is one that we found."""
+    """Whether a worker's resource of this name is one that we detected."""
     return name.startswith(_DETECTED)
 
 
 def names_of(declared: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the names that a worker has for each resource.
 
-    Functions claim a resource under all of its names. The first one says how much there is: what
-    was declared replaces what was found.
+    Functions claim a resource under all of its names. The amount is that of the first name: what
+    was declared replaces what was detected.
 
     Parameters
     ----------
@@ -97,11 +97,11 @@ class Declaration(NamedTuple):
     Parameters
     ----------
     amount
-        How much; if the worker has another amount, somebody else declared that since.
+        How much. If the worker has another amount, somebody else has declared that since.
     before
-        What it had declared without us; None is nothing.
+        What it had declared without us; None if nothing.
     stamp
-        Tells it from an earlier declaration of the same name.
+        Distinguishes it from earlier declarations of the same name.
     """
 
     amount: float
@@ -121,8 +121,8 @@ class Declarations:
     ours
         What it declares already.
     leaving
-        What it declared before Handoff was taken off, and keeps for as long as other people's
-        tasks claim it: no part of the offer.
+        What it declared before Handoff was uninstalled, and keeps for as long as plain tasks claim
+        it: not part of the offer.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Declarations:
         self.leaving = dict(leaving)
 
     def offer(self, total: Mapping[str, float]) -> dict[str, float]:
-        """Return what counts of all that the worker declares."""
+        """Return the declared resources that are part of the offer."""
         self.settle(total)
         counts: dict[str, float] = {}
         for name, amount in total.items():
@@ -146,14 +146,14 @@ class Declarations:
         return counts
 
     def settle(self, total: Mapping[str, float]) -> None:
-        """Take in what somebody else declared since, or what is gone."""
+        """Drop declarations that somebody else has replaced or removed."""
         self.ours = {n: d for n, d in self.ours.items() if d.stands(total, n)}
         self.leaving = {n: d for n, d in self.leaving.items() if d.stands(total, n)}
 
     def detect(
         self, total: Mapping[str, float], capabilities: Mapping[str, float]
     ) -> dict[str, float]:
-        """Take note of what was found; return what is to be declared: what nobody declared."""
+        """Record what was detected; return what is to be declared: what nobody declared."""
         known = names_of(n for n in self.offer(total) if not is_detected(n))
         return self._note(
             total, {detected_name(n): v for n, v in capabilities.items() if n not in known}
@@ -162,11 +162,11 @@ class Declarations:
     def declare(
         self, total: Mapping[str, float], capabilities: Mapping[str, float]
     ) -> dict[str, float]:
-        """Take note of capabilities; return what is to be declared, under the worker's names."""
+        """Record capabilities; return what is to be declared, under the worker's names."""
         known = names_of(n for n in total if not is_detected(n))
         changes = {known.get(n, (n,))[0]: value for n, value in capabilities.items()}
-        # What was found is a second lock on the same door, for what claimed it before: it must
-        # have room for all that was declared in its place.
+        # Functions also claim what was detected, and some claim only that: it must have room for
+        # all that was declared in its place.
         after = {**self.offer(total), **changes}
         for resource, (first, *others) in names_of(after).items():
             name = detected_name(resource)

@@ -1,8 +1,8 @@
-"""Exceptions on their way to another process: whole where they can be, and small in any case.
+"""Exceptions on their way to another process: complete if possible, and small in any case.
 
-An exception, the chain of its causes, and the exceptions that these hold travel as a list, each of
-them pickled by itself. So neither the depth of a stack nor the length of a chain is a matter of
-recursion. What is packed is never changed.
+An exception, the chain of its causes, and the exceptions that these hold travel as a list, each
+pickled by itself. So deep stacks and long chains need no recursion. The user's exceptions are never
+changed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from handoff_dask.tracebacks import Line, lines_of, traceback_of, without_ours
 
 __all__ = ["PackedError", "packed"]
 
-#: How many of the first and of the last exceptions of a long chain of causes are kept.
+#: Exceptions kept at each end of a long chain of causes.
 KEPT = 10
-#: How many exceptions travel together at most, and the bytes that they have when pickled.
+#: Most exceptions that travel together, and most bytes of their pickles.
 MOST, SIZE = 200, 10_000_000
-#: Seconds that the user's own code may take to pickle an exception.
+#: Seconds that the user's code may take to pickle an exception.
 PATIENCE = 3.0
 
 _Reduce = Callable[[BaseException], Any]
 
 
 class _Record(NamedTuple):
-    """An exception as it travels; others are meant by their place in the list."""
+    """An exception as it travels; it refers to others by their place in the list."""
 
     type_name: str
     message: str
     lines: tuple[Line, ...]
-    #: None: a stand-in is all that arrives.
+    #: None: only a stand-in arrives.
     pickled: bytes | None = None
     cause: int | None = None
     context: int | None = None
@@ -47,9 +47,9 @@ class _Record(NamedTuple):
 
 
 class PackedError(StandInError):
-    """Stands in for an exception that travels: when unpickled, it is that exception again.
+    """Stands in for an exception that travels: unpickling it returns that exception.
 
-    So Dask and asyncio see no type of the user's, and would take none for a signal of theirs.
+    So Dask and asyncio never see the user's type, which they might treat as a signal.
     """
 
     def __init__(self, records: Sequence[_Record]) -> None:
@@ -60,8 +60,8 @@ class PackedError(StandInError):
         return f"{self.type_name}({self.message!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Dask pickles exceptions through tblib, which has what arrives take over the cause, the
-        # context and the traceback of this stand-in. So they are set once more after that.
+        # Dask pickles exceptions through tblib, which gives the exception that arrives the cause,
+        # the context and the traceback of this stand-in. So they are set again after that.
         parcel = _Parcel(self.records)
         return _Parcel.open, (parcel,), parcel, None, None, _Parcel.link
 
@@ -73,7 +73,7 @@ def packed(error: BaseException) -> PackedError:
     records = [_Record(type_of(error), "(its text cannot be had)", lines)]
 
     def pack() -> None:
-        with suppress(BaseException):  # what is known by then has to do
+        with suppress(BaseException):  # then the record made so far is used
             text = text_of(error)
             records[0] = records[0]._replace(message=text)
             records[:] = _Packing(error, text).records()
@@ -82,7 +82,7 @@ def packed(error: BaseException) -> PackedError:
     thread = threading.Thread(target=pack, name="handoff-packing", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # there can be no more threads, which may be what the error says
+    except RuntimeError:  # no more threads can be started, which may be the error at hand
         pack()
     else:
         thread.join(PATIENCE)
@@ -107,7 +107,7 @@ class _Packing:
         return [self._record(place, error) for place, error in enumerate(self._errors)]
 
     def _place(self, error: BaseException) -> int:
-        """Return the place of an exception, which it and its chain get if they have none."""
+        """Return the place of an exception; it and its chain get places if they have none."""
         if len(self._errors) >= MOST and id(error) not in self._places:
             error = self._rest
         if id(error) not in self._places:
@@ -146,7 +146,7 @@ class _Packing:
         )
 
     def _pickled(self, error: BaseException) -> bytes | None:
-        """Pickle an exception without its causes; None if that, or the way back, is impossible."""
+        """Pickle an exception without its causes; None if it cannot be pickled or unpickled."""
         if not isinstance(error, Exception):
             return None
         for reduce in _reductions(type(error)):
@@ -157,13 +157,13 @@ class _Packing:
                 _checked(_ErrorUnpickler(data, self._errors.__getitem__).load())
                 self._room -= len(data)
                 return data
-            except BaseException:  # again, the user's code
+            except BaseException:  # raised by the user's code
                 continue
         return None
 
 
 def _checked(arrived: Any) -> Exception:
-    """Return an exception, as it arrives; raise if it cannot be used as one."""
+    """Return an exception as it arrives; raise if it cannot be used as one."""
     assert isinstance(arrived, Exception)
     str(arrived)
     arrived.__traceback__ = None  # some are frozen
@@ -187,7 +187,7 @@ def _ends(chain: list[BaseException]) -> list[BaseException]:
 
 
 class _Bounded(io.BytesIO):
-    """A file in memory that may not become larger than it was made for."""
+    """A file in memory that may not grow beyond a size."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class _Bounded(io.BytesIO):
 
 
 class _ErrorPickler(Pickler):
-    """Pickles an exception alone: others that it holds by their places, tracebacks by lines."""
+    """Pickles one exception: others that it holds by their places, tracebacks by their lines."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class _ErrorPickler(Pickler):
         return self._place(obj)
 
     def reducer_override(self, obj: Any) -> Any:
-        # Not as the type is registered with copyreg: tblib takes the causes along.
+        # Not through copyreg: what tblib registered there takes the causes along.
         if obj is self._error:
             return self._reduce(obj)
         if type(obj) is TracebackType:
@@ -233,7 +233,7 @@ class _ErrorPickler(Pickler):
 
 
 def _reductions(kind: type[BaseException]) -> Sequence[_Reduce]:
-    """Return how exceptions of a type may be pickled without their causes, the best way first."""
+    """Return the ways to pickle exceptions of a type without their causes, the best first."""
     if issubclass(kind, HandoffError) and hasattr(kind, "reductions"):
         own: Sequence[_Reduce] = kind.reductions
         return own
@@ -250,9 +250,9 @@ def _rebuilt(error: BaseException) -> Any:
 
 
 def _has_own_init(kind: type[BaseException]) -> bool:
-    """Whether an exception has to be made without the `__init__` of its type.
+    """Whether an exception must be rebuilt without the `__init__` of its type.
 
-    As Python pickles it, that would be called with `args`, which are what it told its base.
+    Unpickling would call it with `args`, which are the arguments of its base's `__init__`.
     """
     return (
         kind.__init__ is not _builtin_base(kind).__init__
@@ -287,7 +287,7 @@ class _ErrorUnpickler(pickle.Unpickler):
 
 
 class _Parcel:
-    """The records of an exception, and where they arrive the exceptions made of them."""
+    """The records of an exception and, where they arrive, the exceptions made of them."""
 
     def __init__(self, records: tuple[_Record, ...]) -> None:
         self._records = records
@@ -299,7 +299,7 @@ class _Parcel:
 
     def open(self) -> Exception:
         """Return the exception."""
-        # From the last on: what others hold comes after them.
+        # From the last to the first: exceptions come before those that they hold.
         for place in reversed(range(len(self._records))):
             self._error(place)
         for place, error in self._errors.items():
@@ -318,12 +318,12 @@ class _Parcel:
 
     def _unpickled(self, place: int) -> Exception | None:
         pickled = self._records[place].pickled
-        if pickled is None or place in self._begun:  # which an exception within itself has
+        if pickled is None or place in self._begun:  # an exception that holds itself
             return None
         self._begun.add(place)
         try:
             return _checked(_ErrorUnpickler(pickled, self._error).load())
-        except BaseException:  # the user's code again, or a module of theirs that is not here
+        except BaseException:  # raised by the user's code, or a module is missing here
             return None
 
     def _link(self, place: int, error: Exception) -> None:

@@ -22,7 +22,7 @@ from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.payload import Name
 
-#: Bytes from which data that functions share moves by itself: Dask's own limit in ``client.map``.
+#: Bytes from which shared data is a task of its own: Dask's limit in ``client.map``.
 LARGE = 100_000
 
 
@@ -35,9 +35,9 @@ class _Part:
     data
         Its pickle.
     names
-        What that names, and what the parts named there name.
+        What the pickle names, and what the parts named there name.
     state
-        By id: the objects in it that may change, itself among them.
+        By id: the mutable objects in it, possibly including itself.
     users
         How many tasks need it.
     """
@@ -49,7 +49,7 @@ class _Part:
 
     @property
     def isolated(self) -> bool:
-        """Whether nothing that may change is in it and around it."""
+        """Whether it holds no mutable object except itself."""
         return not self.names and len(self.state) <= 1
 
 
@@ -70,7 +70,7 @@ class Packer:
     Parameters
     ----------
     calls
-        All of them: what they have in common is found first.
+        All calls: what they have in common is looked for first.
     key
         The key of a part's node in the Dask graph, by the part's number.
 
@@ -85,14 +85,14 @@ class Packer:
         self._key = key
         self._replace_futures = Replacing(Future, self._result)
         self._parts: list[_Part] = []
-        #: By id: an object, so that no other gets the id, and its number; None while it is pickled.
+        #: By id: an object, which keeps its id alive, and its number; None while it is pickled.
         self._numbers: dict[int, tuple[object, int | None]] = {}
-        #: By two numbers: whether one object that may change is in both parts.
+        #: By two numbers: whether a mutable object is in both parts.
         self._overlaps: dict[tuple[int, int], bool] = {}
         #: One tuple for all calls that name the same.
         self._names: dict[tuple[Name, ...], tuple[Name, ...]] = {}
         self._policies: dict[int, bytes] = {}
-        #: Ids of what is met more than once among codes and arguments.
+        #: Ids of objects that occur more than once among codes and arguments.
         self.common: set[int] = set()
         self.sizes = _Sizes()
         self._has_futures = False
@@ -136,7 +136,7 @@ class Packer:
         return self._policies[id(policy)]
 
     def content(self, name: Name) -> TaskRef | bytes:
-        """Return what a task is given for a name, once all calls are pickled."""
+        """Return what a task gets for a name, once all calls are pickled."""
         if isinstance(name, tuple):
             return TaskRef(name[0])
         return TaskRef(self._key(name)) if self._moves(name) else self._parts[name].data
@@ -147,7 +147,7 @@ class Packer:
         return {key: Task(key, bytes, self._parts[n].data) for n, key in keys.items()}
 
     def _moves(self, number: int) -> bool:
-        """Whether a part moves by itself, and not with each task."""
+        """Whether a part is a task of its own instead of travelling with each task."""
         part = self._parts[number]
         return part.users > 1 and len(part.data) >= LARGE
 
@@ -168,7 +168,7 @@ class Packer:
         return names, data
 
     def _dumped(self, value: Any, whole: bool = False) -> tuple[bytes, _Pickler]:
-        """Pickle by reference what can be imported, by value what was made in a script."""
+        """Pickle by reference what can be imported, and by value what was made in a script."""
         try:
             data, pickler = self._dump(_ReferencePickler, value, whole=whole)
             # A worker has another __main__ than the client, and may lack what the user registered.
@@ -202,7 +202,7 @@ class Packer:
         return tuple(names)
 
     def _tears(self, pickler: _Pickler, names: Iterable[Name]) -> bool:
-        """Whether an object that may change is in two pickles of a call: it would become two."""
+        """Whether a mutable object is in two pickles of a call, and would become two objects."""
         numbers = [n for n in names if isinstance(n, int) and not self._parts[n].isolated]
         if not numbers:
             return False
@@ -218,7 +218,7 @@ class Packer:
         return self._overlaps[one, two]
 
     def number(self, value: Any, pickler: _Pickler) -> int | None:
-        """Return the number of a value's part; None if it is to stay where it is."""
+        """Return the number of a value's part; None if the value is pickled in place."""
         if value is pickler.root:
             return None
         if id(value) not in self._numbers:
@@ -238,7 +238,7 @@ class Packer:
         return number
 
     def _culprit(self, node: Node) -> tuple[Function, str]:
-        """Find the function, of a node that cannot be pickled, and the field of it to blame."""
+        """Find the function and the field because of which a node cannot be pickled."""
         for function in (node.function, *node.inlined):
             for field, values in given_by_field(function).items():
                 if not self._pickles(list(values)):
@@ -262,14 +262,14 @@ def _problem(error: Exception) -> str:
     return f"cannot be pickled, as is needed to send it to a worker: {error}"
 
 
-#: What pickles by name, or as fast as if it did.
+#: Types that pickle by name, or as fast.
 _BY_REFERENCE = (type, BuiltinFunctionType, ModuleType)
-#: What has a namespace, but is shared by all anyway.
+#: Types whose objects have a namespace but are shared by everybody anyway.
 _UNCHANGING = (*_BY_REFERENCE, FunctionType)
 
 
 class _Sizes(dict[type, Any]):
-    """By type: what measures its objects in bytes; None where one cannot be large by itself."""
+    """By type: how to measure an object in bytes; None if no object is large by itself."""
 
     def __missing__(self, kind: type) -> Any:
         measure: Any = None
@@ -300,7 +300,7 @@ class _Pickler(pickle.Pickler):
     packer: Packer
     #: The object whose part it pickles.
     root: Any
-    #: Whether it names only what tears nothing apart.
+    #: Whether it names only isolated parts: see `_Part`.
     whole: bool
     names: dict[Name, None]
 
@@ -322,9 +322,9 @@ class _Pickler(pickle.Pickler):
         return name
 
     def state(self) -> dict[int, object]:
-        """Return, by id, the objects in the pickle that may change.
+        """Return the mutable objects in the pickle, by id.
 
-        They are kept alive with that, so that no other gets the id of what was made on the way.
+        The result keeps them alive, so that their ids are not used again.
         """
         return {
             id_: value

@@ -1,15 +1,14 @@
 """How a call travels, and how a worker opens it.
 
-It is pickled once and opened anew at every start, which so has objects of its own, whatever an
-earlier one did to its. A call is one pickle, so that what is one object stays one. Two things are
-not in it but named there:
+It is pickled once and opened anew at every start, so each start has its own objects. A call is one
+pickle, so that what is one object stays one. Two things are named in it instead:
 
 - **Parts**: what calls have in common, and what is large. Each is pickled once for a run. A large
-  one that several functions need is a node of the Dask graph and moves once to each worker; the
-  others go with the tasks that need them.
-- **Futures**: the function depends on their tasks and gets the results.
+  part that several functions need is a node of the Dask graph and moves once to each worker; other
+  parts travel with the tasks that need them.
+- **Futures**: the function depends on their tasks and gets their results.
 
-The scheduler opens none of it, and needs none of the user's modules.
+The scheduler opens none of this, and needs none of the user's modules.
 """
 
 from __future__ import annotations

@@ -125,9 +125,9 @@ def plan(
         {worker name: {resource: amount}}, as :func:`discover_nodes` returns. A worker runs as many
         functions at once as it has ``"threads"`` or, if that is not named, cores of ``"cpu"``.
     durations
-        {id: seconds}, or the result of an earlier run of the DAG, which need not have ended well. A
-        function takes the mean of its attempts that ended well. If there are none, it takes as long
-        as the longest of its attempts, and no less than others of its code on average.
+        {id: seconds}, or the result of an earlier run of the DAG, which may have failed. A function
+        takes the mean of its successful attempts. Without any, it takes as long as the longest of
+        its attempts, and at least as long as others of its code on average.
     allocation_strategy, max_concurrency
         As for :func:`execute`.
     overhead
@@ -146,8 +146,8 @@ def plan(
     AllocationError
         No worker could hold a function.
     ValueError
-        A duration is missing or is no number >= 0, nothing is known of a function and of others of
-        its code, a capability or the overhead is no number >= 0, or there are no workers.
+        A duration is missing or not a number >= 0, nothing is known about a function or others of
+        its code, a capability or the overhead is not a number >= 0, or there are no workers.
 
     Examples
     --------
@@ -220,12 +220,12 @@ def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
 def _learned(
     nodes: Sequence[Node], prefixes: Sequence[str], result: ExecutionResult
 ) -> dict[Hashable, float]:
-    """Return the seconds that functions take, by what a run tells of them.
+    """Return the seconds that functions take, as learned from a run.
 
     Raises
     ------
     ValueError
-        It tells nothing of a function, nor of others of its code.
+        Nothing is known about a function, nor about others of its code.
     """
     codes = {
         node.function.id: prefix
@@ -233,7 +233,7 @@ def _learned(
         if node.kind == "function"
     }
     good: dict[Hashable, float] = {}
-    # What did not end well would have gone on: the longest attempt says most.
+    # A failed attempt might have gone on: the longest says most.
     longest: dict[Hashable, float] = {}
     for id_ in codes:
         tried = result.attempts.get(id_, ())

@@ -83,7 +83,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         await send_plugins(scheduler)
 
     def restart(self, scheduler: Scheduler) -> None:
-        """Forget all runs: the scheduler has forgotten all tasks, and what is known of it."""
+        """Forget all runs: the scheduler has forgotten its tasks and its metadata."""
         for run in list(self.runs.values()):
             self.stop(run, Stop("cancelled", "the cluster was restarted"))
             self.forget(run)
@@ -136,14 +136,14 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     # Runs
 
     def _client_gone(self, client: str) -> None:
-        """Stop the runs of a client that goes away, but those that the cluster keeps."""
+        """Stop the runs of a client that goes away, except those that the cluster keeps."""
         for run in list(self.runs.values()):
             if run.spec.client == client and not (run.spec.detach and run.arrived.is_set()):
                 came = "" if run.arrived.is_set() else " before its functions had arrived"
                 self.stop(run, Stop("abandoned", f"its client went away{came}"))
 
     def stop_within(self, key: Any) -> None:
-        """Stop, after this, the runs that an attempt has submitted which was given up."""
+        """Stop the runs that an attempt, now given up, has submitted; after the current event."""
         problem = "the function that submitted it was given up"
         for run in self.runs.values():
             if run.spec.within == key and not run.spec.detach:
@@ -151,9 +151,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 asyncio.get_running_loop().call_soon(self.stop, run, stop)
 
     def stop(self, run: RunRecord, stop: Stop) -> None:
-        """End a run that is not over. Nothing of it goes on but what tasks of others need.
+        """End a run that is not over. Only what plain tasks need is still computed.
 
-        What is done stays with those who hold it.
+        Finished results stay with whoever holds them.
         """
         if run.stop is not None or (run.over and stop.kind != "failed"):
             return
@@ -205,7 +205,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         return others
 
     def check_retried(self, keys: list[Any]) -> None:
-        """Refuse to try again what a client may not.
+        """Raise if a client may not retry these keys.
 
         Raises
         ------
@@ -236,7 +236,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.records.pop(record.key, None)
         self.endings.run_over(run)
         self.history.run_closed(run)
-        run.arrived.set()  # who waits for its graph need not
+        run.arrived.set()  # nobody needs to wait for its graph any more
         self.engine.run_closed(run.spec.run_id)
         if run.limit is not None:
             run.limit.cancel()
@@ -268,7 +268,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 run.alive += 1
                 _compat.hold(scheduler.tasks[key])
         if late:
-            # Its run was stopped before it came.
+            # The run was stopped before its graph arrived.
             for key in late:
                 _compat.hold(scheduler.tasks[key])
             loop = asyncio.get_running_loop()
@@ -317,7 +317,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.retries.blamed(record)
             record.move("failed")
         elif finish == "waiting" and record.state == "failed":
-            # Somebody tries again what had failed for good: from the start.
+            # Somebody retries a function that had failed for good: with all its attempts.
             record.run.failed.pop(record.index, None)
             record.run.decided.discard(record.index)
             record.failures, record.problem, record.retrying, record.deaths = 0, None, False, ()
@@ -326,7 +326,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         elif finish == "released" and record.state in UNENDED:
             ts = self.scheduler.tasks[key]
             if not ts.waiters and not ts.who_wants:
-                record.move("cancelled")  # what it was for has failed or was cancelled
+                record.move("cancelled")  # what needed it has failed or was cancelled
 
     def _orphan(self, key: Any) -> None:
         """Fail, after this, what lost its result and cannot have it again."""
@@ -359,7 +359,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _left(
         self, record: FunctionRecord, start: str, finish: str, facts: Mapping[str, Any]
     ) -> None:
-        """Take down how an attempt ended."""
+        """Record how an attempt ended."""
         ts = self.scheduler.tasks[record.key]
         failure, record.failure = record.failure, None
         spans = [s for s in facts.get("startstops") or () if s["action"] == "compute"]
@@ -436,7 +436,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         elif action == "remove-client" and topic == "all":  # ahead of what Dask lets go for it
             self._client_gone(msg["client"])
         elif action in ("add-worker", "worker-status-change") and topic != "all":
-            # The event comes before Dask has taken the change in, and looks what may run there.
+            # The event comes before Dask looks for tasks that may run there.
             for ts in self.scheduler.unrunnable:
                 self.gate.keep(ts.key)
             if "status" in msg and topic in self.registry.names:
@@ -507,7 +507,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         _compat.fail_task(self.scheduler, record.key, error, stimulus_id)
 
     def function_failed(self, record: FunctionRecord, problem: str) -> None:
-        """Record that a function failed for good; that may end its run, after this."""
+        """Record that a function failed for good; that may stop its run after this event."""
         run = record.run
         run.failed[record.index] = problem
         if run.spec.stops_at_failure:

@@ -17,13 +17,13 @@ from handoff_dask.placement.events import Finding, FunctionSpec
 
 #: States of a function: not ready, ready but without a place, on a worker, and the three ends.
 STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
-#: Those from which a function goes on.
+#: States of functions that have not ended.
 UNENDED = frozenset(("waiting", "held", "running"))
 
-#: Why a run was stopped: a function failed for good, somebody cancelled it, its time was up, or its
+#: Why a run was stopped: a function failed for good, it was cancelled, its time was up, or its
 #: client went away.
 StopKind = Literal["failed", "cancelled", "timeout", "abandoned"]
-#: What is said of such a run.
+#: How messages describe such a run.
 FATES: Mapping[StopKind, str] = {
     "failed": "failed",
     "cancelled": "was cancelled",
@@ -33,7 +33,7 @@ FATES: Mapping[StopKind, str] = {
 
 
 class Stop(NamedTuple):
-    """Why a run was stopped before all its functions had ended, and that in words."""
+    """Why a run was stopped before all its functions had ended, as a kind and in words."""
 
     kind: StopKind
     problem: str
@@ -129,15 +129,15 @@ class RunSpec:
     placement_timeout: float = 0.0
     priority: float = 0
     detach: bool = False
-    #: Seconds that it may take.
+    #: Seconds that the run may take.
     timeout: float | None = None
     #: Nodes whose results are kept for who asked for them.
     wanted: frozenset[int] = frozenset()
-    #: Nodes whose end the run waits for: these, and those that run only for what they do.
+    #: Nodes whose end the run waits for: these, and those that run only for their effects.
     awaited: frozenset[int] = frozenset()
     #: Whether the first function that fails for good stops the run.
     stops_at_failure: bool = True
-    #: Key of the function that submitted it, if one did.
+    #: Key of the function that submitted the run, if any.
     within: Any = None
 
     @property
@@ -167,7 +167,7 @@ class FunctionRecord:
     cost: Mapping[str, float] = field(default_factory=dict)
     #: Whether the attempt gave its slot back.
     seceded: bool = False
-    #: What is wrong with the retry policy: the field, and the problem.
+    #: What is wrong with the retry policy: the field and the problem.
     problem: tuple[str, str] | None = None
     #: Whether the next start is a retry.
     retrying: bool = False
@@ -181,11 +181,11 @@ class FunctionRecord:
     lost: Any = None
     #: (address and name of the worker, how it ended) of each death that counts.
     deaths: tuple[tuple[str, str], ...] = ()
-    #: Whether an input that did not arrive was given a second try.
+    #: Whether an input that did not arrive got a second try.
     refetched: bool = False
-    #: Why an input cannot be brought to it.
+    #: Why an input cannot reach it.
     unreachable: Exception | None = None
-    #: The worker that its result, which is computed again, could not be fetched from.
+    #: The worker from which its result could not be fetched; it is computed again elsewhere.
     avoid: str | None = None
 
     def move(self, state: str) -> None:
@@ -211,7 +211,7 @@ class RunRecord:
     workers: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Nodes that failed for good by themselves.
     failed: dict[int, str] = field(default_factory=dict)
-    #: Those of them that failed by our decision, not by what they raised.
+    #: Those of them that failed by the plugin's decision, not by what they raised.
     decided: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     #: Attempts of functions that were not their first.
@@ -224,13 +224,13 @@ class RunRecord:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
-    #: Whether somebody changed on the scheduler where its functions may run.
+    #: Whether somebody changed, on the scheduler, where its functions may run.
     overruled: bool = False
     #: Why it was stopped, if it was.
     stop: Stop | None = None
     #: Nodes that the run waits for and that have not ended.
     unended: int = field(init=False)
-    #: Whether it is kept though no client may hold it, and whether it was and is not any more.
+    #: Whether the cluster keeps it without a client, and whether it did and was forgotten.
     kept: bool = field(init=False)
     forgotten: bool = False
 
@@ -240,7 +240,7 @@ class RunRecord:
 
     @property
     def fate(self) -> str:
-        """What became of it, as in "a run that timed out"."""
+        """How it ended, as in "a run that timed out"."""
         if self.stop is not None:
             return FATES[self.stop.kind]
         if self.over:
@@ -249,7 +249,7 @@ class RunRecord:
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it that anybody waits for has yet to end."""
+        """Whether everything in it that somebody waits for has ended."""
         return self.stop is not None or not self.unended
 
     def index(self, key: Any) -> int:

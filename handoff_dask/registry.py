@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 #: Seconds that a question waits for workers that have joined but not said what they offer.
 PATIENCE = 10.0
-#: Workers whose declarations are remembered, those that declared last.
+#: Most workers whose declarations are remembered: the latest.
 REMEMBERED = 10_000
 
 
 class Joining(NamedTuple):
-    """What a worker hears of its declarations when it gets the plugin.
+    """What a worker learns about its declarations when it gets the plugin.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Joining(NamedTuple):
     ours
         What it declares on our behalf already.
     leaving
-        What it declared before Handoff was taken off the cluster; see `Withdrawal`.
+        What it declared before Handoff was uninstalled; see `Withdrawal`.
     """
 
     again: Mapping[str, float]
@@ -49,10 +49,10 @@ class Joining(NamedTuple):
 
 
 def _identity(ws: WorkerState) -> Hashable:
-    """Return what a worker is known by, before and after it restarts."""
+    """Return what a worker is recognised by after it restarts."""
     if str(ws.name) != ws.address:
         return str(ws.name), ws.host
-    # Nobody gave it a name. A worker that restarts has another address, its nanny has not.
+    # Nobody gave it a name. A worker that restarts gets another address, its nanny keeps its own.
     return ws.nanny or ws.address
 
 
@@ -67,7 +67,7 @@ class Registry:
         self.names: dict[str, dict[str, tuple[str, ...]]] = {}
         #: By address and name: what workers declare on our behalf.
         self.ours: dict[str, dict[str, Declaration]] = {}
-        #: By what a worker is known by, and name: what it declares again should it restart.
+        #: By what a worker is recognised by, and name: what it declares again after a restart.
         self.remembered: dict[Hashable, dict[str, Declaration]] = {}
         #: Workers that leave for good, and those that start anew after they left.
         self._retiring: set[str] = set()
@@ -95,7 +95,7 @@ class Registry:
         }
 
     def publish(self) -> None:
-        """Say on the scheduler that the plugin is there, and what clients are to be warned of."""
+        """Publish on the scheduler that the plugin is there, and what to warn clients about."""
         facts = {
             "version": __version__,
             "strangers": self.strangers,
@@ -104,7 +104,7 @@ class Registry:
         self.scheduler.set_metadata(["handoff"], facts)
 
     async def joining(self, worker: str) -> Joining:
-        """Return what there is to know of a worker's declarations when it gets the plugin."""
+        """Return what a worker that gets the plugin needs to know about its declarations."""
         withdrawal = Withdrawal.of(self.scheduler)
         ws = self.scheduler.workers[worker]
         again = {
@@ -164,7 +164,7 @@ class Registry:
             )
         )
         _compat.declare(self.scheduler, worker, capabilities)
-        # Tasks of others may have started before it was known what they claim.
+        # Plain tasks may have started before it was known what they claim.
         for ts in ws.processing:
             if ts.key not in self.plugin.records:
                 self.plugin.foreign.follow(ts.key, "processing")
@@ -172,13 +172,13 @@ class Registry:
         self.plugin.ask()
 
     async def unable(self, worker: str, problem: str) -> None:
-        """Record that a worker cannot be given functions, as it says."""
+        """Record that a worker reports that it cannot be given functions."""
         if worker in self.scheduler.workers:
             self.unusable[worker] = problem
             self._news.set()
 
     async def set_resources(self, worker: str, resources: dict[str, float]) -> str:
-        """Take in what somebody else has a worker declare; it counts for us, too."""
+        """Record what somebody else has a worker declare: it is part of its offer."""
         if worker in self.scheduler.workers:
             _compat.declare(self.scheduler, worker, resources)
         if worker in self.names:
@@ -187,7 +187,7 @@ class Registry:
         return "OK"
 
     def _remember(self, ws: WorkerState, ours: Mapping[str, Declaration]) -> None:
-        """Keep what a worker declares on our behalf, should it restart."""
+        """Remember what a worker declares on our behalf, in case it restarts."""
         identity = _identity(ws)
         self.remembered.pop(identity, None)
         if declared := {name: d for name, d in ours.items() if not is_detected(name)}:
@@ -196,14 +196,14 @@ class Registry:
                 del self.remembered[next(iter(self.remembered))]
 
     def status_changed(self, worker: str, status: str) -> None:
-        """Take in that a worker retires: also by a cluster that scales down, or by itself."""
+        """Record that a worker retires, also because the cluster scales down or by itself."""
         if status == Status.closing_gracefully.name and worker not in self._returning:
             self._retiring.add(worker)
         elif status in (Status.running.name, Status.paused.name):
             self._retiring.discard(worker)
 
     def may_return(self, worker: str) -> bool:
-        """Whether a worker that leaves may come back: unless it was retired."""
+        """Whether a worker that leaves may come back: not if it was retired."""
         return worker not in self._retiring
 
     def removed(self, worker: str) -> bool:

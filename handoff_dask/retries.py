@@ -25,7 +25,7 @@ class Retries:
         self.plugin = plugin
 
     def heard(self, action: str, message: dict[str, Any]) -> None:
-        """Take down what a worker says of a task that it runs or ran."""
+        """Record what a worker reports about a task that it runs or ran."""
         key, number = message["key"], message["run_id"]
         endings = self.plugin.endings
         if action == "attempt-over":
@@ -39,7 +39,7 @@ class Retries:
         record = self.plugin.records.get(key)
         ts = self.plugin.scheduler.tasks.get(key)
         if record is None or ts is None or ts.run_id != number:
-            return  # of an attempt that was given up, or of a run that was
+            return  # the attempt, or its run, was given up
         if record.state != "running":
             return
         if action == "attempt-seceded":
@@ -93,7 +93,7 @@ class Retries:
         if row.escalation is not None and record.failures < row.policy.max_retries:
             try:
                 policy = pickle.loads(row.escalation)
-            except BaseException as error:  # it is the user's code that is loaded
+            except BaseException as error:  # unpickling runs the user's code
                 problem = f"cannot be loaded on the scheduler: {text_of(error)}"
                 failure["problem"] = "retry.escalate", problem
             else:
@@ -101,7 +101,7 @@ class Retries:
         self.failed(record, failure)
 
     def blamed(self, record: FunctionRecord) -> None:
-        """Record the failure of a function that lacks what is none of the run's: a future."""
+        """Record the failure of a function whose argument, a future, has failed."""
         ts = self.plugin.scheduler.tasks[record.key]
         culprit = _compat.failed_input(ts)
         if culprit is not None and culprit.key not in self.plugin.records:

@@ -35,14 +35,15 @@ from handoff_dask.waiting import wait_for
 
 T = TypeVar("T")
 
-#: Seconds that a client waits for messages that must be on their way.
+#: Seconds that a client waits for messages that should arrive soon.
 PATIENCE = 2.0
 
 
 class Run:
     """A DAG on its way through a cluster; made by :func:`submit`.
 
-    With an asynchronous client, the methods return awaitables.
+    With an asynchronous client, the methods return awaitables. The run goes on to its end even if
+    this object is dropped; its results are released then.
 
     Attributes
     ----------
@@ -132,14 +133,15 @@ class Run:
         Parameters
         ----------
         held
-            Tell it of so many held functions only, which costs little however large the run.
+            Report at most this many held functions and nothing else, which is cheap however large
+            the run. None reports all.
 
         Returns
         -------
         RunExplanation
-            {function id: why}: the dependencies it lacks, or the resources on which workers, the
-            retry's delay, the limit or whatever else holds it, or the inputs that are on their way
-            to its worker. Printed, it is a report.
+            {function id: why}: the dependencies it lacks; or the resources and workers, the retry's
+            delay, the limit or whatever else holds it; or the inputs that are on their way to its
+            worker. Printed, it is a report.
         """
         return connection.sync(self._client, self._explain, held)
 
@@ -175,9 +177,10 @@ class Run:
         return self._wait_for(self._result, timeout)
 
     def cancel(self) -> None:
-        """Stop the run: what has not started never does, what runs finishes unseen.
+        """Stop the run: functions that have not started never will, results are dropped.
 
-        Results of a detached run that are there stay until :func:`forget`.
+        Functions that are running finish unseen, and keep what they claim until then. A detached
+        run keeps the results that it has until :func:`forget`.
         """
         return connection.sync(
             self._client, self._stop, RunCancelledError(self.dag_id, "it was cancelled")
@@ -224,7 +227,7 @@ class Run:
             )
             futures = annotating.without(keys, get)
         except BaseException:
-            # Nothing follows what was opened, if it was.
+            # No graph will follow.
             with contextlib.suppress(OSError, ClusterLostError):
                 await self._call("close", run_id=submission.run_id)
             raise
@@ -236,8 +239,8 @@ class Run:
         return self
 
     async def _arrival(self) -> None:
-        """Wait until the graph is with the scheduler; raise why it will not be."""
-        # Should the scheduler refuse it, its futures tell, and who waits for the end stops the run.
+        """Wait until the scheduler has the graph; raise if it will not get it."""
+        # If the scheduler refuses it, the futures fail, and whoever waits for them stops the run.
         watch = asyncio.get_running_loop().call_later(connection.PULSE, self._ending)
         try:
             if not await self._call("arrived", run_id=self._outline.run_id):
@@ -264,7 +267,7 @@ class Run:
         """Wait for the end and fetch the results: for a run that is followed, once asked to."""
         if self._outcome is None:
             self._outcome = asyncio.create_task(self._finish())
-            # Who never asks for the outcome is not told of it.
+            # An outcome that nobody asks for is not an unretrieved exception.
             self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._outcome
 
@@ -289,9 +292,9 @@ class Run:
             await asyncio.wait([self._outcome])
 
     def _release(self) -> None:
-        """Let the results go; who else holds them keeps them.
+        """Release the results; others who hold them keep them.
 
-        To be called on the client's loop: from another thread, each of them would wake it.
+        To be called on the client's loop: from another thread, each release would wake it.
         """
         for future in self._awaited.values():
             # Not left to the garbage collector: Dask's gather leaves circles of references.
@@ -338,7 +341,7 @@ class Run:
         if self._outcome is None and not self._followed:
             raise self._stopped or RunCancelledError(self.dag_id, "it was never started")
         outcome = self._ending()
-        # The run goes on when one who waits for it gives up.
+        # The run goes on even if whoever waits for it gives up.
         await asyncio.wait([outcome], timeout=timeout)
         if not outcome.done():
             raise TimeoutError(
@@ -358,7 +361,7 @@ class Run:
     async def _finish(self) -> ExecutionResult:
         """Wait for the end of the run, and fetch its results or say why there are none.
 
-        Dask tells of each future; how the run ended is for the scheduler's plugin to say.
+        Dask reports the end of each future; how the run ended, the scheduler's plugin decides.
         """
         raising = self._outline.on_error == "raise"
         over = ends.over(self._client, self._outline.run_id)
@@ -414,7 +417,7 @@ class Run:
             await asyncio.wait([over], timeout=pause)
 
     async def _settle(self, report: RunReport) -> None:
-        """Have the futures know what the scheduler knows; messages may be on their way, or lost."""
+        """Bring the futures up to date with the scheduler: messages may be late, or lost."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while report.stop is None:
             pending = {f.key: f for f in self._awaited.values() if f.status in ("pending", "lost")}
@@ -424,7 +427,7 @@ class Run:
                 for key, state in await self._call("states", keys=list(pending)):
                     _compat.settle_future(pending[key], state)
                 return
-            # It tells again.
+            # The scheduler then sends their states again.
             await self._call("want", keys=list(pending), client=self._client.id)
             await asyncio.sleep(PATIENCE / 10)
 
@@ -483,7 +486,7 @@ class Run:
         Parameters
         ----------
         report, causes
-            What the scheduler says of the run, and {index: error} of what failed by itself.
+            The scheduler's report, and {index: error} of what failed by itself.
         values, problems
             The results there are, and the errors of those that cannot be fetched.
         """

@@ -50,7 +50,7 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[Ru
     Parameters
     ----------
     stopped
-        Whether detached runs are among them that were stopped and have no results.
+        Whether to include detached runs that were stopped and have no results.
     client
         A client of the cluster; None takes the current one.
 
@@ -278,8 +278,8 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
 def uninstall(client: Client | None = None, *, force: bool = False) -> None:
     """Take everything of Handoff off a cluster: plugins, handlers, declared capabilities.
 
-    What workers declared without Handoff they declare again. What :func:`register_node` declared
-    goes as soon as no task of others, running or pending, claims it. The next :func:`execute` puts
+    Workers declare again what they declared without Handoff. What :func:`register_node` declared
+    goes as soon as no plain task, running or pending, claims it. The next :func:`execute` puts
     everything back.
 
     Parameters

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
 
 
-#: Stopped runs of so many functions in all are remembered, for whoever asks what became of them.
+#: How many functions in all the stopped runs may have whose reports are kept.
 REMEMBERED = 100_000
 
 
 @dataclass(frozen=True)
 class StoppedRun:
-    """What is remembered of a run that was stopped and of which nothing is left."""
+    """What is remembered of a run that was stopped and has no tasks left."""
 
     spec: RunSpec
     opened: float
@@ -79,7 +79,7 @@ class Service:
     # Runs
 
     async def open(self, spec: bytes) -> bytes | None:
-        """Take down a run; the answer is None, or a node that no worker can hold and why."""
+        """Record a run; the answer is None, or a node that no worker can hold and why."""
         await self.plugin.registry.settled()
         with collector.paused():
             run = self._opened(pickle.loads(spec))
@@ -129,14 +129,14 @@ class Service:
 
     def remember(self, run: RunRecord) -> None:
         """Remember what became of a run that was stopped."""
-        # The rows have told all they had to tell.
+        # The rows are not needed any more.
         spec = replace(run.spec, rows=())
         self._stopped[run.spec.run_id] = StoppedRun(spec, run.opened, run.report())
         while len(self._stopped) > 1 and self._remembered() > REMEMBERED:
             del self._stopped[next(iter(self._stopped))]
 
     def stopped_by(self, key: Any) -> Stop | None:
-        """Return why a run was stopped of which nothing is left, given a key of it."""
+        """Return why a run that has no tasks left was stopped, given one of its keys."""
         name = key[0] if isinstance(key, tuple) and key else ""
         past = self._stopped.get(name.rpartition("-")[2]) if isinstance(name, str) else None
         return None if past is None else past.report.stop
@@ -145,9 +145,9 @@ class Service:
         return sum(1 + sum(past.report.counts.values()) for past in self._stopped.values())
 
     async def explain(self, spec: bytes) -> bytes:
-        """Return which workers could run each node of a run that is not to be run.
+        """Return which workers could run each node of a run that is not to be started.
 
-        And what is still ending on them.
+        Also what is still ending on the cluster, in words.
         """
         await self.plugin.registry.settled()
         run = self._opened(pickle.loads(spec))
@@ -158,8 +158,8 @@ class Service:
     async def why(self, run_id: str, held: int | None = None) -> bytes:
         """Return, for each node that does not run, what it waits for or which nodes it lacks.
 
-        For a node that waits for its inputs on a worker: these, and who has them. With a number, of
-        so many held ones.
+        For a node that waits for its inputs on a worker: these, and who has them. With `held`, only
+        at most that many held nodes.
         """
         found: dict[int, Any] = {}
         run = self.plugin.runs.get(run_id)
@@ -186,7 +186,7 @@ class Service:
             (number, dict(self.plugin.records[key].cost), self.plugin.endings.noted(why))
             for key, number, why in self.engine.holds(run_id)
         ]
-        # The engine knows nothing of those whose last attempt has not ended.
+        # The engine does not know those whose last attempt has not ended.
         found += [
             (1, dict(record.cost), self.plugin.endings.why(record))
             for record in run.functions
@@ -195,7 +195,7 @@ class Service:
         return pickle.dumps(found)
 
     async def stalled(self, run_id: str | None = None, dag_id: str = "") -> str | None:
-        """Say why a run, or the latest of a DAG, stands still; None if it does not."""
+        """Say why a run, or the latest of a DAG, makes no progress; None if it makes some."""
         runs = self.plugin.runs
         called = [run for run in runs.values() if run.spec.dag_id == dag_id]
         run = runs.get(run_id) if run_id is not None else called[-1] if called else None
@@ -216,7 +216,7 @@ class Service:
         return {"report": pickle.dumps(run.report()), "errors": errors}
 
     async def over(self, run_ids: list[str]) -> list[str]:
-        """Return which of these runs are over, or not known."""
+        """Return which of these runs are over or unknown."""
         runs = self.plugin.runs
         return [run_id for run_id in run_ids if (run := runs.get(run_id)) is None or run.over]
 
@@ -226,7 +226,7 @@ class Service:
         return [(key, ts.state) for key in keys if (ts := tasks.get(key)) is not None]
 
     async def progress(self, run_id: str) -> dict[str, int]:
-        """Return how many functions of a run are in which state; nothing of an unknown run."""
+        """Count the functions of a run by state; empty for an unknown run."""
         if run := self.plugin.runs.get(run_id):
             return run.counted()
         past = self._stopped.get(run_id)
@@ -248,7 +248,7 @@ class Service:
         return None
 
     async def want(self, keys: list[Any], client: str) -> None:
-        """Keep results for a client, and tell it on its stream what became of them."""
+        """Keep results for a client, and report their states on its stream."""
         known = [key for key in keys if key in self.scheduler.tasks]
         self.scheduler.client_desires_keys(known, client)
         if len(known) < len(keys):
@@ -256,7 +256,7 @@ class Service:
             self.scheduler.report({"op": "cancelled-keys", "keys": gone}, client=client)
 
     async def arrived(self, run_id: str) -> bool:
-        """Answer when the graph of a run has come, or will not; whether it has."""
+        """Wait until the graph of a run has come, or will not; return whether it has."""
         run = self.plugin.runs.get(run_id)
         if run is None:
             return False
@@ -271,7 +271,7 @@ class Service:
                 self.let_go(run)
 
     def let_go(self, run: RunRecord) -> None:
-        """Have the cluster keep a run no longer for its own sake."""
+        """Stop keeping the results of a detached run."""
         run.kept, run.forgotten = False, True
         keeper = self.scheduler.clients.get(run.spec.keeper)
         if keeper is not None:
@@ -285,11 +285,11 @@ class Service:
             self.plugin.stop(run, Stop(kind, problem))
 
     def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
-        """Take in, on a worker's stream, what it has started, as it closes; it starts no more."""
+        """Record the last word of a worker that closes: what it has started."""
         self.plugin.losses.told(worker, End(dict(started)))
 
     async def known(self) -> list[dict[str, Any]]:
-        """Return the facts of every run, the oldest first; also of stopped ones that were kept."""
+        """Return facts about all runs, the oldest first, stopped detached ones included."""
         facts: list[tuple[RunRecord | StoppedRun, dict[str, Any]]] = [
             (run, {"alive": True, "detached": run.kept, "forgotten": run.forgotten})
             for run in self.plugin.runs.values()

@@ -20,7 +20,7 @@ _UNPACK = "exec(bootstrap, globals()) or unpack(files, parcel, version, base)"
 class Shipped:
     """Pickles so that it can be loaded where the package is not installed.
 
-    Where the package is found, that one is used. Subclasses list what they were made with in
+    If the package is found there, it is used. Subclasses list their constructor's arguments in
     `arguments`, and may name a `base` in distributed: see ``_bootstrap.unpack``.
     """
 

@@ -1,4 +1,4 @@
-"""Runs that stand still: what they wait for cannot come from anything that runs."""
+"""Runs that make no progress: nothing that runs can end their wait."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from handoff_dask.records import FunctionRecord, RunRecord
 if TYPE_CHECKING:
     from handoff_dask.plugin import HandoffPlugin
 
-#: Reasons to hold a function that only a change of the cluster ends.
+#: Reasons to hold a function that only a change of the cluster resolves.
 LACKING = ("no workers", "impossible", "binding", "paused")
-#: How many reasons one is told.
+#: How many reasons a warning names.
 SHOWN = 3
 
 
 class Stalls:
-    """A look at a plugin's runs: which of them stand still, and why.
+    """A snapshot of a plugin's runs: which of them make no progress, and why.
 
     A function that waits for a run of its own, started by :func:`execute` or ``Run.result``, keeps
     its cost. If its run needs that cost, both wait for ever; so do functions that wait for each
-    other's in a circle. Those are what is left of all that wait when one takes out, again and
-    again, those whose runs can go on.
+    other in a circle. To find them, start from all functions that wait for a run and remove those
+    whose runs can go on, until none is left to remove.
     """
 
     def __init__(self, plugin: HandoffPlugin) -> None:
@@ -54,7 +54,7 @@ class Stalls:
         return found
 
     def reason(self, run: RunRecord) -> str | None:
-        """Say why a run stands still; None if it moves, or has ended."""
+        """Say why a run makes no progress; None if it makes some, or has ended."""
         if not self._still(run):
             return None
         reasons = list(dict.fromkeys(self._reasons(run)))
@@ -83,7 +83,7 @@ class Stalls:
         return why.reason != "resources" or any(not self._short(key, w) for w in why.workers)
 
     def _short(self, key: Any, worker: str) -> dict[str, float]:
-        """Return what a function needs and a worker has not beside the functions that wait."""
+        """Return what a function needs but a worker lacks beside the functions that wait."""
         free = self._plugin.engine.capacity(worker)
         for outer, _ in self._nested.values():
             if outer.worker == worker:

@@ -1,4 +1,4 @@
-"""What stands in for an exception that cannot be sent, or not be raised, as it is."""
+"""What stands in for an exception that cannot be sent or raised as it is."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class HandoffError(Exception):
 class StandInError(HandoffError):
     """Stands in for an exception that cannot be raised here as it was.
 
-    It cannot be pickled or unpickled, for example, or is too large to be sent, or would end more
-    than a function, as ``SystemExit`` does.
+    For example, it cannot be pickled or unpickled, is too large to be sent, or would end more than
+    a function, as ``SystemExit`` does.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class StandInError(HandoffError):
 
 
 def type_of(error: BaseException) -> str:
-    """Return the name of an exception's type, whatever its metaclass makes of that."""
+    """Return the name of an exception's type, whatever its metaclass does."""
     name: str = type.__dict__["__name__"].__get__(type(error))
     return name[:TEXT]
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, shortened; also of one that cannot be made text."""
+    """Return the text of an exception, shortened; a substitute if its own code fails."""
     try:
         return shortened(str(error))
     except BaseException as problem:  # it is the user's code that runs here
@@ -51,6 +51,6 @@ def text_of(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text as one that is short, and that can be sent: plain, without lone surrogates."""
+    """Return a text short enough to be sent, and without lone surrogates."""
     plain = text[:TEXT].encode(errors="backslashreplace").decode()
     return plain if len(text) <= TEXT else f"{plain}... ({len(text):,} characters)"

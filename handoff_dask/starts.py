@@ -28,20 +28,20 @@ _START = struct.Struct("<qd")
 class Starts:
     """The placements whose functions a worker has started, and those that it must not start.
 
-    The scheduler numbers placements. A start is noted in memory that is also a file, at the price
-    of two stores: what a killed process noted last stays there for another process to read. An
-    ended start is kept until its place is needed, and the place that was left first is taken
-    first, so that the scheduler has long heard of the end by then.
+    The scheduler numbers placements. A start is recorded in memory that is also a file, which costs
+    two stores; after the process is killed, another one can read it there. A start that has ended
+    is kept until its place is needed. The place that has been free for longest is used first, so
+    that the scheduler knows of the end long before.
 
     Parameters
     ----------
     places
-        How many starts are kept; above all that run at a time and all whose end the scheduler
-        may not have heard of.
+        How many starts are kept: more than run at a time, plus those whose end the scheduler may
+        not know yet.
     address
-        Of the :class:`StartsFile` to keep them in; None keeps them in memory alone.
+        The address of the :class:`StartsFile` to keep them in; None keeps them in memory only.
     owner
-        Whose they are: the worker's id.
+        The worker's id.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _open(address: str) -> BinaryIO:
     file = open(path, "r+b")
     if identity == _identity(file.fileno()):
         return file
-    # Descriptors are used again: by now, it is anybody's file.
+    # Descriptors are reused: this one belongs to another file by now.
     file.close()
     raise ValueError(f"{path} is another file")
 
@@ -172,20 +172,20 @@ class Left:
     started: dict[int, float] | None
 
 
-#: What the names of files begin with, where they need names.
+#: Prefix of the files, where they need names.
 _PREFIX = "handoff-starts-"
 
 
 class StartsFile:
     """A file in which a nanny's worker process notes its starts.
 
-    It has no name where the system can do without: then nothing of it is left, whatever ends the
-    nanny. Elsewhere, one that a killed nanny left is removed when the next one makes its own.
+    Where the system allows, it has no name, and nothing of it is left however the nanny ends.
+    Elsewhere, a file that a killed nanny left is removed when the next nanny makes its own.
 
     Attributes
     ----------
     address
-        What a process of the same user on this host makes its :class:`Starts` with.
+        What a process of the same user on this host passes to :class:`Starts`.
     """
 
     def __init__(self) -> None:
@@ -209,7 +209,7 @@ class StartsFile:
         return True
 
     def read(self) -> Left | None:
-        """Return what a process has left in it; None is nothing."""
+        """Return what a process has left in it; None if nothing."""
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             data = file.read()
@@ -224,7 +224,7 @@ class StartsFile:
         os.ftruncate(self._file, 0)
 
     def close(self) -> None:
-        """Let it go; a process that has it keeps it for itself."""
+        """Close it; a process that has it open can go on using it."""
         os.close(self._file)
         if self._path is not None:
             with suppress(OSError):
@@ -232,7 +232,7 @@ class StartsFile:
 
 
 def _remove_stale() -> None:
-    """Remove the files of processes that are no more."""
+    """Remove the files of processes that no longer exist."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = path.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):

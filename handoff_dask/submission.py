@@ -89,7 +89,7 @@ def function_rows(
 
 
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
-    """Find the function, and its field, among whose contents a future is."""
+    """Find the function, and the field of it, that hold a future."""
     for function in functions:
         for field, values in given_by_field(function).items():
             if any(value is future for value in contents(values)):
@@ -151,7 +151,7 @@ class Submission:
         Parameters
         ----------
         client
-            The run's; None for a client that no future can be of.
+            The run's client; None for one that no future can belong to.
 
         Raises
         ------
@@ -232,7 +232,7 @@ class Submission:
         client
             Id of the client.
         pins
-            The allocator's word, which stands above pins and collocations of the DAG.
+            What the allocator chose; it overrides pins and collocations of the DAG.
         within
             Key of the task that submits it, if one does.
         """

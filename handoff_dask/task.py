@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class _Running(NamedTuple):
-    """What runs in a context: a function and, where no scheduler tells, its attempt and cost."""
+    """What runs in a context: a function and, without a scheduler, its attempt and cost."""
 
     id: Hashable
     dag_id: Hashable
@@ -84,8 +84,8 @@ class Current:
 def current() -> Current | None:
     """Tell a running function who it is; None outside of one.
 
-    Threads that the function starts know it too if they have its context: those of
-    ``asyncio.to_thread`` do, others with ``contextvars.copy_context().run``.
+    This also works in threads that have the function's context: those of ``asyncio.to_thread``,
+    and others that are started with ``contextvars.copy_context().run``.
 
     Examples
     --------
@@ -148,10 +148,10 @@ def waiting_task(client: Client) -> _compat.ThisTask | None:
 
 
 def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-    """Return a coroutine function during which the task that calls this gives up its thread.
+    """Wrap a coroutine function so that the calling task gives up its thread while it runs.
 
-    What it waits for may need that thread: a run inside of a run would wait for itself. Outside of
-    a task, it is the function given.
+    What it waits for may need that thread: a run inside a run would wait for itself. Outside a
+    task, the function is returned as it is.
     """
     task = waiting_task(client)
     if task is None:
@@ -182,7 +182,7 @@ def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
 
 
 class Terms(NamedTuple):
-    """How a function runs that asks for more than to be called.
+    """How a function runs that has a time limit, a policy with code, or devices.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def _run(
             try:
                 return evaluate(made, results, _compat.worker_address)
             except BaseException as raised:
-                error = raised  # past the context managers: these set tracebacks, frozen or not
+                error = raised  # not through the context managers, which set the traceback
     except _compat.NotStarted:
         raise
     except BaseException as raised:
@@ -318,7 +318,7 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
 def _told(
     error: BaseException, started: float, policy: bytes | None, identity: _Identity | None
 ) -> BaseException:
-    """Tell the scheduler of a failed attempt, ahead of Dask's own message; return what to raise.
+    """Report a failed attempt to the scheduler, ahead of Dask's message; return what to raise.
 
     What a function raises is its failure, whatever the type means to Dask, asyncio or Python.
     """
@@ -374,7 +374,7 @@ def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> d
     try:
         policy: RetryPolicy = pickle.loads(pickled)
         retry = policy.retries(error)
-    except BaseException as problem:  # a metaclass's __instancecheck__, or a missing module
+    except BaseException as problem:  # from __instancecheck__ of a metaclass, for example
         raised = f"cannot be asked: {type_of(problem)}: {text_of(problem)}"
         return {"retry": False, "problem": ("retry", raised)}
     if not retry or policy.escalate is None:

@@ -1,4 +1,4 @@
-"""Tracebacks: what users need of them, as data that is small however deep the stack was."""
+"""Tracebacks as data: what users need to see, small however deep the stack was."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tblib import Traceback  # type: ignore[import-untyped]
 
 __all__ = ["Line", "lines_of", "traceback_of", "without_ours"]
 
-#: How many of the first and of the last lines of a long traceback are kept.
+#: Lines kept at each end of a long traceback.
 KEPT = 20
 
-#: What lies between a worker's call of us and the user's code: first of all, us.
+#: Packages whose frames lie between the worker's call and the user's code.
 _MACHINERY = ("handoff_dask", "asyncio", "concurrent")
 
 
@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 def without_ours(traceback: TracebackType | None) -> TracebackType | None:
-    """Return what a traceback that begins with ours has from the user's code on."""
+    """Return a traceback without our frames before the user's code."""
     if traceback is None or _package(traceback) != _MACHINERY[0]:
         return traceback
     while traceback is not None and _package(traceback) in _MACHINERY:
@@ -45,7 +45,7 @@ def _package(traceback: TracebackType) -> str:
 
 
 def lines_of(traceback: TracebackType | None) -> tuple[Line, ...]:
-    """Return the lines of a traceback, the outermost first; of a long one, both ends."""
+    """Return the lines of a traceback, the outermost first; only both ends of a long one."""
     lines: list[Line] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
@@ -54,7 +54,7 @@ def lines_of(traceback: TracebackType | None) -> tuple[Line, ...]:
         traceback = traceback.tb_next
     left_out = len(lines) - 2 * KEPT
     if left_out > 1:
-        # Where a file's name would stand, so that whatever prints tracebacks shows it.
+        # In place of a file's name, so that whatever prints tracebacks shows it.
         lines[KEPT:-KEPT] = [Line(f"<{left_out:,} calls left out>", 1, "...", "")]
     return tuple(lines)
 

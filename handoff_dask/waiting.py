@@ -1,4 +1,4 @@
-"""Waiting for a run: what it leaves free meanwhile, and what is said if the run stands still."""
+"""Waiting for a run: giving up the thread meanwhile, and warning if the run makes no progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at a run that somebody waits for.
 LOOK = 5.0
-#: Seconds that a run stands still before a warning says so, and from there to the next warning.
+#: Seconds without progress before the first warning, and between later ones.
 FIRST, AGAIN = 10.0, 60.0
 
 
@@ -37,7 +37,7 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
     method, *args
         The coroutine function and its arguments.
     **run
-        What names the run: `run_id` or `dag_id`, as the scheduler knows it.
+        The run: its `run_id` or `dag_id`, as the scheduler knows it.
     """
     __tracebackhide__ = True
     where = _caller()
@@ -63,9 +63,9 @@ def _caller() -> tuple[str, int]:
 
 
 async def _watch(client: Client, run: dict[str, str], where: tuple[str, int]) -> None:
-    """Warn when a run stands still, and again while it does."""
+    """Warn when a run makes no progress, and again while it makes none."""
     moved, limit = time.monotonic(), FIRST
-    # Whatever keeps the scheduler from answering, those who wait for the run hear of it.
+    # If the scheduler does not answer, whoever waits for the run learns that anyway.
     with contextlib.suppress(Exception):
         while True:
             await asyncio.sleep(LOOK)
@@ -82,5 +82,5 @@ def _warn(text: str, where: tuple[str, int]) -> None:
     try:
         # Not by warn(): this thread is not the one that waits.
         warnings.warn_explicit(text, RuntimeWarning, *where)
-    except RuntimeWarning:  # warnings are errors here, but this is not for the run to fail of
+    except RuntimeWarning:  # warnings are errors here, but this must not fail the run
         logger.warning("%s", text)

@@ -1,4 +1,4 @@
-"""What is left of declarations when Handoff is taken off: what other people's tasks still claim."""
+"""What is left of declarations after uninstalling: what plain tasks still claim."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PENDING = ("waiting", "no-worker", "queued", "processing")
 class Withdrawal(SchedulerPlugin):
     """Has workers take declarations back, each as soon as no task claims it.
 
-    A name that vanished under a task that claims it, wherever that is, would break the books of
-    the scheduler or the worker. So this stays on the scheduler for as long as there is one.
+    Removing a name that a task still claims would corrupt the accounting of the scheduler or the
+    worker. So this stays on the scheduler until every declaration is gone.
     """
 
     name = "handoff-withdrawal"
@@ -32,7 +32,7 @@ class Withdrawal(SchedulerPlugin):
         self._scheduler = scheduler
         #: By worker and name.
         self.leaving: dict[str, dict[str, Declaration]] = {}
-        #: The tasks that claim each name. Those that came before are looked up when it starts.
+        #: The tasks that claim each name. `add` looks up those that exist already.
         self._claims: defaultdict[str, set[Any]] = defaultdict(set)
         self._asked = False
 
@@ -54,7 +54,7 @@ class Withdrawal(SchedulerPlugin):
             self.leaving.get(worker, {}).pop(name, None)
 
     def take_back(self, number: int | None = None) -> set[str]:
-        """Take back what no task claims; return the workers that hear of it, by a number."""
+        """Take back what no task claims; return the workers that were told, with that number."""
         self._asked = False
         notified = set()
         for worker, names in list(self.leaving.items()):
@@ -64,7 +64,7 @@ class Withdrawal(SchedulerPlugin):
             if not names:
                 del self.leaving[worker]
             ws = self._scheduler.workers.get(worker)
-            # What somebody else declared since is not ours to take.
+            # What somebody else has declared since is not ours to take back.
             gone = {n: d for n, d in gone.items() if ws and d.stands(ws.resources, n)}
             for name, declaration in gone.items():
                 _compat.undeclare(self._scheduler, worker, name, declaration.before)
@@ -83,7 +83,7 @@ class Withdrawal(SchedulerPlugin):
         return more or not self._claims.get(name)
 
     def _follow(self, key: Any, state: str) -> None:
-        """Take in which names a task claims."""
+        """Record which names a task claims."""
         if state in _PENDING:
             for name in _compat.claimed_names(self._scheduler.tasks[key]):
                 self._claims[name].add(key)
@@ -93,7 +93,7 @@ class Withdrawal(SchedulerPlugin):
             if not keys:
                 del self._claims[name]
                 if not self._asked:
-                    # Not in the middle of a transition, which may lead to another claim.
+                    # Not within a transition, which may lead to another claim.
                     self._asked = True
                     asyncio.get_running_loop().call_soon(self.take_back)
 

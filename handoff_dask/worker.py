@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 MB = 10**6
 #: Seconds that a worker waits for its nanny's answer.
 PATIENCE = 5.0
-#: What the scheduler sends on the stream to have declarations taken back.
+#: The message on the stream by which the scheduler takes declarations back.
 TAKE_BACK = "handoff_take_back"
-#: Seconds between looks whether a thread has ended that holds what is to be taken back.
+#: Seconds between checks whether the thread that holds such a resource has ended.
 LOOK = 0.2
 
 
@@ -59,7 +59,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.devices = Devices()
         self.fetches = Fetches(worker)
         self.declarations = Declarations()
-        #: By number: whether the worker has heard what it is to take back.
+        #: By number: set once the worker was told what to take back.
         self._heard: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         worker.handlers.update(self.handlers)
         self.filter_log()
@@ -114,9 +114,9 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             _compat.set_resource(self.worker, name, amount)
 
     def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
-        """Declare no longer what was declared on our behalf; see ``Withdrawal``.
+        """Stop declaring what was declared on our behalf; see ``Withdrawal``.
 
-        What a thread still holds, of a function that was cancelled, goes when that ends.
+        What the thread of a cancelled function still holds goes when that thread ends.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         del self._heard[number]
 
     def _leave(self) -> None:
-        """Once nothing is left that was declared on our behalf, hear of it no more."""
+        """Remove the handler once nothing is left that was declared on our behalf."""
         worker, left = self.worker, self.declarations
         gone = worker.plugins.get(self.name) is not self
         if gone and not left.ours and not left.leaving:
@@ -160,7 +160,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         worker = self.worker
         if not worker.nanny:
             return None
-        # It cannot answer before it is up; what it said then is outdated if it got another plugin.
+        # A nanny cannot answer before it is up. What it put here is outdated if its plugin changed.
         address = os.environ.get(VARIABLE)
         if address is None or not StartsFile.exists(address):
             with suppress(Exception):  # an RPC raises what the other side raised
@@ -182,8 +182,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         -------
         list
             (placement, start in s since epoch, whether it still has a thread) of those that were
-            started, or have a thread all the same: they were about to. When that is free, the
-            scheduler is told.
+            started, or have a thread because they were about to start. The end of each thread is
+            reported to the scheduler.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)
@@ -197,7 +197,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         return found
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Tell the scheduler that a function gave up its thread, itself or because it waits."""
+        """Tell the scheduler when a function gives up its thread, by itself or while it waits."""
         super().transition(key, start, finish, **kwargs)
         self.fetches.follow(key, start, finish)
         if finish == "long-running":
@@ -207,12 +207,12 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 self.worker.log_event(TOPIC, message)
 
     def withdraw_one(self, number: int) -> None:
-        """Take a placement back that comes next on the same stream."""
+        """Take back a placement that follows on the same stream."""
         if self.starts is not None:
             self.starts.withdraw([number])
 
     def _report_given_up(self) -> None:
-        """Report what still has a thread though its task was cancelled before we came."""
+        """Report tasks that were cancelled before this plugin came and still have a thread."""
         worker = self.worker
         for ts in chain(worker.state.executing, worker.state.long_running):
             if ts.state == "cancelled":
@@ -245,10 +245,10 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         _bootstrap.remove()
 
     def _last_word(self, starts: Starts) -> None:
-        """Tell, when the worker closes, what it has started; it starts nothing any more.
+        """Report what a closing worker has started; it starts nothing any more.
 
-        On the stream: it arrives after all ends of functions, and before the worker is gone. If
-        it does not arrive, the nanny knows.
+        On the stream, after the ends of all its functions and before the worker is gone. If it
+        does not arrive, the nanny knows.
         """
         started = list(starts.seal().items())
         if started or self.worker.state.tasks:

@@ -26,8 +26,8 @@ from distributed.system import MEMORY_LIMIT
 from handoff_dask.cli import arguments
 from handoff_dask.cli.failing import CLUSTER, Problem, leave
 
-#: Seconds until the command says what it waits for, and those that a scheduler may take from the
-#: first to the last byte of its file.
+#: Seconds until the command says what it waits for, and for a scheduler to finish its file once it
+#: has begun.
 _AT_ONCE, _COMPLETE = 1.0, 3.0
 #: Above every level of a log.
 _NOTHING = logging.CRITICAL + 1
@@ -226,7 +226,7 @@ def _client(where: Where) -> Client:
         raise Problem(f"{address} needs --tls-ca-file, --tls-cert and --tls-key, or Dask's own")
     with _notice(f"connecting to {address}; giving up after {timeout:g} s"):
         try:
-            # Not by a client, which waits without an end for who accepts it and does not answer.
+            # Not with a client, which waits for ever if the other side accepts but never answers.
             asyncio.run(_meet(address, security, timeout))
             return Client(address, security=security, set_as_default=False)
         except Problem:
@@ -248,7 +248,7 @@ async def _meet(address: str, security: Security, timeout: float) -> None:
             found: Mapping[str, Any] = await server.identity()
             return found
 
-    # Who cannot be reached has a reason, which comes just in time.
+    # The reason why it cannot be reached comes only at the end of the timeout.
     found = await asyncio.wait_for(identity(), timeout + _AT_ONCE)
     if "workers" not in found:
         raise Problem(f"{address} is the address of a {found['type']}, not of a scheduler", CLUSTER)
@@ -256,7 +256,7 @@ async def _meet(address: str, security: Security, timeout: float) -> None:
 
 @contextlib.contextmanager
 def _notice(text: str) -> Iterator[None]:
-    """Say what is waited for, if it does not come at once."""
+    """Say what the command waits for, if it takes a while."""
     timer = threading.Timer(_AT_ONCE, click.echo, [text], {"err": True})
     timer.daemon = True
     timer.start()

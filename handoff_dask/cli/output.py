@@ -46,7 +46,7 @@ class File:
 
     def __init__(self, path: Path) -> None:
         try:
-            # What a link points to, so that the link stays.
+            # The target of a link, so that the link stays.
             self._path = path.resolve()
             self._draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
             if self._path.is_dir():
@@ -129,7 +129,7 @@ def _unwritable(path: Path | str, error: Exception) -> Problem:
 
 
 def write_result(output: Output, result: ExecutionResult) -> list[Hashable]:
-    """Write what came out of a run; return the ids of the results that the format cannot hold."""
+    """Write the result of a run; return the ids of the results that the format cannot hold."""
     if not output.pickles:
         document, left_out = as_json(result)
         output.write(document)
@@ -140,7 +140,7 @@ def write_result(output: Output, result: ExecutionResult) -> list[Hashable]:
     except Problem:
         raise
     except Exception:
-        # What could be pickled on a worker cannot always be pickled again.
+        # Not every value that a worker could pickle can be pickled here.
         left_out = [id_ for id_, value in result.results.items() if not _pickles(value)]
         lost = {id_: type(document["results"].pop(id_)).__name__ for id_ in left_out}
         output.write({**document, "left_out": lost})
@@ -149,7 +149,7 @@ def write_result(output: Output, result: ExecutionResult) -> list[Hashable]:
 
 
 def list_results(stream: IO[str], result: ExecutionResult) -> None:
-    """Print the results, a line for each: the function and, abridged, its value."""
+    """Print the results, one a line: the function and its abridged value."""
     called = labels(result.results)
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more
         for id_, value in result.results.items():

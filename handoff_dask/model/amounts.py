@@ -1,4 +1,4 @@
-"""Numbers as users write them: numpy's, fractions. Inside, they are int or float."""
+"""Numbers as users write them, such as numpy's or fractions; internally, int or float."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def as_number(value: Any) -> Any:
-    """Return a number as int or float; anything else as it is, for whoever checks it.
+    """Return a number as int or float; anything else unchanged, to be checked by the caller.
 
     Examples
     --------
@@ -25,5 +25,5 @@ def as_number(value: Any) -> Any:
 
 
 def as_numbers(amounts: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return amounts by name, such as a cost, with each as :func:`as_number` returns it."""
+    """Return amounts by name, such as a cost, each converted by :func:`as_number`."""
     return {name: as_number(amount) for name, amount in amounts.items()}

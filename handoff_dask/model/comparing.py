@@ -7,9 +7,9 @@ from dataclasses import fields
 
 
 class Comparable:
-    """Equal if all fields are. A value that cannot say, as an array, is equal to itself only.
+    """Equal if all fields are. A value that ``==`` cannot judge, as an array, equals itself only.
 
-    A dataclass that inherits it says ``eq=False``.
+    A dataclass that inherits this needs ``eq=False``.
     """
 
     __slots__ = ()
@@ -21,7 +21,7 @@ class Comparable:
         return all(_same(getattr(self, name), getattr(other, name)) for name in names)
 
     def __hash__(self) -> int:
-        # What is equal has equal first fields, which are ids.
+        # Equal objects have equal first fields, which are ids.
         return hash(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""What a function is given: objects, by themselves or in lists, tuples, sets and dicts."""
+"""The objects in what a function is given: as they are, or in lists, tuples, sets and dicts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
-    """Yield values and what they hold, however deep, but for plain numbers, text and None.
+    """Yield values and what they hold, however deep, except plain numbers, text and None.
 
-    Looked into, once each, are lists, tuples, sets, the values of dicts, partial calls, and the
-    objects of bound methods. Objects of any other type keep to themselves.
+    This looks, once each, into lists, tuples, sets, the values of dicts, partial calls, and the
+    objects of bound methods. Objects of other types are not looked into.
 
     Parameters
     ----------
     values
         The values.
     closures
-        Whether what functions have from where they were defined counts too.
+        Whether to look into the closures of functions, too.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
         if kind in _PLAIN:
             continue
         yield value
-        # Not isinstance(), which believes what an object says of its class.
+        # Not isinstance(), which trusts an object's __class__.
         inner: Iterable[Any]
         if issubclass(kind, (list, tuple, set, frozenset)):
             inner = value
@@ -66,15 +66,15 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 class Replacing:
     """Replaces objects of a type, wherever they are in the contents of a value.
 
-    What holds none of them stays the object it is; what is one object stays one. A bound method
-    is not looked into: its object cannot be another.
+    A container without any of them stays the same object; what is one object stays one. Bound
+    methods are not looked into, because their object cannot be replaced.
 
     Parameters
     ----------
     kind
         The type.
     replace
-        Returns what stands in for an object of it.
+        Returns the replacement of an object.
 
     Examples
     --------
@@ -85,11 +85,11 @@ class Replacing:
     def __init__(self, kind: type, replace: Callable[[Any], Any]) -> None:
         self._kind = kind
         self._replace = replace
-        #: By id: the object, so that it lives on, and what has become of it.
+        #: By id: the object, which is kept alive, and its replacement.
         self._replaced: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
-        """Return a value with what stands in for the objects in it."""
+        """Return a value with the objects in it replaced."""
         if isinstance(value, self._kind):
             return self._replace(value)
         if type(value) in _PLAIN:

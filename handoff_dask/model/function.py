@@ -99,9 +99,9 @@ class Function(Comparable):
         What is called, with the dependencies' results, then `extra_args`, then `extra_kwargs`.
         A coroutine function is run to its end.
     extra_args, extra_kwargs
-        Further arguments, fixed when the DAG is built. The result takes the place of a Dask future,
-        also of one in lists, tuples, sets, dicts or partial calls. As `code`, they are pickled once
-        for a run and unpickled at every start: each has objects of its own.
+        Further arguments, fixed when the DAG is built. A Dask future among them, or in lists,
+        tuples, sets, dicts or partial calls, is replaced by its result. Like `code`, they are
+        pickled once for a run and unpickled at every start, so each start has its own objects.
     cost
         What one attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
         (10**6 bytes) and units; any further name is a custom resource. Names are compared without
@@ -172,7 +172,7 @@ def argument_id(arg: Hashable | Argument) -> Hashable:
 
 
 def given_by_field(function: Function) -> dict[str, Iterable[Any]]:
-    """Return, by the field that holds it, what the user gave to be called, or to be called with."""
+    """Return the code and the arguments of a function, by the field that holds them."""
     transforms = [
         transform
         for arg in function.args

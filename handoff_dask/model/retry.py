@@ -36,9 +36,9 @@ class RetryPolicy:
     give_up_on
         Exception types that are not, though `retry_on` holds them.
     avoid_last_worker
-        Prefer another worker for a retry. It is waited for, while all that could hold the function
-        are busy, no longer than the function is expected to run; after that the last worker will
-        do. ``"always"``: it is waited for without that limit, as long as the cluster has another
+        Prefer a worker other than the last one for a retry. If all of those are busy, the retry
+        waits for one, but no longer than the function is expected to run; then it may use the last
+        worker again. ``"always"`` waits without that limit, as long as the cluster has another
         worker that could hold the function. False: no preference.
     escalate
         ``(attempt, cost, last_error) -> cost``: what the next attempt claims.

@@ -80,7 +80,7 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
 
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with Dask collections, DAGs among them, in the place of values."""
+    """Yield the problems of Dask collections, including DAGs, in place of values."""
     given = given_by_field(function)
     if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
         return
@@ -104,7 +104,7 @@ def _is_collection(value: object) -> bool:
     try:
         graph: object = value.__dask_graph__()  # type: ignore[attr-defined]
     except Exception:
-        return True  # of a DAG that is not valid, for example
+        return True  # an invalid DAG raises, for example
     return graph is not None
 
 

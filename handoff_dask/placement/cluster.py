@@ -26,7 +26,7 @@ class Cluster:
         #: Who answers to a pin: an address, a name or a host.
         self.names: dict[str, dict[Worker, None]] = {}
         self.shapes: dict[tuple[int, ...], Shape] = {}
-        #: Seconds in which a worker that was lost may come back; when each was, by identity.
+        #: Seconds in which a lost worker may come back; by identity, when each was lost.
         self.grace = 0.0
         self.lost: dict[Hashable, tuple[float, Worker]] = {}
         #: Changes whenever a worker comes, goes, pauses, resumes or changes its capacity.
@@ -73,7 +73,7 @@ class Cluster:
         self.changed(worker)
 
     def remove(self, worker: Worker, lost_at: float | None = None) -> None:
-        """Forget a worker; but for a while, if it was lost, what it could hold."""
+        """Forget a worker; if it was lost, remember for a while what it could hold."""
         if lost_at is not None:
             for identity, (when, _) in list(self.lost.items()):
                 if when + self.grace < lost_at:
@@ -149,8 +149,8 @@ class Cluster:
     def barred(self, queue: Queue) -> frozenset[str]:
         """Return the workers that a queue's functions may not use now.
 
-        Those that they avoid are among them as long as another could hold them: one that runs or,
-        if they insist, any.
+        Workers to avoid are included as long as another one could hold the functions: a running one
+        or, if they insist, any.
         """
         if not queue.avoid:
             return queue.exclude
@@ -191,7 +191,7 @@ class Cluster:
         return Finding((), pin, pin_known, nearest.address, shortfall, name)
 
     def hope(self, need: Cost, pin: str | None) -> float:
-        """Return until when a worker that was lost and could hold a need may come back."""
+        """Return until when a lost worker that could hold a need may come back."""
         until = -float("inf")
         for when, worker in self.lost.values():
             if pin is None or pin in (worker.address, worker.name, worker.host):

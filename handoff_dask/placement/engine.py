@@ -121,7 +121,7 @@ class Engine(Workforce):
             raise ValueError(f"max_concurrency of run {run!r} is {max_concurrency!r}, less than 1")
         patience = placement_timeout or None
         if not self._cluster.workers:
-            patience = patience or self._cluster.grace  # its workers come one by one
+            patience = patience or self._cluster.grace  # workers join one by one
         self._runs[run] = Run(run, priority, chosen, max_concurrency, patience)
 
     def functions_added(self, run: Hashable, functions: Iterable[FunctionSpec]) -> None:
@@ -196,11 +196,10 @@ class Engine(Workforce):
             The cost of this attempt, if not the function's own.
         avoid
             Addresses of workers to use only if no other running worker could hold it, or after it
-            has waited for as long as it takes. If nobody knows how long that is, it waits for as
+            has waited for as long as it is expected to run. If that is unknown, it waits for as
             long as its last attempt took.
         insist
-            It waits for other workers without that limit, as long as any that is registered could
-            hold it.
+            Wait for other workers without that limit, as long as any registered one could hold it.
         exclude
             Addresses of workers not to use, whatever others there are, until `exclusion_ended`.
 
@@ -242,7 +241,7 @@ class Engine(Workforce):
             self._fresh.append(function)
 
     def exclusion_ended(self, key: Hashable, worker: str) -> None:
-        """Take in that a ready function may use a worker that was excluded. Ignored if it was not.
+        """Record that a ready function may use an excluded worker again; ignored if it was not.
 
         Parameters
         ----------

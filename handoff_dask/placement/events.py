@@ -38,7 +38,7 @@ class WorkerSpec:
     running
         False while it is paused or closing: it gets nothing.
     identity
-        What it is known by should it restart, under another address perhaps; None: its address.
+        What it is recognised by if it restarts under another address; None: its address.
     """
 
     address: str
@@ -175,7 +175,9 @@ class Waiting:
         that holds its inputs), ``"excluded"`` (it may not use those that could hold it),
         ``"paused"`` (those that could hold it don't run), ``"reserved"`` (a worker with room
         is kept for another), ``"ahead"`` (a worker with room works off what it was handed
-        ahead first), ``"resources"`` or ``"next"`` (the next poll places it).
+        ahead first), ``"resources"`` or ``"next"`` (the next poll places it). On a cluster also
+        ``"last attempt"`` (the thread of an earlier attempt has not ended), or who is being asked
+        whether an attempt had started.
     workers
         The workers it waits for.
     resources
@@ -185,7 +187,7 @@ class Waiting:
     finding
         For ``"impossible"`` and ``"binding"``: what is missing.
     ending
-        What still uses these workers though it was given up, if the caller knows.
+        What still uses these workers although it was given up, in words; empty if unknown.
     """
 
     reason: str

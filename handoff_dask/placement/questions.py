@@ -54,7 +54,7 @@ class Answers:
             yield key, finding
 
     def hopeless(self, run: Hashable, now: float) -> tuple[Hashable, Finding] | None:
-        """Return a function of a run that no worker can hold, nor one that may come back."""
+        """Return a function of a run that neither a worker nor one that may come back can hold."""
         for key, finding in self.verdicts(run):
             if not finding and self._cluster.hope(*_needs(self._functions[key])) <= now:
                 return key, finding

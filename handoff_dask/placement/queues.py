@@ -68,8 +68,8 @@ class Queue:
         self.checked_epoch = -1
         self.stuck = False
         self.since: float | None = None
-        #: While it is stuck: until when a worker that was lost could come back and hold the need,
-        #: and when the first of its functions is to be refused.
+        #: While it is stuck: until when a lost worker that could hold the need may come back, and
+        #: when the first of its functions is to be refused.
         self.hope = -_NEVER
         self.due = _NEVER
         #: Shares of a worker that others got while the head was waiting.
@@ -89,7 +89,7 @@ class Queue:
         return f"<Queue {self.cost} {self.live}>"
 
     def bars(self, worker: Worker) -> bool:
-        """Whether its functions are not to use a worker, if it can be helped."""
+        """Whether its functions avoid or may not use a worker."""
         return worker.address in self.avoid or worker.address in self.exclude
 
     @property
@@ -99,7 +99,7 @@ class Queue:
 
     @property
     def answers_to(self) -> str | None:
-        """What a worker that may take its functions must answer to; None: any may."""
+        """What a worker must answer to in order to take its functions; None: any may."""
         return self.pin if self.bound is None else self.bound.address
 
     def deadline(self, function: Function) -> float:

@@ -62,13 +62,13 @@ class Barred:
     Parameters
     ----------
     avoid
-        Addresses of those that it may use after all, once it has waited for others long enough.
+        Addresses of those that it may use after it has waited long enough for others.
     exclude
         Addresses of those that it may never use.
     insist
-        Whether it waits as long as another registered worker could hold it, without a limit.
+        Whether it waits without a limit, as long as another registered worker could hold it.
     patience
-        Seconds that it waits for others if nobody knows how long it runs.
+        Seconds that it waits for others if its duration is unknown.
     """
 
     __slots__ = ("avoid", "exclude", "insist", "patience", "until")
@@ -84,10 +84,10 @@ class Barred:
         self.until: float | None = None
 
     def relent(self, now: float, seconds: float | None) -> float | None:
-        """Stop avoiding workers if that was waited for; return when to ask again, if at all.
+        """Stop avoiding workers after waiting long enough; return when to ask again, if at all.
 
-        To wait for another worker pays for as long as the function runs: by then it would have
-        ended on the one that it avoids.
+        Waiting for another worker is worthwhile for as long as the function would run: by then it
+        would have ended on the one that it avoids.
         """
         if self.insist or not self.avoid:
             return None

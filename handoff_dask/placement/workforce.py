@@ -64,7 +64,7 @@ class Workforce(Answers):
         address
             The worker.
         lost_at
-            The time, if it may come back; None: it left for good, on purpose.
+            The time, if it may come back; None if it left for good.
         """
         worker = self._cluster.workers.get(address)
         if worker is None:
@@ -74,7 +74,7 @@ class Workforce(Answers):
             self._board.cancel(worker.reservation)
         self._cluster.remove(worker, lost_at)
         if not self._cluster.workers:
-            # Those that come will come one by one: the first ones are no verdict.
+            # Workers will join one by one: the first ones do not decide what is impossible.
             for run in self._runs.values():
                 run.patience = run.patience or self._cluster.grace
         for function in chain(worker.placed, worker.ahead):
