@@ -34,6 +34,7 @@ __all__ = [
     "ThisTask",
     "close_clients",
     "end_workers",
+    "failures_shown",
     "killed_for_memory",
     "on_loop",
     "process_client",
@@ -328,6 +329,11 @@ def started() -> Iterator[None]:
         starts.end(place)
 
 
+def failures_shown() -> bool:
+    """Whether this process logs failures of tasks: not if somebody wants quiet workers."""
+    return _shown(_worker_logger, logging.ERROR)
+
+
 def silence_failure() -> bool:
     """Keep Dask's report that this thread's task failed out of the log.
 
@@ -339,8 +345,8 @@ def silence_failure() -> bool:
     task = this_task()
     if task is None or not isinstance(task.plugin, TaskEnds):
         return False
-    if not _shown(_worker_logger, logging.ERROR):
-        return False  # somebody wants quiet workers
+    if not failures_shown():
+        return False
     task.plugin.silence_failure(task.key)
     return True
 

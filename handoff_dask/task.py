@@ -299,7 +299,8 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
             if not ended:
                 expired = True
                 task.log(TOPIC, {"action": "attempt-late", **message})
-                _log_failure(identity, message, task.facts)
+                if _compat.failures_shown():
+                    _log_failure(identity, message, task.facts)
 
     timer = threading.Timer(timeout, expire)
     timer.daemon = True

@@ -84,6 +84,7 @@ def measure(functions=10_000, pairs=5):
         LocalCluster(
             n_workers=2,
             threads_per_worker=1,
+            resources={"cpu": 1},  # for plain Dask, which does not see what we detect
             processes=True,
             dashboard_address=None,
             silence_logs=logging.CRITICAL,

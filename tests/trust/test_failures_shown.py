@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import traceback
 
 import pytest
@@ -179,7 +180,10 @@ def test_quiet_workers(by_handler, monkeypatch):
             monkeypatch.setattr(dasks, "disabled", True)
         with captured_logger("handoff_dask") as ours, pytest.raises(FunctionFailedError):
             await execute(dag_of(Function(id="f", args=[], code=fails)))
-        assert "attempt" not in ours.getvalue()
+        late = Function(id="l", args=[], code=time.sleep, extra_args=[0.3], timeout=0.05)
+        with captured_logger("handoff_dask") as of_late, pytest.raises(FunctionFailedError):
+            await execute(dag_of(late), max_retries=0)
+        assert "attempt" not in ours.getvalue() + of_late.getvalue()
 
     run()
 
