@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import Client, Future
 
-from handoff_dask import ends, gathering
+from handoff_dask import _compat, ends, gathering
 from handoff_dask.connection import call, install, installed, require_client, sync
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.outline import Outline
@@ -174,8 +174,7 @@ def get_result(
             key = outline.keys[outline.awaited[function_id]]
         future: Future[Any] = Future(key, client)
         try:
-            await _wait_for(client, run_id, future, timeout)
-            if not future.done():
+            if not await _wait_for(client, run_id, future, timeout):
                 raise TimeoutError(
                     f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
                 )
@@ -193,24 +192,28 @@ def get_result(
 
 async def _wait_for(
     client: Client, run_id: str, future: Future[Any], timeout: float | None
-) -> None:
-    """Wait until a future is done, as far as the scheduler knows."""
+) -> bool:
+    """Wait until a function has ended or will not run any more; return whether that is so."""
     loop = asyncio.get_running_loop()
     deadline = float("inf") if timeout is None else loop.time() + timeout
-    over = ends.over(client, run_id)
     waiting = asyncio.ensure_future(gathering.settled(client, {None: future}))
     try:
-        while not waiting.done():
+        while True:
             # Now that the future listens: the scheduler answers with its state. And again: that an
             # earlier future of this key was released may reach the scheduler after this.
             await call(client, "want", keys=[future.key], client=client.id)
             left = deadline - loop.time()
+            await asyncio.wait([waiting], timeout=max(0, min(left, ends.INTERVAL)))
+            if waiting.done():
+                return True
             if left <= 0:
-                return
-            pause = ends.INTERVAL / 10 if over.done() else ends.INTERVAL
-            await asyncio.wait([waiting], timeout=min(left, pause))
+                return False
+            if await call(client, "over", run_ids=[run_id]):
+                state = dict(await call(client, "states", keys=[future.key])).get(future.key)
+                if state not in ("memory", "erred"):
+                    return True
+                _compat.settle_future(future, state)  # the message is lost
     finally:
-        over.cancel()
         waiting.cancel()
 
 

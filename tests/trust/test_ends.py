@@ -358,6 +358,9 @@ async def test_a_graph_that_the_scheduler_refuses(c, s, a, b):
         with pytest.raises(HandoffError, match="the scheduler refused its graph"):
             run = await submit(dag_of(Function("f", [], int), id="refused"), detach=detach)
             await run.result()
+    with pytest.raises(HandoffError, match="the scheduler refused its graph"):
+        await get_result("refused", "f", timeout=60)
+    await forget("refused")
     c.get = get
     assert await list_runs() == []
     await uninstall()
