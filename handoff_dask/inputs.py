@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PERIOD = 10.0
 #: How many workers may die while a value is on its way to them.
 DEATHS = 2
+#: How many inputs an error names besides the first.
+SHOWN = 3
 #: What to do, for the errors.
 _UNUSABLE = (
     ". Return something that can be pickled, or run both on one worker: node=collocated({producer})"
@@ -156,18 +158,24 @@ class Inputs:
 
     def _error(self, ts: TaskState, problem: str, advice: str) -> TransferError:
         """Return the error of a function that an input cannot be brought to."""
+        producer, what = self._named(ts)
+        if ts.key not in self.plugin.records:
+            advice = ""
+        text = f"{what} {problem}{advice.format(producer=producer)}"
+        return TransferError(producer, ts.type or "", text)
+
+    def _named(self, ts: TaskState) -> tuple[str, str]:
+        """Return who made an input, and what to call it."""
         maker = self.plugin.records.get(ts.key)
         if maker is None:
-            producer, what, advice = str(ts.key), f"the result of the Dask task {ts.key!r}", ""
+            producer, what = str(ts.key), f"the result of the Dask task {ts.key!r}"
         elif maker.row.source is None:
             producer = maker.row.label
             what = f"the result of function {producer}"
         else:
             producer = maker.run.functions[maker.row.source].row.label
             what = f"the serialized result of function {producer}"
-        kind = f" ({ts.type})" if ts.type else ""
-        text = f"{what}{kind} {problem}{advice.format(producer=producer)}"
-        return TransferError(producer, ts.type or "", text)
+        return producer, f"{what} ({ts.type})" if ts.type else what
 
     # Values whose way ends with the worker
 
@@ -182,22 +190,17 @@ class Inputs:
         It gets another try: nobody knows whether opening one of them has ended the worker.
         """
         assert record.worker is not None
-        deadly = None
         for ts in inputs:
             deaths = self._deaths.setdefault(ts, {})
             deaths[record.worker] = f"({record.run.workers[record.worker][0]}) {reason}"
-            if len(deaths) >= DEATHS:
-                deadly = deadly or ts
-        if deadly is not None:
-            record.unreachable = self._deadly(deadly)
+        record.unreachable = record.unreachable or self._deadly(inputs)
 
     def refusal(self, record: FunctionRecord, worker: str) -> TransferError | None:
         """Return why a function is not to be sent to a worker: the error that it ends with."""
-        if self._deaths:
-            for ts in self.plugin.scheduler.tasks[record.key].dependencies:
-                if len(self._deaths.get(ts, ())) >= DEATHS and worker not in _holders(ts):
-                    return self._deadly(ts)
-        return None
+        if not self._deaths:
+            return None
+        inputs = self.plugin.scheduler.tasks[record.key].dependencies
+        return self._deadly(ts for ts in inputs if worker not in _holders(ts))
 
     def trust(self, key: Any) -> None:
         """Forget the deaths of workers on the way of a function's inputs: it has got them."""
@@ -205,9 +208,19 @@ class Inputs:
             for ts in self.plugin.scheduler.tasks[key].dependencies:
                 self._deaths.pop(ts, None)
 
-    def _deadly(self, ts: TaskState) -> TransferError:
+    def _deadly(self, inputs: Iterable[TaskState]) -> TransferError | None:
+        """Return the error of a function that needs these inputs, if workers died of one."""
+        deadly = [ts for ts in inputs if len(self._deaths.get(ts, ())) >= DEATHS]
+        if not deadly:
+            return None
+        # Whose type is a class in a module comes first: opening it runs code.
+        ts, *others = sorted(deadly, key=lambda ts: "." not in (ts.type or ""))
         deaths = ", ".join(f"{worker} {reason}" for worker, reason in self._deaths[ts].items())
         problem = f"does not arrive: workers died while it was on its way to them: {deaths}"
+        if others:
+            names = ", ".join(self._named(other)[1] for other in others[:SHOWN])
+            more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+            problem += f"; on their way with it: {names}{more}"
         return self._error(ts, problem, _DEADLY)
 
     # Values that make no progress

@@ -99,7 +99,8 @@ def test_results(client, tmp_path):
     run = submit(
         dag_of(
             Function("make", [], make, node="0"),
-            Function("use", ["make"], id, node="1", max_retries=0),
+            *(Function(i, [], str, extra_args=[i], node="0") for i in range(9)),
+            Function("use", [*range(9), "make"], print, node="1", max_retries=0),
             Function("at home", ["make"], id, node="0"),
             Function("one", [], partial(wait, "one"), node="2"),
             Function("late", ["make", "one"], print, node="2"),
@@ -111,6 +112,7 @@ def test_results(client, tmp_path):
     assert isinstance(error, TransferError)
     assert error.type_name.endswith("Deadly")
     assert "of function 'make'" in str(error) and "(1) exited with status 7" in str(error)
+    assert "and 6 more" in str(error)
     assert openings(folder) == 2
 
     # Others are not sent there to try it: nobody else dies.
