@@ -298,8 +298,13 @@ def _worker_nearby(client: Client | None = None) -> Worker | None:
 
 
 @contextmanager
-def started() -> Iterator[None]:
+def started() -> Iterator[Callable[[], None]]:
     """Note that the function of this thread's task starts here, and that it ends.
+
+    Yields
+    ------
+    callable
+        To be called after what may have taken long: it raises if the start was taken back.
 
     Raises
     ------
@@ -318,13 +323,18 @@ def started() -> Iterator[None]:
     if starts is None:
         if worker is not None and worker.status not in WORKER_ANY_RUNNING:
             raise NotStarted  # it closes, and has said what it started
-        yield
+        yield lambda: None
         return
     place = starts.begin(number)
     if place is None:
         raise NotStarted
+
+    def check() -> None:
+        if starts.withdrawn(number):
+            raise NotStarted
+
     try:
-        yield
+        yield check
     finally:
         starts.end(place)
 

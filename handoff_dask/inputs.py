@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from handoff_dask import _compat_transfers as transfers
 from handoff_dask import config
@@ -19,9 +21,17 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at transfers, at most.
 PERIOD = 10.0
+#: How many workers may die while a value is on its way to them.
+DEATHS = 2
+#: How many inputs an error names besides the first.
+SHOWN = 3
 #: What to do, for the errors.
 _UNUSABLE = (
     ". Return something that can be pickled, or run both on one worker: node=collocated({producer})"
+)
+_DEADLY = (
+    ". Look at the logs of these workers. If opening the result ended them, return something else, "
+    "or run both on one worker: node=collocated({producer})"
 )
 _STALLED = ". Look at that worker and the network, or raise the setting handoff.fetch-timeout"
 
@@ -52,12 +62,22 @@ class Progress:
         self._since.clear()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    """A function that was placed where some of its inputs were not."""
+
+    record: FunctionRecord
+    progress: Progress
+    inputs: tuple[TaskState, ...]
+
+
 class Inputs:
     """Ends the wait of functions for inputs that never arrive.
 
     A value that cannot be sent or opened is reported by the worker that needs it. A value that
     makes no progress on its way for ``handoff.fetch-timeout`` counts as lost: it is computed or
-    sent once more, and then its consumer fails.
+    sent once more, and then its consumer fails. So does who needs a value while workers that it
+    was sent to have died: whatever opens it may end with that.
     """
 
     def __init__(self, plugin: HandoffPlugin) -> None:
@@ -65,7 +85,9 @@ class Inputs:
         self.limit = config.seconds("fetch-timeout")
         self._period = min(PERIOD, max(self.limit / 6, 0.01))
         #: Functions that were placed where an input was not.
-        self._watched: dict[Any, tuple[FunctionRecord, Progress]] = {}
+        self._watched: dict[Any, _Watch] = {}
+        #: Of values that were on their way to workers which died: {worker: its name and end}.
+        self._deaths: WeakKeyDictionary[TaskState, dict[str, str]] = WeakKeyDictionary()
         self._timer: asyncio.TimerHandle | None = None
         #: {worker: the task that asks about its transfers}
         self._looks: dict[str, asyncio.Task[None]] = {}
@@ -86,8 +108,10 @@ class Inputs:
         """Follow a function from one state to the next."""
         if finish != "processing":
             self._watched.pop(record.key, None)
-        elif any(self._missing(record)):
-            self._watched[record.key] = record, Progress()
+            if finish == "memory":
+                self.trust(record.key)
+        elif missing := tuple(self._missing(record)):
+            self._watched[record.key] = _Watch(record, Progress(), missing)
             self._wake()
 
     def _missing(self, record: FunctionRecord) -> Iterator[TaskState]:
@@ -112,36 +136,92 @@ class Inputs:
         names = [str(ts.key) if r is None else r.index for ts, r in zip(inputs, nodes, strict=True)]
         return list(zip(names, map(_holders, inputs), strict=True))
 
-    def _on(self, worker: str) -> list[tuple[FunctionRecord, Progress]]:
-        return [watch for watch in self._watched.values() if watch[0].worker == worker]
+    def _on(self, worker: str) -> list[_Watch]:
+        return [watch for watch in self._watched.values() if watch.record.worker == worker]
 
     # Values that cannot be sent or opened
 
     async def unusable(self, worker: str, problems: list[tuple[Any, str]]) -> None:
         """Fail the functions of a worker whose inputs cannot be sent or opened."""
         reasons = dict(problems)
-        for record, _ in self._on(worker):
-            for ts in self._missing(record):
+        for watch in self._on(worker):
+            for ts in self._missing(watch.record):
                 if ts.key in reasons:
-                    self._give_up(record, ts, reasons[ts.key], _UNUSABLE)
+                    self._give_up(watch.record, ts, reasons[ts.key], _UNUSABLE)
                     break
 
     def _give_up(self, record: FunctionRecord, ts: TaskState, problem: str, advice: str) -> None:
         """Take a function back from its worker; it fails once the worker has given it up."""
+        record.unreachable = self._error(ts, problem, advice)
+        stimulus_id = f"handoff-unfetched-{time.time()}"
+        self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
+
+    def _error(self, ts: TaskState, problem: str, advice: str) -> TransferError:
+        """Return the error of a function that an input cannot be brought to."""
+        producer, what = self._named(ts)
+        if ts.key not in self.plugin.records:
+            advice = ""
+        text = f"{what} {problem}{advice.format(producer=producer)}"
+        return TransferError(producer, ts.type or "", text)
+
+    def _named(self, ts: TaskState) -> tuple[str, str]:
+        """Return who made an input, and what to call it."""
         maker = self.plugin.records.get(ts.key)
         if maker is None:
-            producer, what, advice = str(ts.key), f"the result of the Dask task {ts.key!r}", ""
+            producer, what = str(ts.key), f"the result of the Dask task {ts.key!r}"
         elif maker.row.source is None:
             producer = maker.row.label
             what = f"the result of function {producer}"
         else:
             producer = maker.run.functions[maker.row.source].row.label
             what = f"the serialized result of function {producer}"
-        kind = f" ({ts.type})" if ts.type else ""
-        text = f"{what}{kind} {problem}{advice.format(producer=producer)}"
-        record.unreachable = TransferError(producer, ts.type or "", text)
-        stimulus_id = f"handoff-unfetched-{time.time()}"
-        self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
+        return producer, f"{what} ({ts.type})" if ts.type else what
+
+    # Values whose way ends with the worker
+
+    def expected(self, record: FunctionRecord) -> tuple[TaskState, ...]:
+        """Return the inputs that were not on a function's worker when it was placed there."""
+        watch = self._watched.get(record.key)
+        return () if watch is None else watch.inputs
+
+    def died(self, record: FunctionRecord, inputs: Iterable[TaskState], reason: str) -> None:
+        """Take in that a worker died before a function started there for which inputs had to come.
+
+        It gets another try: nobody knows whether opening one of them has ended the worker.
+        """
+        assert record.worker is not None
+        for ts in inputs:
+            deaths = self._deaths.setdefault(ts, {})
+            deaths[record.worker] = f"({record.run.workers[record.worker][0]}) {reason}"
+        record.unreachable = record.unreachable or self._deadly(inputs)
+
+    def refusal(self, record: FunctionRecord, worker: str) -> TransferError | None:
+        """Return why a function is not to be sent to a worker: the error that it ends with."""
+        if not self._deaths:
+            return None
+        inputs = self.plugin.scheduler.tasks[record.key].dependencies
+        return self._deadly(ts for ts in inputs if worker not in _holders(ts))
+
+    def trust(self, key: Any) -> None:
+        """Forget the deaths of workers on the way of a function's inputs: it has got them."""
+        if self._deaths:
+            for ts in self.plugin.scheduler.tasks[key].dependencies:
+                self._deaths.pop(ts, None)
+
+    def _deadly(self, inputs: Iterable[TaskState]) -> TransferError | None:
+        """Return the error of a function that needs these inputs, if workers died of one."""
+        deadly = [ts for ts in inputs if len(self._deaths.get(ts, ())) >= DEATHS]
+        if not deadly:
+            return None
+        # Whose type is a class in a module comes first: opening it runs code.
+        ts, *others = sorted(deadly, key=lambda ts: "." not in (ts.type or ""))
+        deaths = ", ".join(f"{worker} {reason}" for worker, reason in self._deaths[ts].items())
+        problem = f"does not arrive: workers died while it was on its way to them: {deaths}"
+        if others:
+            names = ", ".join(self._named(other)[1] for other in others[:SHOWN])
+            more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+            problem += f"; on their way with it: {names}{more}"
+        return self._error(ts, problem, _DEADLY)
 
     # Values that make no progress
 
@@ -153,9 +233,9 @@ class Inputs:
         """Look at all workers with functions that wait for inputs."""
         self._timer = None
         workers: set[str] = set()
-        for key, (record, _) in list(self._watched.items()):
-            if any(self._missing(record)) and record.worker is not None:
-                workers.add(record.worker)
+        for key, watch in list(self._watched.items()):
+            if any(self._missing(watch.record)) and watch.record.worker is not None:
+                workers.add(watch.record.worker)
             else:
                 del self._watched[key]
         for worker in workers - self._looks.keys():
@@ -171,13 +251,13 @@ class Inputs:
     async def _judge(self, worker: str) -> None:
         """Check the progress of inputs that functions on a worker wait for."""
         watches = self._on(worker)
-        keys = {ts.key for record, _ in watches for ts in self._missing(record)}
+        keys = {ts.key for watch in watches for ts in self._missing(watch.record)}
         answer = await self._ask(worker, "transfers", keys=list(keys))
         if answer is None:
             # It may be running the function already and be too busy to answer. If it is silent for
             # too long, Dask considers it lost.
-            for _, progress in watches:
-                progress.reset()
+            for watch in watches:
+                watch.progress.reset()
             return
         states = {key: (phase, peer, amount) for key, phase, peer, amount in answer}
         # Workers that have sent nothing yet: they may be busy serializing.
@@ -185,7 +265,7 @@ class Inputs:
         efforts = {peer: await self._ask(peer, "serializing") for peer in idle}
         now, stalled = time.monotonic(), set()
         for watch in watches:
-            record, progress = watch
+            record, progress = watch.record, watch.progress
             for ts in list(self._missing(record)):
                 if ts.key not in states or self._watched.get(record.key) is not watch:
                     continue

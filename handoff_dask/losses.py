@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from handoff_dask.placement.events import Waiting
 from handoff_dask.records import FunctionRecord
 
 if TYPE_CHECKING:
+    from distributed.scheduler import TaskState
+
     from handoff_dask.plugin import HandoffPlugin
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class Lost:
         Whether it then counts against the function's retries.
     settled
         Whether it is in the ledger already, and only the end of its thread is unknown.
+    inputs
+        What was not on its worker when it was placed there.
     """
 
     record: FunctionRecord
@@ -59,6 +63,7 @@ class Lost:
     outcome: Outcome
     counts: bool
     settled: bool
+    inputs: Sequence[TaskState] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,7 @@ class Losses:
             "worker-lost" if gone else "cancelled",
             died and gone and worker not in self.closing,
             settled,
+            self.plugin.inputs.expected(record),
         )
         if not settled:
             record.lost = lost
@@ -256,6 +262,8 @@ class Losses:
         record.lost = None
         if end.started is not None and lost.number not in end.started:
             record.attempt -= 1
+            if lost.counts:
+                self.plugin.inputs.died(record, lost.inputs, end.reason or "for a reason unknown")
         else:
             started = record.placed if end.started is None else end.started[lost.number]
             message = None

@@ -286,7 +286,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if start == "processing" or finish == "processing":
                 self.foreign.follow(key, finish)
             return
-        self.inputs.follow(record, finish)
         if finish == "processing" and record.state != "running":
             self.gate.slipped(record)
         elif finish == "no-worker":
@@ -299,6 +298,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         elif start == "memory" and finish == "released":
             # Should its result be asked for again, it passes the gate again.
             _compat.hold(self.scheduler.tasks[key])
+        self.inputs.follow(record, finish)
         if finish == "waiting":
             self.gate.keep(key)
         elif finish == "memory":
@@ -322,6 +322,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             record.run.decided.discard(record.index)
             record.failures, record.problem, record.retrying, record.deaths = 0, None, False, ()
             record.unreachable, record.refetched = None, False
+            self.inputs.trust(key)
             record.move("waiting")
         elif finish == "released" and record.state in UNENDED:
             ts = self.scheduler.tasks[key]
@@ -491,6 +492,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 self.engine.worker_running(place.worker, False)
             if record is not None:
                 self.ready(record)
+            return False
+        record.unreachable = self.inputs.refusal(record, place.worker)
+        if record.unreachable is not None:
+            self.engine.attempt_ended(place.key, time.monotonic())
+            self.ready(record)
             return False
         self.gate.open(record, place, ws)
         return True

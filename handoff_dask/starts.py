@@ -92,6 +92,7 @@ class Starts:
             before = self._number[place]
             if before is not None:
                 del self._started[before]
+                self._withdrawn.discard(before)
             self._number[place] = number
             self._started[number] = place, now
             if self._memory is not None:
@@ -104,6 +105,10 @@ class Starts:
         if place >= 0:
             self._free.append(place)
 
+    def withdrawn(self, number: int) -> bool:
+        """Whether a placement was taken back."""
+        return number in self._withdrawn
+
     def withdraw(self, numbers: Iterable[int]) -> dict[int, float]:
         """Take placements back: those not started never will be.
 
@@ -115,10 +120,9 @@ class Starts:
         with self._lock:
             found = {}
             for number in numbers:
+                self._withdrawn.add(number)
                 if number in self._started:
                     found[number] = self._started[number][1]
-                else:
-                    self._withdrawn.add(number)
             return found
 
     def seal(self) -> dict[int, float]:

@@ -232,12 +232,14 @@ def _run(
     started = time.time()
     identity: _Identity | None = None
     try:
-        identity, made, results = opened(names, call, values)
-        with running(*identity), _compat.started(), _time_limit(timeout, policy, identity):
-            try:
-                return evaluate(made, results, _compat.worker_address)
-            except BaseException as raised:
-                error = raised  # not through the context managers, which set the traceback
+        with _compat.started() as check:  # opening runs the user's code, which may end the worker
+            identity, made, results = opened(names, call, values)
+            check()
+            with running(*identity), _time_limit(timeout, policy, identity):
+                try:
+                    return evaluate(made, results, _compat.worker_address)
+                except BaseException as raised:
+                    error = raised  # not through the context managers, which set the traceback
     except _compat.NotStarted:
         raise
     except BaseException as raised:
@@ -253,9 +255,10 @@ def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     identity: _Identity | None = None
     try:
         mark = _compat.task_annotations().get("handoff", {})
-        identity, made, (data,) = opened(names, call, values)
         ends = mark.get("source"), mark.get("target")
-        with _compat.started():
+        with _compat.started() as check:
+            identity, made, (data,) = opened(names, call, values)
+            check()
             return finish(made.code(data, *ends, *made.extra_args))
     except _compat.NotStarted:
         raise
