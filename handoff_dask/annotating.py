@@ -8,7 +8,10 @@ import warnings
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, TypeVar
 
+import cloudpickle
 from dask.base import annotate, get_annotations
+
+from handoff_dask.errors import HandoffError
 
 T = TypeVar("T")
 
@@ -39,9 +42,23 @@ def warn(keys: Collection[Hashable]) -> None:
 
 
 def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
-    """Make a call without the annotations that tasks of these keys ignore; others stay."""
+    """Make a call without the annotations that tasks of these keys ignore; others stay.
+
+    Raises
+    ------
+    HandoffError
+        One of these cannot be pickled: Dask would lose the connection to the scheduler over it.
+    """
     ignored = _ignored(keys)
     kept = {name: value for name, value in get_annotations().items() if name not in ignored}
+    for name, value in kept.items():
+        try:
+            cloudpickle.dumps(value)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise HandoffError(
+                f"the annotation {name!r} of Dask cannot be pickled: {reason}"
+            ) from error
 
     def annotated() -> T:
         with annotate(**kept):
