@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, TypeVar
 
-import cloudpickle
 from dask.base import annotate, get_annotations
+from distributed.protocol.core import dumps
 
 from handoff_dask.errors import HandoffError
 
@@ -47,18 +47,16 @@ def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
     Raises
     ------
     HandoffError
-        One of these cannot be pickled: Dask would lose the connection to the scheduler over it.
+        Dask cannot send one of these: it would lose connections over it, and what they carry.
     """
     ignored = _ignored(keys)
     kept = {name: value for name, value in get_annotations().items() if name not in ignored}
     for name, value in kept.items():
         try:
-            cloudpickle.dumps(value)
+            dumps(value)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            raise HandoffError(
-                f"the annotation {name!r} of Dask cannot be pickled: {reason}"
-            ) from error
+            raise HandoffError(f"Dask cannot send the annotation {name!r}: {reason}") from error
 
     def annotated() -> T:
         with annotate(**kept):
