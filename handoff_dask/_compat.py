@@ -214,7 +214,8 @@ def exact(amount: float) -> float:
     Workers sum claims as floats. After 1.5 and 1.8 of 4 cores came and went, 3.9999999999999996
     would be free for as long as the worker lives, and a fourth core never again.
     """
-    return math.floor(amount * 65536) / 65536
+    # What is larger has no more digits than that, and a division could round it up.
+    return amount if amount >= 2**37 else math.floor(amount * 65536) / 65536
 
 
 def seceded(ts: TaskState) -> bool:

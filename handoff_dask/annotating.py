@@ -9,6 +9,9 @@ from collections.abc import Callable, Collection, Hashable
 from typing import Any, TypeVar
 
 from dask.base import annotate, get_annotations
+from distributed.protocol.core import dumps
+
+from handoff_dask.errors import HandoffError
 
 T = TypeVar("T")
 
@@ -39,9 +42,21 @@ def warn(keys: Collection[Hashable]) -> None:
 
 
 def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
-    """Make a call without the annotations that tasks of these keys ignore; others stay."""
+    """Make a call without the annotations that tasks of these keys ignore; others stay.
+
+    Raises
+    ------
+    HandoffError
+        Dask cannot send one of these: it would lose connections over it, and what they carry.
+    """
     ignored = _ignored(keys)
     kept = {name: value for name, value in get_annotations().items() if name not in ignored}
+    for name, value in kept.items():
+        try:
+            dumps(value)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise HandoffError(f"Dask cannot send the annotation {name!r}: {reason}") from error
 
     def annotated() -> T:
         with annotate(**kept):

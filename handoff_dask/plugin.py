@@ -257,6 +257,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         run: RunRecord | None = None
         late = []
         for key, mark in annotations.get("handoff", {}).items():
+            if not isinstance(mark, dict) or "run" not in mark:
+                continue  # a plain task, which somebody annotated with our name
             run = self.runs.get(mark["run"])
             if run is None:
                 if self.service.stopped_by(key):

@@ -147,8 +147,10 @@ class Registry:
         self._remember(ws, self.ours[worker])
         if returns:
             self._returning.add(worker)
+        leaving: Mapping[str, Declaration] = {}
         if withdrawal := Withdrawal.of(self.scheduler):
             withdrawal.keep(worker, self.ours[worker])
+            leaving = withdrawal.leaving.get(worker, {})
         self.names[worker] = names_of(capabilities)
         self.plugin.losses.nannies[worker] = ws.nanny, ws.server_id
         self.plugin.gate.claims.changed(worker)
@@ -163,7 +165,9 @@ class Registry:
                 identity=_identity(ws),
             )
         )
-        _compat.declare(self.scheduler, worker, capabilities)
+        # What the worker is to take back it still has: it counts for Dask, until then.
+        declared = {name: v for name, v in capabilities.items() if name not in leaving}
+        _compat.declare(self.scheduler, worker, declared)
         # Plain tasks may have started before it was known what they claim.
         for ts in ws.processing:
             if ts.key not in self.plugin.records:

@@ -305,7 +305,7 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
                 if _compat.failures_shown():
                     _log_failure(identity, message, task.facts)
 
-    timer = threading.Timer(timeout, expire)
+    timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), expire)
     timer.daemon = True
     timer.start()
     try:

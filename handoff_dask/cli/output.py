@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -46,23 +47,26 @@ class File:
 
     def __init__(self, path: Path) -> None:
         try:
+            if path.is_dir():
+                raise Problem(f"cannot write {path}: it is a folder")
+            #: None for devices and pipes, which are written as they are.
+            self._draft: Path | None = None
+            if path.exists() and not path.is_file():
+                # A pipe as the shell has it is a link to no path. Not opened before there is
+                # something to write: its reader takes the first close for the end.
+                self._path = path
+                if not os.access(path, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return
             # The target of a link, so that the link stays.
             self._path = path.resolve()
             self._draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-            if self._path.is_dir():
-                raise Problem(f"cannot write {path}: it is a folder")
             if self._path.exists():
                 self._path.open("ab").close()
-            if self._replaces:
-                self._draft.open("xb").close()
-                self._draft.unlink()
+            self._draft.open("xb").close()
+            self._draft.unlink()
         except (OSError, RuntimeError, ValueError) as error:  # links may go round in a circle
             raise _unwritable(path, error) from None
-
-    @property
-    def _replaces(self) -> bool:
-        """Whether the file is complete or not there; devices and pipes are written as they are."""
-        return self._path.is_file() or not self._path.exists()
 
     @property
     def pickles(self) -> bool:
@@ -73,14 +77,13 @@ class File:
         """Write a value, which JSON must be able to hold if that is what the file is to be."""
         data = cloudpickle.dumps(value) if self.pickles else _json(value).encode()
         try:
-            if self._replaces:
-                self._draft.write_bytes(data)
+            (self._draft or self._path).write_bytes(data)
+            if self._draft is not None:
                 os.replace(self._draft, self._path)
-            else:
-                self._path.write_bytes(data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._draft.unlink(missing_ok=True)
+            if self._draft is not None:
+                with contextlib.suppress(OSError):
+                    self._draft.unlink(missing_ok=True)
             raise _unwritable(self._path, error) from None
 
 

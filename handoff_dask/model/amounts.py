@@ -7,9 +7,14 @@ from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
+#: Where whole numbers begin that a message of Dask cannot hold: the connection breaks over one.
+TOO_LARGE = 2**63
+
 
 def as_number(value: Any) -> Any:
     """Return a number as int or float; anything else unchanged, to be checked by the caller.
+
+    Whole numbers that Dask's messages cannot hold become floats.
 
     Examples
     --------
@@ -17,10 +22,12 @@ def as_number(value: Any) -> Any:
     >>> as_number(Fraction(1, 4)), as_number(True), as_number("4")
     (0.25, True, '4')
     """
-    if type(value) in (int, float, bool) or not isinstance(value, Real):
+    if type(value) in (float, bool) or not isinstance(value, Real):
         return value
     with suppress(OverflowError):  # too large for a float
-        return int(value) if isinstance(value, Integral) else float(value)
+        if isinstance(value, Integral) and abs(int(value)) < TOO_LARGE:
+            return int(value)
+        return float(value)
     return value
 
 

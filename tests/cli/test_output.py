@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import select
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +56,28 @@ def test_a_link_stays_a_link(tmp_path):
     assert write_result(File(tmp_path / "link.pkl"), result_of(a={1})) == []
     assert (tmp_path / "link.pkl").is_symlink()
     assert pickle.loads((tmp_path / "real.pkl").read_bytes())["results"] == {"a": [{1}]}
+
+
+def test_pipes_as_a_shell_has_them():
+    """`/dev/stdout` before a `|`, and `>(...)`: written once, and not closed before that."""
+    reader, writer = os.pipe()
+    file = File(Path(f"/dev/fd/{writer}"))
+    write_result(file, result_of(a=1))
+    assert json.loads(os.read(reader, 65536))["results"] == {"a": [1]}
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_pipe_is_not_opened_before_there_is_something_to_write(tmp_path):
+    """Who reads it already would see the end, and the result would have no reader."""
+    path = tmp_path / "pipe.json"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with select.epoll() as ends:
+        ends.register(reader, select.EPOLLHUP)
+        File(path)
+        assert ends.poll(0) == []
+    os.close(reader)
 
 
 def test_a_device_is_written_in_place(tmp_path):

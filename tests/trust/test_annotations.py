@@ -10,8 +10,9 @@ import dask
 import pytest
 from dask import get_annotations
 from distributed import Event, SchedulerPlugin, Status, Worker, span
+from distributed.utils_test import captured_logger
 
-from handoff_dask import Function, annotating, execute, submit
+from handoff_dask import Function, HandoffError, annotating, execute, submit
 from tests.gate import DEPTH, RUNNING, hold, on_cluster, track, until
 from tests.support import assert_clean, dag_of, where
 
@@ -203,3 +204,28 @@ async def test_a_hand_on_the_scheduler(c, s, a, b, look, caplog):
     assert len(said) == 1 and "'a dag'" in said[0].getMessage()
     del run
     await assert_clean(s, a, b)
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise TypeError("not this one")
+
+
+@on_cluster()
+async def test_an_annotation_that_cannot_be_pickled(c, s, a, b):
+    """It is the error of its run, named; everything else of the client goes on."""
+    other = c.submit(int, 7)
+    with dask.annotate(theirs=Unpicklable()), pytest.raises(HandoffError, match=r"'theirs'.*this"):
+        await execute(dag_of(Function(1, [], int)))
+    assert await other == 7
+    assert (await execute(dag_of(Function(1, [], int)))).results == {1: 0}
+
+
+@pytest.mark.parametrize("value", ["theirs", 1, {"theirs": 1}])
+@on_cluster()
+async def test_plain_tasks_with_an_annotation_of_our_name(c, s, a, b, value):
+    """They are plain tasks, and the scheduler has nothing to complain about."""
+    await execute(dag_of(Function(1, [], int)))
+    with dask.annotate(handoff=value), captured_logger("distributed.scheduler") as log:
+        assert await c.submit(int, 7) == 7
+    assert not log.getvalue()

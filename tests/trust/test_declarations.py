@@ -399,3 +399,18 @@ async def test_uninstall_restores_an_operators_amount(c, s, a):
     assert a.state.available_resources == {"GPU": 1}
     await (await Event("more")).set()
     await plain
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 4, {"resources": {"GPU": 2}})])
+async def test_an_operators_amount_is_restored_although_handoff_came_back_first(c, s, a):
+    """Installed again while plain tasks still need more, it does not count that as somebody's."""
+    await register_node(a.address, {"gpu": 3})
+    plain = c.submit(hold, "go", resources={"GPU": 3}, pure=False)
+    await (await Event("started-go")).wait()
+    await uninstall()
+    assert (await discover_nodes())[a.address]["gpu"] == 2
+    assert a.state.total_resources["GPU"] == s.workers[a.address].resources["GPU"] == 3
+    await (await Event("go")).set()
+    await plain
+    await until(lambda: a.state.total_resources["GPU"] == 2)
+    assert a.state.available_resources["GPU"] == s.workers[a.address].resources["GPU"] == 2

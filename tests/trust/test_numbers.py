@@ -15,6 +15,7 @@ from handoff_dask import (
     Function,
     InvalidFunctionError,
     RetryPolicy,
+    current,
     discover_nodes,
     execute,
     execute_local,
@@ -148,3 +149,43 @@ def test_the_embedded_cluster():
     dag = dag_of(Function("f", [], int, cost={"cpu": numpy.int64(1), "memory": Fraction(1, 2)}))
     result = execute(dag, timeout=Fraction(60), max_concurrency=numpy.int64(1))
     json.dumps(result.as_dict())
+
+
+LARGE = [2**63 - 1, 2**63, 10**30]
+
+
+@pytest.mark.parametrize("amount", LARGE)
+@on_cluster(timeout=60)
+async def test_large_numbers_break_no_connection(c, s, a, b, amount):
+    """What Dask's messages cannot hold becomes a float; amounts are claimed as declared."""
+    other = c.submit(int, 7)
+    await register_node(a.address, {"tokens": amount})
+    policy = RetryPolicy(1, escalate=lambda attempt, cost, error: {"tokens": amount})
+
+    def fail_once():
+        if current().attempt == 1:
+            raise ValueError
+
+    functions = [
+        Function("all", [], int, cost={"tokens": amount}, timeout=amount),
+        Function("more", [], fail_once, cost={"tokens": 1}, retry=policy),
+    ]
+    limits = {"priority": amount, "timeout": amount, "placement_timeout": amount}
+    result = await execute(dag_of(*functions), **limits)
+    assert result.attempts["more"][-1].cost == pytest.approx({"tokens": amount})
+    assert await other == 7
+    assert {a.address, b.address} == s.workers.keys()
+
+
+@pytest.mark.parametrize("count", [2**63, 10**400, numpy.uint64(2**63), float("inf")])
+def test_counts_that_are_too_large(count):
+    """Nobody means them: they are refused by name, before they break a connection."""
+    for name in ("max_retries", "max_concurrency"):
+        with pytest.raises(ValueError, match=f"{name} must be less than"):
+            RunOptions(**{name: count})
+    for function in (
+        Function(1, [], int, max_retries=count),
+        Function(1, [], int, retry=RetryPolicy(max_retries=count)),
+    ):
+        with pytest.raises(InvalidFunctionError, match=r"max_retries'.* must be less than"):
+            dag_of(function).validate()
