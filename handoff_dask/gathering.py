@@ -31,7 +31,7 @@ Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
 
 
 #: Errors of values that cannot be fetched.
-Problems: TypeAlias = "dict[Hashable, Exception]"
+Problems: TypeAlias = "dict[Hashable, BaseException]"
 
 
 async def settled(client: Client, futures: Futures) -> None:
@@ -96,12 +96,14 @@ async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable,
         if not ids:
             continue
         keys = {futures[id_].key: id_ for id_ in ids}
-        try:
-            # Dask's client would fetch it together with what others ask for at the same time.
-            answer = await connection.ask(client, "gather", keys=list(keys))
-        except ClusterLostError:
-            raise
-        except Exception as error:
+        # Dask's client would fetch it together with what others ask for at the same time.
+        fetching = await _ended(connection.ask(client, "gather", keys=list(keys)))
+        # A value may raise CancelledError when it is opened.
+        cancelled = asyncio.CancelledError("raised by the value as it was opened")
+        error = cancelled if fetching.cancelled() else fetching.exception()
+        if isinstance(error, ClusterLostError):
+            raise error
+        if error is not None:
             forget_frames(error)
             if len(ids) == 1:
                 problems[ids[0]] = error
@@ -109,6 +111,7 @@ async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable,
                 half = len(ids) // 2
                 parts += ids[half:], ids[:half]
             continue
+        answer = fetching.result()
         if answer["status"] == "OK":
             values.update((keys[key], value) for key, value in answer["data"].items())
         else:  # lost with their worker, and computed again

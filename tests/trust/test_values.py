@@ -52,7 +52,17 @@ class DoesNotOpen:
         return int, ("no number",)
 
 
+def cancel():
+    raise asyncio.CancelledError("not now")
+
+
+class Cancels:
+    def __reduce__(self):
+        return cancel, ()
+
+
 BAD = {
+    "cancels": (Cancels, "CancelledError"),
     "lock": (threading.Lock, "lock"),
     "generator": (lambda: (i for i in "abc"), "generator"),
     "raises": (Raises, "Raises"),
@@ -77,7 +87,7 @@ def test_one_value_is_its_functions_failure(client):
         with pytest.raises(FunctionFailedError, match=text) as caught:
             execute(dag)
         assert caught.value.function_id == bad
-        assert isinstance(caught.value.__cause__, (TypeError, ValueError))
+        assert isinstance(caught.value.__cause__, (TypeError, ValueError, asyncio.CancelledError))
         assert len(caught.value.attempts) == 1
         assert len(str(caught.value).splitlines()) == 1
         assert caught.value.partial.results == {0: "0", 1: "1", 2: "2", "last": 7}
@@ -90,7 +100,7 @@ def test_many_values_are_their_functions_errors(client):
     assert result.errors.keys() == BAD.keys()
     for bad, error in result.errors.items():
         assert isinstance(error, FunctionFailedError) and error.function_id == bad
-    assert len(result.allocations) == 10
+    assert len(result.allocations) == 6 + len(BAD)
 
 
 def test_a_value_leaves_other_runs_alone(client):
