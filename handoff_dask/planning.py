@@ -164,6 +164,10 @@ def plan(
     prefixes = code_prefixes(nodes)
     if isinstance(durations, ExecutionResult):
         durations = _learned(nodes, prefixes, durations)
+    elif not isinstance(durations, Mapping):
+        raise ValueError(
+            f"durations must be {{function id: seconds}} or an ExecutionResult, not {durations!r}"
+        )
     seconds = _seconds(nodes, durations)
     if not capabilities:
         raise ValueError("capabilities names no worker")

@@ -182,6 +182,10 @@ def _limit_problems(function: Function) -> Iterator[tuple[str, str]]:
             yield "timeout", problem
 
 
+#: The largest amount of a resource: sums of them stay finite.
+LARGEST = 1e100
+
+
 def cost_problem(cost: object) -> str | None:
     """Say why a value is not a cost map, or return None."""
     if not isinstance(cost, Mapping):
@@ -192,6 +196,8 @@ def cost_problem(cost: object) -> str | None:
             return f"resource names are strings, not {name!r}"
         if problem := number_problem(amount):
             return f"the amount of {name!r} {problem}"
+        if amount > LARGEST:
+            return f"the amount of {name!r} must be at most {LARGEST:g}, not {amount!r}"
         twin = seen.setdefault(name.lower(), name)
         if twin != name:
             return f"{twin!r} and {name!r} are one resource: names are compared without case"

@@ -189,3 +189,9 @@ def test_counts_that_are_too_large(count):
     ):
         with pytest.raises(InvalidFunctionError, match=r"max_retries'.* must be less than"):
             dag_of(function).validate()
+
+
+def test_amounts_that_are_too_large():
+    """An amount whose sums would not be finite is refused by name."""
+    with pytest.raises(InvalidFunctionError, match=r"'f'.*'cpu' must be at most 1e\+100"):
+        dag_of(Function("f", [], int, cost={"cpu": 1e300})).validate()

@@ -130,3 +130,10 @@ def test_an_output_that_lacks_what_it_needs(tmp_path):
     (tmp_path / "out.json").write_text(json.dumps({"attempts": {"load": [{"started": 1}]}}))
     with pytest.raises(Exception, match="is neither JSON nor the output of a run"):
         durations(tmp_path / "out.json", ["load"])
+
+
+@pytest.mark.parametrize("durations", [None, 3, FunctionFailedError("load")])
+def test_what_is_no_duration(durations):
+    """Anything but a mapping or a result is refused, with the form to use."""
+    with pytest.raises(ValueError, match="durations must be .*ExecutionResult"):
+        plan(dag_of(Function("load", [], load)), LAPTOP, durations)
