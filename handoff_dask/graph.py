@@ -110,7 +110,10 @@ def translate(
         if node.cost:
             resources[key] = node.cost
     budgets = {
-        key: own.max_retries for own, key in zip(policies, keys, strict=True) if own.max_retries
+        # Dask's messages hold no larger numbers; the plugin counts by itself.
+        key: min(own.max_retries, 2**31)
+        for own, key in zip(policies, keys, strict=True)
+        if own.max_retries
     }
     marks.update((key, {"run": run_id, "index": index}) for index, key in enumerate(keys))
     layer = MaterializedLayer(

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
-from handoff_dask.model.amounts import as_number
+from handoff_dask.model.amounts import as_count, as_number
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import (
     RetryPolicy,
@@ -62,7 +62,9 @@ class RunOptions:
     detach: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_retries", "max_concurrency", "timeout", "placement_timeout", "priority"):
+        for name in ("max_retries", "max_concurrency"):
+            object.__setattr__(self, name, as_count(getattr(self, name)))
+        for name in ("timeout", "placement_timeout", "priority"):
             object.__setattr__(self, name, as_number(getattr(self, name)))
         problems = {
             "max_retries": count_problem(self.max_retries),

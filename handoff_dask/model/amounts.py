@@ -31,6 +31,13 @@ def as_number(value: Any) -> Any:
     return value
 
 
+def as_count(value: Any) -> Any:
+    """Return a whole number as int; anything else unchanged, to be checked by the caller."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return value
+
+
 def as_numbers(amounts: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return amounts by name, such as a cost, each converted by :func:`as_number`."""
     return {name: as_number(amount) for name, amount in amounts.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from handoff_dask.model.amounts import as_number, as_numbers
+from handoff_dask.model.amounts import as_count, as_number, as_numbers
 from handoff_dask.model.comparing import Comparable
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class Function(Comparable):
                 object.__setattr__(self, name, dict(value))
         if isinstance(self.cost, dict):
             object.__setattr__(self, "cost", as_numbers(self.cost))
-        for name in ("max_retries", "timeout"):
-            object.__setattr__(self, name, as_number(getattr(self, name)))
+        object.__setattr__(self, "max_retries", as_count(self.max_retries))
+        object.__setattr__(self, "timeout", as_number(self.timeout))
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
 
-from handoff_dask.model.amounts import TOO_LARGE, as_number
+from handoff_dask.model.amounts import as_count, as_number
 
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
@@ -62,7 +62,8 @@ class RetryPolicy:
     escalate: Escalate | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_retries", "delay", "backoff", "max_delay", "jitter"):
+        object.__setattr__(self, "max_retries", as_count(self.max_retries))
+        for name in ("delay", "backoff", "max_delay", "jitter"):
             object.__setattr__(self, name, as_number(getattr(self, name)))
 
     def delay_before(self, attempt: int, random: float = 0.5) -> float:
@@ -125,8 +126,6 @@ class RetryPolicy:
 
 def count_problem(value: object) -> str | None:
     """Say why a value is not a whole number >= 0, or return None."""
-    if isinstance(value, (int, float)) and value >= TOO_LARGE:
-        return f"must be less than 2**63, not {value!r}"
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return f"must be a whole number >= 0, not {value!r}"
     return None

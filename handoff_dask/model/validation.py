@@ -13,6 +13,7 @@ from handoff_dask.errors import (
     InvalidFunctionError,
     MissingFunctionError,
 )
+from handoff_dask.model.amounts import as_number
 from handoff_dask.model.contents import contents
 from handoff_dask.model.function import (
     Argument,
@@ -196,7 +197,7 @@ def cost_problem(cost: object) -> str | None:
             return f"resource names are strings, not {name!r}"
         if problem := number_problem(amount):
             return f"the amount of {name!r} {problem}"
-        if amount > LARGEST:
+        if as_number(amount) > LARGEST:
             return f"the amount of {name!r} must be at most {LARGEST:g}, not {amount!r}"
         twin = seen.setdefault(name.lower(), name)
         if twin != name:

@@ -30,6 +30,11 @@ from tests.dashboard.viewing import get_json, on_cluster
 from tests.support import dag_of
 
 
+def fail_once():
+    if current().attempt == 1:
+        raise ValueError
+
+
 class Size(IntEnum):
     one = 1
 
@@ -162,10 +167,6 @@ async def test_large_numbers_break_no_connection(c, s, a, b, amount):
     await register_node(a.address, {"tokens": amount})
     policy = RetryPolicy(1, escalate=lambda attempt, cost, error: {"tokens": amount})
 
-    def fail_once():
-        if current().attempt == 1:
-            raise ValueError
-
     functions = [
         Function("all", [], int, cost={"tokens": amount}, timeout=amount),
         Function("more", [], fail_once, cost={"tokens": 1}, retry=policy),
@@ -177,18 +178,19 @@ async def test_large_numbers_break_no_connection(c, s, a, b, amount):
     assert {a.address, b.address} == s.workers.keys()
 
 
-@pytest.mark.parametrize("count", [2**63, 10**400, numpy.uint64(2**63), float("inf")])
-def test_counts_that_are_too_large(count):
-    """Nobody means them: they are refused by name, before they break a connection."""
-    for name in ("max_retries", "max_concurrency"):
-        with pytest.raises(ValueError, match=f"{name} must be less than"):
-            RunOptions(**{name: count})
-    for function in (
-        Function(1, [], int, max_retries=count),
-        Function(1, [], int, retry=RetryPolicy(max_retries=count)),
-    ):
-        with pytest.raises(InvalidFunctionError, match=r"max_retries'.* must be less than"):
-            dag_of(function).validate()
+@on_cluster()
+async def test_counts_without_bound(c, s, a, b):
+    """Any whole number of retries will do, whatever Dask's messages can hold."""
+    count = 10**30
+    functions = [
+        Function("own", [], fail_once, max_retries=count),
+        Function("policy", [], fail_once, retry=RetryPolicy(max_retries=count)),
+        Function("run", [], fail_once),
+    ]
+    options = {"max_retries": count, "max_concurrency": numpy.uint64(2**63)}
+    result = await execute(dag_of(*functions), **options)
+    assert [len(attempts) for attempts in result.attempts.values()] == [2, 2, 2]
+    assert {a.address, b.address} == s.workers.keys()
 
 
 def test_amounts_that_are_too_large():

@@ -135,5 +135,5 @@ def test_an_output_that_lacks_what_it_needs(tmp_path):
 @pytest.mark.parametrize("durations", [None, 3, FunctionFailedError("load")])
 def test_what_is_no_duration(durations):
     """Anything but a mapping or a result is refused, with the form to use."""
-    with pytest.raises(ValueError, match="durations must be .*ExecutionResult"):
+    with pytest.raises(ValueError, match=r"durations must be .*ExecutionResult"):
         plan(dag_of(Function("load", [], load)), LAPTOP, durations)
