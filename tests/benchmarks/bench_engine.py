@@ -67,7 +67,7 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
     gc.collect()
     gc.freeze()
     # Queueing 100,000 functions is not what is measured here.
-    engine._placer.settle(0.0)
+    engine._placer.settle()
     engine._rank()
     for function in engine._fresh:
         engine._board.enqueue(function)
