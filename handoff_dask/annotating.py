@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import sys
 import warnings
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from dask.base import annotate, get_annotations
 from distributed.protocol.core import dumps
 
 from handoff_dask.errors import HandoffError
+from handoff_dask.tracebacks import users_frame
 
 T = TypeVar("T")
 
@@ -34,10 +34,7 @@ def warn(keys: Collection[Hashable]) -> None:
     if not ignored:
         return
     named = ", ".join(f"{name!r} (use {INSTEAD[name]})" for name in ignored)
-    frame, level = sys._getframe(1), 2
-    package = __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
+    _, level = users_frame()
     warnings.warn(f"a run ignores these annotations of Dask: {named}", stacklevel=level)
 
 

@@ -37,7 +37,7 @@ Problems: TypeAlias = "dict[Hashable, BaseException]"
 async def settled(client: Client, futures: Futures) -> None:
     """Wait until everything has ended, well or not."""
     # It raises if one of them is cancelled.
-    await _ended(connection.ended(client, list(futures.values())))
+    await _outcome_of(connection.ended(client, list(futures.values())))
 
 
 def complete(futures: Futures, *parts: Mapping[Hashable, Any]) -> bool:
@@ -65,7 +65,7 @@ async def gathered(client: Client, futures: Futures) -> dict[Hashable, Any] | No
 
     A function may have raised ``CancelledError``, which must not cancel anything here.
     """
-    gathering = await _ended(client.gather(list(futures.values()), asynchronous=True))
+    gathering = await _outcome_of(client.gather(list(futures.values()), asynchronous=True))
     if gathering.cancelled():
         return None
     error = gathering.exception()
@@ -75,7 +75,7 @@ async def gathered(client: Client, futures: Futures) -> dict[Hashable, Any] | No
     return dict(zip(futures, gathering.result(), strict=True))
 
 
-async def _ended(waiting: Awaitable[T]) -> asyncio.Future[T]:
+async def _outcome_of(waiting: Awaitable[T]) -> asyncio.Future[T]:
     """Wait until an awaitable is done and return its future; cancel it if the wait is cancelled."""
     future = asyncio.ensure_future(waiting)
     future.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -97,7 +97,7 @@ async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable,
             continue
         keys = {futures[id_].key: id_ for id_ in ids}
         # Dask's client would fetch it together with what others ask for at the same time.
-        fetching = await _ended(connection.ask(client, "gather", keys=list(keys)))
+        fetching = await _outcome_of(connection.ask(client, "gather", keys=list(keys)))
         # A value may raise CancelledError when it is opened.
         cancelled = asyncio.CancelledError("raised by the value as it was opened")
         error = cancelled if fetching.cancelled() else fetching.exception()

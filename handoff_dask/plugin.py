@@ -262,6 +262,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             run = self.runs.get(mark["run"])
             if run is None:
                 if self.service.stopped_by(key):
+                    _compat.hold(scheduler.tasks[key])
                     late.append(key)
             elif "index" not in mark:  # data that functions share: Dask moves it, not the engine
                 _compat.free(scheduler.tasks[key])
@@ -271,8 +272,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 _compat.hold(scheduler.tasks[key])
         if late:
             # The run was stopped before its graph arrived.
-            for key in late:
-                _compat.hold(scheduler.tasks[key])
             loop = asyncio.get_running_loop()
             loop.call_soon(lambda: scheduler.client_releases_keys(keys=late, client=client))
             scheduler.report({"op": "cancelled-keys", "keys": late})

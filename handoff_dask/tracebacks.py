@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import reduce
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 from tblib import Traceback  # type: ignore[import-untyped]
 
-__all__ = ["Line", "lines_of", "traceback_of", "without_ours"]
+__all__ = ["Line", "lines_of", "traceback_of", "users_frame", "without_ours"]
 
 #: Lines kept at each end of a long traceback.
 KEPT = 20
@@ -29,19 +30,33 @@ class Line(NamedTuple):
 
 def without_ours(traceback: TracebackType | None) -> TracebackType | None:
     """Return a traceback without our frames before the user's code."""
-    if traceback is None or _package(traceback) != _MACHINERY[0]:
+    if traceback is None or _package(traceback.tb_frame) != _MACHINERY[0]:
         return traceback
-    while traceback is not None and _package(traceback) in _MACHINERY:
+    while traceback is not None and _package(traceback.tb_frame) in _MACHINERY:
         traceback = traceback.tb_next
     return traceback
 
 
-def _module(traceback: TracebackType) -> str:
-    return str(traceback.tb_frame.f_globals.get("__name__", ""))
+def users_frame() -> tuple[FrameType, int]:
+    """Return the frame of the user's code that led to this call.
+
+    Returns
+    -------
+    tuple
+        The frame, and how far it is from the caller of this: the `stacklevel` of a warning.
+    """
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and _package(frame) == _MACHINERY[0]:
+        frame, level = frame.f_back, level + 1
+    return frame, level
 
 
-def _package(traceback: TracebackType) -> str:
-    return _module(traceback).partition(".")[0]
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _package(frame: FrameType) -> str:
+    return _module(frame).partition(".")[0]
 
 
 def lines_of(traceback: TracebackType | None) -> tuple[Line, ...]:
@@ -50,7 +65,7 @@ def lines_of(traceback: TracebackType | None) -> tuple[Line, ...]:
     while traceback is not None:
         code = traceback.tb_frame.f_code
         number = traceback.tb_lineno or code.co_firstlineno
-        lines.append(Line(code.co_filename, number, code.co_name, _module(traceback)))
+        lines.append(Line(code.co_filename, number, code.co_name, _module(traceback.tb_frame)))
         traceback = traceback.tb_next
     left_out = len(lines) - 2 * KEPT
     if left_out > 1:

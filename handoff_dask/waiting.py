@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Awaitable, Callable
@@ -15,6 +14,7 @@ from distributed import Client
 
 from handoff_dask import connection
 from handoff_dask.task import seceded
+from handoff_dask.tracebacks import users_frame
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -40,7 +40,9 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
         The run: its `run_id` or `dag_id`, as the scheduler knows it.
     """
     __tracebackhide__ = True
-    where = _caller()
+    frame, _ = users_frame()
+    where = frame.f_code.co_filename, frame.f_lineno
+    del frame
 
     async def watched() -> T:
         __tracebackhide__ = True
@@ -51,15 +53,6 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
             watch.cancel()
 
     return connection.sync(client, seceded(client, watched))
-
-
-def _caller() -> tuple[str, int]:
-    """Return file and line of the user's code that called us."""
-    frame: Any = sys._getframe(1)
-    package = __name__.split(".", 1)[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".", 1)[0] == package:
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
 
 
 async def _watch(client: Client, run: dict[str, str], where: tuple[str, int]) -> None:

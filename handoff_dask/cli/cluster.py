@@ -245,13 +245,13 @@ async def _meet(address: str, security: Security, timeout: float) -> None:
     async def identity() -> Mapping[str, Any]:
         args = security.get_connection_args("client")
         async with rpc(address, timeout=timeout, connection_args=args) as server:
-            found: Mapping[str, Any] = await server.identity()
-            return found
+            answer: Mapping[str, Any] = await server.identity()
+            return answer
 
     # The reason why it cannot be reached comes only at the end of the timeout.
-    found = await asyncio.wait_for(identity(), timeout + _AT_ONCE)
-    if "workers" not in found:
-        raise Problem(f"{address} is the address of a {found['type']}, not of a scheduler", CLUSTER)
+    facts = await asyncio.wait_for(identity(), timeout + _AT_ONCE)
+    if "workers" not in facts:
+        raise Problem(f"{address} is the address of a {facts['type']}, not of a scheduler", CLUSTER)
 
 
 @contextlib.contextmanager
