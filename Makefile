@@ -24,7 +24,7 @@ NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12; do \
     $$python -c 'import ensurepip, venv' 2>/dev/null && exec echo $$python; done; echo $(PYTHON))
 
 NOTEBOOKS = $(patsubst notebooks/%,docs/notebooks/%,$(wildcard notebooks/*.ipynb))
-CODE = $(wildcard handoff_dask/*.py handoff_dask/*/*.py notebooks/*.py)
+CODE = $(shell find handoff_dask -name "*.py") $(wildcard notebooks/*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos lint test-oldest test-newest test-browser chromium notebooks docs

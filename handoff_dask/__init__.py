@@ -1,7 +1,20 @@
 """Handoff for Python on Dask: DAGs of functions with resource costs."""
 
 from handoff_dask._version import __version__
-from handoff_dask.collection import DAG
+from handoff_dask.client.execution import execute, submit
+from handoff_dask.client.explaining import Explanation, RunExplanation, explain
+from handoff_dask.client.kept_runs import RunInfo, forget, get_result, get_run, list_runs, uninstall
+from handoff_dask.client.local import execute_local
+from handoff_dask.client.nodes import (
+    discover_nodes,
+    register_local_node,
+    register_node,
+    resources_available,
+)
+from handoff_dask.client.options import Allocator
+from handoff_dask.client.planning import Plan, plan
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.client.run import Run
 from handoff_dask.errors import (
     AllocationError,
     ClusterLostError,
@@ -22,25 +35,12 @@ from handoff_dask.errors import (
     VersionError,
     WorkerLostError,
 )
-from handoff_dask.execution import execute, submit
-from handoff_dask.explaining import Explanation, RunExplanation, explain
-from handoff_dask.local import execute_local
+from handoff_dask.graph.collection import DAG
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Function, collocated
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.nodes import (
-    discover_nodes,
-    register_local_node,
-    register_node,
-    resources_available,
-)
-from handoff_dask.options import Allocator
-from handoff_dask.planning import Plan, plan
-from handoff_dask.plugin import HandoffPlugin
-from handoff_dask.results import ExecutionResult
-from handoff_dask.run import Run
-from handoff_dask.runs import RunInfo, forget, get_result, get_run, list_runs, uninstall
-from handoff_dask.task import Current, current
+from handoff_dask.scheduler.plugin import HandoffPlugin
+from handoff_dask.worker.task import Current, current
 
 __all__ = [
     "DAG",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from distributed import Scheduler, Worker
 
-from handoff_dask.plugin import HandoffPlugin
+from handoff_dask.scheduler.plugin import HandoffPlugin
 
 
 async def dask_setup(server: Scheduler | Worker) -> None:

@@ -11,8 +11,8 @@ from distributed.protocol import pickle as dask_pickle
 from tblib import pickling_support
 
 from handoff_dask import errors
+from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.results import ExecutionResult
 
 ATTEMPT = Attempt(1, "tcp://a", "alice", "a", 1.0, 2.0, {"cpu": 1}, "error", "ValueError", "no")
 PARTIAL = ExecutionResult("d", {"a": 1})

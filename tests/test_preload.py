@@ -8,8 +8,8 @@ from distributed import Client
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import DAG, Function, execute
-from handoff_dask.plugin import HandoffPlugin
 from handoff_dask.preload import dask_setup
+from handoff_dask.scheduler.plugin import HandoffPlugin
 
 
 def small():

@@ -11,13 +11,13 @@ from typing import Any
 import click
 from distributed import Client
 
-from handoff_dask import jsonable
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import Problem
 from handoff_dask.cli.output import opened
 from handoff_dask.cli.progress import ago, table
+from handoff_dask.client.kept_runs import RunInfo, forget, get_result, get_run, list_runs
 from handoff_dask.errors import UnknownFunctionError
-from handoff_dask.runs import RunInfo, forget, get_result, get_run, list_runs
+from handoff_dask.model import jsonable
 
 _STATES = ("waiting", "held", "running", "done", "failed", "cancelled")
 

@@ -13,10 +13,10 @@ from handoff_dask.cli.failing import IMPOSSIBLE, Problem
 from handoff_dask.cli.output import durations, is_stdout
 from handoff_dask.cli.progress import table
 from handoff_dask.cli.targets import Target
-from handoff_dask.explaining import explain
-from handoff_dask.nodes import discover_nodes
-from handoff_dask.planning import plan
-from handoff_dask.results import ExecutionResult
+from handoff_dask.client.explaining import explain
+from handoff_dask.client.nodes import discover_nodes
+from handoff_dask.client.planning import plan
+from handoff_dask.client.results import ExecutionResult
 
 
 def validate(target: Target) -> None:

@@ -15,11 +15,11 @@ from typing import IO, Any
 
 import cloudpickle
 
-from handoff_dask import jsonable
 from handoff_dask.cli.failing import Problem
 from handoff_dask.cli.targets import names
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.results import ExecutionResult
 from handoff_dask.standins import text_of
 
 #: Characters of a result that is printed, and items of each list or dict in it.

@@ -15,13 +15,13 @@ from typing import IO, Any
 
 import click
 
-from handoff_dask import jsonable
 from handoff_dask.cli.output import as_json, labels
-from handoff_dask.explaining import RunExplanation
+from handoff_dask.client.explaining import RunExplanation
+from handoff_dask.client.planning import Plan
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.client.run import Run
+from handoff_dask.model import jsonable
 from handoff_dask.placement.events import Waiting
-from handoff_dask.planning import Plan
-from handoff_dask.results import ExecutionResult
-from handoff_dask.run import Run
 
 #: Of how many held functions is asked what they wait for.
 _ASKED = 20
@@ -236,7 +236,7 @@ def summary(counts: Mapping[str, int], total: int, why: RunExplanation, left: fl
 
     Examples
     --------
-    >>> from handoff_dask.explaining import RunExplanation
+    >>> from handoff_dask.client.explaining import RunExplanation
     >>> counts = {"done": 3, "running": 2, "held": 4, "failed": 0}
     >>> summary(counts, 10, RunExplanation({}), 75.0)
     '3/10 done, 2 running, 4 held, 0 failed, 1 min 15 s left'

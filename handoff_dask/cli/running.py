@@ -13,7 +13,6 @@ from typing import IO, Any
 import click
 from distributed import Client
 
-from handoff_dask import jsonable
 from handoff_dask.cli.cluster import Where, connected
 from handoff_dask.cli.failing import FAILED, IMPOSSIBLE, Problem, problem_of
 from handoff_dask.cli.output import (
@@ -26,12 +25,13 @@ from handoff_dask.cli.output import (
 )
 from handoff_dask.cli.progress import Display, Forecast, JsonLines, Lines, Terminal, watch
 from handoff_dask.cli.targets import Target, load, resolve
+from handoff_dask.client.execution import submit
+from handoff_dask.client.nodes import discover_nodes
+from handoff_dask.client.options import RunOptions
+from handoff_dask.client.planning import Plan, plan
+from handoff_dask.client.results import ExecutionResult
 from handoff_dask.errors import AllocationError, HandoffError
-from handoff_dask.execution import submit
-from handoff_dask.nodes import discover_nodes
-from handoff_dask.options import RunOptions
-from handoff_dask.planning import Plan, plan
-from handoff_dask.results import ExecutionResult
+from handoff_dask.model import jsonable
 
 #: No plan is made of bigger DAGs: it would take from the time of the run.
 _PLANNED = 2000

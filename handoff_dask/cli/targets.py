@@ -15,10 +15,9 @@ from typing import Any
 
 import cloudpickle
 
-from handoff_dask import wfformat
-from handoff_dask.cli import arguments
+from handoff_dask.cli import arguments, wfformat
 from handoff_dask.cli.failing import Problem, place_of
-from handoff_dask.collection import DAG
+from handoff_dask.graph.collection import DAG
 
 _FORMS = "module:dag, path/to/file.py:dag or workflow.json"
 #: What a file of a target is called as a module. No worker has a module of that name.

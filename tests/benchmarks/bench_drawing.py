@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from handoff_dask import DAG, Function, collocated
+from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.results import ExecutionResult
 
 N = 10_000
 

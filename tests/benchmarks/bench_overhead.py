@@ -23,7 +23,7 @@ from distributed import Client, LocalCluster
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from handoff_dask import DAG, Function, RetryPolicy, execute
-from handoff_dask.graph import translate
+from handoff_dask.graph.translation import translate
 from handoff_dask.model.expansion import expand
 from tests.benchmarks.tables import Table
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from handoff_dask.wfformat import replay, waiting
+from handoff_dask.cli.wfformat import replay, waiting
 from tests.benchmarks.workloads import WORKERS, Workload
 
 __all__ = [
@@ -102,7 +102,7 @@ def dask_cluster() -> Iterator[Any]:
 def plain(client: Any, workload: Workload) -> Measured:
     """Run the very graph that `execute` sends, which nothing holds where no run was opened."""
     from handoff_dask import RetryPolicy
-    from handoff_dask.graph import translate
+    from handoff_dask.graph.translation import translate
     from handoff_dask.model.expansion import expand
 
     nodes = expand(replay(workload.tasks, workload.name).functions)

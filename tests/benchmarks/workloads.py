@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from handoff_dask.wfformat import Task, read
+from handoff_dask.cli.wfformat import Task, read
 
 __all__ = ["TRACES", "WORKERS", "Workload", "load_trace", "random_dag", "workloads"]
 
@@ -62,7 +62,7 @@ def load_trace(path: Path) -> Workload:
     Raises
     ------
     ValueError
-        As :func:`handoff_dask.wfformat.read`.
+        As :func:`handoff_dask.cli.wfformat.read`.
     """
     tasks = tuple(replace(task, cost=_cut(task.cost)) for task in read(path))
     return Workload(re.sub(r"-chameleon\b|\.json$", "", path.name), tasks)

@@ -19,7 +19,7 @@ from distributed import Client, Event, Nanny, Scheduler, SpecCluster
 from PIL import Image
 
 from handoff_dask import DAG, Function, RetryPolicy, current, submit
-from handoff_dask.dashboard.panel import AMBER, BLUE, GREEN, RED
+from handoff_dask.scheduler.dashboard.panel import AMBER, BLUE, GREEN, RED
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 

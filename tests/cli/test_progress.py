@@ -7,9 +7,9 @@ import time
 import pytest
 
 from handoff_dask.cli.progress import Forecast, duration, reasons, summary, table
-from handoff_dask.explaining import RunExplanation
+from handoff_dask.client.explaining import RunExplanation
+from handoff_dask.client.planning import Plan, Slot
 from handoff_dask.placement.events import Waiting
-from handoff_dask.planning import Plan, Slot
 
 
 def forecast(*stops):

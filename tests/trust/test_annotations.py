@@ -12,7 +12,8 @@ from dask import get_annotations
 from distributed import Event, SchedulerPlugin, Status, Worker, span
 from distributed.utils_test import captured_logger
 
-from handoff_dask import Function, HandoffError, annotating, execute, submit
+from handoff_dask import Function, HandoffError, execute, submit
+from handoff_dask.client import annotating
 from tests.gate import DEPTH, RUNNING, hold, on_cluster, track, until
 from tests.support import assert_clean, dag_of, where
 

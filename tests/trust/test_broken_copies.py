@@ -17,15 +17,14 @@ from handoff_dask import (
     HandoffError,
     HandoffPlugin,
     __version__,
-    _bootstrap,
     discover_nodes,
     execute,
     register_node,
-    registry,
     resources_available,
-    shipping,
 )
-from handoff_dask.worker import HandoffWorkerPlugin
+from handoff_dask.scheduler import registry
+from handoff_dask.shipping import bootstrap, parcel
+from handoff_dask.worker.worker_plugin import HandoffWorkerPlugin
 from tests.integration.separate import Processes, bare_python
 from tests.support import dag_of, where
 
@@ -39,11 +38,21 @@ COPIES = {
     "empty folder": ({}, "No module named 'handoff_dask._version'"),
     "lacks what it needs": ({"__init__.py": "import no_such_thing"}, "no_such_thing"),
     "broken inside": (
-        {"__init__.py": "", "_version.py": f"__version__ = {__version__!r}", "worker.py": "1 +"},
+        {
+            "__init__.py": "",
+            "_version.py": f"__version__ = {__version__!r}",
+            "worker/__init__.py": "",
+            "worker/worker_plugin.py": "1 +",
+        },
         "SyntaxError",
     ),
     "lacks the plugin": (
-        {"__init__.py": "", "_version.py": f"__version__ = {__version__!r}", "worker.py": ""},
+        {
+            "__init__.py": "",
+            "_version.py": f"__version__ = {__version__!r}",
+            "worker/__init__.py": "",
+            "worker/worker_plugin.py": "",
+        },
         "HandoffWorkerPlugin",
     ),
     "too old": ({"__init__.py": "", "_version.py": "__version__ = '0.0.9'"}, "0.0.9"),
@@ -55,6 +64,7 @@ def write(folder, what):
     package = folder / "handoff_dask"
     package.mkdir(parents=True)
     for name, text in COPIES[what][0].items():
+        (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text(text)
     return str(folder)
 
@@ -84,7 +94,7 @@ class Broken:
     """Arrives as what a broken copy makes of our plugin."""
 
     def __reduce__(self):
-        return _bootstrap._idle, ("WorkerPlugin", "it is broken")
+        return bootstrap._idle, ("WorkerPlugin", "it is broken")
 
 
 @mock.patch.object(registry, "PATIENCE", 3600)
@@ -115,13 +125,13 @@ async def test_a_worker_that_cannot_be_used(c, s, a, b):
 @gen_cluster(client=True, nthreads=[])
 async def test_a_scheduler_that_cannot_be_used(c, s):
     """The error of the client says what is wrong with the scheduler's copy."""
-    found = _bootstrap.NAME
-    parcel = pickle.dumps((HandoffPlugin, ("one", "too", "many")))
+    found = bootstrap.NAME
+    sent = pickle.dumps((HandoffPlugin, ("one", "too", "many")))
     with pytest.raises(ImportError, match=f"the copy of {found} in .* cannot be used.*TypeError"):
-        _bootstrap.unpack(b"", parcel, __version__)
-    broken = shipping._UNPACK.replace("parcel,", "b'',")
+        bootstrap.unpack(b"", sent, __version__)
+    broken = parcel._UNPACK.replace("parcel,", "b'',")
     said = f"on the scheduler, the copy of {found}"
-    with mock.patch.object(shipping, "_UNPACK", broken), pytest.raises(HandoffError, match=said):
+    with mock.patch.object(parcel, "_UNPACK", broken), pytest.raises(HandoffError, match=said):
         await discover_nodes()
     assert await discover_nodes() == {}
 

@@ -21,14 +21,14 @@ from handoff_dask import (
     discover_nodes,
     execute,
     explain,
-    losses,
     resources_available,
     submit,
     uninstall,
 )
-from handoff_dask.ending import Endings
 from handoff_dask.placement import FunctionSpec, WorkerSpec
 from handoff_dask.placement.engine import Engine
+from handoff_dask.scheduler import losses
+from handoff_dask.scheduler.ending import Endings
 from tests.gate import SEEN, hold, note, until
 from tests.support import assert_clean, dag_of, where
 

@@ -13,8 +13,8 @@ import pytest
 from distributed import Nanny, Worker
 from distributed.utils_test import gen_cluster
 
-import handoff_dask.nanny
-import handoff_dask.worker
+import handoff_dask.worker.nanny_plugin
+import handoff_dask.worker.worker_plugin
 from handoff_dask import Function, execute, submit
 from tests.support import dag_of, where
 from tests.trust.test_declarations import until
@@ -49,7 +49,7 @@ def sent(worker):
     return operations
 
 
-@mock.patch.object(handoff_dask.worker, "PATIENCE", 3600)
+@mock.patch.object(handoff_dask.worker.worker_plugin, "PATIENCE", 3600)
 @gen_cluster(client=True, nthreads=TWO)
 async def test_closing_waits_for_nobody(c, s, a, b):
     """A worker whose scheduler does not answer closes all the same, having started functions."""

@@ -13,7 +13,8 @@ import pytest
 from distributed import Event, Worker
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import Function, current, execute, losses, submit
+from handoff_dask import Function, current, execute, submit
+from handoff_dask.scheduler import losses
 from tests.gate import hold, on_cluster, until
 from tests.support import assert_clean, dag_of
 

@@ -22,7 +22,6 @@ from handoff_dask import (
     RunTimeoutError,
     UnknownRunError,
     current,
-    ends,
     execute,
     forget,
     get_result,
@@ -31,6 +30,7 @@ from handoff_dask import (
     submit,
     uninstall,
 )
+from handoff_dask.client import ends
 from tests.gate import until
 from tests.support import assert_clean, dag_of
 

@@ -21,8 +21,8 @@ from handoff_dask import (
     collocated,
     submit,
 )
-from handoff_dask.connection import install
-from handoff_dask.inputs import Progress
+from handoff_dask.client.connection import install
+from handoff_dask.scheduler.inputs import Progress
 from tests.gate import until
 from tests.support import assert_clean, dag_of, where
 

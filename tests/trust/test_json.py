@@ -12,9 +12,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from handoff_dask import ExecutionResult, Function, jsonable
+from handoff_dask import ExecutionResult, Function
 from handoff_dask.cli.failing import Problem
 from handoff_dask.cli.output import File, as_json, labels, write_result
+from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
 
 

@@ -24,9 +24,9 @@ from handoff_dask import (
     resources_available,
     submit,
 )
+from handoff_dask.client.options import RunOptions
 from handoff_dask.model.retry import RetryPolicy as Policy
-from handoff_dask.options import RunOptions
-from tests.dashboard.viewing import get_json, on_cluster
+from tests.scheduler.dashboard.viewing import get_json, on_cluster
 from tests.support import dag_of
 
 

@@ -16,7 +16,7 @@ from distributed import Event, Status, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import Argument, Function, InvalidFunctionError, execute, submit
-from handoff_dask.graph import translate, translate_plain
+from handoff_dask.graph.translation import translate, translate_plain
 from handoff_dask.model.expansion import expand
 from tests.support import assert_clean, dag_of
 

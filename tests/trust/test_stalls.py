@@ -11,7 +11,8 @@ import pytest
 from distributed import Client, Event, LocalCluster, Status, Worker
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import Function, connection, execute, get_result, submit, waiting
+from handoff_dask import Function, execute, get_result, submit
+from handoff_dask.client import connection, waiting
 from tests.support import assert_clean, dag_of
 
 ONE = [("127.0.0.1", 1, {"resources": {"cpu": 1}})]
@@ -172,7 +173,7 @@ async def test_where_warnings_are_errors(c, s, caplog):
             await asyncio.sleep(0.01)
         async with Worker(s.address):
             assert (await waits).results == {"f": 0}
-    assert {r.levelno for r in caplog.records if r.name == "handoff_dask.waiting"} == {
+    assert {r.levelno for r in caplog.records if r.name == "handoff_dask.client.waiting"} == {
         logging.WARNING
     }
 

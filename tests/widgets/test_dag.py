@@ -11,7 +11,7 @@ import pytest
 
 from handoff_dask import DAG, Argument, Function, collocated
 from handoff_dask.errors import DAGError
-from handoff_dask.graph import code_names
+from handoff_dask.graph.translation import code_names
 from handoff_dask.widgets import boxes
 from handoff_dask.widgets.markup import WRONG
 from tests import support

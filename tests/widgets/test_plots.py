@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from handoff_dask import DAG, Function, plan
-from handoff_dask.results import ExecutionResult
+from handoff_dask.client.results import ExecutionResult
 from tests.widgets.test_reports import RESULT
 
 pytest.importorskip("bokeh")

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from handoff_dask import DAG, Explanation, Function, RunExplanation, execute_local, plan
-from handoff_dask.explaining import Unready
+from handoff_dask.client.explaining import Unready
+from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Finding, Waiting
-from handoff_dask.results import ExecutionResult
 from handoff_dask.widgets import reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
 

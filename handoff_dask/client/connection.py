@@ -1,0 +1,284 @@
+"""The way to a cluster: the client at hand or an embedded cluster, and the plugin on it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import copyreg
+import pickle
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, get_client, wait
+from distributed.core import clean_exception
+from distributed.protocol.serialize import dask_deserialize, dask_serialize
+
+from handoff_dask import config
+from handoff_dask._version import __version__, fits
+from handoff_dask.compat import scheduler as _compat
+from handoff_dask.errors import (
+    ClusterLostError,
+    FunctionFailedError,
+    HandoffError,
+    StandInError,
+    VersionError,
+)
+from handoff_dask.packed_errors import packed
+from handoff_dask.scheduler.plugin import HandoffPlugin
+from handoff_dask.standins import text_of
+from handoff_dask.tracebacks import without_ours
+
+T = TypeVar("T")
+#: Seconds between looks whether the scheduler, which has not answered yet, is still there.
+PULSE = 0.5
+
+
+def current_client(client: Client | None = None) -> Client | None:
+    """Return the client given, else the default one or that of this worker, else None."""
+    if client is not None:
+        if not isinstance(client, Client):
+            raise TypeError(f"client must be a dask.distributed.Client or None, not {client!r}")
+        return client
+    try:
+        return get_client()
+    except ValueError:
+        return _compat.process_client()
+
+
+def require_client(client: Client | None = None) -> Client:
+    """Return the client given or the default one.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    found = current_client(client)
+    if found is None:
+        raise ValueError("no client: create a dask.distributed.Client first, or pass client=")
+    return found
+
+
+class EmbeddedCluster:
+    """A cluster of this process's own, for as long as a run needs it."""
+
+    def __init__(self) -> None:
+        self.cluster = LocalCluster(
+            n_workers=1,
+            threads_per_worker=CPU_COUNT,
+            processes=config.get("embedded.processes"),
+            dashboard_address="localhost:0",
+            scheduler_kwargs={"dashboard": False},
+        )
+        self.client = Client(self.cluster, set_as_default=False)
+        # Dask would close it at exit, but waits.
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Stop the cluster without waiting for functions that still run, if a run ended early.
+
+        Their threads go on until this process ends; worker processes are ended.
+        """
+        atexit.unregister(self.close)
+        if self.client.status == "closed":
+            return
+        if _compat.on_loop(self.client):
+            # The last reference to a run may be dropped on the loop, which cannot wait for itself.
+            threading.Thread(target=self._close, name="handoff-close").start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        _compat.close_clients(self.cluster)
+        self.client.sync(_compat.end_workers, self.cluster)
+        self.client.close()
+        self.cluster.close()
+
+
+async def installed(client: Client) -> dict[str, Any] | None:
+    """Return the facts of the plugin on a client's scheduler; None if it is not there.
+
+    Raises
+    ------
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    _require_scheduler(client)
+    metadata = client.get_metadata([HandoffPlugin.name], default=None)
+    facts: dict[str, Any] | None = await answered(client, metadata)
+    return facts
+
+
+async def install(client: Client) -> None:
+    """Have the plugin on a client's scheduler, and on its workers; nothing happens if it is there.
+
+    It brings a copy of the package along for those who lack it.
+
+    Raises
+    ------
+    HandoffError
+        The scheduler takes no plugins from clients, or has a copy of the package that is broken.
+    VersionError
+        The scheduler has a version of the package that does not fit ours.
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    facts = await installed(client)
+    if facts is None:
+        try:
+            plugin = HandoffPlugin()
+            await answered(client, client.register_plugin(plugin, name=HandoffPlugin.name))
+        except ValueError as error:
+            if "disallowed" not in str(error):
+                raise
+            raise HandoffError(
+                f"the scheduler takes no plugins from clients ({error}): have its operator start "
+                "it with --preload handoff_dask.preload"
+            ) from error
+        except ImportError as error:
+            raise HandoffError(f"on the scheduler, {error}") from error
+        facts = await installed(client) or {}
+    _check_versions(facts)
+
+
+def _check_versions(facts: Mapping[str, Any]) -> None:
+    """Complain of versions that differ: an error where they do not fit, else a warning."""
+    found = facts.get("version", __version__)
+    if not fits(found):
+        raise VersionError("the scheduler", found, __version__)
+    others = {f"worker {address}": v for address, v in facts.get("strangers", {}).items()}
+    for where, version in {"the scheduler": found, **others}.items():
+        if version != __version__:
+            warnings.warn(
+                f"{where} has handoff_dask {version}, this client {__version__}", stacklevel=2
+            )
+    for address, problem in facts.get("unusable", {}).items():
+        warnings.warn(f"worker {address} is given no functions: {problem}", stacklevel=2)
+
+
+# Dask has tblib pickle exceptions, which fails if the cause cannot be pickled: all types known when
+# Dask is imported, and what its tasks raise later. The latter then come here, see below.
+copyreg.pickle(FunctionFailedError, FunctionFailedError.__reduce__)
+
+
+@dask_serialize.register(FunctionFailedError)  # type: ignore[untyped-decorator]
+def _serialized(error: FunctionFailedError) -> tuple[dict[str, Any], list[bytes]]:
+    """Pickle an error for Dask, whatever its cause."""
+    return {}, [pickle.dumps(packed(error))]
+
+
+@dask_deserialize.register(FunctionFailedError)  # type: ignore[untyped-decorator]
+def _deserialized(header: dict[str, Any], frames: list[bytes]) -> Exception:
+    error: Exception = pickle.loads(frames[0])
+    return error
+
+
+async def exceptions(
+    errors: Iterable[tuple[int, Any, Any, str]], texts: Mapping[int, tuple[str, str]]
+) -> dict[int, BaseException]:
+    """Return exceptions for raising.
+
+    Parameters
+    ----------
+    errors
+        As the scheduler keeps them: (index, exception, traceback, text of the traceback).
+    texts
+        {index: (type, message)} for those that cannot be unpickled here.
+    """
+
+    def restore() -> dict[int, BaseException]:
+        found = {}
+        for index, error, traceback, text in errors:
+            try:
+                exception: Any = pickle.loads(error) if isinstance(error, bytes) else error
+                if exception.__traceback__ is None:  # errors of functions bring their own
+                    _, _, frames = clean_exception(None, traceback)
+                    exception = exception.with_traceback(without_ours(frames))
+            except BaseException as problem:  # unpickling may run the user's code
+                unknown = type(problem).__name__, text_of(problem)
+                exception = StandInError(*texts.get(index, unknown), text)
+            found[index] = exception
+        return found
+
+    # A restored traceback refers to the frames that it was restored under, and these to whatever
+    # they hold: results, for example, which would stay on the cluster. A thread has none of them.
+    return await asyncio.get_running_loop().run_in_executor(None, restore)
+
+
+def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitable[Any]:
+    """Wait for futures, whichever client is the current one; there need be none."""
+    with client.as_current():
+        ending: Awaitable[Any] = wait(futures, timeout=timeout)
+    return ending
+
+
+def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run a coroutine function on the client's loop; with an asynchronous client, return it.
+
+    Tracebacks of our own errors leave out the frames of Dask and of this package.
+    """
+    __tracebackhide__ = True
+
+    async def answer() -> T:
+        __tracebackhide__ = True
+        try:
+            return await method(*args)
+        except HandoffError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    try:
+        result: T = client.sync(answer)
+    except HandoffError as error:
+        raise error.with_traceback(None) from error.__cause__
+    return result
+
+
+async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:
+    """Call a handler of the plugin.
+
+    Raises
+    ------
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    return await ask(client, f"handoff_{handler}", **kwargs)
+
+
+async def ask(client: Client, handler: str, /, **kwargs: Any) -> Any:
+    """Call a handler of the scheduler; as :func:`call`."""
+    _require_scheduler(client)
+    return await answered(client, getattr(client.scheduler, handler)(**kwargs))
+
+
+async def answered(client: Client, answer: Awaitable[T]) -> T:
+    """Wait for an answer of the scheduler for as long as the client has one.
+
+    By itself a call goes on to look for a scheduler that is gone, and does not say so.
+
+    Raises
+    ------
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    asked = asyncio.ensure_future(answer)
+    try:
+        while not asked.done():
+            _require_scheduler(client)
+            await asyncio.wait([asked], timeout=PULSE)
+        return asked.result()
+    except OSError:
+        # The client has another connection and may hear of the loss a moment later.
+        for _ in range(10):
+            _require_scheduler(client)
+            await asyncio.sleep(PULSE / 5)
+        raise
+    finally:
+        asked.cancel()
+
+
+def _require_scheduler(client: Client) -> None:
+    if client.status != "running":
+        raise ClusterLostError(None, "the scheduler went away")

@@ -1,0 +1,198 @@
+"""The facade: run a DAG, and wait for it or not."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from distributed import Client
+
+from handoff_dask import collector
+from handoff_dask.client import annotating
+from handoff_dask.client.connection import EmbeddedCluster, current_client
+from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.client.run import Run
+from handoff_dask.client.submission import Submission
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.retry import RetryPolicy
+
+
+def execute(
+    dag: DAG,
+    *,
+    client: Client | None = None,
+    max_retries: int = 3,
+    retry: RetryPolicy | None = None,
+    max_concurrency: int | None = None,
+    allocation_strategy: str | Allocator = "packed",
+    results: ResultSelection = "all",
+    on_error: OnError = "raise",
+    timeout: float | None = None,
+    placement_timeout: float = 0,
+    priority: float = 0,
+) -> ExecutionResult:
+    """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
+
+    Parameters
+    ----------
+    dag
+        The DAG; it is validated first.
+    client
+        Where to run it. None takes the current default client or, where there is none, starts an
+        embedded cluster in this process and closes it afterwards.
+    max_retries
+        Further attempts of a function that fails or loses its worker, unless it says otherwise.
+    retry
+        The full policy, of which `max_retries` is the shorthand; it stands in its place.
+    max_concurrency
+        How many functions of this run may run at once; None is no limit.
+    allocation_strategy
+        ``"packed"`` (also ``"cost_optimized"``): best fit, near the data, sparing scarce resources.
+        ``"load_balanced"``: the least loaded worker. ``"first_available"``: the first with the cost
+        free. Or an :class:`Allocator`.
+    results
+        Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs)
+        or a list of ids. The rest is released as soon as it is no longer needed.
+    on_error
+        ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
+        whatever does not depend on it; the result carries `errors`.
+    timeout
+        Seconds the run may take.
+    placement_timeout
+        Seconds to wait for a worker that can hold a cost which none can at present. 0 waits only
+        for what the cluster lost within the last ``handoff.lost-capacity-grace`` (60 s).
+    priority
+        Functions of runs with a higher priority are placed first.
+
+    Returns
+    -------
+    ExecutionResult
+        With an asynchronous client, an awaitable of one.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid; nothing was sent.
+    AllocationError
+        No worker can ever hold a function's cost, or nobody answers to its pin; nothing ran.
+    FunctionFailedError
+        A function failed in its last attempt: the original exception is the cause, `partial` holds
+        the results there are.
+    RunTimeoutError
+        The run did not end within `timeout`.
+    RunCancelledError
+        The run was cancelled.
+    ClusterLostError
+        The scheduler went away.
+
+    Examples
+    --------
+    >>> import operator
+    >>> from handoff_dask import DAG, Function, execute
+    >>> dag = (
+    ...     DAG()
+    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
+    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
+    ... )
+    >>> execute(dag).results
+    {'source': 42, 'double': 84}
+    """
+    __tracebackhide__ = True
+    run: Any = submit(
+        dag,
+        client=client,
+        max_retries=max_retries,
+        retry=retry,
+        max_concurrency=max_concurrency,
+        allocation_strategy=allocation_strategy,
+        results=results,
+        on_error=on_error,
+        timeout=timeout,
+        placement_timeout=placement_timeout,
+        priority=priority,
+    )
+    outcome: Any = run.complete() if isinstance(run, Run) else _complete(run)
+    return cast("ExecutionResult", outcome)
+
+
+async def _complete(run: Any) -> ExecutionResult:
+    __tracebackhide__ = True
+    outcome: ExecutionResult = await (await run).complete()
+    return outcome
+
+
+def submit(
+    dag: DAG,
+    *,
+    client: Client | None = None,
+    max_retries: int = 3,
+    retry: RetryPolicy | None = None,
+    max_concurrency: int | None = None,
+    allocation_strategy: str | Allocator = "packed",
+    results: ResultSelection = "all",
+    on_error: OnError = "raise",
+    timeout: float | None = None,
+    placement_timeout: float = 0,
+    priority: float = 0,
+    detach: bool = False,
+) -> Run:
+    """Run a DAG without waiting for it.
+
+    Parameters
+    ----------
+    dag, client, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, \
+timeout, placement_timeout, priority
+        As for :func:`execute`.
+    detach
+        Whether the run goes on when its client is closed, and its results are kept on the cluster
+        until :func:`forget` is called.
+
+    Returns
+    -------
+    Run
+        With an asynchronous client, an awaitable of one.
+
+    Raises
+    ------
+    DAGError, AllocationError
+        As :func:`execute`, before anything runs.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, Function, submit
+    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> run = submit(dag)
+    >>> run.result().results
+    {'a': 42}
+    """
+    __tracebackhide__ = True
+    options = RunOptions(
+        max_retries=max_retries,
+        retry=retry,
+        max_concurrency=max_concurrency,
+        allocation_strategy=allocation_strategy,
+        results=results,
+        on_error=on_error,
+        timeout=timeout,
+        placement_timeout=placement_timeout,
+        priority=priority,
+        detach=detach,
+    )
+    with collector.paused():
+        submission = Submission(dag, options)
+    annotating.warn(submission.translation.keys)
+    found = current_client(client)
+    submission.check_futures(found)
+    if found is not None:
+        started: Run = Run(submission.outline, found).start(submission)
+        return started
+    if detach:
+        raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
+    embedded = EmbeddedCluster()
+    try:
+        run: Run = Run(submission.outline, embedded.client).start(submission)
+    except BaseException:
+        embedded.close()
+        raise
+    run.owns(embedded)
+    return run

@@ -1,0 +1,241 @@
+"""Why functions run where they do, or do not run: before a run and during one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from distributed import Client
+
+from handoff_dask.client import connection, gathering
+from handoff_dask.client.submission import dag_label, function_rows
+from handoff_dask.graph.translation import code_prefixes
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.expansion import Node, expand
+from handoff_dask.placement.events import Finding, Waiting
+from handoff_dask.scheduler.records import RunSpec
+from handoff_dask.widgets import markup, reports
+
+Verdict = TypeVar("Verdict")
+
+
+class _Report(Mapping[Hashable, Verdict]):
+    """A mapping of function ids to verdicts that reads as a report."""
+
+    def __init__(self, verdicts: Mapping[Hashable, Verdict]) -> None:
+        self._verdicts = dict(verdicts)
+
+    def __getitem__(self, function_id: Hashable) -> Verdict:
+        return self._verdicts[function_id]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._verdicts)
+
+    def __len__(self) -> int:
+        return len(self._verdicts)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}\n{self}>"
+
+    def _lines(self) -> Iterator[str]:
+        """Yield a line for each verdict, naming the functions that share it."""
+        ids: dict[str, list[Hashable]] = {}
+        for id_, verdict in self._verdicts.items():
+            ids.setdefault(str(verdict), []).append(id_)
+        for verdict_text, same in ids.items():
+            names = ", ".join(repr(id_) for id_ in same[:3])
+            more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+            yield f"{names}{more}: {verdict_text}"
+
+
+class Explanation(_Report[Finding]):
+    """What :func:`explain` found: {function id: Finding}; its text reads as a report.
+
+    Attributes
+    ----------
+    ending : str
+        What still uses workers although it was given up, in words; empty if nothing does.
+    """
+
+    def __init__(self, verdicts: Mapping[Hashable, Finding], ending: str = "") -> None:
+        super().__init__(verdicts)
+        self.ending = ending
+
+    @property
+    def possible(self) -> bool:
+        """Whether every function could run on some worker."""
+        return all(self._verdicts.values())
+
+    def __str__(self) -> str:
+        bad = [id_ for id_, finding in self._verdicts.items() if not finding]
+        if not self._verdicts:
+            head = "nothing to place"
+        elif bad:
+            head = f"{len(bad)} of {len(self)} functions cannot run on this cluster"
+        else:
+            head = f"all {len(self)} functions can run on this cluster"
+        ending = [self.ending] if self.ending else []
+        return "\n".join([head, *(f"  {line}" for line in self._lines()), *ending])
+
+    def _repr_html_(self) -> str:
+        rows = reports.verdicts(self._verdicts, _finding_cells)
+        # What cannot run comes first: it is what one looks for.
+        rows.sort(key=lambda row: bool(self._verdicts[row.ids[0]]))
+        head = ("can it run", "where, or nearest", "lacks")
+        summary = str(self).split("\n", 1)[0]
+        if self.ending:
+            summary += f"; {self.ending}"
+        return reports.report("Explanation", summary, head, rows)
+
+
+def _finding_cells(finding: Finding) -> tuple[object, ...]:
+    if finding:
+        number = markup.count(len(finding.able), "worker")
+        where = f"{number}: {markup.names(finding.able)}" if len(finding.able) > 1 else ""
+        return reports.yes_no(True, "yes"), where or finding.able[0], ""
+    if not finding.pin_known:
+        return reports.yes_no(False, "no"), "", f"no worker answers to {finding.pin!r}"
+    if finding.nearest is None:
+        return reports.yes_no(False, "no"), "", "no workers"
+    pinned = f" (pinned to {finding.pin!r})" if finding.pin is not None else ""
+    lacks = reports.resources(finding.shortfall, "offers")
+    return reports.yes_no(False, "no"), f"{finding.nearest}{pinned}", lacks
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """Why a function is not ready: the functions whose results it lacks.
+
+    If there are none, it waits for the result of a future, or for data that functions share.
+    """
+
+    dependencies: tuple[Hashable, ...]
+
+    def __str__(self) -> str:
+        if not self.dependencies:
+            return "waits for its arguments"
+        names = ", ".join(repr(id_) for id_ in self.dependencies[:3])
+        more = f" and {len(self.dependencies) - 3} more" if len(self.dependencies) > 3 else ""
+        return f"waits for {names}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """What a placed function waits for: inputs that its worker has yet to receive.
+
+    Attributes
+    ----------
+    inputs : tuple
+        Pairs of (id of the function whose result it is, addresses of the workers that have it).
+    """
+
+    inputs: tuple[tuple[Hashable, tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        shown = [f"{id_!r} from {' or '.join(workers[:3])}" for id_, workers in self.inputs[:3]]
+        more = f" and {len(self.inputs) - 3} more" if len(self.inputs) > 3 else ""
+        return f"fetching {', '.join(shown)}{more}"
+
+    @classmethod
+    def of(
+        cls, inputs: Iterable[tuple[int | str, tuple[str, ...]]], nodes: Sequence[Node]
+    ) -> Fetching:
+        """Make one of inputs that are given by the index of their node, or by a key of Dask."""
+        return cls(
+            tuple(
+                (i if isinstance(i, str) else gathering.producer(nodes, i), workers)
+                for i, workers in inputs
+            )
+        )
+
+
+class RunExplanation(_Report[Waiting | Unready | Fetching]):
+    """What ``run.explain()`` found: {id of a function that is not running: why}."""
+
+    def __str__(self) -> str:
+        if not self._verdicts:
+            return "nothing waits"
+        return "\n".join([f"{len(self)} functions wait", *(f"  {line}" for line in self._lines())])
+
+    def _repr_html_(self) -> str:
+        rows = reports.verdicts(self._verdicts, _reason_cells)
+        head = ("held for", "workers")
+        return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+
+
+def _reason_cells(why: Waiting | Unready | Fetching) -> tuple[object, ...]:
+    if isinstance(why, Unready | Fetching):
+        return str(why), ""
+    return hold_cells(why)
+
+
+def hold_cells(why: Waiting) -> tuple[str, str]:
+    """Return what functions are held for, and the workers that this concerns, for a table."""
+    what = reports.resources(why.resources, "at most free") or why.reason
+    if why.finding is not None:
+        what += f": {why.finding}"
+    if why.ending:
+        what += f"; {why.ending}"
+    return what, markup.names(why.workers)
+
+
+def explain(dag: DAG, client: Client | None = None) -> Explanation:
+    """Tell, before a run, which workers could ever run each function, or what is missing.
+
+    Parameters
+    ----------
+    dag
+        The DAG; it is validated first.
+    client
+        A client of the cluster; None takes the current one.
+
+    Returns
+    -------
+    Explanation
+        {function id: Finding}: the workers that are `able` or, where there are none, the `nearest`
+        one and its `shortfall`, or the `pin` that nobody answers to. Printed, it is a report. With
+        an asynchronous client, an awaitable of one.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from handoff_dask import DAG, Function, explain
+    >>> dag = DAG().add_function(Function(id="f", args=[], code=int, cost={"gpu": 1}))
+    >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
+    ...     explanation = explain(dag)
+    >>> explanation.possible
+    False
+    >>> explanation["f"].shortfall
+    {'gpu': (1.0, 0.0)}
+    """
+    dag.validate()
+    client = connection.require_client(client)
+    nodes = expand(dag.functions)
+
+    async def ask() -> Explanation:
+        await connection.install(client)
+        spec = RunSpec(
+            run_id=f"explain-{id(dag)}-{client.id}",
+            dag_id=dag_label(dag.id),
+            client=client.id,
+            rows=function_rows(nodes, code_prefixes(nodes)),
+        )
+        answer = await connection.call(client, "explain", spec=pickle.dumps(spec))
+        findings, ending = pickle.loads(answer)
+        return Explanation(
+            {
+                node.function.id: finding
+                for node, finding in zip(nodes, findings, strict=True)
+                if node.kind == "function"
+            },
+            ending,
+        )
+
+    return connection.sync(client, ask)

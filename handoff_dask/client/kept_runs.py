@@ -1,0 +1,313 @@
+"""The runs that a cluster keeps, for any client of it."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future
+
+from handoff_dask.client import ends, gathering
+from handoff_dask.client.connection import call, install, installed, require_client, sync
+from handoff_dask.client.outline import Outline
+from handoff_dask.client.run import Run
+from handoff_dask.client.submission import dag_label, function_label
+from handoff_dask.client.waiting import wait_for
+from handoff_dask.compat import scheduler as _compat
+from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run on a cluster, in a line; see :func:`list_runs`.
+
+    Attributes
+    ----------
+    dag_id : Hashable
+        The id of its DAG; its ``repr`` where the id cannot be unpickled here.
+    started : float
+        When it was submitted (s since epoch).
+    detached : bool
+        Whether the cluster keeps it without a client, until :func:`forget`.
+    priority : float
+        Its priority.
+    counts : Mapping
+        How many functions are in which state, as ``Run.status`` counts them.
+    """
+
+    dag_id: Hashable
+    started: float
+    detached: bool
+    priority: float
+    counts: Mapping[str, int]
+
+
+def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[RunInfo]:
+    """Return the runs on a cluster, everybody's, the oldest first.
+
+    Parameters
+    ----------
+    stopped
+        Whether to include detached runs that were stopped and have no results.
+    client
+        A client of the cluster; None takes the current one.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from handoff_dask import DAG, Function, forget, list_runs, submit
+    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
+    ...     run = submit(dag, detach=True)
+    ...     run.wait()
+    ...     [(info.dag_id, info.counts["done"]) for info in list_runs()]
+    ...     forget("answers")
+    [('answers', 1)]
+    """
+    client = require_client(client)
+
+    async def listed() -> list[RunInfo]:
+        await install(client)
+        return [
+            RunInfo(
+                dag_id=_own_id(run),
+                started=run["started"],
+                detached=run["detached"],
+                priority=run["priority"],
+                counts=dict(run["counts"]),
+            )
+            for run in await call(client, "known")
+            if run["alive"] or stopped
+        ]
+
+    return sync(client, listed)
+
+
+def _own_id(run: Mapping[str, Any]) -> Hashable:
+    try:
+        own: Hashable = pickle.loads(run["own_id"])
+    except Exception:
+        own = run["dag_id"]  # of a type that only its submitter has
+    return own
+
+
+def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
+    """Return a run on a cluster, whoever submitted it.
+
+    It is as good as the one that :func:`submit` returned, but that the code and the arguments of
+    its functions stayed where they came from.
+
+    Parameters
+    ----------
+    dag_id
+        The DAG. Of several runs of one dag_id, the latest.
+    client
+        A client of the cluster; None takes the current one.
+
+    Returns
+    -------
+    Run
+        With an asynchronous client, an awaitable of one.
+
+    Raises
+    ------
+    UnknownRunError
+        The cluster keeps no such run.
+    """
+    client = require_client(client)
+
+    async def followed() -> Run:
+        await install(client)
+        _, outline = await _outline(client, dag_id)
+        return await Run(outline, client).follow()
+
+    return sync(client, followed)
+
+
+def get_result(
+    dag_id: Hashable, function_id: Hashable, timeout: float = 5, *, client: Client | None = None
+) -> Any:
+    """Return one result of a run that the cluster keeps (``Handoff.get_result``).
+
+    From any client of the cluster: while the run's own client holds it or, after that, if it was
+    submitted with ``detach=True``.
+
+    Parameters
+    ----------
+    dag_id, function_id
+        The DAG and the function. Of several runs of one dag_id, the latest answers.
+    timeout
+        Seconds to wait for the function to end.
+    client
+        A client of the cluster; None takes the current one.
+
+    Raises
+    ------
+    UnknownRunError
+        The cluster keeps no such run.
+    UnknownFunctionError
+        The run has no such function, or does not keep its result.
+    TimeoutError
+        The function had not ended by then.
+    FunctionFailedError
+        The function, or one that it depends on, failed.
+    RunTimeoutError, RunCancelledError, ClusterLostError
+        What ended the run, if it did not end by itself.
+    """
+    __tracebackhide__ = True
+    client = require_client(client)
+
+    async def get() -> Any:
+        await install(client)
+        run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
+        key = None
+        if _is_plain(function_id):
+            key = await call(client, "find", run_id=run_id, label=function_label(function_id))
+        if key is None:
+            _, outline = await _outline(client, dag_id, run_id)
+            # As a mapping compares: numpy's numbers compare with tuples element by element.
+            if function_id not in outline.awaited or function_id not in set(outline.wanted):
+                problem = f"the run {dag_id!r} has no such function, or does not keep its result"
+                raise UnknownFunctionError(function_id, problem)
+            key = outline.keys[outline.awaited[function_id]]
+        future: Future[Any] = Future(key, client)
+        try:
+            if not await _wait_for(client, run_id, future, timeout):
+                raise TimeoutError(
+                    f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
+                )
+            values, problems = await gathering.finished(client, {function_id: future})
+            if values:
+                return values[function_id]
+            _, outline = await _outline(client, dag_id, run_id)
+            raise await Run(outline, client).failure_of(function_id, problems.get(function_id))
+        finally:
+            # An error's traceback would keep the future, and with it the result, on the cluster.
+            future.release()
+
+    return wait_for(client, get, dag_id=dag_label(dag_id))
+
+
+async def _wait_for(
+    client: Client, run_id: str, future: Future[Any], timeout: float | None
+) -> bool:
+    """Wait until a function has ended or will not run any more; return whether that is so."""
+    loop = asyncio.get_running_loop()
+    deadline = float("inf") if timeout is None else loop.time() + timeout
+    waiting = asyncio.ensure_future(gathering.settled(client, {None: future}))
+    try:
+        while True:
+            # Now that the future listens: the scheduler answers with its state. And again: that an
+            # earlier future of this key was released may reach the scheduler after this.
+            await call(client, "want", keys=[future.key], client=client.id)
+            left = deadline - loop.time()
+            await asyncio.wait([waiting], timeout=max(0, min(left, ends.INTERVAL)))
+            if waiting.done():
+                return True
+            if left <= 0:
+                return False
+            if await call(client, "over", run_ids=[run_id]):
+                state = dict(await call(client, "states", keys=[future.key])).get(future.key)
+                if state not in ("memory", "erred"):
+                    return True
+                _compat.settle_future(future, state)  # the message is lost
+    finally:
+        waiting.cancel()
+
+
+async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
+    """Return the facts of the runs of a DAG, the latest last.
+
+    Raises
+    ------
+    UnknownRunError
+        There are none.
+    """
+    known = await call(client, "known")
+    runs = [run for run in known if not run["forgotten"] and dag_id in {_own_id(run)}]
+    if not runs:
+        raise UnknownRunError(dag_id)
+    return runs
+
+
+async def _outline(
+    client: Client, dag_id: Hashable, run_id: str | None = None
+) -> tuple[str, Outline]:
+    """Return a run of a DAG, the latest unless told, and what it takes to follow it."""
+    if run_id is None:
+        run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
+    packed = await call(client, "outline", run_id=run_id)
+    if packed is None:
+        raise UnknownRunError(dag_id)
+    return run_id, Outline.unpacked(packed)
+
+
+def _is_plain(id_: Hashable) -> bool:
+    """Whether ids like this one are equal if their texts are."""
+    if type(id_) is tuple:
+        return all(map(_is_plain, id_))
+    return type(id_) in (str, int, bytes)
+
+
+def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
+    """Let a detached run go: its results, and whatever of it still runs.
+
+    Parameters
+    ----------
+    dag_id
+        The DAG; all detached runs of that id are let go.
+    client
+        A client of the cluster; None takes the current one.
+
+    Raises
+    ------
+    UnknownRunError
+        The cluster keeps no such run.
+    """
+    client = require_client(client)
+
+    async def let_go() -> None:
+        await install(client)
+        kept = [run["run_id"] for run in await _runs_of(client, dag_id) if run["detached"]]
+        if not kept:
+            raise UnknownRunError(dag_id)
+        await call(client, "forget", run_ids=kept)
+
+    return sync(client, let_go)
+
+
+def uninstall(client: Client | None = None, *, force: bool = False) -> None:
+    """Take everything of Handoff off a cluster: plugins, handlers, declared capabilities.
+
+    Workers declare again what they declared without Handoff. What :func:`register_node` declared
+    goes as soon as no plain task, running or pending, claims it. The next :func:`execute` puts
+    everything back.
+
+    Parameters
+    ----------
+    client
+        A client of the cluster; None takes the current one.
+    force
+        Whether runs that are under way or kept are cancelled; else they are an error.
+
+    Raises
+    ------
+    HandoffError
+        There are such runs.
+    """
+    client = require_client(client)
+
+    async def remove() -> None:
+        if await installed(client) is None:
+            return
+        if busy := await call(client, "uninstall", force=force):
+            names = ", ".join(map(repr, busy))
+            raise HandoffError(
+                f"runs are under way or kept on the cluster: {names}. Wait for them, cancel() or "
+                "forget() them, or pass force=True"
+            )
+
+    return sync(client, remove)

@@ -1,0 +1,283 @@
+"""What would happen: a DAG on workers that need not exist, under simulated time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean
+from typing import Any, NamedTuple
+
+from handoff_dask.client.options import RunOptions
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.client.submission import function_rows
+from handoff_dask.graph.translation import code_prefixes
+from handoff_dask.model.amounts import as_number
+from handoff_dask.model.dag import DAG
+from handoff_dask.model.expansion import Node, expand
+from handoff_dask.model.retry import number_problem
+from handoff_dask.placement.events import WorkerSpec
+from handoff_dask.placement.simulation import simulate
+from handoff_dask.scheduler.records import FunctionRow, allocation_error, function_specs
+from handoff_dask.widgets import markup, plots, reports
+from handoff_dask.wire.offers import check_capabilities
+
+#: Threads of a worker whose capabilities tell of no cpu.
+_MANY_THREADS = 10**6
+
+#: On a cluster no two functions end at the same instant, and which of two ends first decides what
+#: is placed next. So functions end a little apart in each of several simulations, of which the
+#: median one is the plan: as many as place this number of functions, but no more than are of use.
+#: Large DAGs are their own average.
+_PLACED, _SIMULATIONS = 5000, 15
+#: A shift, and the digits that are told, as shares of the longest duration: the first can't be seen
+#: in the second.
+_JITTER, _DIGITS = 1e-9, 6
+#: What the engine is told that results weigh: it cares where inputs lie, as on a cluster.
+_RESULT_BYTES = 64.0
+
+
+class Slot(NamedTuple):
+    """A function's place in a plan: seconds from the start of the run."""
+
+    id: Hashable
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a DAG would run, by the engine that would place it.
+
+    Attributes
+    ----------
+    makespan : float
+        Seconds from the start of the run to the last end.
+    timeline : Mapping
+        {worker: list of (id, start, stop)}, in order of start; seconds from the start of the run.
+    utilisation : Mapping
+        {resource: share of what the workers offer over the makespan that is used}, from 0 to 1.
+    """
+
+    makespan: float
+    timeline: Mapping[str, list[Slot]]
+    utilisation: Mapping[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"makespan {self.makespan:.3g} s"]
+        for name, share in self.utilisation.items():
+            lines.append(f"  {name:<12} {share:6.1%} used")
+        for worker, slots in self.timeline.items():
+            busy = sum(slot.stop - slot.start for slot in slots)
+            lines.append(f"  {worker}: {len(slots)} functions, {busy:.3g} s of work")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return reports.plan(self.makespan, self.timeline, self.utilisation)
+
+    def plot(self) -> Any:
+        """Return the timeline by worker.
+
+        Returns
+        -------
+        bokeh.plotting.figure
+            For ``bokeh.io.show`` or ``bokeh.io.save``.
+
+        Raises
+        ------
+        ImportError
+            Bokeh is not installed.
+
+        Examples
+        --------
+        >>> from handoff_dask import DAG, Function, plan
+        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> plan(dag, {"laptop": {"cpu": 2}}, {"f": 1.5}).plot().title.text
+        'plan: 1.5 s'
+        """
+        title = f"plan: {markup.seconds(self.makespan)}"
+        return plots.figure(reports.slot_bars(self.timeline), title, {})
+
+
+def plan(
+    dag: DAG,
+    capabilities: Mapping[str, Mapping[str, float]],
+    durations: Mapping[Hashable, float] | ExecutionResult,
+    *,
+    allocation_strategy: str = "packed",
+    max_concurrency: int | None = None,
+    overhead: float = 0.0,
+) -> Plan:
+    """Predict how a DAG would run.
+
+    The engine that places functions on a cluster places them on imagined workers here, against the
+    clock of a simulation. In it functions take exactly their time and start in none; results are
+    small, and take 5 ms to move. What is decided when several functions end at once is a matter of
+    chance, on a cluster as well: of several simulations the plan is the one of median makespan.
+    The same arguments give the same plan.
+
+    Parameters
+    ----------
+    dag
+        The DAG.
+    capabilities
+        {worker name: {resource: amount}}, as :func:`discover_nodes` returns. A worker runs as many
+        functions at once as it has ``"threads"`` or, if that is not named, cores of ``"cpu"``.
+    durations
+        {id: seconds}, or the result of an earlier run of the DAG, which may have failed. A function
+        takes the mean of its successful attempts. Without any, it takes as long as the longest of
+        its attempts, and at least as long as others of its code on average.
+    allocation_strategy, max_concurrency
+        As for :func:`execute`.
+    overhead
+        Seconds that messages take: from the decision to start a function to its start and, on
+        average, from its end until the scheduler knows. 0.002 suits a cluster on one machine.
+
+    Returns
+    -------
+    Plan
+        Makespan (s), timeline by worker, utilisation by resource.
+
+    Raises
+    ------
+    DAGError
+        The DAG is not valid.
+    AllocationError
+        No worker could hold a function.
+    ValueError
+        A duration is missing or not a number >= 0, nothing is known about a function or others of
+        its code, a capability or the overhead is not a number >= 0, or there are no workers.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, Function, plan
+    >>> dag = DAG()
+    >>> for i in range(4):
+    ...     _ = dag.add_function(Function(id=i, args=[], code=int, cost={"cpu": 1}))
+    >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
+    3.0
+    """
+    dag.validate()
+    RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
+    nodes = expand(dag.functions)
+    prefixes = code_prefixes(nodes)
+    if isinstance(durations, ExecutionResult):
+        durations = _learned(nodes, prefixes, durations)
+    elif not isinstance(durations, Mapping):
+        raise ValueError(
+            f"durations must be {{function id: seconds}} or an ExecutionResult, not {durations!r}"
+        )
+    seconds = _seconds(nodes, durations)
+    if not capabilities:
+        raise ValueError("capabilities names no worker")
+    if problem := number_problem(overhead):
+        raise ValueError(f"overhead {problem}")
+    overhead = as_number(overhead)
+    rows = [FunctionRow(*row) for row in function_rows(nodes, prefixes)]
+    specs = function_specs(rows, range(len(nodes)))
+    workers = [_worker(name, offered) for name, offered in capabilities.items()]
+    longest = max(seconds.values(), default=0.0)
+    # Odd, so that there is a median.
+    count = min(_SIMULATIONS, _PLACED // max(1, len(nodes))) | 1
+    runs = [
+        simulate(
+            specs,
+            workers,
+            seconds,
+            strategy=allocation_strategy,
+            max_concurrency=max_concurrency,
+            overhead=overhead,
+            sizes=dict.fromkeys(seconds, _RESULT_BYTES),
+            # As long again, on average, until the scheduler hears of its end.
+            jitter=2 * overhead or _JITTER * longest,
+            seed=seed,
+        )
+        for seed in range(count)
+    ]
+    run = sorted(runs, key=lambda run: run.makespan)[len(runs) // 2]
+    for index, finding in run.refused.items():
+        node = nodes[_index(index)]
+        raise allocation_error(node.function.id, node.cost, finding)
+    told = partial(round, ndigits=_DIGITS - math.floor(math.log10(longest or 1)))
+    timeline: dict[str, list[Slot]] = {name: [] for name in capabilities}
+    for index, place in run.placements.items():
+        node = nodes[_index(index)]
+        if node.kind == "function":
+            slot = Slot(node.function.id, told(place.start), told(place.stop))
+            timeline[place.worker].append(slot)
+    utilisation = {name: round(share, _DIGITS) for name, share in run.utilisation.items()}
+    return Plan(told(run.makespan), timeline, utilisation)
+
+
+def _index(key: Hashable) -> int:
+    assert isinstance(key, int)
+    return key
+
+
+def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
+    offered = check_capabilities(capabilities)
+    threads = offered.pop("threads", None) or math.ceil(offered.get("cpu", _MANY_THREADS))
+    return WorkerSpec(name, name, name, offered, max(int(threads), 1))
+
+
+def _learned(
+    nodes: Sequence[Node], prefixes: Sequence[str], result: ExecutionResult
+) -> dict[Hashable, float]:
+    """Return the seconds that functions take, as learned from a run.
+
+    Raises
+    ------
+    ValueError
+        Nothing is known about a function, nor about others of its code.
+    """
+    codes = {
+        node.function.id: prefix
+        for node, prefix in zip(nodes, prefixes, strict=True)
+        if node.kind == "function"
+    }
+    good: dict[Hashable, float] = {}
+    # A failed attempt might have gone on: the longest says most.
+    longest: dict[Hashable, float] = {}
+    for id_ in codes:
+        tried = result.attempts.get(id_, ())
+        if ended_well := [a.duration for a in tried if a.outcome == "ok"]:
+            good[id_] = mean(ended_well)
+        elif tried:
+            longest[id_] = max(a.duration for a in tried)
+    well, badly = _by_code(good, codes), _by_code(longest, codes)
+    found: dict[Hashable, float] = {}
+    for id_, code in codes.items():
+        known = [good[id_]] if id_ in good else [longest.get(id_), well.get(code)]
+        seconds = max((s for s in known if s is not None), default=badly.get(code))
+        if seconds is None:
+            raise ValueError(
+                f"nothing is known of how long function {id_!r} takes: neither it nor another of "
+                f"its code ran. Say it: durations={{{id_!r}: seconds, ...}}"
+            )
+        found[id_] = seconds
+    return found
+
+
+def _by_code(seconds: Mapping[Hashable, float], codes: Mapping[Hashable, str]) -> dict[str, float]:
+    """Return the mean of the functions of each code."""
+    found: dict[str, list[float]] = {}
+    for id_, value in seconds.items():
+        found.setdefault(codes[id_], []).append(value)
+    return {code: mean(values) for code, values in found.items()}
+
+
+def _seconds(nodes: list[Node], durations: Mapping[Hashable, float]) -> dict[Hashable, float]:
+    """Return the seconds that each node takes; transforms take none."""
+    seconds: dict[Hashable, float] = {}
+    for node in nodes:
+        if node.kind != "function":
+            seconds[node.index] = 0.0
+            continue
+        id_ = node.function.id
+        if id_ not in durations:
+            raise ValueError(f"durations has no entry for function {id_!r}")
+        if problem := number_problem(durations[id_]):
+            raise ValueError(f"the duration of function {id_!r} {problem}")
+        seconds[node.index] = as_number(durations[id_])
+    return seconds

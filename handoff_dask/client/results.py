@@ -1,0 +1,189 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from handoff_dask.errors import UnknownFunctionError
+from handoff_dask.model import jsonable
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.comparing import Comparable
+from handoff_dask.model.expansion import Node, sinks
+from handoff_dask.model.function import Function
+from handoff_dask.widgets import markup, plots, reports
+from handoff_dask.widgets.markup import OUTCOME_COLOURS
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ExecutionResult(Comparable):
+    """The outcome of a run.
+
+    Attributes
+    ----------
+    dag_id : Hashable
+        The id of the DAG.
+    results : dict
+        {function id: value} of the results that were asked for.
+    allocations : dict
+        {function id: address of the worker that ran it}.
+    attempts : dict
+        {function id: tuple of Attempt}, every start of every function.
+    errors : dict
+        {function id: exception} of the functions that failed or were not run because of one that
+        did; empty unless ``on_error="continue"``.
+    functions : dict
+        {function id: Function} with `results` and `node` filled in.
+    makespan : float
+        Seconds from the first start to the last end.
+    """
+
+    dag_id: Hashable
+    results: Mapping[Hashable, Any]
+    allocations: Mapping[Hashable, str] = field(default_factory=dict)
+    attempts: Mapping[Hashable, tuple[Attempt, ...]] = field(default_factory=dict)
+    errors: Mapping[Hashable, BaseException] = field(default_factory=dict)
+    #: The functions as the user wrote them.
+    dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.errors)} failed or not run" if self.errors else ""
+        return (
+            f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} results, "
+            f"{len(self.allocations)} functions on {len(set(self.allocations.values()))} workers, "
+            f"{self.makespan:.3g} s{failed}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return reports.result(
+            self.dag_id, self.attempts, self.errors, self.makespan, len(self.allocations)
+        )
+
+    def plot(self) -> Any:
+        """Return the timeline by worker, each attempt coloured by its outcome.
+
+        Returns
+        -------
+        bokeh.plotting.figure
+            For ``bokeh.io.show`` or ``bokeh.io.save``.
+
+        Raises
+        ------
+        ImportError
+            Bokeh is not installed.
+
+        Examples
+        --------
+        >>> from handoff_dask import DAG, Function, execute_local
+        >>> dag = DAG("d").add_function(Function(id="f", args=[], code=int))
+        >>> execute_local(dag).plot().title.text
+        'd'
+        """
+        rows, _ = reports.attempt_bars(self.attempts)
+        return plots.figure(rows, markup.plain(self.dag_id), OUTCOME_COLOURS)
+
+    @cached_property
+    def functions(self) -> dict[Hashable, Function]:
+        """The functions with `results` and `node` filled in."""
+        return {
+            id_: dataclasses.replace(
+                function, results=self.results.get(id_), node=self.allocations.get(id_)
+            )
+            for id_, function in self.dag_functions.items()
+        }
+
+    @cached_property
+    def makespan(self) -> float:
+        """Seconds from the first start to the last end."""
+        spans = [(a.started, a.stopped) for attempts in self.attempts.values() for a in attempts]
+        if not spans:
+            return 0.0
+        return max(stop for _, stop in spans) - min(start for start, _ in spans)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain dicts and lists.
+
+        What Handoff's ``execute`` returns, ``dag_id``, ``results`` and ``allocations``, comes
+        first.
+        """
+        return {
+            "dag_id": self.dag_id,
+            "results": dict(self.results),
+            "allocations": dict(self.allocations),
+            "attempts": {
+                id_: [dataclasses.asdict(attempt) for attempt in attempts]
+                for id_, attempts in self.attempts.items()
+            },
+            "errors": {id_: jsonable.text(error) for id_, error in self.errors.items()},
+            "makespan": self.makespan,
+        }
+
+
+def failed_or_not_run(
+    nodes: Sequence[Node], failed: Mapping[int, BaseException], done: Container[Hashable]
+) -> dict[Hashable, BaseException]:
+    """Return the error of each function that failed or depends on one that did.
+
+    Parameters
+    ----------
+    nodes
+        What the DAG expands to.
+    failed
+        {index: error} of the nodes that failed by themselves.
+    done
+        The functions whose results are there all the same.
+    """
+    # Nodes come after what they depend on in no particular order: follow failures to their end.
+    found = dict(failed)
+    errors: dict[Hashable, BaseException] = {}
+    users: dict[int, list[int]] = {}
+    for node in nodes:
+        for dependency in node.dependencies:
+            users.setdefault(dependency, []).append(node.index)
+    spreading = list(found)
+    while spreading:
+        index = spreading.pop()
+        errors.setdefault(nodes[index].function.id, found[index])
+        for user in users.get(index, ()):
+            if user not in found and nodes[user].function.id not in done:
+                found[user] = found[index]
+                spreading.append(user)
+    return errors
+
+
+def select(
+    functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: Any
+) -> list[Hashable]:
+    """Return the functions whose results are asked for, in the order of the DAG or of the list.
+
+    Parameters
+    ----------
+    functions, nodes
+        The DAG, and what it expands to.
+    results
+        ``"all"``, ``"sinks"`` or a list of ids.
+
+    Raises
+    ------
+    ValueError
+        `results` is neither ``"all"``, ``"sinks"`` nor a list of ids.
+    UnknownFunctionError
+        The list names a function that the DAG lacks, or an inline one.
+    """
+    if isinstance(results, str) and results == "all":
+        return [f.id for f in functions.values() if f.type == "regular"]
+    if isinstance(results, str) and results == "sinks":
+        return sinks(nodes)
+    if isinstance(results, (str, bytes)) or not isinstance(results, (list, tuple, set, frozenset)):
+        raise ValueError(f'results must be "all", "sinks" or a list of ids, not {results!r}')
+    for id_ in results:
+        if id_ not in functions:
+            raise UnknownFunctionError(id_, "results= asks for it, but the DAG does not have it")
+        if functions[id_].type == "inline":
+            raise UnknownFunctionError(
+                id_, "results= asks for it, but it is inline: its value is never kept"
+            )
+    return list(dict.fromkeys(results))

@@ -1,0 +1,447 @@
+"""What ``_compat`` has for workers and nannies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
+from distributed.core import Status
+from distributed.threadpoolexecutor import ThreadPoolExecutor
+from distributed.utils import DequeHandler
+from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
+from distributed.worker_state_machine import SecedeEvent
+
+from handoff_dask.worker.starts import Starts
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
+
+#: States in which a worker starts functions.
+WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
+
+__all__ = [
+    "WORKER_ANY_RUNNING",
+    "NotStarted",
+    "TaskEnds",
+    "ThisTask",
+    "close_clients",
+    "end_workers",
+    "failures_shown",
+    "killed_for_memory",
+    "on_loop",
+    "process_client",
+    "set_resource",
+    "silence_failure",
+    "started",
+    "task_annotations",
+    "task_nearby",
+    "this_task",
+    "watch_exits",
+    "worker_address",
+]
+
+
+# On a worker
+
+
+def worker_address() -> str:
+    """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
+    try:
+        worker = get_worker()
+        return worker.contact_address or worker.address
+    except ValueError:
+        return "local"
+
+
+def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
+    """Have a worker declare an amount of a resource; what its tasks hold of it stays held.
+
+    Returns
+    -------
+    bool
+        False if the amount is None and a task of the worker still claims the resource.
+    """
+    state = worker.state
+    if amount is None:
+        ended = ("memory", "error")
+        for ts in state.tasks.values():
+            if name in (ts.resource_restrictions or ()) and ts.state not in ended:
+                return False
+        state.total_resources.pop(name, None)
+        state.available_resources.pop(name, None)
+        return True
+    used = state.total_resources.get(name, 0) - state.available_resources.get(name, 0)
+    state.total_resources[name] = amount
+    state.available_resources[name] = amount - used
+    return True
+
+
+class TaskEnds(WorkerPlugin):
+    """Calls back when the thread of a task is free again, whatever became of the task."""
+
+    #: The worker has one under this name.
+    name = "handoff"
+    worker: Worker
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, list[Callable[[], None]]] = {}
+        self._failures = _FailureFilter()
+        #: What the worker started, if somebody wants to know.
+        self.starts: Starts | None = None
+
+    def busy(self, key: Any) -> bool:
+        """Whether a task has a thread of the worker. To be called on its loop."""
+        state = self.worker.state
+        ts = state.tasks.get(key)
+        return ts is not None and (ts in state.executing or ts in state.long_running)
+
+    def at_end(self, key: Any, call: Callable[[], None]) -> None:
+        """Have something called on the worker's loop when the worker is done with a task."""
+        self._calls.setdefault(key, []).append(call)
+
+    def silence_failure(self, key: Any) -> None:
+        """Keep Dask's ten-line report of a task's failure out of the worker's log."""
+        self._failures.keys.add(key)
+
+    def filter_log(self) -> None:
+        """Start filtering the worker's log."""
+        _worker_logger.addFilter(self._failures)
+
+    def unfilter_log(self) -> None:
+        """Stop filtering the worker's log."""
+        _worker_logger.removeFilter(self._failures)
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Follow a task from one state to the next."""
+        if finish not in _BUSY:
+            self._failures.keys.discard(key)
+        # `finish` is not its state: a task that is taken back while it runs becomes cancelled.
+        if key in self._calls and not self.busy(key):
+            for call in self._calls.pop(key):
+                call()
+
+
+_worker_logger = logging.getLogger("distributed.worker")
+
+
+def _shown(logger: logging.Logger | None, level: int) -> bool:
+    """Whether somebody sees what a logger logs: Dask's `silence_logs` changes the handlers."""
+    if logger is None or not logger.isEnabledFor(level):
+        return False
+    handlers = list(logger.handlers)
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    # Each worker also keeps its last lines in memory.
+    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
+    return not shows or any(handler.level <= level for handler in shows)
+
+
+class _FailureFilter(logging.Filter):
+    """Drops Dask's reports of failed tasks, for some tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: set[Any] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # Dask's first argument is the key.
+        args: Any = record.args
+        failed = str(record.msg).startswith("Compute Failed") and isinstance(args, tuple)
+        return not (failed and args and args[0] in self.keys)
+
+
+#: States in which a task of a worker may have a thread.
+_BUSY = ("executing", "long-running", "cancelled", "resumed")
+
+
+class NotStarted(Reschedule):
+    """The function of a task must not start: it was taken back, or its worker closes."""
+
+
+#: How many threads wait on behalf of a task: {(worker, key): number}.
+_waits: Counter[tuple[Worker, Any]] = Counter()
+_waits_lock = threading.Lock()
+
+
+class ThisTask:
+    """The task that a thread of a worker runs."""
+
+    def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
+        self._worker = worker
+        self._run_id = run_id
+        #: Its key.
+        self.key = key
+        #: Its annotations.
+        self.facts = facts
+
+    @property
+    def plugin(self) -> Any:
+        """Our plugin on the worker; None if the worker does not have it."""
+        return self._worker.plugins.get(TaskEnds.name)
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have something called on the worker's loop when the worker is done with the task."""
+        if self.plugin is not None:
+            self.plugin.at_end(self.key, call)
+
+    def log(self, topic: str, message: dict[str, Any]) -> None:
+        """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
+        self._worker.log_event(topic, {**message, "key": self.key, "run_id": self._run_id})
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let the worker run another task while this one waits; any thread may call this.
+
+        The worker counts the task as long-running from here to its end, as after ``secede()``. Its
+        thread stays in the pool, which gets one more meanwhile. So the function can still call
+        ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
+        """
+        place = self._worker, self.key
+        pool = self._worker.executors.get(self.facts.get("executor", "default"))
+        extra = int(isinstance(pool, ThreadPoolExecutor))
+        with _waits_lock:
+            _waits[place] += 1
+            if _waits[place] == 1:
+                _enlarge(pool, extra)
+                # In a new context, because the worker starts other tasks in the context of this.
+                Context().run(self._worker.loop.add_callback, self._secede)
+        try:
+            yield
+        finally:
+            with _waits_lock:
+                _waits[place] -= 1
+                if not _waits[place]:
+                    del _waits[place]
+                    _enlarge(pool, -extra)
+
+    def _secede(self) -> None:
+        state = self._worker.state
+        ts = state.tasks.get(self.key)
+        if ts is not None and ts.run_id == self._run_id and ts in state.executing:
+            now = time.time()
+            self._worker.handle_stimulus(
+                SecedeEvent(
+                    key=self.key,
+                    compute_duration=now - (ts.start_time or now),
+                    stimulus_id=f"handoff-secede-{now}",
+                )
+            )
+
+
+def _enlarge(pool: Any, threads: int) -> None:
+    """Allow a pool more threads, or fewer; existing ones stay."""
+    if threads:
+        pool._max_workers += threads
+        with pool._shutdown_lock:
+            if not pool._shutdown:
+                pool._adjust_thread_count()
+
+
+def this_task() -> ThisTask | None:
+    """Return the task that this thread runs; None where it runs none."""
+    try:
+        worker = get_worker()
+        key = thread_state.key
+    except (ValueError, AttributeError):
+        return None
+    return _task_of(worker, key)
+
+
+def _task_of(worker: Worker, key: Any) -> ThisTask | None:
+    ts = worker.state.tasks.get(key)
+    return None if ts is None else ThisTask(worker, ts.key, ts.run_id, ts.annotations or {})
+
+
+def task_nearby(client: Client | None = None) -> ThisTask | None:
+    """Guess which task started this thread; None if none did.
+
+    For threads that use a client without the context of a function. If several functions run on the
+    worker, one that does not wait yet is chosen: the wrong function may give up its thread, but
+    none hangs.
+    """
+    worker = _worker_nearby(client)
+    if worker is None or worker.thread_id == threading.get_ident():
+        return None
+    with worker.active_threads_lock:
+        keys = list(worker.active_threads.values())
+    key = min(keys, key=lambda key: _waits[worker, key], default=None)
+    return _task_of(worker, key)
+
+
+def process_client() -> Client | None:
+    """Return the client of the worker that this thread belongs to; None if it belongs to none."""
+    worker = _worker_nearby()
+    return None if worker is None else worker._get_client()
+
+
+def _worker_nearby(client: Client | None = None) -> Worker | None:
+    """Return the worker of this thread's context or, without one, the worker that it belongs to.
+
+    That is known if the worker has a process of its own, or made the client.
+    """
+    try:
+        return get_worker()
+    except ValueError:
+        running = [w for w in Worker._instances if w.status in WORKER_ANY_RUNNING]
+        if client in Worker._initialized_clients:
+            return next((worker for worker in running if worker._client is client), None)
+        return running[0] if len(running) == 1 and not Scheduler._instances else None
+
+
+@contextmanager
+def started() -> Iterator[Callable[[], None]]:
+    """Note that the function of this thread's task starts here, and that it ends.
+
+    Yields
+    ------
+    callable
+        To be called after what may have taken long: it raises if the start was taken back.
+
+    Raises
+    ------
+    NotStarted
+        It must not.
+    """
+    starts = worker = None
+    try:
+        worker = get_worker()
+        number = worker.state.tasks[thread_state.key].run_id
+        plugin = worker.plugins.get(TaskEnds.name)
+        if isinstance(plugin, TaskEnds):
+            starts = plugin.starts
+    except (ValueError, AttributeError, KeyError):
+        pass
+    if starts is None:
+        if worker is not None and worker.status not in WORKER_ANY_RUNNING:
+            raise NotStarted  # it closes, and has said what it started
+        yield lambda: None
+        return
+    place = starts.begin(number)
+    if place is None:
+        raise NotStarted
+
+    def check() -> None:
+        if starts.withdrawn(number):
+            raise NotStarted
+
+    try:
+        yield check
+    finally:
+        starts.end(place)
+
+
+def failures_shown() -> bool:
+    """Whether this process logs failures of tasks: not if somebody wants quiet workers."""
+    return _shown(_worker_logger, logging.ERROR)
+
+
+def silence_failure() -> bool:
+    """Keep Dask's report that this thread's task failed out of the log.
+
+    Returns
+    -------
+    bool
+        Whether there would have been one.
+    """
+    task = this_task()
+    if task is None or not isinstance(task.plugin, TaskEnds):
+        return False
+    if not failures_shown():
+        return False
+    task.plugin.silence_failure(task.key)
+    return True
+
+
+def task_annotations() -> Mapping[str, Any]:
+    """Return the annotations of the task that this thread runs."""
+    task = this_task()
+    return {} if task is None else task.facts
+
+
+# Of an embedded cluster
+
+#: Seconds for worker processes to end by themselves.
+GRACE = 2.0
+
+
+def on_loop(client: Client) -> bool:
+    """Whether this thread runs the event loop of a client."""
+    loop: Any = client.loop
+    try:
+        return asyncio.get_running_loop() is loop.asyncio_loop
+    except RuntimeError:
+        return False
+
+
+def close_clients(cluster: LocalCluster) -> None:
+    """Close the clients that the workers of a cluster in this process made for their functions.
+
+    They are default clients of this process, and keep the event loop's thread alive.
+    """
+    for worker in cluster.workers.values():
+        client = getattr(worker, "_client", None)
+        if client is not None and client in Worker._initialized_clients:
+            client.close()
+
+
+async def end_workers(cluster: LocalCluster) -> None:
+    """Close the workers of a cluster without waiting for what they run."""
+    log = logging.getLogger("distributed.worker.state_machine")
+    log.addFilter(_is_news)
+    try:
+        await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+    finally:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "ended with CancelledError" not in record.msg
+
+
+async def _end_worker(worker: Any) -> None:
+    if isinstance(worker, Nanny):
+        worker.close_gracefully()  # or it starts another process
+        if worker.process is not None:
+            await worker.process.kill(timeout=GRACE, executor_wait=False)
+    elif worker.active_threads:
+        await worker.close(executor_wait=False)
+
+
+# On a nanny
+
+
+def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
+    """Have the exit code told of each process that a nanny's worker ran in, before it has another.
+
+    Returns
+    -------
+    Callable
+        Ends that.
+    """
+    inner = nanny._on_worker_exit_sync
+
+    def on_exit(code: int) -> None:
+        exited(code)
+        inner(code)  # type: ignore[no-untyped-call]
+
+    def replace(call: Callable[[int], None]) -> None:
+        nanny._on_worker_exit_sync = call  # type: ignore[method-assign]
+        if nanny.process is not None:
+            nanny.process.on_exit = call
+
+    replace(on_exit)
+    return lambda: replace(inner)
+
+
+def killed_for_memory(nanny: Nanny, pid: int) -> bool:
+    """Whether a nanny ended a process because it had more memory than it may."""
+    return getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid

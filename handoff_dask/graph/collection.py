@@ -1,0 +1,219 @@
+"""The DAG that users see: the model's, and a Dask collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import dask
+from dask.base import DaskMethodsMixin
+from dask.delayed import optimize
+
+from handoff_dask.errors import DAGError
+from handoff_dask.graph.pictures import Engine, choose_engine, looks, write_svg
+from handoff_dask.graph.translation import Key, code_names, translate_plain
+from handoff_dask.model import dag as model
+from handoff_dask.model.function import Function
+from handoff_dask.widgets import dag as drawing
+from handoff_dask.widgets import markup
+
+
+class DAG(model.DAG, DaskMethodsMixin):
+    """A directed acyclic graph of functions (``Handoff.DAG``).
+
+    It is a Dask collection too: ``dask.compute(dag)``, ``dask.visualize(dag)`` and
+    ``client.persist(dag)`` run or draw it with any Dask scheduler. Costs, pins, retries and what
+    else the plugin does is :func:`execute`'s; transforms then run where their consumer does.
+
+    Parameters
+    ----------
+    id
+        Name of the DAG, any hashable; None draws a fresh one.
+
+    Examples
+    --------
+    >>> import operator
+    >>> from handoff_dask import DAG, Function
+    >>> dag = (
+    ...     DAG("doubled")
+    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
+    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
+    ... )
+    >>> dag.validate()
+    >>> dag
+    <DAG 'doubled': 2 functions>
+    >>> dag.compute()
+    {'source': 42, 'double': 84}
+    """
+
+    def __init__(self, id: Hashable = None) -> None:
+        super().__init__(id)
+        self._token = uuid4().hex
+        self._plain: tuple[Any, list[Key]] | None = None
+
+    def add_function(self, function: Function) -> DAG:
+        """Add a function and return the DAG, so that calls chain.
+
+        The functions that it depends on may be added later.
+
+        Raises
+        ------
+        DuplicateFunctionError
+            The DAG has a function of that id.
+        InvalidFunctionError
+            The id cannot be hashed.
+        """
+        super().add_function(function)
+        # Another graph needs other keys, or Dask would take it for the one it knows.
+        self._token = uuid4().hex
+        self._plain = None
+        return self
+
+    def _translated(self) -> tuple[Any, list[Key]]:
+        if self._plain is None:
+            self.validate()
+            self._plain = translate_plain(self.functions, self._token)
+        return self._plain
+
+    def _fault(self) -> DAGError | None:
+        """Return what is wrong with the DAG; people look at it while they build it."""
+        try:
+            self.validate()
+        except DAGError as error:
+            return error
+        return None
+
+    def _codes(self) -> tuple[str, ...]:
+        return code_names(function.code for function in self.functions.values())
+
+    def _repr_html_(self) -> str:
+        title = f"DAG {markup.plain(self.id)}"
+        return drawing.show(title, self.functions, self._codes(), self._fault())
+
+    def _repr_svg_(self) -> str:
+        return drawing.draw(self.functions, self._codes(), self._fault(), alone=True)
+
+    def visualize(
+        self,
+        filename: str | None = "dag",
+        format: str | None = None,
+        optimize_graph: bool = False,
+        *,
+        engine: Engine | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw the DAG into a file.
+
+        Parameters
+        ----------
+        filename
+            Its ending tells the format: ``"dag.svg"``, ``"dag.png"``, ``"dag.pdf"``. None writes no
+            file.
+        format
+            The format, if the filename does not tell; PNG, or SVG where Graphviz is missing.
+        optimize_graph
+            Whether Dask's engines draw the graph as it is after optimization.
+        engine
+            ``"graphviz"`` and ``"cytoscape"`` are Dask's: they draw the tasks that
+            ``dask.compute(dag)`` would run. ``"handoff"`` draws what notebooks show, as SVG,
+            whatever is installed. None takes Dask's setting ``visualization.engine`` or, of those
+            that can draw the format, the first installed: Graphviz, ipycytoscape (HTML), our own.
+        **kwargs
+            What else Dask's engine is told, such as ``rankdir="LR"``.
+
+        Returns
+        -------
+        IPython.display.SVG, IPython.display.Image, CytoscapeWidget or None
+            What a notebook shows; None where IPython is missing, and for what it cannot show.
+
+        Raises
+        ------
+        DAGError
+            The DAG is not valid; our own engine draws it all the same.
+        RuntimeError
+            What the format or the engine needs is not installed.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from handoff_dask import DAG, Function
+        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> path = os.path.join(tempfile.mkdtemp(), "dag.svg")
+        >>> _ = dag.visualize(path, engine="handoff")
+        >>> os.path.exists(path)
+        True
+        """
+        chosen = choose_engine(filename, format, engine)
+        if chosen == "handoff":
+            return write_svg(self._repr_svg_(), filename)
+        if "color" not in kwargs:  # Dask labels what it colours
+            regular = [f for f in self.functions.values() if f.type == "regular"]
+            kwargs = {**looks(chosen, self.__dask_keys__(), regular), **kwargs}
+        drawn: Any = DaskMethodsMixin.visualize(
+            self,
+            filename=filename,
+            format=format,
+            optimize_graph=optimize_graph,
+            engine=chosen,
+            **kwargs,
+        )
+        return drawn
+
+    def _regular(self) -> list[Hashable]:
+        return [f.id for f in self.functions.values() if f.type == "regular"]
+
+    # Delayed's own, which drops unused keys only: dask.compute() groups collections by this and
+    # returns the results group by group, mixed up where two kinds alternate.
+    __dask_optimize__ = staticmethod(optimize)
+    __dask_scheduler__ = staticmethod(dask.threaded.get)
+
+    def __dask_graph__(self) -> Any:
+        return self._translated()[0]
+
+    def __dask_keys__(self) -> list[Key]:
+        return self._translated()[1]
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, self._token
+
+    def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _by_id, (self._regular(),)
+
+    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _persisted, (self.id, dict(self.functions), self.__dask_keys__())
+
+
+class _PersistedDAG(DAG):
+    """A DAG whose results Dask has, or is at work on."""
+
+    def __init__(
+        self,
+        id: Hashable,
+        functions: Mapping[Hashable, Function],
+        graph: Mapping[Key, Any],
+        keys: list[Key],
+    ) -> None:
+        super().__init__(id)
+        self._functions.update(functions)
+        self._plain = graph, keys
+
+    def add_function(self, function: Function) -> DAG:
+        raise DAGError("a persisted DAG is complete: add functions to the DAG it came from")
+
+
+def _by_id(values: Sequence[Any], ids: Sequence[Hashable]) -> dict[Hashable, Any]:
+    return dict(zip(ids, values, strict=True))
+
+
+def _persisted(
+    graph: Mapping[Key, Any],
+    id: Hashable,
+    functions: Mapping[Hashable, Function],
+    keys: list[Key],
+    *,
+    rename: Mapping[str, str] | None = None,
+) -> DAG:
+    names = rename or {}
+    keys = [(names.get(name, name), index) for name, index in keys]
+    return _PersistedDAG(id, functions, graph, keys)

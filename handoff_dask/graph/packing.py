@@ -1,0 +1,345 @@
+"""Pickling the calls of a run, as ``payload`` opens them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain, combinations
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+from distributed import Future
+
+from handoff_dask import pickling
+from handoff_dask.compat.scheduler import GraphNode, Task, TaskRef
+from handoff_dask.errors import InvalidFunctionError
+from handoff_dask.model.contents import Replacing, contents
+from handoff_dask.model.expansion import Call, Node, given, map_given
+from handoff_dask.model.function import Function, given_by_field
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.wire.payload import Name
+
+#: Bytes from which shared data is a task of its own: Dask's limit in ``client.map``.
+LARGE = 100_000
+
+
+@dataclass(slots=True)
+class _Part:
+    """What several calls have in common, or something large.
+
+    Attributes
+    ----------
+    data
+        Its pickle.
+    names
+        What the pickle names, and what the parts named there name.
+    state
+        By id: the mutable objects in it, possibly including itself.
+    users
+        How many tasks need it.
+    """
+
+    data: bytes
+    names: tuple[Name, ...]
+    state: Mapping[int, object]
+    users: int = 0
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it holds no mutable object except itself."""
+        return not self.names and len(self.state) <= 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Result:
+    """Stands in for a future among the arguments."""
+
+    key: Hashable
+
+
+class _StrayFutureError(Exception):
+    """A future lies where no result can take its place."""
+
+
+class Packer:
+    """Pickles the calls of a run.
+
+    Parameters
+    ----------
+    calls
+        All calls: what they have in common is looked for first.
+    key
+        The key of a part's node in the Dask graph, by the part's number.
+
+    Attributes
+    ----------
+    futures : dict
+        {key: Future} of those among the arguments.
+    """
+
+    def __init__(self, calls: Iterable[Call], key: Callable[[int], Any]) -> None:
+        self.futures: dict[Hashable, Future[Any]] = {}
+        self._key = key
+        self._replace_futures = Replacing(Future, self._result)
+        self._parts: list[_Part] = []
+        #: By id: an object, which keeps its id alive, and its number; None while it is pickled.
+        self._numbers: dict[int, tuple[object, int | None]] = {}
+        #: By two numbers: whether a mutable object is in both parts.
+        self._overlaps: dict[tuple[int, int], bool] = {}
+        #: One tuple for all calls that name the same.
+        self._names: dict[tuple[Name, ...], tuple[Name, ...]] = {}
+        self._policies: dict[int, bytes] = {}
+        #: Ids of objects that occur more than once among codes and arguments.
+        self.common: set[int] = set()
+        self.sizes = _Sizes()
+        self._has_futures = False
+        met: set[int] = set()
+        for value in contents(chain.from_iterable(map(given, calls)), closures=True):
+            if isinstance(value, Future):
+                self._has_futures = True
+            elif not isinstance(value, _BY_REFERENCE):
+                (self.common if id(value) in met else met).add(id(value))
+
+    def __call__(
+        self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
+    ) -> tuple[tuple[Name, ...], bytes]:
+        """Return what the pickle of a call names, and the pickle.
+
+        The `identity`, ids of function and DAG, goes with the call.
+
+        Raises
+        ------
+        InvalidFunctionError
+            The code or the arguments of a function cannot be pickled.
+        """
+        try:
+            if self._has_futures:
+                call = map_given(call, self._replace_futures)
+            names, pickled = self._pickled((identity, *call))
+        except Exception as error:
+            function, field = self._culprit(node)
+            raise InvalidFunctionError(function.id, field, _problem(error)) from error
+        for part in self._parts_of(names):
+            part.users += 1
+        return self._names.setdefault(names, names), pickled
+
+    def policy(self, function: Function, policy: RetryPolicy) -> bytes:
+        """Return a policy, pickled."""
+        if id(policy) not in self._policies:
+            try:
+                self._policies[id(policy)] = pickling.dumps(policy)
+            except Exception as error:
+                raise InvalidFunctionError(function.id, "retry", _problem(error)) from error
+        return self._policies[id(policy)]
+
+    def content(self, name: Name) -> TaskRef | bytes:
+        """Return what a task gets for a name, once all calls are pickled."""
+        if isinstance(name, tuple):
+            return TaskRef(name[0])
+        return TaskRef(self._key(name)) if self._moves(name) else self._parts[name].data
+
+    def nodes(self) -> dict[Any, GraphNode]:
+        """Return the nodes of parts in the Dask graph, once all calls are pickled."""
+        keys = {n: self._key(n) for n in range(len(self._parts)) if self._moves(n)}
+        return {key: Task(key, bytes, self._parts[n].data) for n, key in keys.items()}
+
+    def _moves(self, number: int) -> bool:
+        """Whether a part is a task of its own instead of travelling with each task."""
+        part = self._parts[number]
+        return part.users > 1 and len(part.data) >= LARGE
+
+    # Futures
+
+    def _result(self, future: Future[Any]) -> _Result:
+        self.futures[future.key] = future
+        return _Result(future.key)
+
+    # Pickles
+
+    def _pickled(self, call: Any) -> tuple[tuple[Name, ...], bytes]:
+        data, pickler = self._dumped(call)
+        names = self._needed(pickler)
+        if self._tears(pickler, names):
+            data, pickler = self._dumped(call, whole=True)
+            names = self._needed(pickler)
+        return names, data
+
+    def _dumped(self, value: Any, whole: bool = False) -> tuple[bytes, _Pickler]:
+        """Pickle by reference what can be imported, and by value what was made in a script."""
+        try:
+            data, pickler = self._dump(_ReferencePickler, value, whole=whole)
+            # A worker has another __main__ than the client, and may lack what the user registered.
+            local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
+            if not any(name.encode() in data for name in local):
+                return data, pickler
+        except _StrayFutureError:
+            raise
+        except Exception:
+            pass  # cloudpickle can do more
+        return self._dump(_ValuePickler, value, whole=whole)
+
+    def _dump(
+        self, kind: type[_Pickler], value: Any, root: Any = None, whole: bool = False
+    ) -> tuple[bytes, _Pickler]:
+        file = BytesIO()
+        pickler = kind(file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.packer, pickler.root, pickler.whole = self, root, whole
+        pickler.names = {}
+        pickler.dump(value)
+        return file.getvalue(), pickler
+
+    def _parts_of(self, names: Iterable[Name]) -> list[_Part]:
+        return [self._parts[name] for name in names if isinstance(name, int)]
+
+    def _needed(self, pickler: _Pickler) -> tuple[Name, ...]:
+        """Return what a pickle names, and what the parts named there name."""
+        names = dict(pickler.names)
+        for part in self._parts_of(pickler.names):
+            names.update(dict.fromkeys(part.names))
+        return tuple(names)
+
+    def _tears(self, pickler: _Pickler, names: Iterable[Name]) -> bool:
+        """Whether a mutable object is in two pickles of a call, and would become two objects."""
+        numbers = [n for n in names if isinstance(n, int) and not self._parts[n].isolated]
+        if not numbers:
+            return False
+        own = pickler.state().keys()
+        if any(not own.isdisjoint(self._parts[n].state.keys()) for n in numbers):
+            return True
+        return any(self._overlap(one, two) for one, two in combinations(numbers, 2))
+
+    def _overlap(self, one: int, two: int) -> bool:
+        if (one, two) not in self._overlaps:
+            there = self._parts[two].state.keys()
+            self._overlaps[one, two] = not self._parts[one].state.keys().isdisjoint(there)
+        return self._overlaps[one, two]
+
+    def number(self, value: Any, pickler: _Pickler) -> int | None:
+        """Return the number of a value's part; None if the value is pickled in place."""
+        if value is pickler.root:
+            return None
+        if id(value) not in self._numbers:
+            if pickler.whole:
+                return None
+            self._numbers[id(value)] = value, None
+            try:
+                data, inner = self._dump(_ValuePickler, value, root=value)
+            except BaseException:
+                del self._numbers[id(value)]
+                raise
+            self._parts.append(_Part(data, self._needed(inner), inner.state()))
+            self._numbers[id(value)] = value, len(self._parts) - 1
+        number = self._numbers[id(value)][1]
+        if number is None or (pickler.whole and not self._parts[number].isolated):
+            return None
+        return number
+
+    def _culprit(self, node: Node) -> tuple[Function, str]:
+        """Find the function and the field because of which a node cannot be pickled."""
+        for function in (node.function, *node.inlined):
+            for field, values in given_by_field(function).items():
+                if not self._pickles(list(values)):
+                    return function, field
+        return node.function, "args"
+
+    def _pickles(self, value: object) -> bool:
+        try:
+            self._dumped(self._replace_futures(value))
+        except Exception:
+            return False
+        return True
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, _StrayFutureError):
+        return (
+            f"holds the future {error} where no result can take its place: pass it in extra_args "
+            "or extra_kwargs, by itself or in lists, tuples, sets or dicts"
+        )
+    return f"cannot be pickled, as is needed to send it to a worker: {error}"
+
+
+#: Types that pickle by name, or as fast.
+_BY_REFERENCE = (type, BuiltinFunctionType, ModuleType)
+#: Types whose objects have a namespace but are shared by everybody anyway.
+_UNCHANGING = (*_BY_REFERENCE, FunctionType)
+
+
+class _Sizes(dict[type, Any]):
+    """By type: how to measure an object in bytes; None if no object is large by itself."""
+
+    def __missing__(self, kind: type) -> Any:
+        measure: Any = None
+        if issubclass(kind, Future):
+            measure = _stray
+        elif issubclass(kind, (bytes, bytearray, str)):
+            measure = len
+        elif hasattr(kind, "nbytes"):  # arrays, tensors
+            measure = _nbytes
+        self[kind] = measure
+        return measure
+
+
+def _nbytes(value: Any) -> int:
+    try:
+        return int(value.nbytes)
+    except Exception:
+        return 0
+
+
+def _stray(future: Future[Any]) -> int:
+    raise _StrayFutureError(repr(future.key))
+
+
+class _Pickler(pickle.Pickler):
+    """Names parts and futures instead of pickling them."""
+
+    packer: Packer
+    #: The object whose part it pickles.
+    root: Any
+    #: Whether it names only isolated parts: see `_Part`.
+    whole: bool
+    names: dict[Name, None]
+
+    def persistent_id(self, obj: Any) -> Name | None:
+        """Return what stands for an object; None has it pickled."""
+        kind = type(obj)
+        name: Name | None
+        if kind is _Result:
+            name = (obj.key,)
+        else:
+            packer = self.packer
+            measure = packer.sizes[kind]
+            small = measure is None or measure(obj) < LARGE
+            if small and id(obj) not in packer.common:
+                return None
+            name = packer.number(obj, self)
+        if name is not None:
+            self.names[name] = None
+        return name
+
+    def state(self) -> dict[int, object]:
+        """Return the mutable objects in the pickle, by id.
+
+        The result keeps them alive, so that their ids are not used again.
+        """
+        return {
+            id_: value
+            for id_, (_, value) in self.memo.copy().items()
+            if _may_change(type(value)) and not isinstance(value, _UNCHANGING)
+        }
+
+
+def _may_change(kind: Any) -> bool:
+    return kind.__hash__ is None or kind.__dictoffset__ > 0
+
+
+class _ReferencePickler(_Pickler):
+    """Fast, but fails for what cannot be imported."""
+
+
+class _ValuePickler(_Pickler, pickling.Pickler):  # type: ignore[misc] # cloudpickle's own
+    """Pickles all that cloudpickle can."""

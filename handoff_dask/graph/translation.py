@@ -1,0 +1,234 @@
+"""From a DAG to a Dask graph.
+
+One ``HighLevelGraph`` with one layer, whose annotations carry the cost maps (``resources``), the
+retries and the mark by which the scheduler plugin knows its own (``handoff``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import toolz
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.utils import funcname
+from distributed import Future
+
+from handoff_dask.compat.scheduler import GraphNode, Task, TaskRef
+from handoff_dask.graph.packing import Packer
+from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
+from handoff_dask.model.function import Function, effective_policy
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.worker.task import Terms, run, run_and_discard, run_on_terms, run_transform
+
+NO_RETRIES = RetryPolicy(0)
+
+#: Keys of this project: (code name and run, index of the node).
+Key = tuple[str, int]
+#: The name, in place of a code's, of data that functions share.
+SHARED = "handoff_shared"
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A DAG as Dask sees it.
+
+    Attributes
+    ----------
+    graph : HighLevelGraph
+        The graph, annotated.
+    keys : tuple
+        The key of each node, by index.
+    prefixes : tuple of str
+        The part of each key that functions with the same code share, by index.
+    policies : tuple of RetryPolicy
+        The retry policy of each node, by index.
+    futures : Mapping
+        {key: Future} of those among the arguments.
+    """
+
+    graph: HighLevelGraph
+    keys: tuple[Key, ...]
+    prefixes: tuple[str, ...]
+    policies: tuple[RetryPolicy, ...]
+    futures: Mapping[Hashable, Future[Any]]
+
+
+def translate(
+    nodes: list[Node],
+    run_id: str,
+    *,
+    dag_id: Hashable = None,
+    policy: RetryPolicy = NO_RETRIES,
+    discard: frozenset[int] = frozenset(),
+) -> Translation:
+    """Translate nodes into an annotated Dask graph.
+
+    Parameters
+    ----------
+    nodes
+        What :func:`~handoff_dask.model.expansion.expand` returns.
+    run_id
+        Makes the keys of this run differ from those of any other; 32 hexadecimal digits.
+    dag_id
+        What functions are told that ask for it.
+    policy
+        Of the functions that have none themselves.
+    discard
+        Nodes whose results nobody wants, not even the workers.
+
+    Raises
+    ------
+    InvalidFunctionError
+        The code or the arguments of a function cannot be pickled.
+    """
+    prefixes = code_prefixes(nodes)
+    keys = tuple((f"{prefix}-{run_id}", index) for index, prefix in enumerate(prefixes))
+    pack = Packer((node.call for node in nodes), partial(_shared_key, run_id))
+    policies = tuple(effective_policy(node.function, policy) for node in nodes)
+    packed = [pack(node, node.call, (node.function.id, dag_id)) for node in nodes]
+    dsk: dict[Key, GraphNode] = pack.nodes()
+    marks: dict[Key, dict[str, Any]] = {key: {"run": run_id} for key in dsk}
+    resources: dict[Key, Mapping[str, float]] = {}
+    for node, key, (names, call) in zip(nodes, keys, packed, strict=True):
+        refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in node.dependencies)]
+        own = policies[node.index]
+        if node.kind != "function":
+            dsk[key] = Task(key, run_transform, names, call, *refs)
+        elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
+            judge = pack.policy(node.function, own) if own.has_code else None
+            keep = node.index not in discard
+            gpus = "gpu" in node.cost or own.escalate is not None
+            terms = Terms(node.function.timeout, judge, keep, gpus)
+            dsk[key] = Task(key, run_on_terms, terms, names, call, *refs)
+        else:
+            runner = run_and_discard if node.index in discard else run
+            dsk[key] = Task(key, runner, names, call, *refs)
+        if node.cost:
+            resources[key] = node.cost
+    budgets = {
+        # Dask's messages hold no larger numbers; the plugin counts by itself.
+        key: min(own.max_retries, 2**31)
+        for own, key in zip(policies, keys, strict=True)
+        if own.max_retries
+    }
+    marks.update((key, {"run": run_id, "index": index}) for index, key in enumerate(keys))
+    layer = MaterializedLayer(
+        dsk,
+        annotations={
+            "resources": resources.get,
+            "retries": budgets.get,
+            "handoff": marks.get,
+        },
+    )
+    graph = _single_layer(f"handoff-{run_id}", layer)
+    return Translation(graph, keys, prefixes, policies, pack.futures)
+
+
+def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple[Any, list[Key]]:
+    """Translate a DAG for any Dask scheduler: no annotations, transforms inside their consumers.
+
+    Returns
+    -------
+    tuple
+        The graph, and the key of each regular function in the order of the DAG.
+    """
+    nodes = expand(functions)
+    regular = [node for node in nodes if node.kind == "function"]
+    prefixes = code_prefixes(nodes)
+    keys = [(f"{prefixes[node.index]}-{token}", node.index) for node in regular]
+    calls = [_without_transforms(node, nodes) for node in regular]
+    pack = Packer((call for call, _ in calls), partial(_shared_key, token))
+    packed = [
+        pack(node, call, (node.function.id, None))
+        for node, (call, _) in zip(regular, calls, strict=True)
+    ]
+    dsk: dict[Key, GraphNode] = pack.nodes()
+    for key, (names, call), (_, dependencies) in zip(keys, packed, calls, strict=True):
+        refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in dependencies)]
+        dsk[key] = Task(key, run, names, call, *refs)
+    return _single_layer(f"handoff-{token}", MaterializedLayer(dsk)), keys
+
+
+def _shared_key(token: str, number: int) -> Key:
+    """Return the key of a part that functions of a graph share.
+
+    Each is a task group of its own: Dask makes tasks of large groups wait for idle workers.
+    """
+    return f"{SHARED}-{token}-{number}", 0
+
+
+def _single_layer(name: str, layer: MaterializedLayer) -> HighLevelGraph:
+    return HighLevelGraph({name: layer}, {name: set()})
+
+
+def _without_transforms(node: Node, nodes: list[Node]) -> tuple[Call, list[int]]:
+    """Return a node's call with the transforms of its arguments applied in place."""
+    dependencies: list[int] = []
+    entries: dict[int, Entry] = {}
+    for position, index in enumerate(node.dependencies):
+        steps: list[tuple[Any, tuple[Any, ...]]] = []
+        while nodes[index].kind != "function":
+            step = nodes[index]
+            steps.insert(0, (step.call.code, step.call.extra_args))
+            (index,) = step.dependencies
+        if index not in dependencies:
+            dependencies.append(index)
+        entry: Entry = dependencies.index(index)
+        entries[position] = Transformed(entry, tuple(steps)) if steps else entry
+
+    # What is one object in the call must stay one: it is evaluated once.
+    replaced: dict[int, Entry] = {}
+
+    def replace(entry: Entry) -> Entry:
+        if isinstance(entry, int):
+            return entries[entry]
+        if id(entry) not in replaced:
+            replaced[id(entry)] = map_entries(entry, replace)
+        return replaced[id(entry)]
+
+    return map_entries(node.call, replace), dependencies
+
+
+def code_prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Name each node after its code: one name a code, one code a name."""
+    return code_names(node.call.code for node in nodes)
+
+
+def code_names(codes: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
+    """Name each callable: the same name for the same code, and for no other."""
+    names: dict[int, str] = {}
+    taken: dict[str, tuple[object, ...]] = {}
+    codes = list(codes)
+    for code in codes:
+        if id(code) in names:
+            continue
+        name, identity = _identify(code)
+        # Dask cuts a name at a dash and averages durations by what is left, run after run.
+        number = 2
+        unique = name
+        while taken.setdefault(unique, identity) != identity:
+            unique = f"{name}_{number}"
+            number += 1
+        names[id(code)] = unique
+    return tuple(names[id(code)] for code in codes)
+
+
+def _identify(code: Callable[..., Any]) -> tuple[str, tuple[object, ...]]:
+    """Return a name for a callable, and what tells it from others of that name."""
+    inner: Any = code
+    while isinstance(inner, (partial, toolz.curry)):
+        inner = inner.func
+    name = funcname(inner)
+    if name == str(inner)[:50]:
+        # An object without a name, whose text may hold its address: its class has the code.
+        inner = type(inner)
+        name = funcname(inner)
+    source = getattr(inner, "__code__", None)
+    if name == "lambda" and source is not None:
+        name = f"lambda_{source.co_firstlineno}"
+    identity = (getattr(inner, "__module__", None), getattr(inner, "__qualname__", None), source)
+    return re.sub(r"\W+", "_", name).strip("_") or "function", identity

@@ -1,0 +1,1 @@
+"""The scheduler's side: an adapter between Dask's scheduler and the decisions of the pure wings."""

@@ -1,0 +1,1 @@
+"""The package's own copy, for clusters that lack it."""

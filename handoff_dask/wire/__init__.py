@@ -1,0 +1,1 @@
+"""What client, scheduler and worker tell each other."""

@@ -1,0 +1,84 @@
+"""What lives on each nanny: it knows how its worker's process ended and what that had started."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from distributed import NannyPlugin
+
+from handoff_dask.compat import scheduler as _compat
+from handoff_dask.shipping import bootstrap
+from handoff_dask.shipping.parcel import Shipped
+from handoff_dask.worker.starts import StartsFile
+
+if TYPE_CHECKING:
+    from distributed import Nanny
+
+#: Seconds that a nanny waits for a process to end whose worker the scheduler has lost.
+PATIENCE = 5.0
+#: Ends of processes that a nanny remembers.
+KEPT = 16
+#: Environment variable with the address of the file in which a worker notes its starts.
+VARIABLE = "HANDOFF_STARTS"
+
+
+class HandoffNannyPlugin(Shipped, NannyPlugin):
+    """Tells the scheduler's plugin, when a worker is lost, what became of its process."""
+
+    name = "handoff"
+    base = "NannyPlugin"
+
+    async def setup(self, nanny: Nanny) -> None:
+        """Watch the worker's process, this one and those that follow it."""
+        self.nanny = nanny
+        self.file = StartsFile()
+        #: {worker's id: how its process ended}
+        self.ends: dict[str, dict[str, Any]] = {}
+        self._news = asyncio.Event()
+        self._unwatch: Callable[[], None] = _compat.watch_exits(nanny, self.exited)
+        # A process that runs already asks; one that starts cannot, before the nanny itself is up.
+        nanny.env[VARIABLE] = self.file.address
+        nanny.handlers["handoff_starts"] = self.starts
+        nanny.handlers["handoff_end"] = self.end
+
+    async def teardown(self, nanny: Nanny) -> None:
+        """Leave the nanny."""
+        self._unwatch()
+        nanny.env.pop(VARIABLE, None)
+        nanny.handlers.pop("handoff_starts", None)
+        nanny.handlers.pop("handoff_end", None)
+        self.file.close()
+        bootstrap.remove()
+
+    async def starts(self) -> str:
+        """Tell the worker's process where to note its starts."""
+        return self.file.address
+
+    def exited(self, code: int) -> None:
+        """Record how the process ended, and what it had started."""
+        left = self.file.read()
+        self.file.clear()
+        if left is None:
+            return  # it ended before it recorded anything
+        self.ends[left.owner] = {
+            "code": code,
+            "memory": _compat.killed_for_memory(self.nanny, left.pid),
+            "started": None if left.started is None else list(left.started.items()),
+        }
+        while len(self.ends) > KEPT:
+            del self.ends[next(iter(self.ends))]
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def end(self, worker: str) -> dict[str, Any] | None:
+        """Return how the process of a worker, given by its id, ended; None if it does not end."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        while worker not in self.ends:
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(self._news.wait(), left)
+            except asyncio.TimeoutError:
+                return None
+        return self.ends[worker]

@@ -1,0 +1,403 @@
+"""What runs on the worker around the user's code.
+
+The arguments of these functions are bytes, so that neither the scheduler nor the way there needs
+the user's modules; a worker opens them when it runs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import threading
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from distributed import Client
+
+from handoff_dask.compat import scheduler as _compat
+from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.expansion import effective_cost, evaluate, finish
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.model.validation import cost_problem
+from handoff_dask.packed_errors import packed
+from handoff_dask.standins import shortened, text_of, type_of
+from handoff_dask.wire.payload import Name, opened
+
+logger = logging.getLogger(__name__)
+
+#: Characters of an error's text in a line of the log.
+LOGGED = 200
+
+#: Ids of a function and of its DAG.
+_Identity: TypeAlias = tuple[Hashable, Hashable]
+
+#: Topic under which workers tell the scheduler what became of an attempt.
+TOPIC = "handoff"
+
+T = TypeVar("T")
+
+
+class _Running(NamedTuple):
+    """What runs in a context: a function and, without a scheduler, its attempt and cost."""
+
+    id: Hashable
+    dag_id: Hashable
+    attempt: int | None
+    cost: Mapping[str, float] | None
+    task: _compat.ThisTask | None
+
+
+#: In the context, which ``asyncio.to_thread`` takes along to another thread.
+_running: ContextVar[_Running | None] = ContextVar("handoff_running", default=None)
+_gpus: ContextVar[tuple[int, ...]] = ContextVar("handoff_gpus", default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Who a running function is; see :func:`current`.
+
+    Attributes
+    ----------
+    id, dag_id : Hashable
+        The function and its DAG.
+    attempt : int
+        1 for the first attempt.
+    cost : Mapping
+        What this attempt claims: {resource: amount}.
+    gpus : tuple of int
+        Indices of the devices that it has, of those that the worker may see, as CUDA counts them:
+        ``f"cuda:{index}"``. Nobody else on the worker has them, unless the cost is a fraction.
+    """
+
+    id: Hashable
+    dag_id: Hashable
+    attempt: int
+    cost: Mapping[str, float]
+    gpus: tuple[int, ...] = ()
+
+
+def current() -> Current | None:
+    """Tell a running function who it is; None outside of one.
+
+    This also works in threads that have the function's context: those of ``asyncio.to_thread``,
+    and others that are started with ``contextvars.copy_context().run``.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, Function, current, execute_local
+    >>> dag = DAG("who").add_function(Function(id="me", args=[], code=lambda: current().id))
+    >>> execute_local(dag).results
+    {'me': 'me'}
+    >>> current() is None
+    True
+    """
+    running, task = _running.get(), _compat.this_task()
+    if running is None:
+        return None
+    if task is not None and (running.task is None or running.task.key != task.key):
+        return None  # a task of plain Dask, which was started from the context of a function
+    if running.attempt is None:
+        annotations = {} if running.task is None else running.task.facts
+        attempt = annotations.get("handoff", {}).get("attempt", 1)
+        cost = _cost(annotations)
+        gpus = _gpus.get() if cost.get("gpu") else ()
+    else:
+        attempt, cost = running.attempt, running.cost or {}
+        gpus = tuple(range(math.ceil(cost.get("gpu", 0))))
+    return Current(running.id, running.dag_id, attempt, dict(cost), gpus)
+
+
+def _cost(annotations: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return what an attempt claims."""
+    cost: Mapping[str, float] = annotations.get("handoff", {}).get(
+        "cost", annotations.get("resources", {})
+    )
+    return cost
+
+
+@contextmanager
+def running(
+    function_id: Hashable,
+    dag_id: Hashable,
+    attempt: int | None = None,
+    cost: Mapping[str, float] | None = None,
+) -> Iterator[None]:
+    """Have :func:`current` answer in this context."""
+    before = _running.get()
+    task = _compat.this_task() or (None if before is None else before.task)
+    token = _running.set(_Running(function_id, dag_id, attempt, cost, task))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def waiting_task(client: Client) -> _compat.ThisTask | None:
+    """Return the task on whose behalf this thread uses a client; None outside of tasks."""
+    running = _running.get()
+    return (
+        _compat.this_task()
+        or (None if running is None else running.task)
+        or _compat.task_nearby(client)
+    )
+
+
+def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Wrap a coroutine function so that the calling task gives up its thread while it runs.
+
+    What it waits for may need that thread: a run inside a run would wait for itself. Outside a
+    task, the function is returned as it is.
+    """
+    task = waiting_task(client)
+    if task is None:
+        return method
+
+    async def away(*args: Any) -> T:
+        __tracebackhide__ = True
+        with task.waiting():
+            return await method(*args)
+
+    return away
+
+
+def run(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
+    """Make a pickled call.
+
+    Parameters
+    ----------
+    names, call, *values
+        As for :func:`~handoff_dask.wire.payload.opened`.
+    """
+    return _run(None, names, call, values)
+
+
+def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
+    """Make a pickled call whose result nobody wants."""
+    _run(None, names, call, values)
+
+
+class Terms(NamedTuple):
+    """How a function runs that has a time limit, a policy with code, or devices.
+
+    Parameters
+    ----------
+    timeout
+        Seconds it may take; None is no limit.
+    policy
+        Its retry policy, pickled, if that has code of the user's.
+    keep
+        Whether its result is kept.
+    gpus
+        Whether it may claim devices.
+    """
+
+    timeout: float | None
+    policy: bytes | None
+    keep: bool
+    gpus: bool
+
+
+def run_on_terms(
+    terms: Terms,
+    names: tuple[Name, ...],
+    call: bytes,
+    *values: Any,
+) -> Any:
+    """Make a pickled call on terms.
+
+    Parameters
+    ----------
+    terms
+        The terms.
+    names, call, *values
+        As for :func:`run`.
+    """
+    with _devices(terms.gpus):
+        result = _run(terms.policy, names, call, values, terms.timeout)
+        return result if terms.keep else None
+
+
+def _run(
+    policy: bytes | None,
+    names: tuple[Name, ...],
+    call: bytes,
+    values: tuple[Any, ...],
+    timeout: float | None = None,
+) -> Any:
+    started = time.time()
+    identity: _Identity | None = None
+    try:
+        with _compat.started() as check:  # opening runs the user's code, which may end the worker
+            identity, made, results = opened(names, call, values)
+            check()
+            with running(*identity), _time_limit(timeout, policy, identity):
+                try:
+                    return evaluate(made, results, _compat.worker_address)
+                except BaseException as raised:
+                    error = raised  # not through the context managers, which set the traceback
+    except _compat.NotStarted:
+        raise
+    except BaseException as raised:
+        error = raised
+    failure = _told(error, started, policy, identity)
+    del error  # with its frames, whose locals it would keep
+    raise failure  # not in a handler, where the user's exception would be its context
+
+
+def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
+    """Call a transform: ``fn(data, source_node, target_node, *static_args)``."""
+    started = time.time()
+    identity: _Identity | None = None
+    try:
+        mark = _compat.task_annotations().get("handoff", {})
+        ends = mark.get("source"), mark.get("target")
+        with _compat.started() as check:
+            identity, made, (data,) = opened(names, call, values)
+            check()
+            return finish(made.code(data, *ends, *made.extra_args))
+    except _compat.NotStarted:
+        raise
+    except BaseException as error:
+        failure = _told(error, started, None, identity)
+    raise failure
+
+
+@contextmanager
+def _devices(needed: bool) -> Iterator[None]:
+    """Give the function of this thread the devices that it claims."""
+    task = _compat.this_task() if needed else None
+    amount = 0.0 if task is None else _cost(task.facts).get("gpu", 0)
+    if task is None or task.plugin is None or not amount:
+        yield
+        return
+    with task.plugin.devices.held(amount) as gpus:
+        token = _gpus.set(gpus)
+        try:
+            yield
+        finally:
+            _gpus.reset(token)
+
+
+@contextmanager
+def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity) -> Iterator[None]:
+    """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
+    task = None if timeout is None else _compat.this_task()
+    if timeout is None or task is None:
+        yield
+        return
+    started = time.time()
+    lock = threading.Lock()
+    ended = expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        error = TimeoutError(f"it ran longer than its timeout of {timeout} s")
+        message = _failure(error, str(error), started, policy, task.facts)
+        with lock:
+            if not ended:
+                expired = True
+                task.log(TOPIC, {"action": "attempt-late", **message})
+                if _compat.failures_shown():
+                    _log_failure(identity, message, task.facts)
+
+    timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            ended = True
+            if expired:
+                # Not yet: the worker itself still counts the thread as busy.
+                task.at_end(lambda: task.log(TOPIC, {"action": "attempt-over"}))
+
+
+def _told(
+    error: BaseException, started: float, policy: bytes | None, identity: _Identity | None
+) -> BaseException:
+    """Report a failed attempt to the scheduler, ahead of Dask's message; return what to raise.
+
+    What a function raises is its failure, whatever the type means to Dask, asyncio or Python.
+    """
+    task = _compat.this_task()
+    if task is None:
+        return error
+    failure = packed(error)
+    message = _failure(error, failure.message, started, policy, task.facts)
+    task.log(TOPIC, {"action": "attempt-failed", **message})
+    if _compat.silence_failure():
+        _log_failure(identity or (task.key, None), message, task.facts)
+    return failure
+
+
+def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Log that an attempt failed, in one line."""
+    attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
+    if not message["retry"]:
+        follows = "its retry policy allows no further attempt"
+    else:
+        follows = "it is tried again" if attempt < most else "no attempt is left"
+    text = " ".join(f"{message['error_type']}: {message['message']}".rstrip(": ").split())
+    logger.warning(
+        "Function %r of DAG %r: attempt %d of %d failed: %s; %s",
+        *identity,
+        attempt,
+        most,
+        text if len(text) <= LOGGED else f"{text[:LOGGED]}...",
+        follows,
+    )
+
+
+def _failure(
+    error: BaseException,
+    text: str,
+    started: float,
+    policy: bytes | None,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Describe a failure, judged by the retry policy where the user's code is at hand."""
+    return {
+        "started": started,
+        "stopped": time.time(),
+        "error_type": type_of(error),
+        "message": text,
+        "retry": True,
+        **({} if policy is None else _judged(error, policy, facts)),
+    }
+
+
+def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a retry policy whether a failed function is tried again, and what that costs."""
+    try:
+        policy: RetryPolicy = pickle.loads(pickled)
+        retry = policy.retries(error)
+    except BaseException as problem:  # from __instancecheck__ of a metaclass, for example
+        raised = f"cannot be asked: {type_of(problem)}: {text_of(problem)}"
+        return {"retry": False, "problem": ("retry", raised)}
+    if not retry or policy.escalate is None:
+        return {"retry": retry}
+    attempt = facts.get("handoff", {}).get("attempt", 1)
+    return escalated(policy, attempt, _cost(facts), error)
+
+
+def escalated(
+    policy: RetryPolicy, attempt: int, cost: Mapping[str, float], error: BaseException
+) -> dict[str, Any]:
+    """Ask a policy what the next attempt costs; return the cost or what is wrong with it."""
+    assert policy.escalate is not None
+    field = "retry.escalate"
+    try:
+        answer = policy.escalate(attempt, dict(cost), error)
+        if problem := cost_problem(answer):
+            return {"retry": False, "problem": (field, f"returned no cost: {shortened(problem)}")}
+        return {"cost": effective_cost(as_numbers(answer))}
+    except BaseException as raised:  # SystemExit, for example, which would end the scheduler
+        problem = f"raised {type_of(raised)}: {text_of(raised)}"
+        return {"retry": False, "problem": (field, problem)}

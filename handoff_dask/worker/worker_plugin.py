@@ -1,0 +1,293 @@
+"""What lives on each worker: it declares what the worker offers, and speaks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from dask.system import CPU_COUNT
+from distributed import Status
+from distributed.system import MEMORY_LIMIT
+
+from handoff_dask._version import __version__
+from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat.scheduler import WORKER_ANY_RUNNING, TaskEnds
+from handoff_dask.shipping import bootstrap
+from handoff_dask.shipping.parcel import Shipped
+from handoff_dask.wire.offers import Declaration, Declarations, offered
+from handoff_dask.worker.devices import Devices, visible_gpus
+from handoff_dask.worker.fetches import Fetches
+from handoff_dask.worker.nanny_plugin import VARIABLE, HandoffNannyPlugin
+from handoff_dask.worker.starts import Starts, StartsFile
+from handoff_dask.worker.task import TOPIC
+
+if TYPE_CHECKING:
+    from distributed import Scheduler, Worker
+
+logger = logging.getLogger(__name__)
+
+#: Bytes in the unit of ``memory``.
+MB = 10**6
+#: Seconds that a worker waits for its nanny's answer.
+PATIENCE = 5.0
+#: The message on the stream by which the scheduler takes declarations back.
+TAKE_BACK = "handoff_take_back"
+#: Seconds between checks whether the thread that holds such a resource has ended.
+LOOK = 0.2
+
+
+class HandoffWorkerPlugin(Shipped, TaskEnds):
+    """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
+
+    A worker that declares no ``cpu``, ``memory`` or ``gpu`` offers its threads, its memory limit in
+    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see;
+    see ``offers`` for the names. What an operator declared stays.
+    """
+
+    base = "WorkerPlugin"
+
+    async def setup(self, worker: Worker) -> None:
+        """Declare what the worker has and its operator did not declare."""
+        self.worker = worker
+        self.devices = Devices()
+        self.fetches = Fetches(worker)
+        self.declarations = Declarations()
+        #: By number: set once the worker was told what to take back.
+        self._heard: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        worker.handlers.update(self.handlers)
+        self.filter_log()
+        worker.stream_handlers[TAKE_BACK] = self.take_back
+        worker.stream_handlers["handoff-withdraw"] = self.withdraw_one
+        starts = await self._starts_address()
+        address = worker.contact_address
+        again, ours, leaving = await worker.scheduler.handoff_joining(worker=address)
+        if worker.plugins.get(self.name) is not self:
+            return  # replaced: a worker that joins may get the plugin twice
+        self.starts = self._new_starts(starts)
+        self.declarations = Declarations(_declarations(ours), _declarations(leaving))
+        total = worker.state.total_resources
+        self._set(self.declarations.detect(total, find_capabilities(worker)))
+        await self.declare(again)
+        self._report_given_up()
+
+    @property
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """What the scheduler may ask of a worker."""
+        return {
+            "handoff_declare": self.declare,
+            "handoff_taken_back": self.taken_back,
+            "handoff_withdraw": self.withdraw,
+            **self.fetches.handlers,
+        }
+
+    async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
+        """Declare resources, under the names that the worker has for them if it has any.
+
+        Returns
+        -------
+        dict
+            All that the worker offers then, by resource.
+        """
+        declarations, total = self.declarations, self.worker.state.total_resources
+        self._set(declarations.declare(total, capabilities))
+        names = declarations.offer(total)
+        offer = offered(names)
+        self.devices.declare(offer.get("gpu", 0))
+        await self.worker.scheduler.handoff_capabilities(
+            worker=self.worker.contact_address,
+            capabilities=names,
+            version=__version__,
+            ours=declarations.ours,
+            returns=bool(self.worker.lifetime and self.worker.lifetime_restart),
+        )
+        return offer
+
+    def _set(self, resources: Mapping[str, float]) -> None:
+        for name, amount in resources.items():
+            _compat.set_resource(self.worker, name, amount)
+
+    def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
+        """Stop declaring what was declared on our behalf; see ``Withdrawal``.
+
+        What the thread of a cancelled function still holds goes when that thread ends.
+
+        Parameters
+        ----------
+        names
+            {name: declaration}.
+        number
+            What to call :meth:`taken_back` with.
+        """
+        worker, declarations = self.worker, self.declarations
+        held = {}
+        for name, declaration in _declarations(names).items():
+            if declarations.ours.get(name, declaration).stamp != declaration.stamp:
+                continue  # declared anew since
+            if _compat.set_resource(worker, name, declaration.before):
+                declarations.ours.pop(name, None)
+                declarations.leaving.pop(name, None)
+            else:
+                held[name] = declaration
+        if number is not None:
+            self._heard[number].set()
+        if held and worker.status != Status.closed:
+            again = worker.stream_handlers[TAKE_BACK]
+            asyncio.get_running_loop().call_later(LOOK, lambda: again(names=held))
+        self._leave()
+
+    async def taken_back(self, number: int) -> None:
+        """Answer when :meth:`take_back` was called."""
+        await self._heard[number].wait()
+        del self._heard[number]
+
+    def _leave(self) -> None:
+        """Remove the handler once nothing is left that was declared on our behalf."""
+        worker, left = self.worker, self.declarations
+        gone = worker.plugins.get(self.name) is not self
+        if gone and not left.ours and not left.leaving:
+            if worker.stream_handlers.get(TAKE_BACK) == self.take_back:
+                del worker.stream_handlers[TAKE_BACK]
+
+    async def _starts_address(self) -> str | None:
+        """Return where the nanny, if there is one, looks should this process be killed."""
+        worker = self.worker
+        if not worker.nanny:
+            return None
+        # A nanny cannot answer before it is up. What it put here is outdated if its plugin changed.
+        address = os.environ.get(VARIABLE)
+        if address is None or not StartsFile.exists(address):
+            with suppress(Exception):  # an RPC raises what the other side raised
+                asking = worker.rpc(str(worker.nanny)).handoff_starts()
+                return str(await asyncio.wait_for(asking, PATIENCE))
+        return address
+
+    def _new_starts(self, address: str | None) -> Starts:
+        # A thread runs one function and may have 128 handed ahead: see the placement engine.
+        places = 1024 + 256 * self.worker.state.nthreads
+        with suppress(OSError, ValueError):
+            return Starts(places, address, self.worker.id)
+        return Starts(places)
+
+    async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
+        """Take placements back: of the calls (key, placement), those not started never will be.
+
+        Returns
+        -------
+        list
+            (placement, start in s since epoch, whether it still has a thread) of those that were
+            started, or have a thread because they were about to start. The end of each thread is
+            reported to the scheduler.
+        """
+        assert self.starts is not None
+        started = self.starts.withdraw(number for _, number in calls)
+        found = []
+        for key, number in calls:
+            busy = self.busy(key)
+            if busy:
+                self.at_end(key, partial(self._over, key, number))
+            if busy or number in started:
+                found.append((number, started.get(number), busy))
+        return found
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Tell the scheduler when a function gives up its thread, by itself or while it waits."""
+        super().transition(key, start, finish, **kwargs)
+        self.fetches.follow(key, start, finish)
+        if finish == "long-running":
+            ts = self.worker.state.tasks[key]
+            if "handoff" in (ts.annotations or {}):
+                message = {"action": "attempt-seceded", "key": key, "run_id": ts.run_id}
+                self.worker.log_event(TOPIC, message)
+
+    def withdraw_one(self, number: int) -> None:
+        """Take back a placement that follows on the same stream."""
+        if self.starts is not None:
+            self.starts.withdraw([number])
+
+    def _report_given_up(self) -> None:
+        """Report tasks that were cancelled before this plugin came and still have a thread."""
+        worker = self.worker
+        for ts in chain(worker.state.executing, worker.state.long_running):
+            if ts.state == "cancelled":
+                message = {
+                    "action": "attempt-ending",
+                    "key": ts.key,
+                    "run_id": ts.run_id,
+                    "worker": worker.contact_address,
+                    "claims": dict(ts.resource_restrictions or {}),
+                    "seceded": ts in worker.state.long_running,
+                }
+                # On the stream on which its end is reported, too: in this order.
+                worker.log_event(TOPIC, message)
+                self.at_end(ts.key, partial(self._over, ts.key, ts.run_id))
+
+    def _over(self, key: Any, number: int) -> None:
+        self.worker.log_event(TOPIC, {"action": "attempt-over", "key": key, "run_id": number})
+
+    async def teardown(self, worker: Worker) -> None:
+        """Leave the worker."""
+        for name in self.handlers:
+            worker.handlers.pop(name, None)
+        self.unfilter_log()
+        self.fetches.close()
+        worker.stream_handlers.pop("handoff-withdraw", None)
+        if self.starts is not None and worker.status not in WORKER_ANY_RUNNING:
+            self._last_word(self.starts)
+        self.starts = None
+        self._leave()
+        bootstrap.remove()
+
+    def _last_word(self, starts: Starts) -> None:
+        """Report what a closing worker has started; it starts nothing any more.
+
+        On the stream, after the ends of all its functions and before the worker is gone. If it
+        does not arrive, the nanny knows.
+        """
+        started = list(starts.seal().items())
+        if started or self.worker.state.tasks:
+            self.worker.batched_send({"op": "handoff_gone", "started": started})
+
+
+def _declarations(facts: Mapping[str, Any]) -> dict[str, Declaration]:
+    return {name: Declaration(*declaration) for name, declaration in facts.items()}
+
+
+async def send_plugins(scheduler: Scheduler) -> None:
+    """Have our plugins on all workers and nannies, also on those that join later."""
+    # Nannies first: workers turn to theirs.
+    for register, plugin in (
+        (scheduler.register_nanny_plugin, HandoffNannyPlugin()),
+        (scheduler.register_worker_plugin, HandoffWorkerPlugin()),
+    ):
+        try:
+            await register(None, pickle.dumps(plugin), name=plugin.name, idempotent=True)
+        except OSError:
+            # One went away meanwhile. It is on its way to the others, and those that come later
+            # are told when they join.
+            logger.info("Not everybody got %s", type(plugin).__name__, exc_info=True)
+
+
+async def take_plugins_back(scheduler: Scheduler) -> None:
+    """Have our plugins nowhere any more."""
+    await scheduler.unregister_worker_plugin(None, name=HandoffWorkerPlugin.name)
+    await scheduler.unregister_nanny_plugin(None, name=HandoffNannyPlugin.name)
+
+
+def find_capabilities(worker: Worker) -> dict[str, float]:
+    """Find what a worker offers: cores, memory in MB, and GPUs if it has any."""
+    threads = worker.state.nthreads
+    # Without a limit, by Dask's own rule for workers that share a host: by their threads.
+    share = MEMORY_LIMIT * min(1, threads / CPU_COUNT)
+    limit = worker.memory_manager.memory_limit or share
+    found: dict[str, float] = {"cpu": threads, "memory": int(limit // MB)}
+    if gpus := visible_gpus():
+        found["gpu"] = gpus
+    return found

@@ -1,0 +1,99 @@
+"""The options of a run are checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from handoff_dask.client.options import Allocator, RunOptions
+
+
+class Mine:
+    def allocate(self, functions, capabilities):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_retries", -1),
+        ("max_retries", 1.5),
+        ("max_retries", None),
+        ("max_retries", True),
+        ("max_concurrency", 0),
+        ("max_concurrency", -1),
+        ("max_concurrency", 2.0),
+        ("allocation_strategy", "best"),
+        ("allocation_strategy", None),
+        ("allocation_strategy", Mine),
+        ("allocation_strategy", len),
+        ("on_error", "ignore"),
+        ("on_error", None),
+        ("timeout", -1),
+        ("timeout", math.nan),
+        ("timeout", "10s"),
+        ("placement_timeout", None),
+        ("placement_timeout", -0.5),
+        ("placement_timeout", math.inf),
+        ("priority", "high"),
+        ("priority", None),
+        ("priority", True),
+        ("priority", math.nan),
+        ("priority", math.inf),
+    ],
+)
+def test_option_that_is_wrong(option, value):
+    """What an option cannot be is refused; the error names the option and what was given."""
+    with pytest.raises(ValueError, match=f"^{option} ") as caught:
+        RunOptions(**{option: value})
+    if value != 0:
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["first_available", "load_balanced", "packed", "cost_optimized"])
+def test_strategies(value):
+    """The strategies of the design are known by name, and offered to who misspells one."""
+    assert RunOptions(allocation_strategy=value).allocation_strategy == value
+    with pytest.raises(ValueError, match=repr(value)):
+        RunOptions(allocation_strategy="best")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_retries", 0),
+        ("max_concurrency", 1),
+        ("allocation_strategy", Mine()),
+        ("on_error", "continue"),
+        ("timeout", 0.5),
+        ("placement_timeout", 60),
+        ("priority", -2.5),
+        ("detach", True),
+    ],
+)
+def test_option(option, value):
+    """What an option can be is kept as it is."""
+    assert getattr(RunOptions(**{option: value}), option) is value
+
+
+def test_defaults():
+    """The defaults are those of execute() in the design."""
+    options = RunOptions()
+    assert (options.max_retries, options.max_concurrency) == (3, None)
+    assert (options.allocation_strategy, options.results) == ("packed", "all")
+    assert (options.on_error, options.timeout) == ("raise", None)
+    assert (options.placement_timeout, options.priority, options.detach) == (0, 0, False)
+
+
+def test_options_do_not_change():
+    """What was checked stays what it was."""
+    with pytest.raises(FrozenInstanceError):
+        RunOptions().max_retries = -1
+
+
+def test_allocators_are_known_by_their_method():
+    """An allocator needs no base class of ours."""
+    assert isinstance(Mine(), Allocator)
+    assert not isinstance(object(), Allocator)

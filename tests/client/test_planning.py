@@ -1,0 +1,117 @@
+"""plan(): the engine against the clock of a simulation."""
+
+from __future__ import annotations
+
+import pytest
+
+from handoff_dask import (
+    AllocationError,
+    Argument,
+    CyclicDependencyError,
+    Function,
+    collocated,
+    execute_local,
+    plan,
+)
+from handoff_dask.client import planning
+from handoff_dask.placement.simulation import SimulatedRun
+from tests.support import dag_of
+
+
+def f(id_, *args, **fields):
+    return Function(id=id_, args=args, code=lambda *_: None, **fields)
+
+
+def test_functions_run_in_turns_where_their_cost_is_free():
+    """Three functions that need a whole worker take two turns on two workers."""
+    found = plan(
+        dag_of(*(f(i, cost={"cpu": 2}) for i in range(3))),
+        {"a": {"cpu": 2}, "b": {"cpu": 2}},
+        {i: 1.0 for i in range(3)},
+    )
+    assert found.makespan == 2.0
+    assert sorted(len(slots) for slots in found.timeline.values()) == [1, 2]
+    assert found.utilisation == {"cpu": pytest.approx(0.75)}
+    assert "makespan 2 s" in str(found)
+
+
+def test_dependencies_pins_collocation_and_inline_functions():
+    """A plan keeps to the order, the pins and the collocations; inline functions are not in it."""
+    dag = dag_of(
+        f("in", type="inline"),
+        f("first", "in", node="b"),
+        f("second", Argument("first", bytes, bytes), node=collocated("first")),
+    )
+    found = plan(dag, {"a": {"cpu": 1}, "b": {"cpu": 1}}, {"first": 1.0, "second": 2.0})
+    assert found.timeline == {"a": [], "b": [("first", 0.0, 1.0), ("second", 1.0, 3.0)]}
+
+
+def test_threads_limit_what_runs_at_once():
+    """A worker runs as many functions as it has threads, whatever they cost."""
+    dag = dag_of(*(f(i) for i in range(4)))
+    seconds = {i: 1.0 for i in range(4)}
+    assert plan(dag, {"a": {"cpu": 8, "threads": 2}}, seconds).makespan == 2.0
+    assert plan(dag, {"a": {"cpu": 4}}, seconds).makespan == 1.0
+
+
+def test_max_concurrency():
+    """The limit of a run holds in its plan."""
+    dag = dag_of(*(f(i) for i in range(4)))
+    seconds = {i: 1.0 for i in range(4)}
+    assert plan(dag, {"a": {"cpu": 4}}, seconds, max_concurrency=1).makespan == 4.0
+
+
+def test_overhead_is_counted_for_each_start():
+    """A chain takes two overheads longer for each of its functions, always the same."""
+    dag = dag_of(f(0), *(f(i, i - 1) for i in range(1, 10)))
+    arguments = dag, {"a": {"cpu": 1}}, {i: 1.0 for i in range(10)}
+    found = plan(*arguments, overhead=0.5)
+    assert found.makespan == pytest.approx(20.0, rel=0.05)
+    assert found == plan(*arguments, overhead=0.5)
+    assert plan(*arguments).makespan == 10.0
+
+
+def test_durations_of_an_earlier_result():
+    """The result of a run is as good as a mapping of durations."""
+    dag = dag_of(f("a"), f("b", "a"))
+    result = execute_local(dag)
+    expected = sum(tried[0].duration for tried in result.attempts.values())
+    assert plan(dag, {"w": {"cpu": 1}}, result).makespan == pytest.approx(expected)
+
+
+def test_mistakes_are_named():
+    """What is wrong with the input of a plan is an error that names it."""
+    dag = dag_of(f("a", cost={"gpu": 2}))
+    with pytest.raises(AllocationError, match=r"'a'.*gpu") as caught:
+        plan(dag, {"w": {"gpu": 1}}, {"a": 1})
+    assert caught.value.shortfall == {"gpu": (2, 1)}
+    with pytest.raises(ValueError, match="no entry for function 'a'"):
+        plan(dag, {"w": {"gpu": 2}}, {})
+    with pytest.raises(ValueError, match=r"duration of function 'a'"):
+        plan(dag, {"w": {"gpu": 2}}, {"a": -1})
+    with pytest.raises(ValueError, match="capabilities"):
+        plan(dag, {"w": {"gpu": -2}}, {"a": 1})
+    with pytest.raises(ValueError, match="overhead"):
+        plan(dag, {"w": {"gpu": 2}}, {"a": 1}, overhead=-1)
+    with pytest.raises(ValueError, match="no worker"):
+        plan(dag, {}, {"a": 1})
+    with pytest.raises(ValueError, match="strategy"):
+        plan(dag, {"w": {"gpu": 2}}, {"a": 1}, allocation_strategy="best")
+    with pytest.raises(CyclicDependencyError):
+        plan(dag_of(f("a", "a")), {"w": {}}, {"a": 1})
+
+
+@pytest.mark.parametrize(("size", "times"), [(3, 15), (1000, 5), (1250, 5), (6000, 1)])
+def test_small_dags_are_simulated_more_often(monkeypatch, size, times):
+    """Chance decides less in a large DAG, and it takes long; there is always a median."""
+    made = []
+
+    def simulate(*args, seed, **options):
+        made.append(SimulatedRun({}, float(-seed), {}, {}))
+        return made[-1]
+
+    monkeypatch.setattr(planning, "simulate", simulate)
+    dag = dag_of(*(f(i) for i in range(size)))
+    found = plan(dag, {"a": {"cpu": 1}}, dict.fromkeys(range(size), 1.0))
+    assert len(made) == times
+    assert found.makespan == -(times // 2)

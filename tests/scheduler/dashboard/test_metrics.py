@@ -1,0 +1,99 @@
+"""Metrics for Prometheus."""
+
+from __future__ import annotations
+
+import dask
+import pytest
+from distributed import Event
+
+from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit, uninstall
+from handoff_dask.scheduler.dashboard.metrics import COLLECTOR
+from tests.scheduler.dashboard.viewing import get, on_cluster
+from tests.support import assert_clean
+
+parser = pytest.importorskip("prometheus_client.parser")
+
+
+def hold(*_):
+    Event("started").set()
+    Event("go").wait()
+
+
+def flaky():
+    if current().attempt < 3:
+        raise ValueError("not yet")
+
+
+async def scrape(scheduler):
+    """Return our metrics: {(name, *label values): value}."""
+    status, body = await get(scheduler, "/metrics")
+    assert status == 200
+    return {
+        (sample.name.removeprefix("dask_handoff_"), *sample.labels.values()): sample.value
+        for family in parser.text_string_to_metric_families(body)
+        for sample in family.samples
+        if "handoff" in sample.name
+    }
+
+
+@on_cluster()
+async def test_metrics(c, s, a, b):
+    """Functions by state and amounts by resource are those of the moment."""
+    dag = DAG()
+    dag.add_function(Function(id="holds", args=[], code=hold, cost={"gpu": 1, "cpu": 1}))
+    dag.add_function(Function(id="held", args=[], code=int, cost={"gpu": 1, "cpu": 2}))
+    run = await submit(dag)
+    await (await Event("started")).wait()
+    metrics = await scrape(s)
+    assert metrics["functions", "held"] == metrics["functions", "running"] == 1
+    assert metrics["functions", "done"] == metrics["functions", "failed"] == 0
+    assert metrics["runs",] == 1
+    assert metrics["capacity", "cpu"] == 8
+    assert metrics["claims", "cpu"] == metrics["claims", "gpu"] == 1
+    assert metrics["asked", "cpu"] == 2
+    await (await Event("go")).set()
+    await run.result()
+    assert (await scrape(s))["functions", "done"] == 2
+    del run
+    await assert_clean(s, a, b)
+    metrics = await scrape(s)
+    assert metrics["functions", "done"] == metrics["runs",] == 0
+    assert metrics["attempts_total", "ok"] == 2
+
+
+@on_cluster()
+async def test_counters_never_go_back(c, s, a, b):
+    """Retries and attempts count on when the runs that made them are forgotten."""
+    function = Function(id="flaky", args=[], code=flaky, retry=RetryPolicy(2))
+    for runs in (1, 2):
+        await execute(DAG().add_function(function))
+        await assert_clean(s, a, b)
+        metrics = await scrape(s)
+        assert metrics["retries_total",] == 2 * runs
+        assert metrics["attempts_total", "error"] == 2 * runs
+        assert metrics["attempts_total", "ok"] == runs
+        assert metrics["functions", "failed"] == 0
+
+
+@on_cluster()
+async def test_unregistered_with_the_plugin(c, s, a, b):
+    """No metrics of a plugin that is gone; back with it."""
+    await execute(DAG())
+    assert await scrape(s)
+    await uninstall(c)
+    assert COLLECTOR.plugins == []
+    assert await scrape(s) == {}
+    await execute(DAG())
+    assert await scrape(s)
+
+
+@on_cluster()
+async def test_namespace(c, s, a, b):
+    """The operator's namespace for Dask's metrics is ours too."""
+    await execute(DAG())
+    with dask.config.set({"distributed.dashboard.prometheus.namespace": "team"}):
+        _, body = await get(s, "/metrics")
+    assert "team_handoff_retries_total 0.0" in body
+    with dask.config.set({"distributed.dashboard.prometheus.namespace": ""}):
+        _, body = await get(s, "/metrics")
+    assert "\nhandoff_retries_total 0.0" in body

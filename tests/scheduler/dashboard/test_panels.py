@@ -1,0 +1,285 @@
+"""What the panels draw."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from bokeh.document import Document
+from distributed import Event
+
+from handoff_dask import DAG, Function, RetryPolicy, current, execute, register_node, submit
+from handoff_dask.scheduler.dashboard import panel as panels
+from handoff_dask.scheduler.dashboard.allocations import ATTEMPTS, OUTCOMES, Allocations
+from handoff_dask.scheduler.dashboard.history import Ended
+from handoff_dask.scheduler.dashboard.lanes import SLACK
+from handoff_dask.scheduler.dashboard.overview import held
+from handoff_dask.scheduler.dashboard.resources import Resources
+from handoff_dask.scheduler.dashboard.routes import state
+from handoff_dask.scheduler.dashboard.runs import Runs
+from tests.scheduler.dashboard.viewing import on_cluster, until
+from tests.support import assert_clean
+
+
+def hold(*_):
+    Event("started").set()
+    Event("go").wait()
+
+
+def flaky():
+    if current().attempt < 2:
+        raise ValueError("not yet")
+
+
+def viewed(scheduler, kind):
+    """Return a panel in a document, as it looks now."""
+    document = Document()
+    panel = kind(scheduler)
+    panel.open(document)
+    assert document.roots == [panel.root] or len(document.roots) == 1
+    return panel
+
+
+def rows(source):
+    """Return a source's data as a list of rows."""
+    data = source.data
+    return [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]
+
+
+async def busy(cost, *others):
+    """Run one function that holds on to a cost, and others; return the run once it has begun."""
+    dag = DAG("<busy>")
+    dag.add_function(Function(id="holds", args=[], code=hold, cost=cost))
+    for function in others:
+        dag.add_function(function)
+    run = await submit(dag)
+    await (await Event("started")).wait()
+    return run
+
+
+@pytest.mark.parametrize("kind", [Allocations, Resources, Runs])
+def test_without_the_plugin(kind):
+    """A panel of a scheduler without the plugin says so and draws nothing."""
+    panel = viewed(SimpleNamespace(plugins={}), kind)
+    assert "not installed" in panel.heading.text
+    for source in panel.root.select({"type": panels_source()}):
+        assert all(len(column) == 0 for column in source.data.values())
+
+
+def panels_source():
+    from bokeh.models import ColumnDataSource
+
+    return ColumnDataSource
+
+
+@on_cluster()
+async def test_nothing_to_show_yet(c, s, a, b):
+    """Before the first run and after the last there is nothing, and panels say so."""
+    await execute(DAG())
+    assert "no Handoff runs" in viewed(s, Runs).heading.text
+    assert "no Handoff runs" in viewed(s, Allocations).heading.text
+    assert "2 workers" in viewed(s, Resources).heading.text
+
+
+@on_cluster()
+async def test_runs(c, s, a, b):
+    """A bar for each run has its functions by state; what is held is listed with the reason."""
+    waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(2)]
+    after = Function(id="after", args=["holds"], code=lambda _: None)
+    run = await busy({"gpu": 1}, *waiting, after)
+    panel = viewed(s, Runs)
+    (row,) = rows(panel._bars)
+    assert (row["n_running"], row["n_held"], row["n_waiting"], row["n_done"]) == (1, 2, 1, 0)
+    assert row["held"] == 0.5
+    text = panel._held.text
+    assert "gpu 1, at most 0 free" in text
+    assert "&lt;busy&gt;" in text
+    assert "<busy>" not in text
+    await (await Event("go")).set()
+    await run.result()
+    panel.look()
+    (row,) = rows(panel._bars)
+    assert (row["n_done"], row["done"], row["held"]) == (4, 1.0, 0.0)
+    assert row["text"].startswith("4 of 4 in ")
+    run.futures.clear()
+    del run
+    await until(lambda: not s.plugins["handoff"].runs)
+    panel.look()
+    (row,) = rows(panel._bars)
+    assert row["text"].endswith(", over")
+
+
+@on_cluster()
+async def test_what_is_still_ending(c, s, a, b):
+    """Threads of a run that was cancelled are claimed for, named and counted until they end."""
+    run = await busy({"gpu": 1})
+    await run.cancel()
+    plugin = s.plugins["handoff"]
+    await until(lambda: not plugin.runs)
+    text = "still ending: 1 function of a run that was cancelled (&#x27;&lt;busy&gt;&#x27;)"
+    assert text in viewed(s, Runs).heading.text
+    panel = viewed(s, Allocations)
+    more = DAG().add_function(Function(id="more", args=[], code=int, cost={"gpu": 1}))
+    run = await submit(more)
+    await until(lambda: held(plugin, 1))
+    panel.look()
+    assert "1 still ending" in panel.heading.text
+    (waiting,) = held(plugin, 1)
+    assert waiting.why.endswith("still ending: 1 function of a run that was cancelled ('<busy>')")
+    (ending,) = state(plugin)["ending"]
+    assert ending == {"functions": 1, "whose": "of a run that was cancelled ('<busy>')"}
+    assert state(plugin)["resources"]["gpu"]["claimed"] == 1
+    await (await Event("go")).set()
+    await run.result()
+    del run
+    await assert_clean(s, a, b)
+    assert "still ending" not in viewed(s, Runs).heading.text
+
+
+@on_cluster()
+async def test_allocations(c, s, a, b):
+    """An attempt is drawn on its worker: while it runs, and after its end by its outcome."""
+    retried = Function(id="flaky", args=[], code=flaky, retry=RetryPolicy(1), node=a.address)
+    run = await busy({"gpu": 1}, retried)
+    panel = viewed(s, Allocations)
+    await until(lambda: s.plugins["handoff"].history.ended == 2)
+    panel.look()
+    (running,) = rows(panel._running)
+    assert running["what"] == "holds of <busy>, attempt 1: running"
+    assert list(OUTCOMES)[running["code"]] == "running"
+    place = {row.name: row.place for row in panel._lanes.rows.values()}
+    assert int(running["y"]) == place[str(b.name)]
+    assert rows(panel._names)[0]["text"] == "holds"
+    first, second = rows(panel._ended)
+    assert first["what"] == "flaky of <busy>, attempt 1: error"
+    assert second["what"] == "flaky of <busy>, attempt 2: ok"
+    assert list(OUTCOMES)[first["code"]] == "error"
+    assert list(OUTCOMES)[second["code"] - len(OUTCOMES)] == "ok"  # with the edge of a retry
+    assert {int(first["y"]), int(second["y"])} == {place[str(a.name)]}
+    assert first["left"] <= first["right"] <= second["left"] <= second["right"]
+    await (await Event("go")).set()
+    await run.result()
+    panel.look()
+    assert rows(panel._running) == []
+    assert len(rows(panel._ended)) == 3
+
+
+@on_cluster()
+async def test_allocations_of_a_lost_worker(c, s, a, b):
+    """The attempt that died with its worker stays in sight, on the row of the worker."""
+    run = await busy({"gpu": 1})
+    panel = viewed(s, Allocations)
+    address, name = b.address, str(b.name)
+    await s.remove_worker(address, stimulus_id="test", close=False)
+    await until(lambda: s.plugins["handoff"].history.ended == 1)
+    panel.look()
+    (lost,) = rows(panel._ended)
+    assert lost["what"].endswith(": worker-lost")
+    row = panel._lanes.rows[address]
+    assert row.name == name
+    assert int(lost["y"]) == row.place
+    await (await Event("go")).set()
+    await run.cancel()
+
+
+@on_cluster()
+async def test_allocations_of_many(c, s, a, b):
+    """Of more attempts than are remembered the latest are drawn, in lanes that do not overlap."""
+    await execute(DAG())
+    plugin = s.plugins["handoff"]
+    panel = viewed(s, Allocations)
+    now = time.time()
+    for i in range(2 * ATTEMPTS):
+        ended = Ended(i, "dag", f"f{i}", 1, a.address, now + i, now + i + 2.5, "ok")
+        plugin.history.outcomes["ok"] += 1
+        plugin.history.attempts.append(ended)
+        if i % 100 == 99:
+            panel.look()
+    drawn = rows(panel._ended)
+    assert len(drawn) == len(panel._bars) == ATTEMPTS
+    assert drawn[-1]["what"].startswith(f"f{2 * ATTEMPTS - 1} ")
+    by_lane = {}
+    for bar in drawn:
+        assert by_lane.get(bar["y"], 0) <= bar["left"] + SLACK
+        by_lane[bar["y"]] = bar["right"]
+    assert len(by_lane) == 3
+
+
+@on_cluster()
+async def test_resources(c, s, a, b):
+    """Each cell has what is declared, claimed and asked for; the first row is of all workers."""
+    waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(3)]
+    run = await busy({"gpu": 1, "cpu": 1}, *waiting)
+    panel = viewed(s, Resources)
+    names = {row["what"]: row for row in rows(panel._cells)}
+    total = names["gpu of all workers"]
+    assert (total["declared"], total["claimed"], total["asked"]) == (1, 1, 3)
+    assert total["claimed_end"] - total["left"] == total["end"] - total["left"]
+    cpu = names["cpu of all workers"]
+    assert (cpu["declared"], cpu["claimed"], cpu["asked"]) == (8, 1, 6)
+    assert names[f"cpu of {b.name}"]["claimed"] == 1
+    assert names[f"cpu of {a.name}"]["claimed"] == 0
+    assert f"gpu of {a.name}" not in names
+    texts = panel._texts.data["text"]
+    assert "1 of 8" in texts
+    assert "6 asked" in texts
+    assert list(panel._figure.xaxis[0].major_label_overrides.values()) == [
+        "threads",
+        "cpu",
+        "memory",
+        "gpu",
+    ]
+    await (await Event("go")).set()
+    await run.result()
+    panel.look()
+    names = {row["what"]: row for row in rows(panel._cells)}
+    assert {(row["claimed"], row["asked"]) for row in names.values()} == {(0, 0)}
+
+
+@on_cluster()
+async def test_resources_that_nobody_has(c, s, a, b):
+    """What is asked for and not declared by anybody gets a cell that says so."""
+    greedy = DAG().add_function(Function(id="f", args=[], code=int, cost={"licence": 2}))
+    run = await submit(greedy, placement_timeout=60)
+    plugin = s.plugins["handoff"]
+    await until(lambda: plugin.engine.backlog(1).largest)
+    panel = viewed(s, Resources)
+    cell = {row["what"]: row for row in rows(panel._cells)}["licence of all workers"]
+    assert (cell["declared"], cell["asked"], cell["lacking"]) == (0, 2, 1)
+    await register_node(a.address, {"licence": 2})
+    await run.result()
+    panel.look()
+    cell = {row["what"]: row for row in rows(panel._cells)}["licence of all workers"]
+    assert (cell["declared"], cell["asked"], cell["lacking"]) == (2, 0, 0)
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = cpu = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def thread_time(self):
+        return self.cpu
+
+
+def test_a_costly_look_is_followed_by_a_pause(monkeypatch):
+    """However costly looking is, a panel takes no more than its share of a core."""
+    clock = Clock()
+    monkeypatch.setattr(panels, "time", clock)
+    looked = []
+
+    class Costly(Runs):
+        def look(self):
+            looked.append(clock.now)
+            clock.cpu += 0.030
+
+    panel = Costly(SimpleNamespace(plugins={}))
+    for _ in range(100):
+        panel.tick()
+        clock.now += panels.TICK / 1000
+    assert len(looked) == 5
+    assert clock.cpu / clock.now <= panels.SHARE

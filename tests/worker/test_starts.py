@@ -1,0 +1,151 @@
+"""The record of starts: what it keeps, and for whom."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from handoff_dask.worker.starts import Starts, StartsFile
+
+
+@pytest.fixture(params=["without a name", "with a name"])
+def file(request, monkeypatch, tmp_path):
+    """A file of either kind, read without emptying it."""
+    if request.param == "with a name":
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("every file has a name here")
+    file = StartsFile()
+    yield file
+    file.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_process_reads_what_a_killed_one_left(file):
+    """A start that was noted is there, whatever ended the process right after it."""
+    script = f"""
+import os, signal
+from handoff_dask.worker.starts import Starts
+starts = Starts(4, {file.address!r}, "me")
+for number in (7, 0, 12):
+    starts.begin(number)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    process.wait()
+    left = file.read()
+    assert (left.owner, left.pid, left.count) == ("me", process.pid, 3)
+    assert set(left.started) == {7, 0, 12}
+
+
+def test_places_are_taken_in_turn(file):
+    """What still runs is kept; of what ended, what ended last is."""
+    starts = Starts(4, file.address)
+    running = starts.begin(100)
+    for number in range(50):
+        starts.end(starts.begin(number))
+    assert set(file.read().started) == {100, 47, 48, 49}
+    starts.end(running)
+
+
+def test_more_at_work_than_places(file):
+    """Without room nothing is claimed to be known of a dead process; the living one knows."""
+    starts = Starts(2, file.address)
+    for number in range(3):
+        starts.begin(number)
+    assert file.read().started is None
+    assert set(starts.seal()) == {0, 1, 2}
+
+
+def test_withdrawn_placements_never_start():
+    """What was not started when it was taken back is not started; what was is told."""
+    starts = Starts(4)
+    starts.begin(1)
+    assert set(starts.withdraw([1, 2])) == {1}
+    assert starts.begin(2) is None
+    assert starts.begin(3) is not None
+
+
+def test_sealed():
+    """A sealed record says what was started, and nothing starts any more."""
+    starts = Starts(4)
+    starts.begin(1)
+    assert set(starts.seal()) == {1}
+    assert starts.begin(2) is None
+
+
+def test_random_life(file):
+    """File and memory agree after any sequence of starts and ends."""
+    rng = random.Random(1)
+    starts, running, known = Starts(16, file.address), [], []
+    for number in range(1000):
+        if len(running) > 4 or (running and rng.random() < 0.5):
+            starts.end(running.pop(rng.randrange(len(running))))
+        running.append(starts.begin(number))
+        known.append(number)
+        # Places are taken in turn: the last eleven are always among sixteen with five at work.
+        assert set(known[-11:]) <= set(file.read().started)
+        assert starts.withdraw(known[-11:]).keys() == set(known[-11:])
+
+
+def test_one_process_after_another(file):
+    """Each finds it empty, and what the last one left there."""
+    assert file.read() is None
+    for places in (4, 2, 8):
+        starts = Starts(places, file.address, f"worker {places}")
+        assert file.read().started == {}
+        starts.begin(places)
+        left = file.read()
+        assert (left.owner, set(left.started)) == (f"worker {places}", {places})
+        del starts
+        file.clear()
+        assert file.read() is None
+
+
+def test_an_address_of_old(file):
+    """Once the file is gone, a process is told so."""
+    gone = StartsFile()
+    address = gone.address
+    assert StartsFile.exists(file.address) and StartsFile.exists(address)
+    gone.close()
+    assert not StartsFile.exists(address)
+    with pytest.raises(OSError):
+        Starts(4, address)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="every file has a name here")
+def test_an_address_that_is_somebody_elses_by_now(tmp_path):
+    """A file that got the descriptor of one that is gone is not touched."""
+    gone = StartsFile()
+    address, number = gone.address, gone._file
+    (tmp_path / "theirs").write_text("precious")
+    with (tmp_path / "theirs").open("r+") as theirs:
+        os.dup2(theirs.fileno(), number)
+        assert not StartsFile.exists(address)
+        with pytest.raises(ValueError, match="another file"):
+            Starts(4, address)
+        gone.close()
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_files_of_processes_that_are_no_more(monkeypatch, tmp_path):
+    """Where files need names, those that a killed nanny left go when the next one comes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    stale = tmp_path / f"handoff-starts-{process.pid}-abc"
+    others = [tmp_path / f"handoff-starts-{os.getpid()}-abc", tmp_path / "handoff-starts-x"]
+    for path in (stale, *others):
+        path.touch()
+    file = StartsFile()
+    assert not stale.exists() and all(path.exists() for path in others)
+    assert len(list(tmp_path.iterdir())) == 3
+    file.close()
+    assert set(tmp_path.iterdir()) == set(others)

@@ -1,0 +1,147 @@
+"""What runs on the worker around the user's code, called here without one."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import pickle
+
+import cloudpickle
+import pytest
+from distributed import Reschedule
+
+from handoff_dask import StandInError
+from handoff_dask.compat import scheduler as _compat
+from handoff_dask.model.expansion import Call, Listed, Transformed
+from handoff_dask.worker import task
+
+
+def packed(call):
+    """Return a call as the graph carries it."""
+    return (), cloudpickle.dumps((("f", "a dag"), *call))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Return what tasks tell the scheduler."""
+    told = []
+
+    class Task:
+        facts = {}  # noqa: RUF012 - read only
+
+        def log(self, *event):
+            told.append(event)
+
+    monkeypatch.setattr(_compat, "this_task", Task)
+    return told
+
+
+def fail(*args):
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("runner", [task.run, task.run_and_discard, task.run_transform])
+def test_failure_is_told_and_raised(runner, log):
+    """The scheduler hears of a failed attempt, once, and Dask gets what arrives as it was."""
+    with pytest.raises(StandInError, match="ValueError: no") as caught:
+        runner(*packed(Call(fail, (0,), (), {})), 1)
+    arrived = pickle.loads(pickle.dumps(caught.value))
+    assert type(arrived) is ValueError
+    assert arrived.args == ("no",)
+    ((topic, message),) = log
+    assert topic == task.TOPIC
+    assert message["action"] == "attempt-failed"
+    assert (message["error_type"], message["message"]) == ("ValueError", "no")
+    assert message["started"] <= message["stopped"]
+
+
+def test_code_that_cannot_be_opened(log):
+    """A worker that lacks the user's module is a failed attempt like any other."""
+    code = b"cno_such_module\nno_such_name\n."
+    with pytest.raises(StandInError, match=r"ModuleNotFoundError.*no_such_module"):
+        task.run((), code)
+    ((_, message),) = log
+    assert message["error_type"] == "ModuleNotFoundError"
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), Reschedule()])
+def test_a_function_cannot_end_its_worker(log, ending):
+    """sys.exit() in a function, and what else Dask would not take for a failure, is a failure."""
+
+    def end():
+        raise ending
+
+    with pytest.raises(StandInError, match=type(ending).__name__):
+        task.run(*packed(Call(end, (), (), {})))
+    ((_, message),) = log
+    assert message["error_type"] == type(ending).__name__
+
+
+def test_run(log):
+    """Values stand in the call by the position of the dependency."""
+    inner = Call(operator.add, (0, 0), (), {})
+    call = Call(lambda *a, **k: (a, k), (1, inner, Listed((0,))), ("x",), {"k": 2})
+    found = task.run(*packed(call), 10, 20)
+    assert found == ((20, 20, [10], "x"), {"k": 2})
+    assert log == []
+
+
+def test_shared_calls_stay_shared():
+    """What is one object in a call is still evaluated once after its journey."""
+    shared = Call(iter(range(9)).__next__, (), (), {})
+    assert task.run(*packed(Call(lambda *args: args, (shared, shared), (), {}))) == (0, 0)
+
+
+def test_each_attempt_has_its_own_arguments():
+    """A function that changes its extra arguments does not change those of its next attempt."""
+    call = packed(Call(lambda items: items.append(2) or items, (), ([1],), {}))
+    assert task.run(*call) == task.run(*call) == [1, 2]
+
+
+def test_coroutines():
+    """Coroutine code is run to its end."""
+
+    async def later(value, *_):
+        await asyncio.sleep(0)
+        return value + 1
+
+    call = Call(later, (Transformed(0, ((later, ()),)),), (), {})
+    assert task.run(*packed(call), 1) == 3
+    assert task.run_transform(*packed(Call(later, (0,), (), {})), 1) == 2
+
+
+def test_discard():
+    """What nobody wants is made, for what making it does, and dropped."""
+    assert task.run_and_discard(*packed(Call(abs, (), (5,), {}))) is None
+
+
+@pytest.mark.parametrize(
+    ("marks", "nodes"),
+    [
+        ({"handoff": {"source": "tcp://a", "target": "tcp://b"}}, ("tcp://a", "tcp://b")),
+        ({"handoff": {}}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_transform(monkeypatch, marks, nodes):
+    """A transform gets the data, the nodes its task is marked with, and its static arguments."""
+    monkeypatch.setattr(_compat, "task_annotations", lambda: marks)
+    call = packed(Call(lambda *args: args, (0,), (7, 8), {}))
+    assert task.run_transform(*call, "data") == ("data", *nodes, 7, 8)
+
+
+def test_current_is_the_function_that_runs():
+    """current() tells ids, attempt and cost inside of a call, also after a nested one."""
+
+    def who():
+        return task.current()
+
+    def outer():
+        before = task.current()
+        task.run(*packed(Call(who, (), (), {})))
+        return before, task.current()
+
+    before, after = task.run(*packed(Call(outer, (), (), {})))
+    assert (before.id, before.dag_id, before.attempt, before.cost) == ("f", "a dag", 1, {})
+    assert before == after
+    assert task.current() is None
