@@ -18,7 +18,8 @@ from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from handoff_dask import config
 from handoff_dask._version import __version__, fits
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import client as compat
+from handoff_dask.compat.worker import process_client
 from handoff_dask.errors import (
     ClusterLostError,
     FunctionFailedError,
@@ -45,7 +46,7 @@ def current_client(client: Client | None = None) -> Client | None:
     try:
         return get_client()
     except ValueError:
-        return _compat.process_client()
+        return process_client()
 
 
 def require_client(client: Client | None = None) -> Client:
@@ -85,15 +86,15 @@ class EmbeddedCluster:
         atexit.unregister(self.close)
         if self.client.status == "closed":
             return
-        if _compat.on_loop(self.client):
+        if compat.on_loop(self.client):
             # The last reference to a run may be dropped on the loop, which cannot wait for itself.
             threading.Thread(target=self._close, name="handoff-close").start()
         else:
             self._close()
 
     def _close(self) -> None:
-        _compat.close_clients(self.cluster)
-        self.client.sync(_compat.end_workers, self.cluster)
+        compat.close_clients(self.cluster)
+        self.client.sync(compat.end_workers, self.cluster)
         self.client.close()
         self.cluster.close()
 

@@ -15,8 +15,8 @@ from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.placement.events import Finding, Waiting
-from handoff_dask.scheduler.records import RunSpec
 from handoff_dask.widgets import markup, reports
+from handoff_dask.wire.messages import RunSpec
 
 Verdict = TypeVar("Verdict")
 

@@ -22,8 +22,8 @@ from handoff_dask.errors import (
 )
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node
-from handoff_dask.scheduler.records import RunReport
 from handoff_dask.standins import text_of
+from handoff_dask.wire.messages import RunReport
 
 T = TypeVar("T")
 #: In quotes: the oldest Dask's futures take no parameter at run time.

@@ -16,7 +16,7 @@ from handoff_dask.client.outline import Outline
 from handoff_dask.client.run import Run
 from handoff_dask.client.submission import dag_label, function_label
 from handoff_dask.client.waiting import wait_for
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import client as compat
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 
 
@@ -213,7 +213,7 @@ async def _wait_for(
                 state = dict(await call(client, "states", keys=[future.key])).get(future.key)
                 if state not in ("memory", "erred"):
                     return True
-                _compat.settle_future(future, state)  # the message is lost
+                compat.settle_future(future, state)  # the message is lost
     finally:
         waiting.cancel()
 

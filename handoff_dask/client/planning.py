@@ -19,8 +19,8 @@ from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.retry import number_problem
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
-from handoff_dask.scheduler.records import FunctionRow, allocation_error, function_specs
 from handoff_dask.widgets import markup, plots, reports
+from handoff_dask.wire.messages import FunctionRow, allocation_error, function_specs
 from handoff_dask.wire.offers import check_capabilities
 
 #: Threads of a worker whose capabilities tell of no cpu.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from handoff_dask.model.expansion import Node, sinks
 from handoff_dask.model.function import Function
 from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
+from handoff_dask.wire.messages import RunReport
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -187,3 +188,38 @@ def select(
                 id_, "results= asks for it, but it is inline: its value is never kept"
             )
     return list(dict.fromkeys(results))
+
+
+class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
+    """The attempts of each function, made from a report when somebody looks."""
+
+    def __init__(self, report: RunReport, nodes: Sequence[Node]) -> None:
+        self._source: tuple[RunReport, Sequence[Node]] | None = report, nodes
+        self._made: dict[Hashable, tuple[Attempt, ...]] = {}
+
+    @property
+    def _all(self) -> dict[Hashable, tuple[Attempt, ...]]:
+        if self._source is not None:
+            report, nodes = self._source
+            self._made = {
+                nodes[i].function.id: tuple(tried)
+                for i, tried in report.attempts_by_index().items()
+                if nodes[i].kind == "function"
+            }
+            self._source = None
+        return self._made
+
+    def __getitem__(self, function_id: Hashable) -> tuple[Attempt, ...]:
+        return self._all[function_id]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return repr(self._all)
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return dict, (self._all,)

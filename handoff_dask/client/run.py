@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 
 from distributed import Client, Future
 
+from handoff_dask.attempts.states import STATES, UNENDED
 from handoff_dask.client import annotating, connection, ends, gathering, watching
 from handoff_dask.client.explaining import Fetching, RunExplanation, Unready
 from handoff_dask.client.options import Allocator
 from handoff_dask.client.outline import Outline
-from handoff_dask.client.results import ExecutionResult, failed_or_not_run
+from handoff_dask.client.results import Attempts, ExecutionResult, failed_or_not_run
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import client as compat
 from handoff_dask.errors import (
     ClusterLostError,
     FunctionFailedError,
@@ -31,7 +32,7 @@ from handoff_dask.errors import (
     UnknownRunError,
 )
 from handoff_dask.placement.events import Waiting
-from handoff_dask.scheduler.records import STATES, UNENDED, Attempts, RunReport, Stop
+from handoff_dask.wire.messages import RunReport, Stop
 from handoff_dask.worker.task import waiting_task
 
 T = TypeVar("T")
@@ -426,7 +427,7 @@ class Run:
                 return
             if asyncio.get_running_loop().time() > deadline:
                 for key, state in await self._call("states", keys=list(pending)):
-                    _compat.settle_future(pending[key], state)
+                    compat.settle_future(pending[key], state)
                 return
             # The scheduler then sends their states again.
             await self._call("want", keys=list(pending), client=self._client.id)

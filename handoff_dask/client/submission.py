@@ -22,7 +22,7 @@ from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding
-from handoff_dask.scheduler.records import RunSpec, allocation_error
+from handoff_dask.wire.messages import RunSpec, allocation_error
 
 
 def dag_label(dag_id: Hashable) -> str:

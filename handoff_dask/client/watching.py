@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.utils import is_kernel
 
+from handoff_dask.attempts.states import STATES
 from handoff_dask.client import connection
 from handoff_dask.client.explaining import hold_cells
-from handoff_dask.scheduler.records import STATES
 from handoff_dask.widgets import live, markup, reports
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Every touch of Dask that is not public API, and nothing else.
+"""What the scheduler does not offer as public API.
 
 Tried with dask and distributed 2025.1.0 and 2026.8.0.
 """
@@ -8,104 +8,53 @@ from __future__ import annotations
 import asyncio
 import math
 import pickle
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import dask.config
-from dask._task_spec import GraphNode, Task, TaskRef
 from distributed.comm.core import connect as open_comm
 from distributed.core import send_recv
-from tornado.ioloop import IOLoop, PeriodicCallback
-
-from handoff_dask.compat.worker import (
-    WORKER_ANY_RUNNING,
-    NotStarted,
-    TaskEnds,
-    ThisTask,
-    close_clients,
-    end_workers,
-    failures_shown,
-    killed_for_memory,
-    on_loop,
-    process_client,
-    set_resource,
-    silence_failure,
-    started,
-    task_annotations,
-    task_nearby,
-    this_task,
-    watch_exits,
-    worker_address,
-)
+from tornado.ioloop import PeriodicCallback
 
 if TYPE_CHECKING:
-    from distributed import Future, Scheduler
+    from distributed import Scheduler
     from distributed.scheduler import TaskState
 
 __all__ = [
-    "WORKER_ANY_RUNNING",
-    "GraphNode",
-    "NotStarted",
-    "Pages",
-    "Task",
-    "TaskEnds",
-    "TaskRef",
-    "ThisTask",
     "adopt_exception",
     "ask_once",
     "claimed_by_task",
     "claimed_names",
-    "close_clients",
-    "dashboard_look",
     "declare",
     "died_under",
-    "end_workers",
     "ended_by_worker",
     "exact",
     "fail_orphan",
     "fail_task",
     "failed_input",
-    "failures_shown",
     "free",
     "hold",
-    "http_prefix",
     "input_sizes",
     "install_handlers",
     "is_held",
     "keep_unrunnable",
-    "killed_for_memory",
     "lacks_failed",
-    "metric_name",
-    "on_loop",
     "placement_number",
-    "process_client",
     "release_hold",
     "replace_exception",
     "seceded",
-    "set_resource",
-    "settle_future",
-    "silence_failure",
-    "started",
-    "task_annotations",
-    "task_nearby",
-    "this_task",
     "undeclare",
     "watch_clients",
-    "watch_exits",
-    "worker_address",
 ]
 
 #: The address that no worker answers to. A task restricted to it waits in ``no-worker``. One set
 #: for all, since one for each of 100,000 tasks keeps the garbage collector busy; frozen, so that
 #: nobody opens the gate for all.
 _NOWHERE: Any = frozenset(("held://handoff",))
+
+
 #: Where the count of workers that died under a task starts: Dask never gives up, the plugin does.
 _NEVER_SUSPICIOUS = -(2**31)
-
-
-# On the scheduler
 
 
 def hold(ts: TaskState) -> None:
@@ -416,125 +365,3 @@ def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
     callback = PeriodicCallback(refresh, scheduler.no_workers_timeout * 1000 / 4)
     callback.start()
     return callback
-
-
-# At a client
-
-
-def settle_future(future: Future[Any], state: str) -> None:
-    """Set a future to the state that its task has on the scheduler.
-
-    Parameters
-    ----------
-    state
-        ``"memory"`` or ``"erred"``; any other changes nothing.
-    """
-    known = future._state
-    if known is not None and state == "memory":
-        known.finish()
-    elif known is not None and state == "erred":
-        known.set_error(RuntimeError("its error could not be read"), None)
-
-
-# On the scheduler's dashboard
-
-#: A function that fills a Bokeh document: called with scheduler, template variables, document.
-Page = Callable[["Scheduler", dict[str, Any], Any], None]
-
-
-class Pages:
-    """Pages on the dashboard of a scheduler that was started without them.
-
-    They are a Bokeh application of their own. The first one, Dask's, gets to know their paths,
-    since that is where dask-labextension looks.
-
-    Parameters
-    ----------
-    pages
-        By path. A scheduler without a dashboard shows none.
-    tab
-        The path of the page that the navigation bar names.
-    """
-
-    def __init__(self, scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> None:
-        self._scheduler = scheduler
-        self._own: Any = None
-        self._first = _dashboard(scheduler)
-        if self._first is None:
-            return
-        from distributed.dashboard.core import BokehApplication
-        from distributed.dashboard.scheduler import template_variables
-
-        variables = template_variables(scheduler)
-        self._tabs: list[str] = variables["pages"]
-        self._menu: list[dict[str, str]] = variables["plots"]
-        self._entries = [
-            {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
-            for path in pages
-            if path.startswith("/individual-")
-        ]
-        self._tab = tab.strip("/")
-        self._tabs.append(self._tab)
-        self._menu += self._entries
-        self._menu.sort(key=lambda entry: entry["name"])
-        self._own = BokehApplication(
-            pages, scheduler, prefix=self._first.prefix, template_variables=variables
-        )
-        scheduler.http_application.add_application(self._own)
-        self._own.initialize(IOLoop.current())
-        self._own.start()
-        self._first._applications.update(self._own.applications)
-
-    def remove(self) -> None:
-        """Take the pages away. One that is open stays until it is closed."""
-        if self._own is None:
-            return
-        own = self._own
-        self._scheduler.http_application.applications.remove(own)
-        for path in own.applications:
-            self._first._applications.pop(path, None)
-        for entry in self._entries:
-            self._menu.remove(entry)
-        self._tabs.remove(self._tab)
-        _stop_unwatched(own)
-
-
-def _dashboard(scheduler: Scheduler) -> Any:
-    """Return the Bokeh application of a scheduler, if it has one."""
-    module = sys.modules.get("bokeh.server.tornado")
-    if module is None:
-        return None
-    applications = scheduler.http_application.applications
-    return next((app for app in applications if isinstance(app, module.BokehTornado)), None)
-
-
-def _stop_unwatched(application: Any) -> None:
-    """Stop a Bokeh application once its last session has ended."""
-    if any(context.sessions for context in application.applications.values()):
-        IOLoop.current().call_later(1, _stop_unwatched, application)
-    else:
-        # No session is left to wait for, and the loop is running: newer Bokeh refuses to wait.
-        application.stop(wait=False)
-
-
-def dashboard_look() -> tuple[Any, Any]:
-    """Return Dask's Bokeh theme, and its template for a page with the navigation bar."""
-    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
-
-    return BOKEH_THEME, env.get_template("simple.html")
-
-
-def http_prefix(scheduler: Scheduler) -> str:
-    """Return what the operator put before the paths of a scheduler's pages: ``""`` or ``"/x"``."""
-    page = "/individual-plots.json$"
-    for rule in scheduler.http_application.wildcard_router.rules:
-        regex = getattr(rule.matcher, "regex", None)
-        if regex is not None and regex.pattern.endswith(page):
-            return str(regex.pattern.removesuffix(page))
-    return ""
-
-
-def metric_name(name: str) -> str:
-    """Return the full name of a metric, in the operator's namespace for Dask's."""
-    namespace = dask.config.get("distributed.dashboard.prometheus.namespace", "dask")
-    return f"{namespace}_handoff_{name}" if namespace else f"handoff_{name}"

@@ -1,4 +1,4 @@
-"""The part of ``_compat`` about values that workers send each other."""
+"""What the transfers between workers do not offer as public API."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What ``_compat`` has for workers and nannies."""
+"""What workers and nannies do not offer as public API."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
@@ -19,24 +18,17 @@ from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from distributed.worker_state_machine import SecedeEvent
 
-from handoff_dask.worker.starts import Starts
-
 if TYPE_CHECKING:
-    from distributed import LocalCluster
-
-#: States in which a worker starts functions.
-WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
+    pass
 
 __all__ = [
     "WORKER_ANY_RUNNING",
     "NotStarted",
+    "StartsRecord",
     "TaskEnds",
     "ThisTask",
-    "close_clients",
-    "end_workers",
     "failures_shown",
     "killed_for_memory",
-    "on_loop",
     "process_client",
     "set_resource",
     "silence_failure",
@@ -48,8 +40,8 @@ __all__ = [
     "worker_address",
 ]
 
-
-# On a worker
+#: States in which a worker starts functions.
+WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 
 
 def worker_address() -> str:
@@ -84,6 +76,22 @@ def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
     return True
 
 
+class StartsRecord(Protocol):
+    """What records which placements a worker has started."""
+
+    def begin(self, number: int) -> int | None:
+        """Record a start; return its place, or None if the placement must not start."""
+        ...
+
+    def end(self, place: int) -> None:
+        """Record that the start at a place has ended."""
+        ...
+
+    def withdrawn(self, number: int) -> bool:
+        """Whether a placement was taken back."""
+        ...
+
+
 class TaskEnds(WorkerPlugin):
     """Calls back when the thread of a task is free again, whatever became of the task."""
 
@@ -95,7 +103,7 @@ class TaskEnds(WorkerPlugin):
         self._calls: dict[Any, list[Callable[[], None]]] = {}
         self._failures = _FailureFilter()
         #: What the worker started, if somebody wants to know.
-        self.starts: Starts | None = None
+        self.starts: StartsRecord | None = None
 
     def busy(self, key: Any) -> bool:
         """Whether a task has a thread of the worker. To be called on its loop."""
@@ -169,6 +177,8 @@ class NotStarted(Reschedule):
 
 #: How many threads wait on behalf of a task: {(worker, key): number}.
 _waits: Counter[tuple[Worker, Any]] = Counter()
+
+
 _waits_lock = threading.Lock()
 
 
@@ -277,12 +287,6 @@ def task_nearby(client: Client | None = None) -> ThisTask | None:
     return _task_of(worker, key)
 
 
-def process_client() -> Client | None:
-    """Return the client of the worker that this thread belongs to; None if it belongs to none."""
-    worker = _worker_nearby()
-    return None if worker is None else worker._get_client()
-
-
 def _worker_nearby(client: Client | None = None) -> Worker | None:
     """Return the worker of this thread's context or, without one, the worker that it belongs to.
 
@@ -367,58 +371,6 @@ def task_annotations() -> Mapping[str, Any]:
     return {} if task is None else task.facts
 
 
-# Of an embedded cluster
-
-#: Seconds for worker processes to end by themselves.
-GRACE = 2.0
-
-
-def on_loop(client: Client) -> bool:
-    """Whether this thread runs the event loop of a client."""
-    loop: Any = client.loop
-    try:
-        return asyncio.get_running_loop() is loop.asyncio_loop
-    except RuntimeError:
-        return False
-
-
-def close_clients(cluster: LocalCluster) -> None:
-    """Close the clients that the workers of a cluster in this process made for their functions.
-
-    They are default clients of this process, and keep the event loop's thread alive.
-    """
-    for worker in cluster.workers.values():
-        client = getattr(worker, "_client", None)
-        if client is not None and client in Worker._initialized_clients:
-            client.close()
-
-
-async def end_workers(cluster: LocalCluster) -> None:
-    """Close the workers of a cluster without waiting for what they run."""
-    log = logging.getLogger("distributed.worker.state_machine")
-    log.addFilter(_is_news)
-    try:
-        await asyncio.gather(*map(_end_worker, cluster.workers.values()))
-    finally:
-        log.removeFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return "ended with CancelledError" not in record.msg
-
-
-async def _end_worker(worker: Any) -> None:
-    if isinstance(worker, Nanny):
-        worker.close_gracefully()  # or it starts another process
-        if worker.process is not None:
-            await worker.process.kill(timeout=GRACE, executor_wait=False)
-    elif worker.active_threads:
-        await worker.close(executor_wait=False)
-
-
-# On a nanny
-
-
 def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
     """Have the exit code told of each process that a nanny's worker ran in, before it has another.
 
@@ -445,3 +397,9 @@ def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], Non
 def killed_for_memory(nanny: Nanny, pid: int) -> bool:
     """Whether a nanny ended a process because it had more memory than it may."""
     return getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid
+
+
+def process_client() -> Client | None:
+    """Return the client of the worker that this thread belongs to; None if it belongs to none."""
+    worker = _worker_nearby()
+    return None if worker is None else worker._get_client()

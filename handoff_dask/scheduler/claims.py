@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 
 #: A set of one worker, and a cost under the worker's own names.
 Claim = tuple[frozenset[str], dict[str, float]]
@@ -14,7 +14,7 @@ Claim = tuple[frozenset[str], dict[str, float]]
 class Claims:
     """Makes the restrictions of tasks; functions of one cost on one worker share them.
 
-    See ``_compat.hold``.
+    See ``compat.hold``.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Claims:
         if amounts not in shared:
             names = self._names[worker]
             resources = {
-                own: _compat.exact(amount) for name, amount in amounts for own in names[name]
+                own: compat.exact(amount) for name, amount in amounts for own in names[name]
             }
             shared[amounts] = frozenset((worker,)), resources
         return shared[amounts]

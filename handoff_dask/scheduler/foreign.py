@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.wire.offers import claimed_resources
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Foreign:
     def follow(self, key: Any, finish: str) -> None:
         """Take in that a task starts or stops being processed."""
         if finish == "processing":
-            claim = _compat.claimed_by_task(self.plugin.scheduler.tasks[key])
+            claim = compat.claimed_by_task(self.plugin.scheduler.tasks[key])
             if claim is not None:
                 worker, claimed = claim
                 self._keys.add(key)

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.events import Place
 from handoff_dask.scheduler.claims import Claims
 from handoff_dask.scheduler.records import FunctionRecord
@@ -35,7 +35,7 @@ class Gate:
         """Let a held function run where it was placed."""
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
-        _compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
+        compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
         self._begin(record, ws)
         if row.source is not None or record.attempt > 1:
@@ -47,8 +47,8 @@ class Gate:
         if record is None or record.state not in ("waiting", "held", "cancelled"):
             return
         ts = self.scheduler.tasks[key]
-        if not _compat.is_held(ts):
-            _compat.hold(ts)
+        if not compat.is_held(ts):
+            compat.hold(ts)
             self._overruled(record)
 
     def slipped(self, record: FunctionRecord) -> None:
@@ -62,7 +62,7 @@ class Gate:
         registry = self.plugin.registry
         if ws.address in registry.names and ws.address not in registry.strangers:
             # Dask sends the task after this transition: the worker must not start it.
-            message = {"op": "handoff-withdraw", "number": _compat.placement_number(ts)}
+            message = {"op": "handoff-withdraw", "number": compat.placement_number(ts)}
             self.scheduler.worker_send(ws.address, message)
 
         def take_back() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from distributed import Status
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.records import FunctionRecord
@@ -122,7 +122,7 @@ class Losses:
         worker = record.worker
         assert worker is not None
         ts = self.plugin.scheduler.tasks[record.key]
-        number, died = _compat.placement_number(ts), _compat.died_under(ts)
+        number, died = compat.placement_number(ts), compat.died_under(ts)
         self.plugin.endings.begin(record, number)
         gone = worker not in self.plugin.scheduler.workers
         lost = Lost(
@@ -242,7 +242,7 @@ class Losses:
         if nanny is None:
             return End()
         with suppress(Exception):  # an RPC raises what the other side raised
-            answer = await _compat.ask_once(
+            answer = await compat.ask_once(
                 self.plugin.scheduler, nanny, CONNECT, ANSWER, op="handoff_end", worker=id_
             )
             if answer is not None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from distributed import SchedulerPlugin, Status
 
 from handoff_dask import config
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.attempts.states import UNENDED
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
@@ -25,12 +26,13 @@ from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.losses import Losses
-from handoff_dask.scheduler.records import UNENDED, FunctionRecord, RunRecord, Stop
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.retries import Retries
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
+from handoff_dask.wire.messages import Stop
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
 
@@ -71,13 +73,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.inputs = Inputs(self)
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
-        self._limit = _compat.keep_unrunnable(scheduler, self.name)
-        self._unwatch = _compat.watch_clients(scheduler, self.cancelled, self.check_retried)
+        self._limit = compat.keep_unrunnable(scheduler, self.name)
+        self._unwatch = compat.watch_clients(scheduler, self.cancelled, self.check_retried)
         self.registry = Registry(self)
         self.gate = Gate(self)
         self.service = Service(self)
         self.history = dashboard.install(self)
-        self._remove_handlers = _compat.install_handlers(
+        self._remove_handlers = compat.install_handlers(
             scheduler,
             {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers},
             {"handoff_gone": self.service.gone},
@@ -102,9 +104,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             for record in [r for r in run.functions if r.key in self.records]:
                 if record.state == "held":
                     error = HandoffError(f"function {record.row.label}: {reason}")
-                    _compat.fail_task(self.scheduler, record.key, error, "handoff-uninstall")
+                    compat.fail_task(self.scheduler, record.key, error, "handoff-uninstall")
                 elif record.state == "waiting":
-                    _compat.free(self.scheduler.tasks[record.key])
+                    compat.free(self.scheduler.tasks[record.key])
             self.forget(run)
         await self.registry.withdraw()
         await take_plugins_back(self.scheduler)
@@ -265,14 +267,14 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             run = self.runs.get(mark["run"])
             if run is None:
                 if self.service.stopped_by(key):
-                    _compat.hold(scheduler.tasks[key])
+                    compat.hold(scheduler.tasks[key])
                     late.append(key)
             elif "index" not in mark:  # data that functions share: Dask moves it, not the engine
-                _compat.free(scheduler.tasks[key])
+                compat.free(scheduler.tasks[key])
             elif key not in self.records:
                 self.records[key] = run.functions[mark["index"]]
                 run.alive += 1
-                _compat.hold(scheduler.tasks[key])
+                compat.hold(scheduler.tasks[key])
         if late:
             # The run was stopped before its graph arrived.
             loop = asyncio.get_running_loop()
@@ -301,7 +303,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             record.move("waiting")
         elif start == "memory" and finish == "released":
             # Should its result be asked for again, it passes the gate again.
-            _compat.hold(self.scheduler.tasks[key])
+            compat.hold(self.scheduler.tasks[key])
         self.inputs.follow(record, finish)
         if finish == "waiting":
             self.gate.keep(key)
@@ -335,9 +337,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def _orphan(self, key: Any) -> None:
         """Fail, after this, what lost its result and cannot have it again."""
-        if _compat.lacks_failed(self.scheduler.tasks[key]):
+        if compat.lacks_failed(self.scheduler.tasks[key]):
             asyncio.get_running_loop().call_soon(
-                _compat.fail_orphan, self.scheduler, key, f"handoff-orphan-{time.time()}"
+                compat.fail_orphan, self.scheduler, key, f"handoff-orphan-{time.time()}"
             )
 
     def ready(self, record: FunctionRecord) -> None:
@@ -358,7 +360,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if found is None:
                 return
             terms = found
-        inputs = _compat.input_sizes(self.scheduler.tasks[record.key])
+        inputs = compat.input_sizes(self.scheduler.tasks[record.key])
         self.engine.function_ready(record.key, now, inputs=inputs, **terms)
 
     def _left(
@@ -372,7 +374,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if spans:
             started, stopped = spans[-1]["start"], spans[-1]["stop"]
         retried = failure is not None and failure["retry"]
-        if _compat.ended_by_worker(ts, finish, facts, retried):
+        if compat.ended_by_worker(ts, finish, facts, retried):
             self.endings.pass_on(record.worker, record.cost)
             self.engine.attempt_ended(
                 record.key,
@@ -381,7 +383,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 done=finish == "memory",
             )
         elif failure is not None and failure["outcome"] == "timeout":
-            self.endings.begin(record, _compat.placement_number(ts))  # its end will be reported
+            self.endings.begin(record, compat.placement_number(ts))  # its end will be reported
         else:
             self.losses.add(record, settled=failure is not None or finish == "erred")
         if finish == "memory":
@@ -412,7 +414,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 self.function_failed(record, failure["message"])
                 if record.problem is not None:
                     run.decided.add(record.index)
-                    _compat.replace_exception(ts, self.retries.verdict(record))
+                    compat.replace_exception(ts, self.retries.verdict(record))
         elif finish == "erred":
             # Of something before the function itself: what it runs in could not be loaded.
             error, _, message = (ts.exception_text or "").partition("(")
@@ -428,7 +430,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         if record.state == "running":
             record.move("waiting")
         if finish != "memory":
-            _compat.hold(self.scheduler.tasks[record.key])
+            compat.hold(self.scheduler.tasks[record.key])
         self.ask()
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -514,7 +516,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             return  # cancelled meanwhile
         record.run.decided.add(record.index)
         self.function_failed(record, str(error))
-        _compat.fail_task(self.scheduler, record.key, error, stimulus_id)
+        compat.fail_task(self.scheduler, record.key, error, stimulus_id)
 
     def function_failed(self, record: FunctionRecord, problem: str) -> None:
         """Record that a function failed for good; that may stop its run after this event."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from distributed import Status
 
 from handoff_dask._version import __version__
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.scheduler.withdrawal import Withdrawal
@@ -167,7 +167,7 @@ class Registry:
         )
         # What the worker is to take back it still has: it counts for Dask, until then.
         declared = {name: v for name, v in capabilities.items() if name not in leaving}
-        _compat.declare(self.scheduler, worker, declared)
+        compat.declare(self.scheduler, worker, declared)
         # Plain tasks may have started before it was known what they claim.
         for ts in ws.processing:
             if ts.key not in self.plugin.records:
@@ -184,7 +184,7 @@ class Registry:
     async def set_resources(self, worker: str, resources: dict[str, float]) -> str:
         """Record what somebody else has a worker declare: it is part of its offer."""
         if worker in self.scheduler.workers:
-            _compat.declare(self.scheduler, worker, resources)
+            compat.declare(self.scheduler, worker, resources)
         if worker in self.names:
             with suppress(Exception):  # an RPC raises what the other side raised
                 await self.scheduler.rpc(worker).handoff_declare(capabilities={})

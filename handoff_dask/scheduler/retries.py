@@ -7,11 +7,12 @@ import time
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import InvalidFunctionError, WorkerLostError
 from handoff_dask.placement.events import Finding
-from handoff_dask.scheduler.records import FunctionRecord, allocation_error
+from handoff_dask.scheduler.records import FunctionRecord
 from handoff_dask.standins import text_of
+from handoff_dask.wire.messages import allocation_error
 from handoff_dask.worker.task import escalated
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Retries:
             self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
         else:
             error = TimeoutError(record.failure["message"])
-            _compat.fail_task(self.plugin.scheduler, record.key, error, stimulus_id, worker=worker)
+            compat.fail_task(self.plugin.scheduler, record.key, error, stimulus_id, worker=worker)
 
     def parks(self, record: FunctionRecord, worker: str) -> bool:
         """Whether a function has to wait, before it is placed there, for a late attempt to end.
@@ -103,12 +104,12 @@ class Retries:
     def blamed(self, record: FunctionRecord) -> None:
         """Record the failure of a function whose argument, a future, has failed."""
         ts = self.plugin.scheduler.tasks[record.key]
-        culprit = _compat.failed_input(ts)
+        culprit = compat.failed_input(ts)
         if culprit is not None and culprit.key not in self.plugin.records:
             why = f": {culprit.exception_text}" if culprit.exception_text else ""
             problem = f"its argument, the future {culprit.key!r}, failed{why}"
             self.plugin.function_failed(record, problem)
-            _compat.adopt_exception(ts, culprit)
+            compat.adopt_exception(ts, culprit)
 
     def verdict(self, record: FunctionRecord) -> Exception | None:
         """Return the error that a function ends with instead of a further attempt, if it does."""

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
 from handoff_dask.scheduler.losses import End
-from handoff_dask.scheduler.records import (
-    FunctionRecord,
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.scheduler.stalls import Stalls
+from handoff_dask.wire.messages import (
     FunctionRow,
-    RunRecord,
     RunReport,
     RunSpec,
     Stop,
     StopKind,
     function_specs,
 )
-from handoff_dask.scheduler.stalls import Stalls
 
 if TYPE_CHECKING:
     from handoff_dask.scheduler.plugin import HandoffPlugin

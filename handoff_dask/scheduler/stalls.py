@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 
@@ -49,7 +49,7 @@ class Stalls:
         for run in self._plugin.runs.values():
             outer = self._plugin.records.get(run.spec.within)
             if outer is not None and outer.state == "running":
-                if _compat.seceded(self._plugin.scheduler.tasks[outer.key]):
+                if compat.seceded(self._plugin.scheduler.tasks[outer.key]):
                     found.setdefault(outer.key, (outer, []))[1].append(run)
         return found
 

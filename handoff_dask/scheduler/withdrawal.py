@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.wire.offers import Declaration
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Withdrawal(SchedulerPlugin):
             # What somebody else has declared since is not ours to take back.
             gone = {n: d for n, d in gone.items() if ws and d.stands(ws.resources, n)}
             for name, declaration in gone.items():
-                _compat.undeclare(self._scheduler, worker, name, declaration.before)
+                compat.undeclare(self._scheduler, worker, name, declaration.before)
             if gone:
                 # On the stream: after the tasks that the worker got before.
                 order = {"op": "handoff_take_back", "names": gone, "number": number}
@@ -85,7 +85,7 @@ class Withdrawal(SchedulerPlugin):
     def _follow(self, key: Any, state: str) -> None:
         """Record which names a task claims."""
         if state in _PENDING:
-            for name in _compat.claimed_names(self._scheduler.tasks[key]):
+            for name in compat.claimed_names(self._scheduler.tasks[key]):
                 self._claims[name].add(key)
             return
         for name, keys in list(self._claims.items()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import NannyPlugin
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import worker as compat
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.worker.starts import StartsFile
@@ -37,7 +37,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         #: {worker's id: how its process ended}
         self.ends: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
-        self._unwatch: Callable[[], None] = _compat.watch_exits(nanny, self.exited)
+        self._unwatch: Callable[[], None] = compat.watch_exits(nanny, self.exited)
         # A process that runs already asks; one that starts cannot, before the nanny itself is up.
         nanny.env[VARIABLE] = self.file.address
         nanny.handlers["handoff_starts"] = self.starts
@@ -64,7 +64,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
             return  # it ended before it recorded anything
         self.ends[left.owner] = {
             "code": code,
-            "memory": _compat.killed_for_memory(self.nanny, left.pid),
+            "memory": compat.killed_for_memory(self.nanny, left.pid),
             "started": None if left.started is None else list(left.started.items()),
         }
         while len(self.ends) > KEPT:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from distributed import Client
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import worker as compat
 from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.expansion import effective_cost, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
@@ -49,7 +49,7 @@ class _Running(NamedTuple):
     dag_id: Hashable
     attempt: int | None
     cost: Mapping[str, float] | None
-    task: _compat.ThisTask | None
+    task: compat.ThisTask | None
 
 
 #: In the context, which ``asyncio.to_thread`` takes along to another thread.
@@ -96,7 +96,7 @@ def current() -> Current | None:
     >>> current() is None
     True
     """
-    running, task = _running.get(), _compat.this_task()
+    running, task = _running.get(), compat.this_task()
     if running is None:
         return None
     if task is not None and (running.task is None or running.task.key != task.key):
@@ -129,7 +129,7 @@ def running(
 ) -> Iterator[None]:
     """Have :func:`current` answer in this context."""
     before = _running.get()
-    task = _compat.this_task() or (None if before is None else before.task)
+    task = compat.this_task() or (None if before is None else before.task)
     token = _running.set(_Running(function_id, dag_id, attempt, cost, task))
     try:
         yield
@@ -137,13 +137,13 @@ def running(
         _running.reset(token)
 
 
-def waiting_task(client: Client) -> _compat.ThisTask | None:
+def waiting_task(client: Client) -> compat.ThisTask | None:
     """Return the task on whose behalf this thread uses a client; None outside of tasks."""
     running = _running.get()
     return (
-        _compat.this_task()
+        compat.this_task()
         or (None if running is None else running.task)
-        or _compat.task_nearby(client)
+        or compat.task_nearby(client)
     )
 
 
@@ -232,15 +232,15 @@ def _run(
     started = time.time()
     identity: _Identity | None = None
     try:
-        with _compat.started() as check:  # opening runs the user's code, which may end the worker
+        with compat.started() as check:  # opening runs the user's code, which may end the worker
             identity, made, results = opened(names, call, values)
             check()
             with running(*identity), _time_limit(timeout, policy, identity):
                 try:
-                    return evaluate(made, results, _compat.worker_address)
+                    return evaluate(made, results, compat.worker_address)
                 except BaseException as raised:
                     error = raised  # not through the context managers, which set the traceback
-    except _compat.NotStarted:
+    except compat.NotStarted:
         raise
     except BaseException as raised:
         error = raised
@@ -254,13 +254,13 @@ def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     started = time.time()
     identity: _Identity | None = None
     try:
-        mark = _compat.task_annotations().get("handoff", {})
+        mark = compat.task_annotations().get("handoff", {})
         ends = mark.get("source"), mark.get("target")
-        with _compat.started() as check:
+        with compat.started() as check:
             identity, made, (data,) = opened(names, call, values)
             check()
             return finish(made.code(data, *ends, *made.extra_args))
-    except _compat.NotStarted:
+    except compat.NotStarted:
         raise
     except BaseException as error:
         failure = _told(error, started, None, identity)
@@ -270,7 +270,7 @@ def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
 @contextmanager
 def _devices(needed: bool) -> Iterator[None]:
     """Give the function of this thread the devices that it claims."""
-    task = _compat.this_task() if needed else None
+    task = compat.this_task() if needed else None
     amount = 0.0 if task is None else _cost(task.facts).get("gpu", 0)
     if task is None or task.plugin is None or not amount:
         yield
@@ -286,7 +286,7 @@ def _devices(needed: bool) -> Iterator[None]:
 @contextmanager
 def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity) -> Iterator[None]:
     """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
-    task = None if timeout is None else _compat.this_task()
+    task = None if timeout is None else compat.this_task()
     if timeout is None or task is None:
         yield
         return
@@ -302,7 +302,7 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
             if not ended:
                 expired = True
                 task.log(TOPIC, {"action": "attempt-late", **message})
-                if _compat.failures_shown():
+                if compat.failures_shown():
                     _log_failure(identity, message, task.facts)
 
     timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), expire)
@@ -326,13 +326,13 @@ def _told(
 
     What a function raises is its failure, whatever the type means to Dask, asyncio or Python.
     """
-    task = _compat.this_task()
+    task = compat.this_task()
     if task is None:
         return error
     failure = packed(error)
     message = _failure(error, failure.message, started, policy, task.facts)
     task.log(TOPIC, {"action": "attempt-failed", **message})
-    if _compat.silence_failure():
+    if compat.silence_failure():
         _log_failure(identity or (task.key, None), message, task.facts)
     return failure
 

@@ -18,8 +18,8 @@ from distributed import Status
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask._version import __version__
-from handoff_dask.compat import scheduler as _compat
-from handoff_dask.compat.scheduler import WORKER_ANY_RUNNING, TaskEnds
+from handoff_dask.compat import worker as compat
+from handoff_dask.compat.worker import WORKER_ANY_RUNNING, TaskEnds
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.wire.offers import Declaration, Declarations, offered
@@ -53,6 +53,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     """
 
     base = "WorkerPlugin"
+    starts: Starts | None
 
     async def setup(self, worker: Worker) -> None:
         """Declare what the worker has and its operator did not declare."""
@@ -112,7 +113,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
 
     def _set(self, resources: Mapping[str, float]) -> None:
         for name, amount in resources.items():
-            _compat.set_resource(self.worker, name, amount)
+            compat.set_resource(self.worker, name, amount)
 
     def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
         """Stop declaring what was declared on our behalf; see ``Withdrawal``.
@@ -131,7 +132,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         for name, declaration in _declarations(names).items():
             if declarations.ours.get(name, declaration).stamp != declaration.stamp:
                 continue  # declared anew since
-            if _compat.set_resource(worker, name, declaration.before):
+            if compat.set_resource(worker, name, declaration.before):
                 declarations.ours.pop(name, None)
                 declarations.leaving.pop(name, None)
             else:

@@ -25,7 +25,7 @@ from tornado.websocket import websocket_connect
 from handoff_dask import HandoffPlugin
 from handoff_dask.placement import Place, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
-from handoff_dask.scheduler.records import RunSpec
+from handoff_dask.wire.messages import RunSpec
 
 COSTS = [{"cpu": 1 + i % 3, "memory": 500 * (1 + i % 7), "gpu": i % 11 == 0} for i in range(20)]
 

@@ -11,7 +11,7 @@ import pytest
 from distributed import Reschedule
 
 from handoff_dask import StandInError
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import worker as compat
 from handoff_dask.model.expansion import Call, Listed, Transformed
 from handoff_dask.worker import task
 
@@ -28,11 +28,12 @@ def log(monkeypatch):
 
     class Task:
         facts = {}  # noqa: RUF012 - read only
+        plugin = None
 
         def log(self, *event):
             told.append(event)
 
-    monkeypatch.setattr(_compat, "this_task", Task)
+    monkeypatch.setattr(compat, "this_task", Task)
     return told
 
 
@@ -125,7 +126,7 @@ def test_discard():
 )
 def test_transform(monkeypatch, marks, nodes):
     """A transform gets the data, the nodes its task is marked with, and its static arguments."""
-    monkeypatch.setattr(_compat, "task_annotations", lambda: marks)
+    monkeypatch.setattr(compat, "task_annotations", lambda: marks)
     call = packed(Call(lambda *args: args, (0,), (7, 8), {}))
     assert task.run_transform(*call, "data") == ("data", *nodes, 7, 8)
 

@@ -10,7 +10,7 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard.history import History
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _all(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> 
 
 
 #: Pages by path. dask-labextension lists those that begin with ``individual-`` by their names.
-PAGES: dict[str, _compat.Page] = {
+PAGES: dict[str, compat.Page] = {
     "/individual-handoff-allocations": _allocations,
     "/individual-handoff-resources": _resources,
     "/individual-handoff-runs": _runs,
@@ -79,5 +79,5 @@ def install(plugin: HandoffPlugin) -> History:
 
 
 def _pages(plugin: HandoffPlugin, installed: ExitStack) -> None:
-    pages = _compat.Pages(plugin.scheduler, PAGES, TAB)
+    pages = compat.Pages(plugin.scheduler, PAGES, TAB)
     installed.callback(pages.remove)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard import overview
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Collector:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         plugin = self.plugins[-1]
-        name = _compat.metric_name
+        name = compat.metric_name
         functions = GaugeMetricFamily(
             name("functions"), "Functions of the runs on the scheduler, by state", labels=["state"]
         )

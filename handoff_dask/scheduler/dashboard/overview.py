@@ -13,10 +13,10 @@ from heapq import nlargest
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from handoff_dask.attempts.states import STATES
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.events import THREADS
 from handoff_dask.scheduler.dashboard.history import RunView, plain
-from handoff_dask.scheduler.records import STATES
 
 if TYPE_CHECKING:
     from distributed import Scheduler

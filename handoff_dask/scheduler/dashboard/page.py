@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bokeh.layouts import column, row
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard.allocations import Allocations
 from handoff_dask.scheduler.dashboard.resources import Resources
 from handoff_dask.scheduler.dashboard.runs import Runs
@@ -26,5 +26,5 @@ def open_all(scheduler: Scheduler, extra: Mapping[str, Any], document: Document)
     below = row(left, right, sizing_mode="stretch_both")
     document.add_root(column(top, below, sizing_mode="stretch_both"))
     document.title = "Dask: Handoff"
-    document.theme, document.template = _compat.dashboard_look()
+    document.theme, document.template = compat.dashboard_look()
     document.template_variables.update(extra)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bokeh.core.properties import without_property_validation
 from bokeh.models import Div, UIElement
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard.overview import plugin_of
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Panel:
         self.watch(document)
         document.add_root(self.root)
         document.title = f"Dask: {self.title}"
-        document.theme = _compat.dashboard_look()[0]
+        document.theme = compat.dashboard_look()[0]
 
     def watch(self, document: Document) -> None:
         """Begin to look, for as long as somebody has the document open."""

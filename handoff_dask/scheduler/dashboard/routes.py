@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import Application, RequestHandler
 
-from handoff_dask.compat import scheduler as _compat
+from handoff_dask.attempts.states import STATES
+from handoff_dask.compat import dashboard as compat
 from handoff_dask.model import jsonable
 from handoff_dask.scheduler.dashboard import overview
-from handoff_dask.scheduler.records import STATES
 
 if TYPE_CHECKING:
     from handoff_dask.scheduler.dashboard.history import RunView
@@ -39,7 +39,7 @@ class RunsHandler(RequestHandler):
 def install(plugin: HandoffPlugin, installed: ExitStack) -> None:
     """Add the route to a plugin's scheduler."""
     http = plugin.scheduler.http_application
-    path = _compat.http_prefix(plugin.scheduler) + PATH
+    path = compat.http_prefix(plugin.scheduler) + PATH
     own = Application([(path, RunsHandler, {"plugin": plugin})])
     http.add_application(own)
     installed.callback(http.applications.remove, own)

@@ -1,0 +1,1 @@
+"""A function's life on the scheduler: its states, its attempts, what follows a failure. Pure."""

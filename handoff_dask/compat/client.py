@@ -1,0 +1,80 @@
+"""What clients and local clusters do not offer as public API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, Nanny, Worker
+
+if TYPE_CHECKING:
+    from distributed import Future, LocalCluster
+
+__all__ = [
+    "close_clients",
+    "end_workers",
+    "on_loop",
+    "settle_future",
+]
+
+#: Seconds for worker processes to end by themselves.
+GRACE = 2.0
+
+
+def settle_future(future: Future[Any], state: str) -> None:
+    """Set a future to the state that its task has on the scheduler.
+
+    Parameters
+    ----------
+    state
+        ``"memory"`` or ``"erred"``; any other changes nothing.
+    """
+    known = future._state
+    if known is not None and state == "memory":
+        known.finish()
+    elif known is not None and state == "erred":
+        known.set_error(RuntimeError("its error could not be read"), None)
+
+
+def on_loop(client: Client) -> bool:
+    """Whether this thread runs the event loop of a client."""
+    loop: Any = client.loop
+    try:
+        return asyncio.get_running_loop() is loop.asyncio_loop
+    except RuntimeError:
+        return False
+
+
+def close_clients(cluster: LocalCluster) -> None:
+    """Close the clients that the workers of a cluster in this process made for their functions.
+
+    They are default clients of this process, and keep the event loop's thread alive.
+    """
+    for worker in cluster.workers.values():
+        client = getattr(worker, "_client", None)
+        if client is not None and client in Worker._initialized_clients:
+            client.close()
+
+
+async def end_workers(cluster: LocalCluster) -> None:
+    """Close the workers of a cluster without waiting for what they run."""
+    log = logging.getLogger("distributed.worker.state_machine")
+    log.addFilter(_is_news)
+    try:
+        await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+    finally:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "ended with CancelledError" not in record.msg
+
+
+async def _end_worker(worker: Any) -> None:
+    if isinstance(worker, Nanny):
+        worker.close_gracefully()  # or it starts another process
+        if worker.process is not None:
+            await worker.process.kill(timeout=GRACE, executor_wait=False)
+    elif worker.active_threads:
+        await worker.close(executor_wait=False)

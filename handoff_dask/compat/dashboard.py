@@ -1,0 +1,122 @@
+"""What the scheduler's dashboard does not offer as public API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import dask.config
+from tornado.ioloop import IOLoop
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+__all__ = [
+    "Page",
+    "Pages",
+    "dashboard_look",
+    "http_prefix",
+    "metric_name",
+]
+
+#: A function that fills a Bokeh document: called with scheduler, template variables, document.
+Page = Callable[["Scheduler", dict[str, Any], Any], None]
+
+
+class Pages:
+    """Pages on the dashboard of a scheduler that was started without them.
+
+    They are a Bokeh application of their own. The first one, Dask's, gets to know their paths,
+    since that is where dask-labextension looks.
+
+    Parameters
+    ----------
+    pages
+        By path. A scheduler without a dashboard shows none.
+    tab
+        The path of the page that the navigation bar names.
+    """
+
+    def __init__(self, scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> None:
+        self._scheduler = scheduler
+        self._own: Any = None
+        self._first = _dashboard(scheduler)
+        if self._first is None:
+            return
+        from distributed.dashboard.core import BokehApplication
+        from distributed.dashboard.scheduler import template_variables
+
+        variables = template_variables(scheduler)
+        self._tabs: list[str] = variables["pages"]
+        self._menu: list[dict[str, str]] = variables["plots"]
+        self._entries = [
+            {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
+            for path in pages
+            if path.startswith("/individual-")
+        ]
+        self._tab = tab.strip("/")
+        self._tabs.append(self._tab)
+        self._menu += self._entries
+        self._menu.sort(key=lambda entry: entry["name"])
+        self._own = BokehApplication(
+            pages, scheduler, prefix=self._first.prefix, template_variables=variables
+        )
+        scheduler.http_application.add_application(self._own)
+        self._own.initialize(IOLoop.current())
+        self._own.start()
+        self._first._applications.update(self._own.applications)
+
+    def remove(self) -> None:
+        """Take the pages away. One that is open stays until it is closed."""
+        if self._own is None:
+            return
+        own = self._own
+        self._scheduler.http_application.applications.remove(own)
+        for path in own.applications:
+            self._first._applications.pop(path, None)
+        for entry in self._entries:
+            self._menu.remove(entry)
+        self._tabs.remove(self._tab)
+        _stop_unwatched(own)
+
+
+def _dashboard(scheduler: Scheduler) -> Any:
+    """Return the Bokeh application of a scheduler, if it has one."""
+    module = sys.modules.get("bokeh.server.tornado")
+    if module is None:
+        return None
+    applications = scheduler.http_application.applications
+    return next((app for app in applications if isinstance(app, module.BokehTornado)), None)
+
+
+def _stop_unwatched(application: Any) -> None:
+    """Stop a Bokeh application once its last session has ended."""
+    if any(context.sessions for context in application.applications.values()):
+        IOLoop.current().call_later(1, _stop_unwatched, application)
+    else:
+        # No session is left to wait for, and the loop is running: newer Bokeh refuses to wait.
+        application.stop(wait=False)
+
+
+def dashboard_look() -> tuple[Any, Any]:
+    """Return Dask's Bokeh theme, and its template for a page with the navigation bar."""
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
+    return BOKEH_THEME, env.get_template("simple.html")
+
+
+def http_prefix(scheduler: Scheduler) -> str:
+    """Return what the operator put before the paths of a scheduler's pages: ``""`` or ``"/x"``."""
+    page = "/individual-plots.json$"
+    for rule in scheduler.http_application.wildcard_router.rules:
+        regex = getattr(rule.matcher, "regex", None)
+        if regex is not None and regex.pattern.endswith(page):
+            return str(regex.pattern.removesuffix(page))
+    return ""
+
+
+def metric_name(name: str) -> str:
+    """Return the full name of a metric, in the operator's namespace for Dask's."""
+    namespace = dask.config.get("distributed.dashboard.prometheus.namespace", "dask")
+    return f"{namespace}_handoff_{name}" if namespace else f"handoff_{name}"
