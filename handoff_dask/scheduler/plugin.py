@@ -32,6 +32,7 @@ from handoff_dask.scheduler.retries import Retries
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
+from handoff_dask.wire.keys import index_of, is_shared
 from handoff_dask.wire.messages import Stop
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
@@ -269,10 +270,10 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 if self.service.stopped_by(key):
                     compat.hold(scheduler.tasks[key])
                     late.append(key)
-            elif "index" not in mark:  # data that functions share: Dask moves it, not the engine
+            elif is_shared(key):  # data that functions share: Dask moves it, not the engine
                 compat.free(scheduler.tasks[key])
             elif key not in self.records:
-                self.records[key] = run.functions[mark["index"]]
+                self.records[key] = run.functions[index_of(key)]
                 run.alive += 1
                 compat.hold(scheduler.tasks[key])
         if late:

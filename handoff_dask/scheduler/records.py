@@ -11,7 +11,7 @@ from typing import Any
 
 from handoff_dask.attempts.states import STATES, UNENDED
 from handoff_dask.model.attempt import Outcome
-from handoff_dask.wire.messages import FATES, FunctionRow, RunReport, RunSpec, Stop
+from handoff_dask.wire.messages import FATES, AttemptRow, FunctionRow, RunReport, RunSpec, Stop
 
 
 @dataclass(slots=True, eq=False)
@@ -72,9 +72,11 @@ class RunRecord:
     """A run on the scheduler."""
 
     spec: RunSpec
+    #: `spec` as it came, for clients that follow the run.
+    opening: bytes = b""
     functions: list[FunctionRecord] = field(default_factory=list)
-    #: (index, number, worker, started, stopped, outcome, error type, message, cost) of each start.
-    attempts: list[tuple[Any, ...]] = field(default_factory=list)
+    #: Each start that has ended.
+    attempts: list[AttemptRow] = field(default_factory=list)
     #: address: (name, host) of every worker that ran something.
     workers: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Nodes that failed for good by themselves.
@@ -120,11 +122,6 @@ class RunRecord:
         """Whether everything in it that somebody waits for has ended."""
         return self.stop is not None or not self.unended
 
-    def index(self, key: Any) -> int:
-        """Return the index of the node with a key."""
-        index: int = key[1]
-        return index
-
     def ended(
         self,
         record: FunctionRecord,
@@ -135,8 +132,9 @@ class RunRecord:
         message: str | None = None,
     ) -> None:
         """Record the end of an attempt."""
+        assert record.worker is not None
         self.attempts.append(
-            (
+            AttemptRow(
                 record.index,
                 record.attempt,
                 record.worker,
@@ -151,12 +149,12 @@ class RunRecord:
 
     def corrected(self, record: FunctionRecord, started: float, stopped: float) -> None:
         """Record that the last attempt ended well after all: its result came and was taken."""
+        assert record.worker is not None
         for i in range(len(self.attempts) - 1, -1, -1):
-            if self.attempts[i][0] == record.index:
-                cost = self.attempts[i][8]
-                del self.attempts[i]
+            if self.attempts[i].node == record.index:
+                attempt = self.attempts.pop(i)
                 self.attempts.append(
-                    (
+                    AttemptRow(
                         record.index,
                         record.attempt,
                         record.worker,
@@ -165,7 +163,7 @@ class RunRecord:
                         "ok",
                         None,
                         None,
-                        cost,
+                        attempt.cost,
                     )
                 )
                 return

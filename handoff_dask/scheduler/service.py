@@ -14,8 +14,8 @@ from handoff_dask import collector
 from handoff_dask.scheduler.losses import End
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.scheduler.stalls import Stalls
+from handoff_dask.wire.keys import index_of, run_of
 from handoff_dask.wire.messages import (
-    FunctionRow,
     RunReport,
     RunSpec,
     Stop,
@@ -38,6 +38,8 @@ class StoppedRun:
     spec: RunSpec
     opened: float
     report: RunReport
+    #: The message that opened it, for clients that follow it.
+    opening: bytes
 
 
 class Service:
@@ -69,7 +71,7 @@ class Service:
             self.stalled,
             self.holds,
             self.known,
-            self.outline,
+            self.described,
             self.stop,
             self.uninstall,
         )
@@ -81,7 +83,8 @@ class Service:
         """Record a run; the answer is None, or a node that no worker can hold and why."""
         await self.plugin.registry.settled()
         with collector.paused():
-            run = self._opened(pickle.loads(spec))
+            run = self._opened(RunSpec.unpacked(spec))
+        run.opening = spec
         run_id = run.spec.run_id
         if run.spec.timeout is not None:
             loop = asyncio.get_running_loop()
@@ -94,7 +97,7 @@ class Service:
             if hopeless := self.engine.hopeless(run_id, time.monotonic()):
                 key, finding = hopeless
                 self.plugin.forget(run)
-                return pickle.dumps((run.index(key), finding))
+                return pickle.dumps((index_of(key), finding))
         return None
 
     def _opened(self, spec: RunSpec) -> RunRecord:
@@ -106,8 +109,7 @@ class Service:
             max_concurrency=spec.max_concurrency,
             placement_timeout=spec.placement_timeout,
         )
-        rows = [FunctionRow(*row) for row in run.spec.rows]
-        keys = [(f"{row.prefix}-{run.spec.run_id}", index) for index, row in enumerate(rows)]
+        rows, keys = spec.rows, spec.keys
         run.functions = [
             FunctionRecord(key, index, run, row, cost=row.cost)
             for index, (key, row) in enumerate(zip(keys, rows, strict=True))
@@ -128,16 +130,14 @@ class Service:
 
     def remember(self, run: RunRecord) -> None:
         """Remember what became of a run that was stopped."""
-        # The rows are not needed any more.
-        spec = replace(run.spec, rows=())
-        self._stopped[run.spec.run_id] = StoppedRun(spec, run.opened, run.report())
+        spec = replace(run.spec, rows=(), functions=b"")
+        self._stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
         while len(self._stopped) > 1 and self._remembered() > REMEMBERED:
             del self._stopped[next(iter(self._stopped))]
 
     def stopped_by(self, key: Any) -> Stop | None:
         """Return why a run that has no tasks left was stopped, given one of its keys."""
-        name = key[0] if isinstance(key, tuple) and key else ""
-        past = self._stopped.get(name.rpartition("-")[2]) if isinstance(name, str) else None
+        past = self._stopped.get(run_of(key) or "")
         return None if past is None else past.report.stop
 
     def _remembered(self) -> int:
@@ -149,7 +149,7 @@ class Service:
         Also what is still ending on the cluster, in words.
         """
         await self.plugin.registry.settled()
-        run = self._opened(pickle.loads(spec))
+        run = self._opened(RunSpec.unpacked(spec))
         findings = [finding for _, finding in self.engine.verdicts(run.spec.run_id)]
         self.plugin.forget(run)
         return pickle.dumps((findings, self.plugin.endings.describe()))
@@ -311,13 +311,13 @@ class Service:
             for run, state in sorted(facts, key=lambda fact: fact[0].opened)
         ]
 
-    async def outline(self, run_id: str) -> bytes | None:
-        """Return what it takes to follow a run; None if it is not known."""
+    async def described(self, run_id: str) -> bytes | None:
+        """Return the message that opened a run; None if the run is not known."""
         if run := self.plugin.runs.get(run_id):
             await run.arrived.wait()
-            return run.spec.outline
+            return run.opening
         past = self._stopped.get(run_id)
-        return None if past is None else past.spec.outline
+        return None if past is None else past.opening
 
     async def uninstall(self, force: bool) -> list[str]:
         """Take everything off the cluster, unless runs are in the way: the answer names them."""
