@@ -14,6 +14,7 @@ from handoff_dask import collector
 from handoff_dask.scheduler.losses import End
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.scheduler.stalls import Stalls
+from handoff_dask.wire.events import topic
 from handoff_dask.wire.keys import index_of, run_of
 from handoff_dask.wire.messages import (
     RunReport,
@@ -85,6 +86,8 @@ class Service:
         with collector.paused():
             run = self._opened(RunSpec.unpacked(spec))
         run.opening = spec
+        if run.spec.events:  # before the first of them; the client's own message may come later
+            self.scheduler.subscribe_topic(topic(run.spec.run_id), run.spec.client)
         run_id = run.spec.run_id
         if run.spec.timeout is not None:
             loop = asyncio.get_running_loop()
@@ -224,12 +227,15 @@ class Service:
         tasks = self.scheduler.tasks
         return [(key, ts.state) for key in keys if (ts := tasks.get(key)) is not None]
 
-    async def progress(self, run_id: str) -> dict[str, int]:
-        """Count the functions of a run by state; empty for an unknown run."""
+    async def progress(self, run_id: str) -> dict[str, Any]:
+        """Return the functions of a run by state, and the seconds that it will still take.
+
+        For an unknown run there are no counts.
+        """
         if run := self.plugin.runs.get(run_id):
-            return run.counted()
+            return {"counts": run.counted(), "remaining": None}
         past = self._stopped.get(run_id)
-        return {} if past is None else dict(past.report.counts)
+        return {"counts": {} if past is None else dict(past.report.counts), "remaining": None}
 
     async def close(self, run_id: str) -> None:
         """Forget a run whose graph never came."""
