@@ -9,6 +9,7 @@ from distributed import Client
 from handoff_dask import collector
 from handoff_dask.client import annotating
 from handoff_dask.client.connection import EmbeddedCluster, current_client
+from handoff_dask.client.following import Follower
 from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.client.run import Run
@@ -184,13 +185,13 @@ timeout, placement_timeout, priority
     found = current_client(client)
     submission.check_futures(found)
     if found is not None:
-        started: Run = Run(submission.outline, found).start(submission)
+        started: Run = Run(Follower(submission.outline, found)).start(submission)
         return started
     if detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
     try:
-        run: Run = Run(submission.outline, embedded.client).start(submission)
+        run: Run = Run(Follower(submission.outline, embedded.client)).start(submission)
     except BaseException:
         embedded.close()
         raise

@@ -16,6 +16,7 @@ __all__ = [
     "end_workers",
     "on_loop",
     "settle_future",
+    "unsubscribe",
 ]
 
 #: Seconds for worker processes to end by themselves.
@@ -35,6 +36,13 @@ def settle_future(future: Future[Any], state: str) -> None:
         known.finish()
     elif known is not None and state == "erred":
         known.set_error(RuntimeError("its error could not be read"), None)
+
+
+def unsubscribe(client: Client, topic: str) -> None:
+    """Stop hearing of a topic; Dask itself keeps the handler."""
+    if client.status == "running":
+        client.unsubscribe_topic(topic)
+    client._event_handlers.pop(topic, None)
 
 
 def on_loop(client: Client) -> bool:
