@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from distributed import Client
@@ -16,6 +17,7 @@ from handoff_dask.client.run import Run
 from handoff_dask.client.submission import Submission
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.wire.events import Event
 
 
 def execute(
@@ -31,6 +33,7 @@ def execute(
     timeout: float | None = None,
     placement_timeout: float = 0,
     priority: float = 0,
+    on_event: Callable[[Event], Any] | None = None,
 ) -> ExecutionResult:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -64,6 +67,11 @@ def execute(
         for what the cluster lost within the last ``handoff.lost-capacity-grace`` (60 s).
     priority
         Functions of runs with a higher priority are placed first.
+    on_event
+        Called with each event of the run as it happens, in order: :class:`RunOpened`,
+        :class:`FunctionPlaced`, :class:`AttemptEnded`, :class:`FunctionEnded`, :class:`RunStopped`
+        and :class:`RunClosed`. It is called on the client's event loop, so it must be quick and
+        must not wait for anything. What it raises is logged once and does not harm the run.
 
     Returns
     -------
@@ -111,6 +119,7 @@ def execute(
         timeout=timeout,
         placement_timeout=placement_timeout,
         priority=priority,
+        on_event=on_event,
     )
     outcome: Any = run.complete() if isinstance(run, Run) else _complete(run)
     return cast("ExecutionResult", outcome)
@@ -136,13 +145,14 @@ def submit(
     placement_timeout: float = 0,
     priority: float = 0,
     detach: bool = False,
+    on_event: Callable[[Event], Any] | None = None,
 ) -> Run:
     """Run a DAG without waiting for it.
 
     Parameters
     ----------
     dag, client, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, \
-timeout, placement_timeout, priority
+timeout, placement_timeout, priority, on_event
         As for :func:`execute`.
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
@@ -178,6 +188,7 @@ timeout, placement_timeout, priority
         placement_timeout=placement_timeout,
         priority=priority,
         detach=detach,
+        on_event=on_event,
     )
     with collector.paused():
         submission = Submission(dag, options)

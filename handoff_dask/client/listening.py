@@ -39,11 +39,11 @@ class Listener:
         self.closed = asyncio.Event()
         client.subscribe_topic(topic(outline.run_id), self._receive)
 
-    def close(self) -> None:
-        """Stop listening."""
+    def close(self, *, ended: bool = False) -> None:
+        """Stop listening: the run has closed, or it never began."""
         if not self.closed.is_set():
             self.closed.set()
-            compat.unsubscribe(self._client, topic(self._outline.run_id))
+            compat.unsubscribe(self._client, topic(self._outline.run_id), ended=ended)
 
     def _receive(self, message: tuple[float, bytes]) -> None:
         _, packed = message
@@ -52,7 +52,7 @@ class Listener:
             if known is not None:
                 self._call(known)
             if isinstance(event, RunClosed):
-                self.close()
+                self.close(ended=True)
 
     def _in_users_terms(self, event: Event) -> Event | None:
         """Replace the scheduler's names by the user's ids; None for a transform of an argument."""
