@@ -218,7 +218,8 @@ def watch(run: Run, display: Display, forecast: Forecast) -> None:
     pause = display.every
     while True:
         try:
-            return run.wait(pause)
+            run.wait(pause)
+            return
         except (TimeoutError, asyncio.TimeoutError):
             pass
         asked = time.monotonic()
