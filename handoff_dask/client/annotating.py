@@ -1,4 +1,4 @@
-"""Dask's annotations around a submission: those that the gate decides instead are ignored."""
+"""Dask's annotations around a submission. The gate ignores those that it decides itself."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
         with annotate(**kept):
             return call()
 
-    # Annotations can be added to, not taken away: they are a variable of the context.
+    # Annotations cannot be removed, only added; they are a context variable.
     return contextvars.Context().run(annotated)
 
 

@@ -1,4 +1,4 @@
-"""The way to a cluster: the client at hand or an embedded cluster, and the plugin on it."""
+"""Connections to clusters: the current client or an embedded cluster, and the plugin there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, get_client, wait
+from distributed import Client, LocalCluster, get_client
 from distributed.core import clean_exception
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
@@ -34,7 +34,7 @@ from handoff_dask.standins import text_of
 from handoff_dask.tracebacks import without_ours
 
 T = TypeVar("T")
-#: Seconds between looks whether the scheduler, which has not answered yet, is still there.
+#: Seconds between checks that a scheduler which has not answered yet is still there.
 PULSE = 0.5
 
 
@@ -58,14 +58,14 @@ def require_client(client: Client | None = None) -> Client:
     ValueError
         There is none.
     """
-    found = current_client(client)
-    if found is None:
+    client = current_client(client)
+    if client is None:
         raise ValueError("no client: create a dask.distributed.Client first, or pass client=")
-    return found
+    return client
 
 
 class EmbeddedCluster:
-    """A cluster of this process's own, for as long as a run needs it."""
+    """A cluster in this process, for as long as a run needs it."""
 
     def __init__(self) -> None:
         self.cluster = LocalCluster(
@@ -115,9 +115,9 @@ async def installed(client: Client) -> dict[str, Any] | None:
 
 
 async def install(client: Client) -> None:
-    """Have the plugin on a client's scheduler, and on its workers; nothing happens if it is there.
+    """Install the plugin on a client's scheduler and its workers, unless it is there.
 
-    It brings a copy of the package along for those who lack it.
+    It brings a copy of the package for those who lack it.
 
     Raises
     ------
@@ -149,12 +149,12 @@ async def install(client: Client) -> None:
 
 
 def _check_versions(facts: Mapping[str, Any]) -> None:
-    """Complain of versions that differ: an error where they do not fit, else a warning."""
-    found = facts.get("version", __version__)
-    if not fits(found):
-        raise VersionError("the scheduler", found, __version__)
+    """Warn of versions that differ, or raise if the scheduler's does not fit ours."""
+    theirs = facts.get("version", __version__)
+    if not fits(theirs):
+        raise VersionError("the scheduler", theirs, __version__)
     others = {f"worker {address}": v for address, v in facts.get("strangers", {}).items()}
-    for where, version in {"the scheduler": found, **others}.items():
+    for where, version in {"the scheduler": theirs, **others}.items():
         if version != __version__:
             warnings.warn(
                 f"{where} has handoff_dask {version}, this client {__version__}", stacklevel=2
@@ -180,10 +180,10 @@ def _deserialized(header: dict[str, Any], frames: list[bytes]) -> Exception:
     return error
 
 
-async def exceptions(
+async def restored(
     errors: Iterable[tuple[int, Any, Any, str]], texts: Mapping[int, tuple[str, str]]
 ) -> dict[int, BaseException]:
-    """Return exceptions for raising.
+    """Return exceptions that can be raised.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ async def exceptions(
     """
 
     def restore() -> dict[int, BaseException]:
-        found = {}
+        exceptions = {}
         for index, error, traceback, text in errors:
             try:
                 exception: Any = pickle.loads(error) if isinstance(error, bytes) else error
@@ -204,19 +204,12 @@ async def exceptions(
             except BaseException as problem:  # unpickling may run the user's code
                 unknown = type(problem).__name__, text_of(problem)
                 exception = StandInError(*texts.get(index, unknown), text)
-            found[index] = exception
-        return found
+            exceptions[index] = exception
+        return exceptions
 
     # A restored traceback refers to the frames that it was restored under, and these to whatever
     # they hold: results, for example, which would stay on the cluster. A thread has none of them.
     return await asyncio.get_running_loop().run_in_executor(None, restore)
-
-
-def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitable[Any]:
-    """Wait for futures, whichever client is the current one; there need be none."""
-    with client.as_current():
-        ending: Awaitable[Any] = wait(futures, timeout=timeout)
-    return ending
 
 
 def sync(client: Client, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -259,7 +252,7 @@ async def ask(client: Client, handler: str, /, **kwargs: Any) -> Any:
 async def answered(client: Client, answer: Awaitable[T]) -> T:
     """Wait for an answer of the scheduler for as long as the client has one.
 
-    By itself a call goes on to look for a scheduler that is gone, and does not say so.
+    By itself, a call keeps looking for a scheduler that is gone, and does not say so.
 
     Raises
     ------
@@ -273,7 +266,7 @@ async def answered(client: Client, answer: Awaitable[T]) -> T:
             await asyncio.wait([asked], timeout=PULSE)
         return asked.result()
     except OSError:
-        # The client has another connection and may hear of the loss a moment later.
+        # The client learns of the loss on another connection, perhaps a moment later.
         for _ in range(10):
             _require_scheduler(client)
             await asyncio.sleep(PULSE / 5)

@@ -1,4 +1,4 @@
-"""The facade: run a DAG, and wait for it or not."""
+"""Running a DAG, and waiting for it or not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def execute(
     max_retries
         Further attempts of a function that fails or loses its worker, unless it says otherwise.
     retry
-        The full policy, of which `max_retries` is the shorthand; it stands in its place.
+        The full policy; it replaces `max_retries`, which is its shorthand.
     max_concurrency
         How many functions of this run may run at once; None is no limit.
     allocation_strategy
@@ -223,10 +223,10 @@ def _started(
     with collector.paused():
         submission = Submission(dag, options)
     annotating.warn(submission.translation.keys)
-    found = current_client(client)
-    submission.check_futures(found)
-    if found is not None:
-        return _sent(submission, Follower(submission.outline, found))
+    client = current_client(client)
+    submission.check_futures(client)
+    if client is not None:
+        return _sent(submission, Follower(submission.outline, client))
     if options.detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()

@@ -1,4 +1,4 @@
-"""The runs that a cluster keeps, for any client of it."""
+"""The runs on a cluster, whoever submitted them; and taking Handoff off the cluster."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
 async def _outline(
     client: Client, dag_id: Hashable, run_id: str | None = None
 ) -> tuple[str, Outline]:
-    """Return a run of a DAG, the latest unless told, and what it takes to follow it."""
+    """Return the id and the outline of a run of a DAG; by default, of the latest."""
     if run_id is None:
         run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
     spec = await call(client, "described", run_id=run_id)
@@ -231,12 +231,12 @@ def _is_plain(id_: Hashable) -> bool:
 
 
 def forget(dag_id: Hashable, *, client: Client | None = None) -> ScalarAnswer:
-    """Let a detached run go: its results, and whatever of it still runs.
+    """Release the detached runs of a DAG: their results, and whatever of them still runs.
 
     Parameters
     ----------
     dag_id
-        The DAG; all detached runs of that id are let go.
+        The DAG. All its detached runs are released.
     client
         A client of the cluster; None takes the current one.
 
@@ -258,7 +258,7 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> ScalarAnswer:
 
 
 def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAnswer:
-    """Take everything of Handoff off a cluster: plugins, handlers, declared capabilities.
+    """Remove Handoff from a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared
     goes as soon as no plain task, running or pending, claims it. The next :func:`execute` puts

@@ -113,7 +113,7 @@ def register_local_node(
     return cast("DictAnswer[str, float]", offered)
 
 
-# On an event loop it returns an awaitable: so told, client.run waits for it.
+# On an event loop it returns an awaitable: with this, client.run waits for it.
 register_local_node.__tornado_coroutine__ = True  # type: ignore[attr-defined]
 
 
@@ -146,7 +146,7 @@ def resources_available(
 ) -> ScalarAnswer:
     """Tell whether a worker has a cost free at this moment (``ResourceTracker.available?``).
 
-    Free, not declared: what runs now is subtracted.
+    What running functions claim is subtracted.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ async def opened_report(answer: Mapping[str, Any] | None) -> tuple[RunReport, Ca
         for row in report.attempts
         if row.error_type is not None
     }
-    causes = await connection.exceptions(answer["errors"], texts)
+    causes = await connection.restored(answer["errors"], texts)
     for index, problem in report.failed.items():
         if index not in causes:  # its error is not kept any more
             causes[index] = StandInError(*texts.get(index, (HandoffError.__name__, problem)))

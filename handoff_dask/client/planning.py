@@ -23,18 +23,18 @@ from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.wire.messages import allocation_error, function_specs
 from handoff_dask.wire.offers import check_capabilities
 
-#: Threads of a worker whose capabilities tell of no cpu.
+#: Threads of a worker whose capabilities name no cpu.
 _MANY_THREADS = 10**6
 
 #: On a cluster no two functions end at the same instant, and which of two ends first decides what
-#: is placed next. So functions end a little apart in each of several simulations, of which the
-#: median one is the plan: as many as place this number of functions, but no more than are of use.
-#: Large DAGs are their own average.
+#: is placed next. So functions end a little apart in each of several simulations, and the median
+#: one is the plan. Their number: as many as place this number of functions, up to a maximum. Large
+#: DAGs are their own average.
 _PLACED, _SIMULATIONS = 5000, 15
-#: A shift, and the digits that are told, as shares of the longest duration: the first can't be seen
-#: in the second.
+#: As shares of the longest duration: how far ends are shifted, and the digits that are shown, which
+#: hide the shift.
 _JITTER, _DIGITS = 1e-9, 6
-#: What the engine is told that results weigh: it cares where inputs lie, as on a cluster.
+#: The assumed size of results: the engine prefers workers that have the inputs, as on a cluster.
 _RESULT_BYTES = 64.0
 
 
@@ -198,15 +198,15 @@ def plan(
     for index, finding in run.refused.items():
         node = nodes[_index(index)]
         raise allocation_error(node.function.id, node.cost, finding)
-    told = partial(round, ndigits=_DIGITS - math.floor(math.log10(longest or 1)))
+    rounded = partial(round, ndigits=_DIGITS - math.floor(math.log10(longest or 1)))
     timeline: dict[str, list[Slot]] = {name: [] for name in capabilities}
     for index, place in run.placements.items():
         node = nodes[_index(index)]
         if node.kind == "function":
-            slot = Slot(node.function.id, told(place.start), told(place.stop))
+            slot = Slot(node.function.id, rounded(place.start), rounded(place.stop))
             timeline[place.worker].append(slot)
     utilisation = {name: round(share, _DIGITS) for name, share in run.utilisation.items()}
-    return Plan(told(run.makespan), timeline, utilisation)
+    return Plan(rounded(run.makespan), timeline, utilisation)
 
 
 def _index(key: Hashable) -> int:
@@ -245,25 +245,25 @@ def _learned(
         elif tried:
             longest[id_] = max(a.duration for a in tried)
     well, badly = _by_code(good, codes), _by_code(longest, codes)
-    found: dict[Hashable, float] = {}
+    learned: dict[Hashable, float] = {}
     for id_, code in codes.items():
         known = [good[id_]] if id_ in good else [longest.get(id_), well.get(code)]
         seconds = max((s for s in known if s is not None), default=badly.get(code))
         if seconds is None:
             raise ValueError(
                 f"nothing is known of how long function {id_!r} takes: neither it nor another of "
-                f"its code ran. Say it: durations={{{id_!r}: seconds, ...}}"
+                f"its code ran. Pass durations={{{id_!r}: seconds, ...}}"
             )
-        found[id_] = seconds
-    return found
+        learned[id_] = seconds
+    return learned
 
 
 def _by_code(seconds: Mapping[Hashable, float], codes: Mapping[Hashable, str]) -> dict[str, float]:
     """Return the mean of the functions of each code."""
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for id_, value in seconds.items():
-        found.setdefault(codes[id_], []).append(value)
-    return {code: mean(values) for code, values in found.items()}
+        values_of.setdefault(codes[id_], []).append(value)
+    return {code: mean(values) for code, values in values_of.items()}
 
 
 def _seconds(nodes: list[Node], durations: Mapping[Hashable, float]) -> dict[Hashable, float]:

@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -141,20 +141,20 @@ def failed_or_not_run(
     done
         The functions whose results are there all the same.
     """
-    # Nodes come after what they depend on in no particular order: follow failures to their end.
-    found = dict(failed)
+    # Nodes come in no particular order: follow failures to their end.
+    spread = dict(failed)
     errors: dict[Hashable, BaseException] = {}
     users: dict[int, list[int]] = {}
     for node in nodes:
         for dependency in node.dependencies:
             users.setdefault(dependency, []).append(node.index)
-    spreading = list(found)
+    spreading = list(spread)
     while spreading:
         index = spreading.pop()
-        errors.setdefault(nodes[index].function.id, found[index])
+        errors.setdefault(nodes[index].function.id, spread[index])
         for user in users.get(index, ()):
-            if user not in found and nodes[user].function.id not in done:
-                found[user] = found[index]
+            if user not in spread and nodes[user].function.id not in done:
+                spread[user] = spread[index]
                 spreading.append(user)
     return errors
 

@@ -1,4 +1,4 @@
-"""What is made of a DAG before the cluster hears of it: checks, graph, specification."""
+"""What is made of a DAG before anything is sent: checks, graph, description."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ async def draw(run: Follower) -> tuple[str, bool]:
 
     try:
         counts, holds = await asyncio.wait_for(ask(), PATIENCE)
-    except Exception:  # whatever the cluster's trouble is, it is not shown by a look at the run
+    except Exception:  # a look at a run must not fail, whatever is wrong with the cluster
         return _drawing(run, run.known_counts()), over or run.client.status != "running"
     held = [(number, markup.cost(cost), *hold_cells(why)) for number, cost, why in holds]
     # A run that was stopped is forgotten on the scheduler.

@@ -24,8 +24,8 @@ class DAG(model.DAG, DaskMethodsMixin):
     """A directed acyclic graph of functions (``Handoff.DAG``).
 
     It is a Dask collection too: ``dask.compute(dag)``, ``dask.visualize(dag)`` and
-    ``client.persist(dag)`` run or draw it with any Dask scheduler. Costs, pins, retries and what
-    else the plugin does is :func:`execute`'s; transforms then run where their consumer does.
+    ``client.persist(dag)`` run or draw it with any Dask scheduler. There, costs, pins and retries
+    have no effect, and transforms run where their consumer does; use :func:`execute` for these.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class DAG(model.DAG, DaskMethodsMixin):
             whatever is installed. None takes Dask's setting ``visualization.engine`` or, of those
             that can draw the format, the first installed: Graphviz, ipycytoscape (HTML), our own.
         **kwargs
-            What else Dask's engine is told, such as ``rankdir="LR"``.
+            Further options of Dask's engine, such as ``rankdir="LR"``.
 
         Returns
         -------

@@ -209,13 +209,13 @@ class Packer:
         own = pickler.state().keys()
         if any(not own.isdisjoint(self._parts[n].state.keys()) for n in numbers):
             return True
-        return any(self._overlap(one, two) for one, two in combinations(numbers, 2))
+        return any(self._overlap(first, second) for first, second in combinations(numbers, 2))
 
-    def _overlap(self, one: int, two: int) -> bool:
-        if (one, two) not in self._overlaps:
-            there = self._parts[two].state.keys()
-            self._overlaps[one, two] = not self._parts[one].state.keys().isdisjoint(there)
-        return self._overlaps[one, two]
+    def _overlap(self, first: int, second: int) -> bool:
+        if (first, second) not in self._overlaps:
+            there = self._parts[second].state.keys()
+            self._overlaps[first, second] = not self._parts[first].state.keys().isdisjoint(there)
+        return self._overlaps[first, second]
 
     def number(self, value: Any, pickler: _Pickler) -> int | None:
         """Return the number of a value's part; None if the value is pickled in place."""
