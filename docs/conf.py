@@ -52,7 +52,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!handoff_dask).*"),
     # Types that users see but do not write.
-    (r"py:class", r"handoff_dask\.(explaining\.Verdict|model\.function\.Collocated)"),
+    (r"py:class", r"handoff_dask\.(client\.explaining\.Verdict|model\.function\.Collocated)"),
 ]
 
 # Looks
