@@ -148,9 +148,7 @@ def _rows(
     return tops, heights
 
 
-def _ports(
-    side: list[Arrow], tops: list[float], heights: list[float]
-) -> list[tuple[float, float]]:
+def _ports(side: list[Arrow], tops: list[float], heights: list[float]) -> list[tuple[float, float]]:
     """Return at what height each arrow leaves its state and enters the other."""
     places: dict[tuple[Arrow, bool], float] = {}
     for state, (top, height) in enumerate(zip(tops, heights, strict=True)):
@@ -165,16 +163,14 @@ def _ports(
 
 def _lanes(side: list[Arrow]) -> list[int]:
     """Return a lane for each arrow, the short ones inside, so that none lies on another."""
-    taken: list[list[tuple[int, int]]] = []
+    taken: list[list[tuple[int, int]]] = [[] for _ in side]
     lanes: dict[Arrow, int] = {}
     for arrow in sorted(side, key=lambda a: abs(a.end - a.start)):
         low, high = sorted((arrow.start, arrow.end))
-        for number, spans in enumerate(taken):
-            if all(high < other[0] or low > other[1] for other in spans):
-                break
-        else:
-            number, spans = len(taken), []
-            taken.append(spans)
-        spans.append((low, high))
-        lanes[arrow] = number
+        lanes[arrow] = next(
+            lane
+            for lane, spans in enumerate(taken)
+            if all(high < other_low or low > other_high for other_low, other_high in spans)
+        )
+        taken[lanes[arrow]].append((low, high))
     return [lanes[arrow] for arrow in side]

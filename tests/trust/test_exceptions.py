@@ -254,9 +254,9 @@ def test_strange_ways_to_pickle(reduce):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        (leave, "(its text cannot be had: SystemExit)"),
-        (str, "(its text cannot be had: RecursionError)"),
-        (lambda _: 3, "(its text cannot be had: TypeError)"),
+        (leave, "(no text: str() raised SystemExit)"),
+        (str, "(no text: str() raised RecursionError)"),
+        (lambda _: 3, "(no text: str() raised TypeError)"),
         (lambda _: "\ud800", "\\ud800"),
         (lambda _: type("Text", (str,), {})("text"), "text"),
     ],
@@ -313,7 +313,7 @@ def test_user_code_that_hangs(monkeypatch):
 
     errors = run()
     assert str(errors["reduce"].__cause__) == "Strange: strange"
-    assert str(errors["text"].__cause__) == "Strange: (its text cannot be had)"
+    assert str(errors["text"].__cause__) == "Strange: (its text is not available)"
 
 
 class Frozen(Exception):
@@ -499,13 +499,13 @@ async def test_transforms(c, s, a, b):
 @pytest.mark.parametrize(
     ("policy", "match"),
     [
-        (RetryPolicy(give_up_on=(Odd,)), "'retry': cannot be asked: SystemExit"),
+        (RetryPolicy(give_up_on=(Odd,)), "'retry': cannot be evaluated: SystemExit"),
         (RetryPolicy(escalate=leave), "'retry.escalate': raised SystemExit"),
         (RetryPolicy(escalate=lambda *_: endless()), "'retry.escalate': raised RecursionError"),
     ],
 )
 def test_policies_that_fail(policy, match):
-    """A policy that cannot be asked is an error that names it."""
+    """A policy that cannot be evaluated is an error that names it."""
 
     @gen_cluster(client=True)
     async def run(c, s, a, b):

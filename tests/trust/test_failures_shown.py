@@ -155,8 +155,8 @@ async def test_a_failed_attempt_is_a_line(c, s, a, b):
             await execute(dag_of(Function(id="g", args=[], code=fails, retry=policy), id="d"))
     failed = "failed: ValueError: several lines;"
     assert [line for line in ours.getvalue().splitlines() if "attempt" in line] == [
-        f"Function 'f' of DAG 'd': attempt 1 of 3 {failed} it is tried again",
-        f"Function 'f' of DAG 'd': attempt 2 of 3 {failed} it is tried again",
+        f"Function 'f' of DAG 'd': attempt 1 of 3 {failed} it will be retried",
+        f"Function 'f' of DAG 'd': attempt 2 of 3 {failed} it will be retried",
         f"Function 'f' of DAG 'd': attempt 3 of 3 {failed} no attempt is left",
         f"Function 'g' of DAG 'd': attempt 1 of 3 {failed} its retry policy allows no further "
         "attempt",
