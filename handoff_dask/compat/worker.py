@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
@@ -17,9 +17,6 @@ from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from distributed.worker_state_machine import SecedeEvent
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "WORKER_ANY_RUNNING",

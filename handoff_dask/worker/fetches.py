@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import transfers as transfers
+from handoff_dask.compat import transfers
 
 if TYPE_CHECKING:
     from distributed import Worker
