@@ -1,4 +1,4 @@
-"""Writes down what this environment has as the versions that are tested: ``make constraints``."""
+"""Writes the versions in this environment as the tested versions: ``make constraints``."""
 
 from __future__ import annotations
 

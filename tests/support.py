@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Helpers of several test modules."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def dag_of(*functions, id="a dag"):
 
 
 def where(*_):
-    """Tell on which worker this runs."""
+    """Return the worker that this runs on."""
     return get_worker().address
 
 
 async def assert_clean(scheduler, *workers, timeout=10):
-    """Nothing of any run is left: no task, no record, no claim, no resource in use."""
+    """Check that nothing of any run is left: no task, record, claim or resource in use."""
     plugin = scheduler.plugins.get("handoff")
 
     def leftovers():

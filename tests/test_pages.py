@@ -1,4 +1,4 @@
-"""The README and the documentation tell the truth."""
+"""The examples and tables in the README and the documentation are correct."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def script_of(text):
     ],
 )
 def test_these_tests_see(text, right):
-    """What a page says that its code shows is compared; what is no output is left alone."""
+    """Outputs that a page states are compared; other comments are ignored."""
     script = script_of(f"```python\n{text}```\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode == 0) == right
@@ -102,7 +102,7 @@ def test_contributors_see_all_wings():
     "row", rows_below("docs/architecture.md", "## Where is it decided?"), ids=lambda row: row[0]
 )
 def test_decisions_are_where_the_architecture_page_says(row):
-    """Each place that the page names for a decision exists."""
+    """Each function that the page names for a decision exists."""
     _, module, name = row
     path = module.removesuffix(".py").replace("/", ".")
     attrgetter(name)(importlib.import_module(f"handoff_dask.{path}"))
