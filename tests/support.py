@@ -28,21 +28,21 @@ async def assert_clean(scheduler, *workers, timeout=10):
     plugin = scheduler.plugins.get("handoff")
 
     def leftovers():
-        found = {}
+        remains = {}
         if scheduler.tasks:
-            found["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
+            remains["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
         if plugin is not None:
-            found["runs"], found["records"] = plugin.runs, plugin.records
-            found["foreign"], found["ending"] = plugin.foreign, plugin.endings
+            remains["runs"], remains["records"] = plugin.runs, plugin.records
+            remains["foreign"], remains["ending"] = plugin.foreign, plugin.endings
             for worker in workers:
                 claimed = plugin.engine.claimed(worker.address)
-                found[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
+                remains[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
         for worker in workers:
             if worker.state.available_resources != worker.state.total_resources:
-                found[f"resources of {worker.address}"] = worker.state.available_resources
+                remains[f"resources of {worker.address}"] = worker.state.available_resources
             if worker.state.tasks:
-                found[f"tasks on {worker.address}"] = worker.state.tasks
-        return {what: left for what, left in found.items() if left}
+                remains[f"tasks on {worker.address}"] = worker.state.tasks
+        return {what: left for what, left in remains.items() if left}
 
     async def settle():
         while leftovers():

@@ -57,10 +57,10 @@ def test_edges_are_where_the_picture_changes():
     """The edges of a white square on black are its outline."""
     square = np.zeros((40, 40, 3), dtype=np.uint8)
     square[10:30, 10:30] = 255
-    found = pipeline.edges(square, 1.0)[..., 0] > 0
-    assert found.any()
-    assert not found[14:26, 14:26].any()
-    assert not found[:6].any()
+    outline = pipeline.edges(square, 1.0)[..., 0] > 0
+    assert outline.any()
+    assert not outline[14:26, 14:26].any()
+    assert not outline[:6].any()
 
 
 def test_quality_of_a_picture_against_itself(photograph):

@@ -70,7 +70,7 @@ def test_the_copy_has_the_outputs(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "expected"),
     [
         ("1 / 0", "ZeroDivisionError"),
         ("import sys; print('a warning', file=sys.stderr)", "on stderr: a warning"),
@@ -78,11 +78,11 @@ def test_the_copy_has_the_outputs(write, tmp_path):
         ("import os; os._exit(1)", "died"),
     ],
 )
-def test_what_is_wrong_names_notebook_and_cell(write, tmp_path, code, told):
+def test_what_is_wrong_names_notebook_and_cell(write, tmp_path, code, expected):
     """The error names a cell that fails, warns, hangs or kills the kernel; no copy is left."""
     source, target = write("fine = True", code), tmp_path / "copy.ipynb"
     with pytest.raises(NotebookError) as caught:
         run(source, target, seconds=10)
     assert "some.ipynb, cell 2" in str(caught.value)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert not target.exists()

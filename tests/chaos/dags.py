@@ -76,22 +76,22 @@ class Interval(NamedTuple):
 
 def intervals(root):
     """Return the intervals of all functions that ended."""
-    found = []
+    ended = []
     for path in Path(root).glob("*/*.*"):
         end = Path(root, path.name.rpartition(".")[2]).with_suffix(".end")
         # A process that was killed may not have come to write, or to the end of what it wrote.
         with suppress(OSError, ValueError):
-            found.append(Interval(path.name, *json.loads(path.read_text()), float(end.read_text())))
-    return found
+            ended.append(Interval(path.name, *json.loads(path.read_text()), float(end.read_text())))
+    return ended
 
 
 def count_starts(root):
     """Return {(dag id, function id): starts}, as the functions recorded them."""
-    found = {}
+    starts = {}
     for path in Path(root).glob("*/*.*"):
         dag_id, id_, _ = path.name.split(".")
-        found[dag_id, int(id_)] = found.get((dag_id, int(id_)), 0) + 1
-    return found
+        starts[dag_id, int(id_)] = starts.get((dag_id, int(id_)), 0) + 1
+    return starts
 
 
 def random_dag(rng: random.Random, name: str, root: str, deadly: bool):

@@ -249,14 +249,14 @@ async def assert_exact(dags, runs, root):
     while True:
         statuses = [await run.status() for run in runs]
         starts = count_starts(root)
-        found = [
+        differences = [
             mismatch
             for dag, status in zip(dags, statuses, strict=True)
             for mismatch in mismatches(dag, status, starts)
         ]
-        if not found:
+        if not differences:
             return
-        assert asyncio.get_running_loop().time() < deadline, "\n".join(found)
+        assert asyncio.get_running_loop().time() < deadline, "\n".join(differences)
         await asyncio.sleep(0.1)
 
 
@@ -344,7 +344,7 @@ async def assert_nothing_is_left(c, s, monkey):
 
     async def leftovers():
         gc.collect()  # errors refer to the runs that they ended
-        found = {
+        remains = {
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
             "records": plugin.records,
@@ -353,16 +353,16 @@ async def assert_nothing_is_left(c, s, monkey):
         }
         for address in plugin.registry.names:
             claimed = plugin.engine.claimed(address)
-            found[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
+            remains[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
 
         def in_use(dask_worker):
             total = dask_worker.state.total_resources
             return dask_worker.state.available_resources != total or len(dask_worker.state.tasks)
 
-        if not any(found.values()):
+        if not any(remains.values()):
             with suppress(OSError):
-                found.update(await c.run(in_use, on_error="ignore"))
-        return {what: left for what, left in found.items() if left}
+                remains.update(await c.run(in_use, on_error="ignore"))
+        return {what: left for what, left in remains.items() if left}
 
     deadline = asyncio.get_running_loop().time() + 30
     while left := await leftovers():

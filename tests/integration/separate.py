@@ -23,8 +23,8 @@ def bare_python(tmp_path_factory):
     """A Python with everything that is installed here except handoff_dask."""
     folder = tmp_path_factory.mktemp("bare")
     python = bare_environment(folder)
-    found = run(python, "-c", "import dask, distributed; import handoff_dask", cwd=folder)
-    if "No module named 'handoff_dask'" not in found.stderr:
+    checked = run(python, "-c", "import dask, distributed; import handoff_dask", cwd=folder)
+    if "No module named 'handoff_dask'" not in checked.stderr:
         pytest.skip("handoff_dask is installed beside Dask: no environment lacks it")
     return python
 

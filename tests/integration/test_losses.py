@@ -77,7 +77,7 @@ def test_the_reason_of_a_death(client, how, reason):
     cause = caught.value.__cause__
     assert isinstance(cause, WorkerLostError)
     assert cause.names == ("alice", "alice")
-    assert all(found.startswith(reason) for found in cause.reasons)
+    assert all(text.startswith(reason) for text in cause.reasons)
     assert [a.worker for a in caught.value.attempts] == list(cause.workers)
     assert all(a.message.startswith(reason) for a in caught.value.attempts)
     assert "'f'" in str(caught.value) and "2 times" in str(caught.value)

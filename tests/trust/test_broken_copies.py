@@ -125,12 +125,12 @@ async def test_a_worker_that_cannot_be_used(c, s, a, b):
 @gen_cluster(client=True, nthreads=[])
 async def test_a_scheduler_that_cannot_be_used(c, s):
     """The client's error says what is wrong with the scheduler's copy."""
-    found = bootstrap.NAME
+    name = bootstrap.NAME
     sent = pickle.dumps((HandoffPlugin, ("one", "too", "many")))
-    with pytest.raises(ImportError, match=f"the copy of {found} in .* cannot be used.*TypeError"):
+    with pytest.raises(ImportError, match=f"the copy of {name} in .* cannot be used.*TypeError"):
         bootstrap.unpack(b"", sent, __version__)
     broken = parcel._UNPACK.replace("parcel,", "b'',")
-    said = f"on the scheduler, the copy of {found}"
+    said = f"on the scheduler, the copy of {name}"
     with mock.patch.object(parcel, "_UNPACK", broken), pytest.raises(HandoffError, match=said):
         await discover_nodes()
     assert await discover_nodes() == {}

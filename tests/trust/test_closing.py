@@ -65,13 +65,13 @@ async def test_who_has_nothing_to_say(c, s, a, b):
     """A worker that never had a function sends nothing; one that had reports before it is gone."""
     await execute(dag_of(Function(id=1, args=[], code=where, node=a.address)))
     of_a, of_b = sent(a), sent(b)
-    heard = []
-    s.stream_handlers["handoff_gone"] = lambda **facts: heard.append(a.address in s.workers)
+    connected = []
+    s.stream_handlers["handoff_gone"] = lambda **facts: connected.append(a.address in s.workers)
     await a.close()
     await b.close()
     assert of_a.index("handoff_gone") < of_a.index("close-stream")
     assert not any(operation.startswith("handoff") for operation in of_b)
-    assert heard == [True]
+    assert connected == [True]
 
 
 @gen_cluster(client=True, nthreads=TWO[:1])

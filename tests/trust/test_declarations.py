@@ -60,7 +60,7 @@ def free_of_ours(scheduler, *workers):
     )
 
 
-# What is found is no declaration
+# What is detected is not a declaration
 
 
 @pytest.mark.parametrize("name", ["cpu", "memory", "gpu", "CPU"])
@@ -80,10 +80,10 @@ async def test_a_unit_of_the_operators_own(c, s, a, b):
     """Plain tasks run where their resource is declared; Handoff counts their claims."""
     nodes = await discover_nodes()
     assert nodes[a.address]["memory"] == 8 and nodes[b.address]["memory"] > 8
-    found = await c.gather(
+    ran_on = await c.gather(
         [c.submit(where, resources={"Memory": 1}, pure=False) for _ in range(10)]
     )
-    assert set(found) == {a.address}
+    assert set(ran_on) == {a.address}
     result = await execute(
         dag_of(Function(id=1, args=[], code=where, cost={"memory": 8}, node=a.address))
     )
@@ -162,7 +162,7 @@ async def test_a_declaration_replaces_what_was_found(c, s, a):
     await (await Event("one")).set()
     assert (await then.result()).results == {2: a.address}
     await run.result()
-    # More than what was found can be claimed from now on.
+    # More than what was detected can be claimed from now on.
     await register_node(a.address, {"cpu": 6})
     more = dag_of(Function(id=4, args=[], code=where, cost={"cpu": 6}))
     assert (await execute(more)).results == {4: a.address}

@@ -90,19 +90,19 @@ def circular(how):
 
 
 def chain_of(error):
-    found = []
+    chain = []
     while error is not None:
-        found.append(error)
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return chain
 
 
 def test_deep_stacks():
     """The first and the last frames of a deep stack arrive, and how many were left out."""
-    found = causes(endless=endless, deep=lambda: deep(400), far=lambda: deep(900))
-    assert type(found["endless"]) is RecursionError
-    assert type(found["deep"]) is type(found["far"]) is KeyError
-    for error in found.values():
+    arrived = causes(endless=endless, deep=lambda: deep(400), far=lambda: deep(900))
+    assert type(arrived["endless"]) is RecursionError
+    assert type(arrived["deep"]) is type(arrived["far"]) is KeyError
+    for error in arrived.values():
         stack = traceback.extract_tb(error.__traceback__)
         assert stack[0].name == "throw"
         assert stack[-1].name in ("endless", "deep")
@@ -113,14 +113,14 @@ def test_deep_stacks():
 @pytest.mark.parametrize("how", ["__cause__", "__context__"])
 def test_long_chains(how):
     """Both ends of a long chain of exceptions arrive."""
-    found = causes(
+    arrived = causes(
         short=lambda: chained(5, how),
         long=lambda: chained(1500, how),
         longer=lambda: chained(20_000, how),
     )
-    assert [error.args for error in chain_of(found["short"])] == [(4,), (3,), (2,), (1,), (0,)]
+    assert [error.args for error in chain_of(arrived["short"])] == [(4,), (3,), (2,), (1,), (0,)]
     for name, n in (("long", 1500), ("longer", 20_000)):
-        chain = chain_of(found[name])
+        chain = chain_of(arrived[name])
         assert [e.args[0] for e in chain[:10]] == list(range(n - 1, n - 11, -1))
         assert str(chain[10]) == f"{n - 20:,} exceptions are left out here"
         assert [e.args[0] for e in chain[11:]] == list(range(9, -1, -1))
@@ -155,16 +155,16 @@ def test_groups():
         error.add_note("a note")
         return ExceptionGroup("few", [error, KeyError("x")])
 
-    found = causes(wide=wide, nested=nested, few=few)
-    assert {type(error) for error in found.values()} == {ExceptionGroup}
-    assert len(found["wide"].exceptions) == 5000
-    assert [e.args for e in found["wide"].exceptions[:3]] == [(0,), (1,), (2,)]
-    assert found["nested"].exceptions[0].message == "1998"
-    first, second = found["few"].exceptions
+    arrived = causes(wide=wide, nested=nested, few=few)
+    assert {type(error) for error in arrived.values()} == {ExceptionGroup}
+    assert len(arrived["wide"].exceptions) == 5000
+    assert [e.args for e in arrived["wide"].exceptions[:3]] == [(0,), (1,), (2,)]
+    assert arrived["nested"].exceptions[0].message == "1998"
+    first, second = arrived["few"].exceptions
     assert first.__cause__.args == (0,)
     assert first.__notes__ == ["a note"]
     assert second.args == ("x",)
-    for error in found.values():  # printed without a problem
+    for error in arrived.values():  # printed without a problem
         assert traceback.format_exception(error)
 
 
@@ -185,23 +185,23 @@ def with_data(size):
 def test_large_exceptions():
     """An exception that is too large arrives as a stand-in, with the beginning of its text."""
     size = 50_000_000
-    found = causes(
+    arrived = causes(
         message=lambda: ValueError("x" * size),
         attribute=lambda: with_data(size),
         arguments=lambda: ValueError(*range(5_000_000)),
         small=lambda: with_data(100_000),
         wordy=Wordy,
     )
-    assert type(found["message"]) is StandInError
-    assert found["message"].type_name == "ValueError"
-    assert found["message"].message == f"{'x' * TEXT}... ({size:,} characters)"
-    assert str(found["attribute"]) == "OSError: with data"
-    assert found["arguments"].message.startswith("(0, 1, 2, 3")
-    assert found["small"].data == b"x" * 100_000
-    assert type(found["wordy"]) is Wordy
+    assert type(arrived["message"]) is StandInError
+    assert arrived["message"].type_name == "ValueError"
+    assert arrived["message"].message == f"{'x' * TEXT}... ({size:,} characters)"
+    assert str(arrived["attribute"]) == "OSError: with data"
+    assert arrived["arguments"].message.startswith("(0, 1, 2, 3")
+    assert arrived["small"].data == b"x" * 100_000
+    assert type(arrived["wordy"]) is Wordy
     for name in ("message", "attribute", "arguments"):
-        assert traceback.extract_tb(found[name].__traceback__)[-1].name == "throw"
-        assert "in throw" in found[name].traceback_text
+        assert traceback.extract_tb(arrived[name].__traceback__)[-1].name == "throw"
+        assert "in throw" in arrived[name].traceback_text
 
 
 # Pickling and printing
@@ -281,12 +281,12 @@ class Closed(Exception):
 
 def test_exceptions_that_cannot_be_looked_into():
     """An exception without readable attributes arrives with type, text and the user's frames."""
-    found = causes(
+    arrived = causes(
         closed=lambda: Closed("closed"), long=lambda: type("E" * 10**6, (Exception,), {})()
     )
-    assert str(found["closed"]) == "Closed: closed"
-    assert traceback.extract_tb(found["closed"].__traceback__)[-1].name == "throw"
-    assert type(found["long"]).__name__ == "E" * 10**6
+    assert str(arrived["closed"]) == "Closed: closed"
+    assert traceback.extract_tb(arrived["closed"].__traceback__)[-1].name == "throw"
+    assert type(arrived["long"]).__name__ == "E" * 10**6
 
 
 def hang(*_):
@@ -364,7 +364,7 @@ def test_what_exceptions_hold():
 
         return Local("local")
 
-    found = causes(
+    arrived = causes(
         lock=lambda: holding(threading.Lock()),
         generator=lambda: holding(i for i in ()),
         future=lambda: holding(concurrent.futures.Future()),
@@ -380,18 +380,18 @@ def test_what_exceptions_hold():
         text=lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "wrong"),
     )
     for name in ("lock", "generator", "future", "frame"):
-        assert str(found[name]) == "RuntimeError: holding"
-    assert str(found["frozen"]) == "Frozen: frozen"
-    assert str(found["icy"]) == "Icy: 3"
-    assert len(traceback.extract_tb(found["traceback"].what)) == 41
-    assert found["error"].what.args == (1499,)
-    assert type(found["itself"]) is RuntimeError
-    assert type(found["local"]).__name__ == "Local"
-    assert type(found["demanding"]) is Demanding
-    assert str(found["demanding"]) == "3 because of this"
-    assert found["demanding"].code == 3
-    assert found["file"].filename == "name"
-    assert str(found["text"]).startswith("'utf-8' codec can't decode byte 0xff")
+        assert str(arrived[name]) == "RuntimeError: holding"
+    assert str(arrived["frozen"]) == "Frozen: frozen"
+    assert str(arrived["icy"]) == "Icy: 3"
+    assert len(traceback.extract_tb(arrived["traceback"].what)) == 41
+    assert arrived["error"].what.args == (1499,)
+    assert type(arrived["itself"]) is RuntimeError
+    assert type(arrived["local"]).__name__ == "Local"
+    assert type(arrived["demanding"]) is Demanding
+    assert str(arrived["demanding"]) == "3 because of this"
+    assert arrived["demanding"].code == 3
+    assert arrived["file"].filename == "name"
+    assert str(arrived["text"]).startswith("'utf-8' codec can't decode byte 0xff")
 
 
 # Types that mean something to others
@@ -448,11 +448,11 @@ async def test_policies_judge_whatever_is_raised(c, s, a, b):
     dag = dag_of(
         *(Function(id=n, args=[], code=throw, extra_args=maker, retry=p) for n, p in cases.items())
     )
-    found = {}
+    counts = {}
     for name, run in (("cluster", execute(dag, on_error="continue")), ("local", None)):
         result = await run if run else execute_local(dag, on_error="continue")
-        found[name] = {id_: len(attempts) for id_, attempts in result.attempts.items()}
-    assert found["cluster"] == found["local"] == {"given up": 1, "others": 3, "named": 3}
+        counts[name] = {id_: len(attempts) for id_, attempts in result.attempts.items()}
+    assert counts["cluster"] == counts["local"] == {"given up": 1, "others": 3, "named": 3}
 
 
 def test_without_a_cluster():
@@ -537,9 +537,9 @@ class Unopened:
 
 def test_arguments_that_cannot_be_opened():
     """An error before the function starts is its failure, too."""
-    found = failures(makers={"endless": Unopened(endless), "leave": Unopened(leave)})
-    assert type(found["endless"].__cause__) is RecursionError
-    assert str(found["leave"].__cause__) == "SystemExit: "
+    arrived = failures(makers={"endless": Unopened(endless), "leave": Unopened(leave)})
+    assert type(arrived["endless"].__cause__) is RecursionError
+    assert str(arrived["leave"].__cause__) == "SystemExit: "
 
 
 # What the user holds

@@ -93,9 +93,9 @@ def strict(text):
 )
 def test_what_json_holds(value, held):
     """Numbers of any type, small arrays and tuples, and what is in them."""
-    found = jsonable.exact(value)
-    assert found == held and type(found) is type(held)
-    assert strict(json.dumps(found, allow_nan=False)) == held
+    converted = jsonable.exact(value)
+    assert converted == held and type(converted) is type(held)
+    assert strict(json.dumps(converted, allow_nan=False)) == held
 
 
 @pytest.mark.parametrize(
@@ -121,17 +121,17 @@ def test_facts_are_never_refused():
         Odd(): {"odd": Odd(), "bytes": b"b", "circle": circle()},
         np.int64(2): ({1: np.nan},),
     }
-    found = jsonable.loose(facts)
-    assert found["('a', 1)"] == [1, 1 / 3, None, None]
-    assert found["<Odd whose repr raises RuntimeError>"]["bytes"] == "b'b'"
-    strict(json.dumps(found, allow_nan=False))
+    converted = jsonable.loose(facts)
+    assert converted["('a', 1)"] == [1, 1 / 3, None, None]
+    assert converted["<Odd whose repr raises RuntimeError>"]["bytes"] == "b'b'"
+    strict(json.dumps(converted, allow_nan=False))
 
 
 def test_ids_that_read_the_same():
     """Each one has its own label, even if their reprs are useless."""
     ids = ["a", Alike(), Alike(), Odd(), Odd(), "<Alike>", 1, "1"]
-    found = labels(ids)
-    assert list(found) == ids and len(set(found.values())) == len(ids)
+    converted = labels(ids)
+    assert list(converted) == ids and len(set(converted.values())) == len(ids)
 
 
 def odd_result():

@@ -53,16 +53,16 @@ def after_secede_and_rejoin():
 
 
 def before_secede():
-    found = value()
+    outcome = value()
     secede()
     rejoin()
-    return found
+    return outcome
 
 
 def before_a_worker_client():
-    found = value()
+    outcome = value()
     with worker_client() as client:
-        return client.submit(int, str(found), pure=False).result()
+        return client.submit(int, str(outcome), pure=False).result()
 
 
 def submitted_and_awaited():
@@ -96,8 +96,8 @@ async def in_a_thread_of_a_coroutine():
 
 
 async def in_many_threads_of_a_coroutine():
-    found = await asyncio.gather(*(asyncio.to_thread(value, str(i)) for i in range(5)))
-    assert found == list(range(5))
+    outcome = await asyncio.gather(*(asyncio.to_thread(value, str(i)) for i in range(5)))
+    assert outcome == list(range(5))
     return 7
 
 
@@ -123,18 +123,18 @@ def in_a_worker_client_and_a_thread():
 def in_threads():
     client = get_client()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: value(str(i), client=client), range(8)))
-    assert found == list(range(8))
+        outcome = list(pool.map(lambda i: value(str(i), client=client), range(8)))
+    assert outcome == list(range(8))
     return 7
 
 
 def in_a_thread_without_a_client():
-    found = []
-    thread = threading.Thread(target=lambda: found.append((value(), get_client().id)))
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append((value(), get_client().id)))
     thread.start()
     thread.join()
-    assert found[0][1] == get_client().id
-    return found[0][0]
+    assert outcome[0][1] == get_client().id
+    return outcome[0][0]
 
 
 PROGRAMS = [
@@ -213,16 +213,16 @@ async def test_current_in_threads_of_a_function(c, s, a):
     """A thread with the function's context knows its function, also in a second attempt."""
 
     async def who():
-        found = await asyncio.to_thread(current)
-        assert found.attempt == 2, "the first attempt fails"
-        return found
+        outcome = await asyncio.to_thread(current)
+        assert outcome.attempt == 2, "the first attempt fails"
+        return outcome
 
     def plain():
         return current()
 
     dag = dag_of(Function(id="who", args=[], code=who, cost={"cpu": 0.5}), id="d")
-    found = (await execute(dag)).results["who"]
-    assert (found.id, found.dag_id, found.attempt, found.cost) == ("who", "d", 2, {"cpu": 0.5})
+    ran = (await execute(dag)).results["who"]
+    assert (ran.id, ran.dag_id, ran.attempt, ran.cost) == ("who", "d", 2, {"cpu": 0.5})
 
     def ask():
         return get_client().submit(plain, pure=False).result(), current().id
@@ -257,8 +257,8 @@ def by_value(program):
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
     def unpacked():
-        found = pickle.loads(packed)()
-        return asyncio.run(found) if inspect.iscoroutine(found) else found
+        outcome = pickle.loads(packed)()
+        return asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome
 
     return unpacked
 

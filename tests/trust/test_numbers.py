@@ -93,15 +93,15 @@ def test_what_is_no_number_is_still_none(value):
 def test_a_plan_of_such_numbers():
     """Capabilities, durations and overhead too."""
     dag = dag_of(Function("f", [], int, cost={"cpu": numpy.float32(0.5)}))
-    found = plan(
+    prediction = plan(
         dag,
         {"w": {"cpu": numpy.int64(1)}},
         {"f": Fraction(1, 2)},
         overhead=Fraction(0),
         max_concurrency=numpy.int64(1),
     )
-    assert of_python(found.makespan) and found.makespan == 0.5
-    json.dumps([found.utilisation, found.timeline["w"]])
+    assert of_python(prediction.makespan) and prediction.makespan == 0.5
+    json.dumps([prediction.utilisation, prediction.timeline["w"]])
 
 
 def hold():

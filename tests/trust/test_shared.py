@@ -272,7 +272,7 @@ async def test_runs_do_not_share(c, s, a):
     data = numpy.ones(SIZE // 8)
     dag = dag_of(*(Function(i, [], numpy.sum, [data]) for i in range(4)))
     runs = [await submit(dag), await submit(dag)]
-    found = [(await run.result()).results for run in runs] + [(await execute(dag)).results]
-    assert found == [dict.fromkeys(range(4), SIZE // 8)] * 3
+    outcomes = [(await run.result()).results for run in runs] + [(await execute(dag)).results]
+    assert outcomes == [dict.fromkeys(range(4), SIZE // 8)] * 3
     del runs
     await assert_clean(s, a)

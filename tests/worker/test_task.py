@@ -24,17 +24,17 @@ def packed(call):
 @pytest.fixture
 def log(monkeypatch):
     """Return the messages of tasks to the scheduler."""
-    told = []
+    events = []
 
     class Task:
         facts = {}  # noqa: RUF012 - read only
         plugin = None
 
         def log(self, *event):
-            told.append(event)
+            events.append(event)
 
     monkeypatch.setattr(compat, "this_task", Task)
-    return told
+    return events
 
 
 def fail(*args):
@@ -82,8 +82,8 @@ def test_run(log):
     """Values take the places of their dependencies in the call."""
     inner = Call(operator.add, (0, 0), (), {})
     call = Call(lambda *a, **k: (a, k), (1, inner, Listed((0,))), ("x",), {"k": 2})
-    found = task.run(*packed(call), 10, 20)
-    assert found == ((20, 20, [10], "x"), {"k": 2})
+    outcome = task.run(*packed(call), 10, 20)
+    assert outcome == ((20, 20, [10], "x"), {"k": 2})
     assert log == []
 
 
