@@ -405,7 +405,7 @@ class Engine:
         self._wake()
         came = bool(self._fresh)
         if came or self._placer.due:
-            self._placer.settle()
+            self._placer.settle(decisions)
             self._rank()
             self._queue()
             self._placer.place(decisions)

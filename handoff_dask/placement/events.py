@@ -12,6 +12,7 @@ __all__ = [
     "FunctionSpec",
     "Place",
     "Refuse",
+    "Started",
     "Waiting",
     "WorkerSpec",
 ]
@@ -163,8 +164,15 @@ class Refuse:
     finding: Finding
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`key`, which was handed ahead, has a claim now: its worker is taken to run it."""
+
+    key: Hashable
+
+
 #: What a poll decides.
-Decision = Place | Refuse
+Decision = Place | Refuse | Started
 
 
 @dataclass(frozen=True, slots=True)

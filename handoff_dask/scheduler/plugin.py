@@ -19,7 +19,7 @@ from handoff_dask.attempts.states import UNENDED
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
-from handoff_dask.placement.events import Place, Refuse
+from handoff_dask.placement.events import Decision, Place, Refuse
 from handoff_dask.scheduler import dashboard
 from handoff_dask.scheduler.ending import Endings
 from handoff_dask.scheduler.foreign import Foreign
@@ -469,13 +469,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if isinstance(decision, Place):
                 if self._place(decision):
                     placed[decision.key] = "processing"
-            else:
+            elif isinstance(decision, Refuse):
                 self._refuse(decision, stimulus_id)
         if placed:
             self.scheduler.transitions(placed, stimulus_id)
         self._wake()
 
-    def _poll(self, stimulus_id: str) -> list[Place | Refuse]:
+    def _poll(self, stimulus_id: str) -> list[Decision]:
         """Ask the engine. Should it break, the functions that wait for it fail: nothing hangs."""
         try:
             return self.engine.poll(time.monotonic())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from handoff_dask.placement.engine import Engine
-from handoff_dask.placement.events import FunctionSpec, Place, Refuse, WorkerSpec
+from handoff_dask.placement.events import Decision, FunctionSpec, Place, WorkerSpec
 
 
 class Driver:
@@ -44,7 +44,7 @@ class Driver:
         for key in keys:
             self.engine.function_ready(key, self.now, **options)
 
-    def poll(self, *, after: float = 0.0) -> list[Place | Refuse]:
+    def poll(self, *, after: float = 0.0) -> list[Decision]:
         self.now += after
         return self.engine.poll(self.now)
 

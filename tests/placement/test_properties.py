@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from handoff_dask.placement import bins, index
 from handoff_dask.placement import board as board_module
-from handoff_dask.placement.events import Place, Refuse
+from handoff_dask.placement.events import Place, Refuse, Started
 from tests.placement.invariants import invariants, nothing_overlooked
 from tests.placement.world import BIG, FINAL, World
 
@@ -21,11 +21,17 @@ class Checked(World):
     def poll(self) -> None:
         for decision in self.engine.poll(self.now):
             key = decision.key
+            if isinstance(decision, Started):
+                assert self.state[key] == "placed" and key in self.unstarted
+                self.unstarted.discard(key)
+                continue
             assert self.state[key] == "ready", "decided once"
             if isinstance(decision, Refuse):
                 self.refused(decision)
             else:
                 self.placed(decision)
+        self.unstarted = {key for key in self.unstarted if key in self.where}
+        assert all(map(self.engine.questions.waits_ahead, self.unstarted)), "nobody is forgotten"
         nothing_overlooked(self.engine)
         self.ask()
         wake = self.engine.wake_at()
@@ -69,7 +75,10 @@ class Checked(World):
             if spec.binds in self.bound:
                 assert self.bound[spec.binds] == decision.target
             self.bind(spec.binds, decision.target)
-        if not decision.ahead:
+        self.unstarted.discard(key)
+        if decision.ahead:
+            self.unstarted.add(key)
+        else:
             free = self.engine.questions.free(address)
             assert all(amount >= 0 for amount in free.values())
         self.state[key] = "placed"

@@ -51,6 +51,8 @@ class World:
         self.bound: dict[int, str] = {}
         self.foreign: dict[int, str] = {}
         self.seceded: set[int] = set()
+        #: Functions sent ahead that the engine has not said to have started.
+        self.unstarted: set[int] = set()
         #: Ends that the engine was not told yet, in order.
         self.news: deque[tuple[int, bool]] = deque()
         self.serial = 0
