@@ -125,7 +125,9 @@ class Inquiries:
                 lost = self._open.pop(worker)
                 end = await self._answer(worker, lost)
                 # What still runs first, so that none of its claims looks free meanwhile.
-                for record, attempt in sorted(lost, key=lambda item: item[1].number not in end.busy):
+                for record, attempt in sorted(
+                    lost, key=lambda item: item[1].number not in end.busy
+                ):
                     self._settle(record, attempt, end)
                 self._ask()
         finally:
@@ -168,9 +170,7 @@ class Inquiries:
         finally:
             asking.cancel()
 
-    async def _ask_worker(
-        self, worker: str, lost: list[tuple[FunctionRecord, Lost]]
-    ) -> End | None:
+    async def _ask_worker(self, worker: str, lost: list[tuple[FunctionRecord, Lost]]) -> End | None:
         """Return what a worker says; None if it closes, or its plugin is replaced."""
         calls = [(record.key, attempt.number) for record, attempt in lost]
         try:

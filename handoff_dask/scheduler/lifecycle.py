@@ -1,4 +1,4 @@
-"""What happens to Dask's tasks, told to the functions' lives; and what these need to know of Dask."""
+"""From Dask's tasks to functions' lives: what happens to them, and what these need to know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from handoff_dask.attempts.lives import Departure, Lives
 from handoff_dask.attempts.losses import End, Lost
 from handoff_dask.attempts.states import (
     PLACED,
-    UNENDED,
     Asking,
     Assigned,
     Failing,
@@ -268,9 +267,7 @@ class Lifecycle:
             self._scheduler.transitions({record.key: "waiting"}, stimulus_id)
         else:
             error = TimeoutError(message)
-            compat.fail_task(
-                self._scheduler, record.key, error, stimulus_id, worker=record.worker
-            )
+            compat.fail_task(self._scheduler, record.key, error, stimulus_id, worker=record.worker)
 
     def settled(self, record: FunctionRecord, lost: Lost, end: End) -> None:
         """Go on with a function, now that it is known what became of its last attempt."""
@@ -336,7 +333,11 @@ class Lifecycle:
 
 #: A failure of which only the terms of the next attempt matter.
 _NOTHING: Mapping[str, Any] = {
-    "started": 0.0, "stopped": 0.0, "error_type": None, "message": "", "retry": True
+    "started": 0.0,
+    "stopped": 0.0,
+    "error_type": None,
+    "message": "",
+    "retry": True,
 }
 
 

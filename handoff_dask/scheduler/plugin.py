@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -104,7 +103,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.uninstall,
         )
         self.history = dashboard.install(self)
-        self._listeners += [self.history, EventStream(scheduler, self.runs)]
+        self._listeners.append(EventStream(scheduler, self.runs))
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
             scheduler, self.runs.cancelled, self.runs.check_retried

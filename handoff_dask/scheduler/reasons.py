@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from handoff_dask.attempts.endings import Endings
@@ -11,6 +11,7 @@ from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.wire.keys import index_of
 
 
 class Reasons:
@@ -34,11 +35,11 @@ class Reasons:
             return Waiting(f"asking {whom} what had started")
         return self._completed(self._engine.questions.why(record.key) or Waiting("next"))
 
-    def holds(self, run: RunRecord) -> list[tuple[int, Mapping[str, float], Waiting]]:
+    def holds(self, run: RunRecord) -> Sequence[tuple[int, Mapping[str, float], Waiting]]:
         """Say what functions of a run are held for: how many, what they cost, and why."""
         # The engine does not know those whose last attempt is being asked about.
         return [
-            (number, dict(run.functions[key[1]].cost), self._completed(why))
+            (number, dict(run.functions[index_of(key)].cost), self._completed(why))
             for key, number, why in self._engine.questions.holds(run.spec.run_id)
         ] + [
             (1, dict(record.cost), self.why(record))

@@ -185,7 +185,9 @@ class Runs(Mapping[str, RunRecord]):
         """Stop the runs that a function, whose attempt was given up, has submitted."""
         for run in self._runs.values():
             if run.spec.within == key and not run.spec.detach:
-                self.stop_soon(run, Stop("cancelled", "the function that submitted it was given up"))
+                self.stop_soon(
+                    run, Stop("cancelled", "the function that submitted it was given up")
+                )
 
     def _out_of_time(self, run: RunRecord) -> None:
         self.stop(run, Stop("timeout", f"it did not end within {run.spec.timeout} s"))

@@ -20,6 +20,7 @@ from handoff_dask.scheduler.records import RunRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs, StoppedRun
 from handoff_dask.scheduler.stalls import Stalls
+from handoff_dask.wire.keys import index_of
 from handoff_dask.wire.messages import Stop, StopKind
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Service:
             if hopeless := self._engine.questions.hopeless(run_id, time.monotonic()):
                 key, finding = hopeless
                 self._runs.forget(run)
-                return pickle.dumps((key[1], finding))
+                return pickle.dumps((index_of(key), finding))
         return None
 
     async def explain(self, spec: bytes) -> bytes:
@@ -148,7 +149,9 @@ class Service:
         runs = self._runs
         called = [run for run in runs.values() if run.spec.dag_id == dag_id]
         run = runs.get(run_id) if run_id is not None else called[-1] if called else None
-        return None if run is None else Stalls(self._scheduler, self._engine, self._runs).reason(run)
+        return (
+            None if run is None else Stalls(self._scheduler, self._engine, self._runs).reason(run)
+        )
 
     async def report(self, run_id: str) -> dict[str, Any] | None:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""

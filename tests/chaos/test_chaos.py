@@ -65,7 +65,7 @@ class Watch:
             plugin = self.scheduler.plugins.get("handoff")
             if plugin is not None:
                 now, ask = time.time(), plugin.engine.questions
-                ahead = {r.worker for r in plugin.records.values() if ask.waits_ahead(r.key)}
+                ahead = {r.worker for r in plugin.functions.values() if ask.waits_ahead(r.key)}
                 ahead.update(e.worker for e in plugin.endings._endings.values() if not e.claims)
                 # What was handed ahead may have started as soon as something else has ended.
                 exact = plugin.registry.names.keys() - ahead
@@ -347,7 +347,7 @@ async def assert_nothing_is_left(c, s, monkey):
         found = {
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
-            "records": plugin.records,
+            "records": plugin.functions,
             "ending": len(plugin.endings),
             "lost": plugin.losses._inquiries,
         }

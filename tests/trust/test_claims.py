@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from distributed import Client, Event, secede
 from distributed.utils_test import gen_cluster
+from handoff_dask.scheduler.ending import Endings
 
 from handoff_dask import (
     Argument,
@@ -28,7 +29,6 @@ from handoff_dask import (
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 from handoff_dask.scheduler import losses
-from handoff_dask.scheduler.ending import Endings
 from tests.gate import SEEN, hold, note, until
 from tests.support import assert_clean, dag_of, where
 
