@@ -360,8 +360,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             if found is None:
                 return
             terms = found
-        inputs = compat.input_sizes(self.scheduler.tasks[record.key])
-        self.engine.function_ready(record.key, now, inputs=inputs, **terms)
+        inputs, total = compat.input_sizes(self.scheduler.tasks[record.key])
+        self.engine.function_ready(record.key, now, inputs=inputs, input_total=total, **terms)
 
     def _left(
         self, record: FunctionRecord, start: str, finish: str, facts: Mapping[str, Any]

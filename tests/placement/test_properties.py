@@ -197,7 +197,7 @@ def play(script: bytes) -> None:
         world.finish()
 
 
-@given(st.binary(min_size=40, max_size=400))
+@given(st.binary(min_size=40, max_size=1200))
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 def test_any_script(script: bytes) -> None:
     """Whatever happens, claims fit, books agree, and what can run does run in the end."""

@@ -235,7 +235,8 @@ class World:
             for address in list(self.workers)[: self.draw(3)]:
                 inputs[address] = [10.0, 1e6, 1e9][self.draw(3)]
             self.state[key] = "ready"
-            self.engine.function_ready(key, self.now, inputs=inputs, **options)
+            total = max(inputs.values(), default=0.0)
+            self.engine.function_ready(key, self.now, inputs=inputs, input_total=total, **options)
 
     def start(self, address: str) -> None:
         """Let a worker start what fits, looking at the head of its queue only, as Dask's does."""
