@@ -287,7 +287,7 @@ class World:
                 options["avoid"] = tuple({address, self.pick(self.workers)})
                 options["insist"] = self.draw(2) == 1
             if self.draw(4) == 3:
-                options["exclude"] = (address,)
+                options["exclude"] = tuple({address, self.pick(self.workers)})
             if self.draw(3) == 0:
                 options["cost"] = COSTS[self.draw(len(COSTS))]
             self.ready(key, **options)
