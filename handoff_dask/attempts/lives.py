@@ -41,7 +41,7 @@ class Engine(Ledger, Protocol):
         now: float,
         *,
         inputs: Mapping[str, float] | None = None,
-        input_total: float | None = None,
+        input_total: float = 0.0,
         not_before: float | None = None,
         cost: Mapping[str, float] | None = None,
         avoid: Collection[str] = (),

@@ -178,13 +178,14 @@ def died_under(ts: TaskState) -> bool:
 
 
 def input_sizes(ts: TaskState) -> tuple[dict[str, float], float]:
-    """Return how many bytes of a task's inputs each worker has, and how many they are in all."""
+    """Return how many bytes of a task's inputs each worker has, and how many there are."""
     sizes: dict[str, float] = {}
     total = 0.0
     for dependency in ts.dependencies:
-        total += dependency.nbytes
-        for ws in dependency.who_has or ():
-            sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
+        if dependency.who_has:
+            total += dependency.nbytes
+            for ws in dependency.who_has:
+                sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
     return sizes, total
 
 

@@ -266,12 +266,12 @@ class Worker:
             self._unqueue(function)
             if other is None or other in self.seceded:
                 self.claim(function)
-                self.promoted.append(function)
             else:
                 del self.placed[other]
                 self.placed[function] = None
                 self.ahead[other] = None
                 self.ahead_work += other.seconds or 0.0
+            self.promoted.append(function)
         if function in self.placed and function not in self.seceded:
             self.seceded.add(function)
             self._uncount(function.cost)

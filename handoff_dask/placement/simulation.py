@@ -103,12 +103,14 @@ class _Simulation:
 
     def _ready(self, key: Hashable) -> None:
         inputs: dict[str, float] = {}
+        total = 0.0
         for dependency in self.specs[key].dependencies:
             size = self.sizes.get(dependency, 0.0)
             if size and dependency in self.placements:
                 worker = self.placements[dependency].worker
                 inputs[worker] = inputs.get(worker, 0.0) + size
-        self.engine.function_ready(key, self.now, inputs=inputs)
+                total += size
+        self.engine.function_ready(key, self.now, inputs=inputs, input_total=total)
 
     def _start(self, key: Hashable, worker: str, overhead: float) -> None:
         missing = sum(

@@ -41,6 +41,9 @@ class Driver:
         self.engine.functions_added("run", specs)
 
     def ready(self, *keys: Any, **options: Any) -> None:
+        """Let functions become ready; without a total, each of their inputs lies on one worker."""
+        if "inputs" in options:
+            options.setdefault("input_total", sum(options["inputs"].values()))
         for key in keys:
             self.engine.function_ready(key, self.now, **options)
 

@@ -317,7 +317,7 @@ async def test_late_twice(c, s, a, b):
     assert [engine.questions.free(w.address)["cpu"] for w in (a, b)] == [0, 0]
     await until(lambda: all(r.state.name == "held" for r in plugin_of(s).functions.values()))
     text = str(await run.explain())
-    assert "last attempt" in text
+    assert "an earlier attempt still runs" in text
     assert "still ending: 2 functions of a run that goes on ('etl')" in text
     for name in ("1", "2"):
         await (await Event(name)).set()
