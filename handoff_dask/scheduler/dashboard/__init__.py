@@ -30,19 +30,19 @@ TAB = "/handoff"
 
 
 def _allocations(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.allocations import Allocations
+    from handoff_dask.scheduler.dashboard.allocations_panel import Allocations
 
     Allocations(scheduler).open(document)
 
 
 def _resources(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.resources import Resources
+    from handoff_dask.scheduler.dashboard.resources_panel import Resources
 
     Resources(scheduler).open(document)
 
 
 def _runs(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.runs import Runs
+    from handoff_dask.scheduler.dashboard.runs_panel import Runs
 
     Runs(scheduler).open(document)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bokeh.layouts import column, row
 
 from handoff_dask.compat import dashboard as compat
-from handoff_dask.scheduler.dashboard.allocations import Allocations
-from handoff_dask.scheduler.dashboard.resources import Resources
-from handoff_dask.scheduler.dashboard.runs import Runs
+from handoff_dask.scheduler.dashboard.allocations_panel import Allocations
+from handoff_dask.scheduler.dashboard.resources_panel import Resources
+from handoff_dask.scheduler.dashboard.runs_panel import Runs
 
 if TYPE_CHECKING:
     from bokeh.document import Document

@@ -11,13 +11,13 @@ from distributed import Event
 
 from handoff_dask import DAG, Function, RetryPolicy, current, execute, register_node, submit
 from handoff_dask.scheduler.dashboard import panel as panels
-from handoff_dask.scheduler.dashboard.allocations import ATTEMPTS, OUTCOMES, Allocations
+from handoff_dask.scheduler.dashboard.allocations_panel import ATTEMPTS, OUTCOMES, Allocations
 from handoff_dask.scheduler.dashboard.history import Ended
-from handoff_dask.scheduler.dashboard.lanes import SLACK
 from handoff_dask.scheduler.dashboard.overview import held
-from handoff_dask.scheduler.dashboard.resources import Resources
+from handoff_dask.scheduler.dashboard.resources_panel import Resources
 from handoff_dask.scheduler.dashboard.routes import state
-from handoff_dask.scheduler.dashboard.runs import Runs
+from handoff_dask.scheduler.dashboard.runs_panel import Runs
+from handoff_dask.widgets.lanes import SLACK
 from tests.scheduler.dashboard.viewing import on_cluster, until
 from tests.support import assert_clean
 

@@ -23,7 +23,6 @@ from bokeh.plotting import figure
 
 from handoff_dask.scheduler.dashboard import overview
 from handoff_dask.scheduler.dashboard.history import ATTEMPTS, plain
-from handoff_dask.scheduler.dashboard.lanes import Lanes
 from handoff_dask.scheduler.dashboard.panel import (
     BLACK,
     BLUE,
@@ -36,6 +35,7 @@ from handoff_dask.scheduler.dashboard.panel import (
     label,
     short,
 )
+from handoff_dask.widgets.lanes import Lanes
 
 if TYPE_CHECKING:
     from distributed import Scheduler
