@@ -35,7 +35,7 @@ async def assert_clean(scheduler, *workers, timeout=10):
             found["runs"], found["records"] = plugin.runs, plugin.records
             found["foreign"], found["ending"] = plugin.foreign, plugin.endings
             for worker in workers:
-                claimed = plugin.engine.claimed(worker.address)
+                claimed = plugin.engine.questions.claimed(worker.address)
                 found[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
         for worker in workers:
             if worker.state.available_resources != worker.state.total_resources:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "Backlog",
-    "Counts",
+    "Decision",
     "Finding",
     "FunctionSpec",
     "Place",
@@ -163,6 +163,10 @@ class Refuse:
     finding: Finding
 
 
+#: What a poll decides.
+Decision = Place | Refuse
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Why a ready function is not placed.
@@ -211,34 +215,6 @@ class Waiting:
         if self.finding is not None:
             text += f": {self.finding}"
         return f"{text}; {self.ending}" if self.ending else text
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many functions of a run are where.
-
-    Parameters
-    ----------
-    waiting
-        Not ready, or ended and not ready again.
-    held
-        Ready and not placed.
-    delayed
-        Of the held ones: those whose retry delay is not over.
-    running
-        Placed, with a claim.
-    ahead
-        Placed, waiting on their worker.
-    done
-        Ended for good.
-    """
-
-    waiting: int = 0
-    held: int = 0
-    delayed: int = 0
-    running: int = 0
-    ahead: int = 0
-    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)

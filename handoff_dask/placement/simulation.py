@@ -132,7 +132,7 @@ class _Simulation:
         self.engine.attempt_ended(key, self.now, duration=done.stop - done.start, done=True)
         # The worker starts what it was handed ahead by itself, as the engine knows.
         waiting = self._ahead.get(done.worker)
-        while waiting and not self.engine.waits_ahead(waiting[0]):
+        while waiting and not self.engine.questions.waits_ahead(waiting[0]):
             self._start(waiting.popleft(), done.worker, 0.0)
         for after in self.dependents.get(key, ()):
             self.missing[after] -= 1

@@ -76,7 +76,7 @@ class Endings:
             self._endings[record.key, number] = ending
             record.late += (worker,)
             # A function handed ahead has no claim of its own: the one it waits for has it.
-            if not engine.waits_ahead(record.key):
+            if not engine.questions.waits_ahead(record.key):
                 self._claim(record.key, number)
         engine.attempt_ended(record.key, time.monotonic())
         if record.seceded:
@@ -154,7 +154,7 @@ class Endings:
             return self.plugin.losses.asking(record)
         if record.parked:
             return self.noted(Waiting("last attempt", record.late))
-        return self.noted(self.plugin.engine.why(record.key) or Waiting("next"))
+        return self.noted(self.plugin.engine.questions.why(record.key) or Waiting("next"))
 
     def noted(self, why: Waiting) -> Waiting:
         """Add what is still ending on the workers that a function waits for."""

@@ -303,7 +303,7 @@ class Inputs:
     def _recompute(self, producer: FunctionRecord, holders: Sequence[str]) -> None:
         """Have a result that cannot be fetched computed again, if another worker can do it."""
         row = producer.row
-        able = self.plugin.engine.feasibility(producer.cost, row.pin).able
+        able = self.plugin.engine.questions.feasibility(producer.cost, row.pin).able
         if row.collocated is not None or not set(able).difference(holders):
             return  # only another transfer can help
         producer.avoid = holders[0]

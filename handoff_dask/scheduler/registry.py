@@ -281,7 +281,7 @@ class Registry:
         await self.settled()
         return {
             address: {
-                "capabilities": dict(self.engine.capacity(address)),
+                "capabilities": dict(self.engine.questions.capacity(address)),
                 "names": [address, str(ws.name), ws.host],
             }
             for address, ws in self.scheduler.workers.items()
@@ -294,5 +294,5 @@ class Registry:
         address = self._resolve(worker)
         if address is None:
             return self._unknown()
-        free = self.engine.free(address)
+        free = self.engine.questions.free(address)
         return pickle.dumps((address, all(free.get(n, 0) >= v for n, v in cost.items())))

@@ -122,7 +122,7 @@ class Retries:
             return self._lost(record)
         if record.cost is not row.cost and not record.deaths:
             # After a death, the engine waits for what the cluster has lost with the worker.
-            finding = self.plugin.engine.feasibility(record.cost, row.pin)
+            finding = self.plugin.engine.questions.feasibility(record.cost, row.pin)
             if not finding:
                 return self.refused(record, finding)
         return None
@@ -151,7 +151,7 @@ class Retries:
             terms["cost"] = record.cost
         if record.late:
             # On the same worker, Dask would take the old thread for the new attempt.
-            able = set(self.plugin.engine.feasibility(record.cost, row.pin).able)
+            able = set(self.plugin.engine.questions.feasibility(record.cost, row.pin).able)
             tied = row.collocated is not None or row.pin is not None
             if tied or len(record.late) > 1 or not able.difference(record.late):
                 return None

@@ -91,7 +91,7 @@ class Service:
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.plugin.registry.names:
-            if hopeless := self.engine.hopeless(run_id, time.monotonic()):
+            if hopeless := self.engine.questions.hopeless(run_id, time.monotonic()):
                 key, finding = hopeless
                 self.plugin.forget(run)
                 return pickle.dumps((run.index(key), finding))
@@ -150,7 +150,7 @@ class Service:
         """
         await self.plugin.registry.settled()
         run = self._opened(pickle.loads(spec))
-        findings = [finding for _, finding in self.engine.verdicts(run.spec.run_id)]
+        findings = [finding for _, finding in self.engine.questions.verdicts(run.spec.run_id)]
         self.plugin.forget(run)
         return pickle.dumps((findings, self.plugin.endings.describe()))
 
@@ -183,7 +183,7 @@ class Service:
             return pickle.dumps([])
         found = [
             (number, dict(self.plugin.records[key].cost), self.plugin.endings.noted(why))
-            for key, number, why in self.engine.holds(run_id)
+            for key, number, why in self.engine.questions.holds(run_id)
         ]
         # The engine does not know those whose last attempt has not ended.
         found += [

@@ -73,7 +73,7 @@ class Stalls:
     def _holds_of(self, run: RunRecord) -> list[tuple[Any, int, Waiting]]:
         run_id = run.spec.run_id
         if run_id not in self._holds:
-            self._holds[run_id] = self._plugin.engine.holds(run_id)
+            self._holds[run_id] = self._plugin.engine.questions.holds(run_id)
         return self._holds[run_id]
 
     def _may_run(self, key: Any, why: Waiting) -> bool:
@@ -84,7 +84,7 @@ class Stalls:
 
     def _short(self, key: Any, worker: str) -> dict[str, float]:
         """Return what a function needs but a worker lacks beside the functions that wait."""
-        free = self._plugin.engine.capacity(worker)
+        free = self._plugin.engine.questions.capacity(worker)
         for outer, _ in self._nested.values():
             if outer.worker == worker:
                 for name, amount in outer.cost.items():

@@ -23,7 +23,7 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
 from handoff_dask import HandoffPlugin
-from handoff_dask.placement import Place, WorkerSpec
+from handoff_dask.placement.events import Place, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
 from handoff_dask.wire.messages import RunSpec
 

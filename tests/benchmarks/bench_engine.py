@@ -18,7 +18,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, Place, WorkerSpec
 from tests.benchmarks.tables import Table
 
 READY = 100_000

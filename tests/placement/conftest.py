@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, Place, Refuse, WorkerSpec
 
 
 class Driver:
@@ -52,6 +53,13 @@ class Driver:
         return {
             d.key: d.worker for d in self.poll(after=after) if isinstance(d, Place) and not d.ahead
         }
+
+    def count(self) -> tuple[int, int, int]:
+        """Return how many functions run, wait ahead, and are held."""
+        keys, ask = self.engine._functions, self.engine.questions
+        ahead = sum(map(ask.waits_ahead, keys))
+        placed = sum(function.worker is not None for function in keys.values())
+        return placed - ahead, ahead, sum(ask.why(key) is not None for key in keys)
 
     def end(self, *keys: Any, after: float = 0.0, duration: float | None = None) -> None:
         self.now += after

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from handoff_dask.placement import FunctionSpec, Place, WorkerSpec, simulate
+from handoff_dask.placement.events import FunctionSpec, Place, WorkerSpec
+from handoff_dask.placement.simulation import simulate
 
 TWO = {"a": {"cpu": 1}, "b": {"cpu": 1}}
 
@@ -43,7 +44,7 @@ def test_large_inputs_are_waited_for(drive) -> None:
     assert d.places() == {"busy": "a"}
     d.ready("f", inputs={"a": 1e9})  # 10 s to move
     assert d.places() == {}
-    assert d.engine.why("f").reason == "data"
+    assert d.engine.questions.why("f").reason == "data"
     d.end("busy", after=3.0)
     assert d.places() == {"f": "a"}
 

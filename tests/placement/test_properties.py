@@ -8,8 +8,9 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handoff_dask.placement import Place, Refuse, bins, index
+from handoff_dask.placement import bins, index
 from handoff_dask.placement import board as board_module
+from handoff_dask.placement.events import Place, Refuse
 from tests.placement.invariants import invariants, nothing_overlooked
 from tests.placement.world import BIG, FINAL, World
 
@@ -31,24 +32,18 @@ class Checked(World):
         assert wake is None or wake > self.now
 
     def ask(self) -> None:
-        """Every ready function has a reason to wait, and every function is counted."""
+        """Every ready function has a reason to wait, and no other has."""
         for key, state in self.state.items():
-            why = self.engine.why(key)
+            why = self.engine.questions.why(key)
             assert (why is not None) == (state == "ready")
             assert why is None or (why.reason != "next" and str(why))
-        for run, keys in self.runs.items():
-            counts = self.engine.counts(run)
-            states = [self.state[key] for key in keys]
-            assert counts.running + counts.ahead == states.count("placed")
-            assert counts.held == states.count("ready") and counts.done == states.count("done")
-            assert counts.waiting == states.count("waiting") + states.count("refused")
 
     def refused(self, decision: Refuse) -> None:
         key = decision.key
         spec = self.specs[key]
         assert not decision.finding and str(decision.finding)
         if spec.binds is None and not self.grouped(key):
-            assert not self.engine.feasibility(self.cost[key], spec.pin)
+            assert not self.engine.questions.feasibility(self.cost[key], spec.pin)
         self.state[key] = "refused"
 
     def placed(self, decision: Place) -> None:
@@ -58,7 +53,7 @@ class Checked(World):
         assert spec.pin in (None, worker.address, worker.name, worker.host)
         assert address not in self.exclude[key]
         if address in self.avoid[key] and not self.grouped(key):
-            able = set(self.engine.feasibility(self.cost[key], spec.pin).able)
+            able = set(self.engine.questions.feasibility(self.cost[key], spec.pin).able)
             others = able.difference(self.avoid[key], self.exclude[key])
             if not self.insist[key]:
                 others -= self.paused
@@ -75,7 +70,7 @@ class Checked(World):
                 assert self.bound[spec.binds] == decision.target
             self.bind(spec.binds, decision.target)
         if not decision.ahead:
-            free = self.engine.free(address)
+            free = self.engine.questions.free(address)
             assert all(amount >= 0 for amount in free.values())
         self.state[key] = "placed"
         self.where[key] = address
@@ -138,7 +133,7 @@ class Checked(World):
             self.workers[address] = dataclasses.replace(
                 self.workers[address], capacity=FINAL, slots=BIG.slots
             )
-            self.engine.worker_changed(address, capacity=FINAL, slots=BIG.slots)
+            self.declare(address)
         for key in list(self.specs):
             self.ready(key)
         for address in self.workers:
@@ -160,7 +155,7 @@ class Checked(World):
             if any(self.state[d] != "done" for d in self.specs[key].dependencies):
                 continue
             assert self.state[key] in ("done", *stuck), (
-                key, self.state[key], self.engine.why(key), self.specs[key],
+                key, self.state[key], self.engine.questions.why(key), self.specs[key],
             )  # fmt: skip
         invariants(self.engine)
         for run in list(self.runs):
