@@ -276,7 +276,7 @@ class Losses:
             record.run.ended(
                 record, lost.outcome, started, max(started, lost.stopped), message=message
             )
-            self.plugin.history.attempt_ended(record)
+            self.plugin.attempt_ended(record)
             if lost.counts:
                 self.plugin.retries.died(record, end.reason or "for a reason unknown")
         if record.state == "held" and record.key in self.plugin.records:

@@ -18,6 +18,7 @@ from handoff_dask import config
 from handoff_dask.attempts.states import UNENDED
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse
 from handoff_dask.scheduler import dashboard
@@ -32,6 +33,7 @@ from handoff_dask.scheduler.retries import Retries
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
+from handoff_dask.wire.events import AttemptEnded, RunClosed
 from handoff_dask.wire.messages import Stop
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
@@ -78,7 +80,17 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.registry = Registry(self)
         self.gate = Gate(self)
         self.service = Service(self)
-        self.history = dashboard.install(self)
+        self.history = dashboard.install(
+            scheduler,
+            dashboard.Sources(
+                runs=self.runs,
+                functions=self.records,
+                workers=self.registry.names,
+                questions=self.engine.questions,
+                why=self.endings.why,
+                ending=self.endings.counts,
+            ),
+        )
         self._remove_handlers = compat.install_handlers(
             scheduler,
             {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers},
@@ -240,7 +252,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 self.losses.add(record)  # its tasks are about to be released
             self.records.pop(record.key, None)
         self.endings.run_over(run)
-        self.history.run_closed(run)
+        self.history(RunClosed(run.spec.run_id, time.time()))
         run.arrived.set()  # nobody needs to wait for its graph any more
         self.engine.run_closed(run.spec.run_id)
         if run.limit is not None:
@@ -423,8 +435,16 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         else:
             self._after(record, finish)
             return
-        self.history.attempt_ended(record)
+        self.attempt_ended(record)
         self._after(record, finish)
+
+    def attempt_ended(self, record: FunctionRecord) -> None:
+        """Tell of the attempt that was recorded last."""
+        run = record.run
+        index, number, worker, started, stopped, outcome, error, message, cost = run.attempts[-1]
+        where = worker, *run.workers[worker]
+        attempt = Attempt(number, *where, started, stopped, cost, outcome, error, message)
+        self.history(AttemptEnded(run.spec.run_id, time.time(), index, attempt))
 
     def _after(self, record: FunctionRecord, finish: str) -> None:
         if record.state == "running":

@@ -82,8 +82,6 @@ class RunRecord:
     #: Those of them that failed by the plugin's decision, not by what they raised.
     decided: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
-    #: Attempts of functions that were not their first.
-    retries: int = 0
     #: Nodes that Dask has not forgotten.
     alive: int = 0
     #: What stops it when its time is up.

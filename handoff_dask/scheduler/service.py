@@ -14,6 +14,7 @@ from handoff_dask import collector
 from handoff_dask.scheduler.losses import End
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.scheduler.stalls import Stalls
+from handoff_dask.wire.events import RunOpened
 from handoff_dask.wire.messages import (
     FunctionRow,
     RunReport,
@@ -99,6 +100,7 @@ class Service:
 
     def _opened(self, spec: RunSpec) -> RunRecord:
         run = self.plugin.runs[spec.run_id] = RunRecord(spec)
+        self.plugin.history(RunOpened(spec.run_id, spec.dag_id, run.opened))
         self.engine.run_opened(
             spec.run_id,
             priority=spec.priority,

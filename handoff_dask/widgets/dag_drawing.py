@@ -11,7 +11,7 @@ from handoff_dask.model.function import Function
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.boxes import Box, Line, Picture, picture
 from handoff_dask.widgets.layout import Point, arrange
-from handoff_dask.widgets.markup import PLAIN, WRONG, escaped
+from handoff_dask.widgets.markup import PLAIN, WRONG, Html, escaped
 
 _PAD = 12.0
 _LINE_HEIGHT = 15.0
@@ -56,21 +56,21 @@ def show(
     """Return a DAG as HTML: its name, what is wrong with it, and the drawing."""
     inline = sum(f.type == "inline" for f in functions.values())
     summary = markup.count(len(functions), "function") + (f", {inline:,} inline" if inline else "")
-    parts: list[str] = [markup.warning(str(error))] if error is not None else []
+    parts = [markup.warning(str(error))] if error is not None else []
     if functions:
-        found = picture(functions, codes, error)
-        parts.append(markup.scrolled(_svg(found)))
-        if found.collapsed:
+        drawn = picture(functions, codes, error)
+        parts.append(markup.scrolled(_svg(drawn)))
+        if drawn.collapsed:
             summary += "; those of one code are one box"
-        if found.hidden:
-            summary += f"; the thinnest {found.hidden:,} lines are left out"
+        if drawn.hidden:
+            summary += f"; the thinnest {drawn.hidden:,} lines are left out"
     return markup.panel(title, summary, *parts)
 
 
-def _svg(found: Picture, alone: bool = False) -> str:
+def _svg(drawn: Picture, alone: bool = False) -> Html:
     texts = [
         [_title(box), *(markup.shorten(line, _LETTERS) for line in box.lines)]
-        for box in found.boxes
+        for box in drawn.boxes
     ]
     wide = max(
         (
@@ -82,25 +82,25 @@ def _svg(found: Picture, alone: bool = False) -> str:
     )
     rows = max(map(len, texts), default=1)
     size = min(max(wide + 24, _NARROW), _BROAD), rows * _LINE_HEIGHT + 13
-    layout = arrange(len(texts), list(found.lines), size)
-    places = {box.place: None for box in found.boxes if box.place is not None}
+    layout = arrange(len(texts), list(drawn.lines), size)
+    places = {box.place: None for box in drawn.boxes if box.place is not None}
     stripes = {place: _STRIPES[i % len(_STRIPES)] for i, place in enumerate(places)}
     parts = [
         _loop(line, layout.centres[a], size)
         if a == b
-        else _arrow(line, layout.lines[a, b], layout.downwards, 7.0 * ((b, a) in found.lines))
-        for (a, b), line in found.lines.items()
+        else _arrow(line, layout.lines[a, b], layout.downwards, 7.0 * ((b, a) in drawn.lines))
+        for (a, b), line in drawn.lines.items()
     ]
     parts += [
         _box(box, lines, centre, size, stripes.get(box.place))
-        for box, lines, centre in zip(found.boxes, texts, layout.centres, strict=True)
+        for box, lines, centre in zip(drawn.boxes, texts, layout.centres, strict=True)
     ]
-    legend, legend_size = _legend(found)
-    height = layout.size[1] + 2 * _PAD + (10 if any(a == b for a, b in found.lines) else 0)
+    legend, legend_size = _legend(drawn)
+    height = layout.size[1] + 2 * _PAD + (10 if any(a == b for a, b in drawn.lines) else 0)
     parts = [f'<g transform="translate({_PAD},{_PAD})">', *parts, "</g>"]
     parts.append(f'<g transform="translate({_PAD},{height:.0f})">{legend}</g>')
     whole = max(layout.size[0], legend_size[0]) + 2 * _PAD, height + legend_size[1]
-    return markup.svg(whole, "".join(parts), alone=alone, label=f"DAG of {len(found.boxes)} boxes")
+    return markup.svg(whole, "".join(parts), alone=alone, label=f"DAG of {len(drawn.boxes)} boxes")
 
 
 def _title(box: Box) -> str:
@@ -204,24 +204,24 @@ def _stroke(line: Line, path: list[Point], direction: int, downwards: bool) -> s
     return f'<g opacity="{1 if line.wrong else 0.65}">{"".join(parts)}</g>'
 
 
-def _legend(found: Picture) -> tuple[str, Point]:
+def _legend(drawn: Picture) -> tuple[str, Point]:
     """Return what the looks mean, as far as they occur, and the room it takes."""
     entries: list[tuple[str, str]] = []
 
     def swatch(kind: str, wrong: bool = False) -> str:
         return f'<rect x="0" y="-10" width="18" height="12" rx="4" {_frame(kind, wrong)}/>'
 
-    kinds = {box.kind for box in found.boxes}
+    kinds = {box.kind for box in drawn.boxes}
     if "inline" in kinds:
         entries.append((swatch("inline"), "inline: runs inside each function that uses it"))
-    if any(box.place is not None for box in found.boxes):
+    if any(box.place is not None for box in drawn.boxes):
         stripe = f'<rect x="7" y="-11" width="4" height="14" rx="2" fill="{_STRIPES[0]}"/>'
         entries.append((stripe, "one colour: one worker"))
-    if any(line.startswith("@ ") for box in found.boxes for line in box.lines[-1:]):
+    if any(line.startswith("@ ") for box in drawn.boxes for line in box.lines[-1:]):
         entries.append(('<text x="3" font-weight="600">@</text>', "pinned"))
-    if any(line.transformed for line in found.lines.values()):
+    if any(line.transformed for line in drawn.lines.values()):
         entries.append(('<circle cx="9" cy="-4" r="3.5"/>', "transformed on its way"))
-    if any(box.wrong and box.kind != "missing" for box in found.boxes):
+    if any(box.wrong and box.kind != "missing" for box in drawn.boxes):
         entries.append((swatch("box", True), "what is wrong"))
     if "missing" in kinds:
         entries.append((swatch("missing"), "not in the DAG"))

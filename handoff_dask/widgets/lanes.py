@@ -1,47 +1,58 @@
-"""Where the bars of attempts go: a row for each worker, and lanes in it for what runs at once."""
+"""Lanes for bars by time: what overlaps gets lanes of its own.
+
+`lay_out` places the bars of a finished timeline; `Lanes` those of one that goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
-__all__ = ["Lanes", "Row"]
+__all__ = ["Lanes", "Row", "lay_out"]
 
 #: Share of a row's height that stays empty above its bars, and below.
 GAP = 0.08
-#: Seconds by which two attempts in a lane may seem to overlap: clocks are not exact.
+#: Seconds that two bars in a lane may overlap: clocks are not exact, and times are rounded. In a
+#: timeline that goes on, starts come from the scheduler's clock and ends from the workers'.
+ROUNDING = 1e-6
 SLACK = 0.1
-#: Seconds within which an attempt may have begun later than it was placed.
+#: Seconds after its placement within which an attempt may have waited for another to end.
 RECENT = 2.0
 #: How many lanes a row may be divided into.
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class Row:
-    """A worker's row.
+    """The lanes of one worker.
 
     Parameters
     ----------
     name
-        What the worker is called.
+        The worker's name.
+    slack
+        Seconds that two bars in a lane may overlap.
     """
 
-    __slots__ = ("lanes", "name", "place", "until")
+    __slots__ = ("lanes", "name", "place", "slack", "until")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str = "", slack: float = SLACK) -> None:
         self.name = name
-        #: When each lane becomes free (s since epoch).
+        self.slack = slack
+        #: When each lane becomes free.
         self.until: list[float] = []
         #: As drawn: the row's number from the top, and how many lanes it is divided into.
         self.place = 0
         self.lanes = 1
 
-    def free(self, now: float) -> list[int]:
-        """Return the lanes that are free at a time."""
-        return [lane for lane, until in enumerate(self.until) if until <= now + SLACK]
+    def free(self, now: float) -> int | None:
+        """Return the first lane that is free at a time."""
+        limit = now + self.slack
+        return next((lane for lane, until in enumerate(self.until) if until <= limit), None)
 
     def take(self, started: float, stopped: float) -> int:
         """Return the first lane that is free at a time, new if need be, and take it."""
-        lane = next(iter(self.free(started)), len(self.until))
+        lane = self.free(started)
+        if lane is None:
+            lane = len(self.until)
         self.until[lane : lane + 1] = [stopped]
         return lane
 
@@ -55,8 +66,23 @@ class Row:
         return 0.9 * (1 - 2 * GAP) / self.lanes
 
 
+def lay_out(spans: Sequence[tuple[float, float]]) -> list[int]:
+    """Return a lane for each span (start, stop): the lowest that is free when it starts.
+
+    Examples
+    --------
+    >>> lay_out([(0, 2), (1, 3), (2, 4)])
+    [0, 1, 0]
+    """
+    row = Row(slack=ROUNDING)
+    lanes = [0] * len(spans)
+    for i in sorted(range(len(spans)), key=spans.__getitem__):
+        lanes[i] = row.take(*spans[i])
+    return lanes
+
+
 class Lanes:
-    """The rows of all workers.
+    """The rows of all workers, as attempts begin and end.
 
     Examples
     --------
@@ -76,8 +102,8 @@ class Lanes:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
-        #: Where the attempts are that run: (worker, lane, since when).
-        self.taken: dict[Hashable, tuple[str, int, float]] = {}
+        #: Attempts that go on: (worker, lane, since when).
+        self._taken: dict[Hashable, tuple[str, int, float]] = {}
 
     def row(self, worker: str, name: str | None = None) -> Row:
         """Return the row of a worker, new if need be."""
@@ -87,33 +113,35 @@ class Lanes:
         return row
 
     def begun(self, attempt: Hashable, worker: str, placed: float, now: float) -> tuple[int, float]:
-        """Return the lane of an attempt that runs, and since when it runs as far as is known.
+        """Return the lane of an attempt that goes on, and since when, as far as is known.
 
-        What a worker was handed ahead is placed before it begins: not before its lane was free.
-        Only short functions are, so that it cannot have been long ago.
+        An attempt handed ahead is placed before it starts. It cannot have started before its lane
+        was free. Only short functions are handed ahead, so that was not long ago.
         """
-        found = self.taken.get(attempt)
-        if found is None:
+        taken = self._taken.get(attempt)
+        if taken is None:
             row = self.row(worker)
             since = placed
-            if now <= placed + RECENT and not row.free(placed) and (free := row.free(now)):
-                since = max(placed, row.until[free[0]])
-            found = self.taken[attempt] = worker, row.take(since, float("inf")), since
-        return found[1], found[2]
+            if now <= placed + RECENT and row.free(placed) is None:
+                lane = row.free(now)
+                if lane is not None:
+                    since = max(placed, row.until[lane])
+            taken = self._taken[attempt] = worker, row.take(since, float("inf")), since
+        return taken[1], taken[2]
 
     def ended(self, attempt: Hashable, worker: str, started: float, stopped: float) -> int:
-        """Return the lane of an attempt that ended, which may not have been seen running."""
+        """Return the lane of an attempt that ended, whether it was seen going on or not."""
         row = self.row(worker)
-        found = self.taken.pop(attempt, None)
-        if found is None or found[1] >= len(row.until):
+        _, lane, _ = self._taken.pop(attempt, (worker, len(row.until), started))
+        if lane >= len(row.until):
             return row.take(started, stopped)
-        row.until[found[1]] = stopped
-        return found[1]
+        row.until[lane] = stopped
+        return lane
 
     def prune(self, here: set[Hashable], workers: set[str], now: float, window: float) -> None:
-        """Free the lanes of attempts that do not run any more, and drop what is out of sight."""
-        for attempt in self.taken.keys() - here:
-            worker, lane, _ = self.taken.pop(attempt)
+        """Free the lanes of attempts that no longer go on, and drop what is out of sight."""
+        for attempt in self._taken.keys() - here:
+            worker, lane, _ = self._taken.pop(attempt)
             if worker in self.rows:
                 self.rows[worker].until[lane] = now
         for worker, row in list(self.rows.items()):

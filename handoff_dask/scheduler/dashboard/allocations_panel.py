@@ -1,4 +1,4 @@
-"""The panel of what runs where: a bar for each attempt, by worker and time."""
+"""The panel of allocations: a bar for each attempt, by worker and time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from bokeh.layouts import column
@@ -21,52 +22,39 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from handoff_dask.scheduler.dashboard import overview
-from handoff_dask.scheduler.dashboard.history import ATTEMPTS, plain
-from handoff_dask.scheduler.dashboard.panel import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    VIOLET,
-    Panel,
-    label,
-    short,
-)
+from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, label
+from handoff_dask.scheduler.dashboard.panel import ORANGE, Panel, name_axis, short, write
 from handoff_dask.widgets.lanes import Lanes
+from handoff_dask.widgets.markup import OUTCOME_COLOURS, STATE_COLOURS
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
-
-    from handoff_dask.scheduler.plugin import HandoffPlugin
+    from handoff_dask.scheduler.dashboard.overview import Overview
 
 #: Seconds that are shown.
 WINDOW = 60.0
-#: Running functions that are shown; and how many of them are named next to their bars.
-RUNNING = 800
+#: Placed functions that are shown at most; up to how many are named next to their bars.
+PLACED = 800
 NAMED = 40
 #: Workers that the axis names.
 NAMES = 40
 #: Attempts that ended and are sent in one go.
 NEWS = 250
 
-#: The sources have their places in this order: strings cost more to send.
-OUTCOMES = {
-    "running": BLUE,
-    "ok": GREEN,
-    "error": RED,
-    "timeout": VIOLET,
-    "worker-lost": BLACK,
-    "cancelled": GREY,
+#: The columns have indices into this order: strings cost more to send.
+LOOKS = {
+    **{state: STATE_COLOURS[state] for state in ("running", "assigned")},
+    **OUTCOME_COLOURS,
 }
-_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+_CODES = {look: code for code, look in enumerate(LOOKS)}
+
+
+#: An attempt that has not ended, and its state: it changes lanes when it starts.
+_Placed: TypeAlias = tuple[AttemptId, str]
 
 
 @dataclass(slots=True)
 class Bar:
-    """An attempt: where it is drawn, and what the pointer shows of it."""
+    """An attempt: where it is drawn, and what its tooltip says."""
 
     worker: str
     lane: int
@@ -75,25 +63,25 @@ class Bar:
     label: str
     dag_id: str
     number: int
-    outcome: str
+    look: str
 
 
-class Allocations(Panel):
+class AllocationsPanel(Panel):
     """Which function runs where, live, and how attempts ended."""
 
     title = "Handoff Allocations"
-    legend: ClassVar = {**OUTCOMES, "retry": ORANGE}
+    legend: ClassVar = {**LOOKS, "retry": ORANGE}
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__(scheduler)
+    def __init__(self, overview: Overview) -> None:
+        super().__init__(overview)
         self._lanes = Lanes()
-        #: The attempts in `_ended`, and how many had ended at the last look.
+        #: The attempts in `_ended`; how many had ended and been corrected at the last look.
         self._bars: deque[Bar] = deque(maxlen=ATTEMPTS)
-        self._seen = 0
-        #: Of which attempts the columns of `_running` are.
-        self._shown: list[Any] = []
+        self._seen = self._corrected = 0
+        #: The attempts in `_placed`.
+        self._shown: list[_Placed] = []
         self._ended = ColumnDataSource(self._columns([]), name="ended")
-        self._running = ColumnDataSource(self._columns([]), name="running")
+        self._placed = ColumnDataSource(self._columns([]), name="placed")
         self._names = ColumnDataSource({"x": [], "y": [], "text": []})
         self._times = Range1d(0, 1)
         self._figure: Any = figure(
@@ -108,10 +96,10 @@ class Allocations(Panel):
 
     def _draw(self) -> None:
         plot = self._figure
-        # Retries have an edge that one sees.
-        span = {"low": -0.5, "high": 2 * len(OUTCOMES) - 0.5}
-        fill = LinearColorMapper(palette=2 * list(OUTCOMES.values()), **span)
-        edges = len(OUTCOMES) * ["#ffffff"] + len(OUTCOMES) * [ORANGE]
+        # Retries have a coloured edge.
+        span = {"low": -0.5, "high": 2 * len(LOOKS) - 0.5}
+        fill = LinearColorMapper(palette=2 * list(LOOKS.values()), **span)
+        edges = len(LOOKS) * ["#ffffff"] + len(LOOKS) * [ORANGE]
         edge = LinearColorMapper(palette=edges, **span)
         style = {
             "y": "y",
@@ -122,14 +110,9 @@ class Allocations(Panel):
             "line_color": {"field": "code", "transform": edge},
             "line_width": 1.5,
         }
-        bars = [plot.hbar(source=source, **style) for source in (self._ended, self._running)]
-        label(plot, self._names)
-        plot.add_tools(
-            HoverTool(
-                renderers=bars,
-                tooltips="@what",
-            )
-        )
+        bars = [plot.hbar(source=source, **style) for source in (self._ended, self._placed)]
+        write(plot, self._names)
+        plot.add_tools(HoverTool(renderers=bars, tooltips="@what"))
         plot.xaxis.formatter = CustomJSTickFormatter(
             code="return new Date(1000 * tick).toLocaleTimeString()"
         )
@@ -151,18 +134,23 @@ class Allocations(Panel):
         self._seen = 0
         self._shown = []
         self._ended.data = self._columns([])
-        self._running.data = self._columns([])
+        self._placed.data = self._columns([])
         self._name([], 0.0)
         self._axis()
 
-    def show(self, plugin: HandoffPlugin) -> str:
-        """Draw what runs, and what ended since the last look."""
+    def show(self) -> str:
+        """Draw what is placed, and what ended since the last look."""
         now = time.time()
-        for address in plugin.registry.names.keys() - self._lanes.rows.keys():
-            self._lanes.row(address, overview.worker_name(plugin, address))
-        news = self._news(plugin)
-        running = self._runs(plugin, now)
-        self._lanes.prune(set(running), set(plugin.registry.names), now, WINDOW)
+        workers = set(self.overview.sources.workers)
+        corrected = self.overview.history.late_results.total()
+        if corrected != self._corrected:
+            self.clear()  # bars that were drawn have changed
+            self._corrected = corrected
+        for address in workers - self._lanes.rows.keys():
+            self._lanes.row(address, self.overview.worker_name(address))
+        news = self._news()
+        placed = self._place(now)
+        self._lanes.prune(set(placed), workers, now, WINDOW)
         moved = self._lanes.arrange()
         if moved:
             self._axis()
@@ -170,89 +158,85 @@ class Allocations(Panel):
         if news:
             self._ended.stream(self._columns(news), rollover=ATTEMPTS)
         self._bars.extend(news)
-        bars = list(running.values())
+        bars = list(placed.values())
         named = 0 < len(bars) <= NAMED
-        if moved or list(running) != self._shown:
-            self._shown = list(running)
-            self._running.data = self._columns(bars)
+        if moved or list(placed) != self._shown:
+            self._shown = list(placed)
+            self._placed.data = self._columns(bars)
         elif bars:
-            self._running.data["right"] = np.full(len(bars), now)
+            self._placed.data["right"] = np.full(len(bars), now)
         self._name(bars if named else [], now)
         # Room for the names.
         self._times.update(start=now - WINDOW, end=now + WINDOW * (0.2 if named else 0.01))
-        return self._summary(plugin, bars)
+        return self._summary(bars)
 
-    def _summary(self, plugin: HandoffPlugin, bars: Sequence[Bar]) -> str:
-        if not (plugin.runs or bars or self._bars):
+    def _summary(self, bars: Sequence[Bar]) -> str:
+        sources = self.overview.sources
+        if not (sources.runs or bars or self._bars):
             return "no Handoff runs"
-        states = overview.states(plugin)
-        workers = len({bar.worker for bar in bars})
-        some = f", {len(bars)} of them drawn" if len(bars) == RUNNING else ""
-        known = len(plugin.registry.names)
-        ending = f", {len(plugin.endings)} still ending" if len(plugin.endings) else ""
+        states = self.overview.states()
+        some = f", {len(bars)} of them drawn" if len(bars) == PLACED else ""
+        busy = len({bar.worker for bar in bars})
+        counts = [f"{states['running']} running"]
+        if assigned := states.get("assigned"):
+            counts.append(f"{assigned} assigned")
+        ending = sum(sources.ending().values())
         return (
-            f"{states['running']} running{some} on {workers} of {known} workers, "
-            f"{states['held']} held{ending}"
+            f"{', '.join(counts)}{some} on {busy} of {len(sources.workers)} workers, "
+            f"{states['held']} held{f', {ending} still ending' if ending else ''}"
         )
 
-    def _news(self, plugin: HandoffPlugin) -> list[Bar]:
+    def _news(self) -> list[Bar]:
         """Return the attempts that ended since the last look, the latest if there are many."""
-        history = plugin.history
+        history = self.overview.history
         new = min(history.ended - self._seen, len(history.attempts), NEWS)
         self._seen = history.ended
-        if new <= 0:
-            return []
+        latest = islice(reversed(history.attempts.values()), new)
         return [
             Bar(
                 ended.worker,
                 self._lanes.ended(
-                    (ended.key, ended.number), ended.worker, ended.started, ended.stopped
+                    (ended.id, "running"), ended.worker, ended.started, ended.stopped
                 ),
                 ended.started,
                 ended.stopped,
                 short(ended.label),
                 short(ended.dag_id),
-                ended.number,
+                ended.id[-1],
                 ended.outcome,
             )
-            for ended in sorted(list(history.attempts)[-new:], key=lambda ended: ended.started)
+            for ended in sorted(latest, key=lambda ended: ended.started)
         ]
 
-    def _runs(self, plugin: HandoffPlugin, now: float) -> dict[Any, Bar]:
-        """Return a bar for each attempt that runs."""
-        bars: dict[Any, Bar] = {}
-        for address, record in overview.running(plugin, RUNNING):
-            attempt = record.key, record.attempt
-            lane, since = self._lanes.begun(attempt, address, record.placed, now)
-            bars[attempt] = Bar(
-                address,
-                lane,
-                since,
-                now,
-                short(plain(record.row.label)),
-                short(record.run.spec.dag_id),
-                record.attempt,
-                "running",
-            )
+    def _place(self, now: float) -> dict[_Placed, Bar]:
+        """Return a bar for each attempt that is placed and has not ended."""
+        bars: dict[_Placed, Bar] = {}
+        for address, record in self.overview.placed(PLACED):
+            look = "assigned" if record.state == "assigned" else "running"
+            spec, number = record.run.spec, record.attempt
+            placed = (spec.run_id, record.index, number), look
+            lane, since = self._lanes.begun(placed, address, record.placed, now)
+            name, dag_id = short(label(record)), short(spec.dag_id)
+            bars[placed] = Bar(address, lane, since, now, name, dag_id, number, look)
         return bars
 
     def _columns(self, bars: Sequence[Bar]) -> dict[str, Any]:
-        """Return bars as a source has them."""
+        """Return bars as columns."""
         return {
             "left": np.array([bar.started for bar in bars]),
             "right": np.array([bar.stopped for bar in bars]),
             "code": np.array(
-                [_CODES[bar.outcome] + len(OUTCOMES) * (bar.number > 1) for bar in bars],
+                [_CODES[bar.look] + len(LOOKS) * (bar.number > 1) for bar in bars],
                 dtype="int32",
             ),
             "what": [
-                f"{bar.label} of {bar.dag_id}, attempt {bar.number}: {bar.outcome}" for bar in bars
+                f"{bar.label} of {bar.dag_id}, attempt {bar.number}: {bar.look}" for bar in bars
             ],
             **self._heights(bars),
         }
 
     def _heights(self, bars: Sequence[Bar]) -> dict[str, Any]:
-        """Return where bars are drawn; those of workers that are out of sight are nowhere."""
+        """Return where bars are drawn; those of workers that are no longer shown are nowhere."""
         rows = [self._lanes.rows.get(bar.worker) for bar in bars]
         return {
             "y": np.array(
@@ -278,7 +262,6 @@ class Allocations(Panel):
             start=max(1, len(rows)), end=0, reset_start=max(1, len(rows)), reset_end=0
         )
         named = rows[:: 1 + len(rows) // NAMES]
-        self._figure.yaxis.major_label_overrides = {
-            row.place + 0.5: short(row.name) for row in named
-        }
-        self._figure.yaxis.ticker = FixedTicker(ticks=[row.place + 0.5 for row in named])
+        name_axis(
+            self._figure.yaxis[0], [row.place + 0.5 for row in named], [row.name for row in named]
+        )

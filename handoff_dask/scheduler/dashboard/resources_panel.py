@@ -1,4 +1,4 @@
-"""The panel of resources: what each worker declares, what is claimed, and what is asked for."""
+"""The panel of resources: what each worker declares, what is claimed and asked of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from bokeh.layouts import column
 from bokeh.models import (
     ColumnDataSource,
-    FixedTicker,
     HoverTool,
     LinearColorMapper,
     Range1d,
@@ -18,25 +17,21 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from handoff_dask.scheduler.dashboard import overview
-from handoff_dask.scheduler.dashboard.overview import Amounts
 from handoff_dask.scheduler.dashboard.panel import (
     AMBER,
     BLUE,
     PALE,
     RED,
     Panel,
-    amount_text,
-    label,
+    name_axis,
     short,
+    write,
 )
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
+    from handoff_dask.scheduler.dashboard.overview import Amounts, Overview
 
-    from handoff_dask.scheduler.plugin import HandoffPlugin
-
-#: Workers that get a row of their own; and cells that are written into, unless there are more.
+#: Workers that get a row of their own; and more cells than this are not written into.
 ROWS = 250
 WRITTEN = 160
 #: Width of a cell's bar; the rest keeps resources apart.
@@ -54,7 +49,7 @@ class Cell(NamedTuple):
     amounts: Amounts
 
 
-class Resources(Panel):
+class ResourcesPanel(Panel):
     """Declared, claimed and asked for, by worker and resource."""
 
     title = "Handoff Resources"
@@ -65,9 +60,9 @@ class Resources(Panel):
         "asked for, nobody has any": RED,
     }
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__(scheduler)
-        #: What the cells stand for, as drawn: names and declared amounts; what moves in them.
+    def __init__(self, overview: Overview) -> None:
+        super().__init__(overview)
+        #: The cells as drawn: names and declared amounts; amounts claimed and asked for.
         self._grid: list[tuple[str, str, float]] = []
         self._amounts: list[tuple[float, float]] = []
         self._cells = ColumnDataSource(self._columns([]), name="cells")
@@ -91,7 +86,7 @@ class Resources(Panel):
         lacking = LinearColorMapper(palette=[AMBER, RED], low=0, high=1)
         color = {"field": "lacking", "transform": lacking}
         plot.hbar(y="y_asked", right="asked_end", height=0.16, fill_color=color, **style)
-        label(plot, self._texts)
+        write(plot, self._texts)
         plot.add_tools(
             HoverTool(
                 renderers=[back],
@@ -124,16 +119,16 @@ class Resources(Panel):
         self._write([])
         self._axes([], [])
 
-    def show(self, plugin: HandoffPlugin) -> str:
+    def show(self) -> str:
         """Draw the amounts of the moment."""
-        usage = overview.usage(plugin)
+        usage = self.overview.usage()
         if not usage.workers:
             self.clear()
             return "no workers"
         resources = list(usage.total)
         rows = [(ALL, usage.total)]
         rows += [
-            (overview.worker_name(plugin, address), amounts)
+            (self.overview.worker_name(address), amounts)
             for address, amounts in islice(usage.workers.items(), ROWS)
         ]
         cells = [
@@ -157,7 +152,7 @@ class Resources(Panel):
         return f"{len(usage.workers)} workers{shown}"
 
     def _columns(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Return cells as the source has them."""
+        """Return cells as columns."""
         return {
             "y": np.array([cell.row + 0.5 for cell in cells]),
             "y_claimed": np.array([cell.row + 0.4 for cell in cells]),
@@ -171,22 +166,22 @@ class Resources(Panel):
 
     def _moving(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Return the columns that change while functions come and go."""
-        all_amounts = [(cell.slot, cell.amounts) for cell in cells]
+        pairs = [(cell.slot, cell.amounts) for cell in cells]
         return {
-            "claimed": np.array([amounts.claimed for _, amounts in all_amounts]),
-            "asked": np.array([amounts.asked for _, amounts in all_amounts]),
+            "claimed": np.array([a.claimed for _, a in pairs]),
+            "asked": np.array([a.asked for _, a in pairs]),
             # Asked for, and nobody has any.
-            "lacking": np.array([int(a.asked > 0 and a.declared <= 0) for _, a in all_amounts]),
+            "lacking": np.array([int(a.asked > 0 and a.declared <= 0) for _, a in pairs]),
             "claimed_end": np.array(
-                [slot + WIDTH * _share(a.claimed, a.declared) for slot, a in all_amounts]
+                [slot + WIDTH * _share(a.claimed, a.declared) for slot, a in pairs]
             ),
             "asked_end": np.array(
-                [slot + WIDTH * _share(a.asked, a.declared) for slot, a in all_amounts]
+                [slot + WIDTH * _share(a.asked, a.declared) for slot, a in pairs]
             ),
         }
 
     def _write(self, cells: Sequence[Cell]) -> None:
-        """Write amounts into the cells, into those of all workers only if there are many."""
+        """Write amounts into the cells; if there are many, only into those of all workers."""
         if len(cells) > WRITTEN:
             cells = [cell for cell in cells if not cell.row]
         lines = []
@@ -210,14 +205,29 @@ class Resources(Panel):
         plot = self._figure
         plot.y_range.update(start=rows, end=0, reset_start=rows, reset_end=0)
         plot.x_range.update(start=-0.02, end=max(1, len(resources)))
-        for axis, labels in ((plot.yaxis, names), (plot.xaxis, resources)):
+        for axis, labels in ((plot.yaxis[0], names), (plot.xaxis[0], resources)):
             step = 1 + len(labels) // 40
-            axis.major_label_overrides = {i + 0.5: short(s) for i, s in enumerate(labels)}
-            axis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(0, len(labels), step)])
+            name_axis(axis, [i + 0.5 for i in range(0, len(labels), step)], labels[::step])
 
 
 def _share(amount: float, declared: float) -> float:
-    """Return which part of what is declared an amount is; what exceeds it fills the bar."""
+    """Return an amount as a share of what is declared, at most 1."""
     if declared <= 0:
         return 1.0 if amount else 0.0
     return min(1.0, amount / declared)
+
+
+def amount_text(amount: float) -> str:
+    """Write an amount in few characters.
+
+    Examples
+    --------
+    >>> [amount_text(amount) for amount in (0, 1.5, 2048, 65536, 1200000, float("inf"))]
+    ['0', '1.5', '2048', '65.5k', '1.2M', '∞']
+    """
+    if amount > 1e30:
+        return "∞"
+    for limit, divisor, unit in ((1e4, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+        if amount < limit:
+            return f"{amount / divisor:.{3 if unit else 4}g}{unit}"
+    return f"{amount:.2g}"

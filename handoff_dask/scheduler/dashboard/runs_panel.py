@@ -1,68 +1,52 @@
-"""The panel of runs: how far each one is, what is held, and why."""
+"""The panel of runs: the progress of each, what is held, and why."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, Div, FixedTicker, HoverTool, Range1d, UIElement
+from bokeh.models import ColumnDataSource, Div, HoverTool, Range1d, UIElement
 from bokeh.plotting import figure
 
-from handoff_dask.scheduler.dashboard import overview
-from handoff_dask.scheduler.dashboard.overview import Held
-from handoff_dask.scheduler.dashboard.panel import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    PALE,
-    RED,
-    Panel,
-    amount_text,
-    short,
-)
+from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, short, write
+from handoff_dask.widgets import markup
+from handoff_dask.widgets.markup import STATE_COLOURS
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
-
     from handoff_dask.scheduler.dashboard.history import RunView
-    from handoff_dask.scheduler.plugin import HandoffPlugin
+    from handoff_dask.scheduler.dashboard.overview import Held, Overview
 
 #: Runs that are drawn, and causes that are listed.
 RUNS = 20
 CAUSES = 8
 #: Height of a run, in pixels.
 ROW = 28
-#: Seconds for which a run that is over stays in sight, and between two looks at what is held.
+#: Seconds for which a closed run stays in sight, and between two looks at what is held.
 LINGER = 60.0
 PAUSE = 2.0
 
-STATES = {
-    "done": GREEN,
-    "failed": RED,
-    "cancelled": GREY,
-    "running": BLUE,
-    "held": AMBER,
-    "waiting": PALE,
-}
+#: In the order of their parts of a bar.
+STATES = ("done", "failed", "cancelled", "running", "assigned", "held", "waiting")
+TABLE_STYLE = "th, td {padding: 2px 10px 2px 0; vertical-align: top; font-size: 12px}"
 
 
-class Runs(Panel):
+class RunsPanel(Panel):
     """Progress by run, and what functions are held for."""
 
     title = "Handoff Runs"
-    legend: ClassVar = STATES
+    legend: ClassVar = {state: STATE_COLOURS[state] for state in STATES}
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__(scheduler)
+    def __init__(self, overview: Overview) -> None:
+        super().__init__(overview)
         self._drawn: list[RunView] = []
         self._names: list[str] = []
         self._listed = 0.0
         self._bars = ColumnDataSource(_columns([]), name="runs")
-        self._held = Div(sizing_mode="stretch_width", margin=(4, 8, 8, 8))
+        self._held = Div(
+            sizing_mode="stretch_width", margin=(4, 8, 8, 8), stylesheets=[TABLE_STYLE]
+        )
         self._figure: Any = figure(
             x_range=Range1d(0, 1.5),
             y_range=Range1d(1, 0),
@@ -79,20 +63,11 @@ class Runs(Panel):
             list(STATES),
             y="y",
             height=0.7,
-            color=list(STATES.values()),
+            color=list(self.legend.values()),
             line_color=None,
             source=self._bars,
         )
-        plot.text(
-            x=1,
-            y="y",
-            text="text",
-            x_offset=8,
-            text_baseline="middle",
-            text_font_size="11px",
-            text_color="#333333",
-            source=self._bars,
-        )
+        write(plot, self._bars, x=1, x_offset=8)
         plot.add_tools(
             HoverTool(
                 renderers=bars,
@@ -120,31 +95,30 @@ class Runs(Panel):
         self._held.text = ""
         self._listed = 0.0
 
-    def show(self, plugin: HandoffPlugin) -> str:
-        """Draw the runs that are there and those that were until lately."""
+    def show(self) -> str:
+        """Draw the runs on the scheduler and those that closed lately."""
         now = time.time()
-        there = overview.runs(plugin, RUNS)
-        there.sort(key=lambda run: run.opened)
-        over = [
-            run
-            for run in plugin.history.runs
-            if run.closed is not None and run.closed > now - LINGER
-        ]
-        shown = (there + over[::-1])[:RUNS]
-        if shown != self._drawn or any(run.closed is None for run in shown):
+        overview = self.overview
+        there = sorted(overview.runs(RUNS), key=lambda run: run.opened)
+        closed = [run for run in overview.history.closed_runs if (run.closed or 0.0) > now - LINGER]
+        shown = (there + closed[::-1])[:RUNS]
+        if there or shown != self._drawn:
             self._put(shown, now)
         if now >= self._listed + PAUSE:
             self._listed = now
-            text = held_table(overview.held(plugin, CAUSES))
+            text = held_table(overview.held(CAUSES))
             if text != self._held.text:
                 self._held.text = text
-        if not (shown or len(plugin.endings)):
+        ending = overview.sources.ending()
+        if not (shown or ending):
             return "no Handoff runs"
-        states = overview.states(plugin)
-        some = f", {len(there)} of them drawn" if len(there) < len(plugin.runs) else ""
-        text = f"{len(plugin.runs)} runs{some}, {states['held']} functions held"
-        ending = plugin.endings.describe()
-        return f"{text}; {ending}" if ending else text
+        number = len(overview.sources.runs)
+        some = f", {len(there)} of them drawn" if len(there) < number else ""
+        heading = f"{number} runs{some}, {overview.states()['held']} functions held"
+        if ending:
+            whose = (f"{markup.count(n, 'function')} {text}" for text, n in ending.items())
+            heading += f"; still ending: {', '.join(whose)}"
+        return heading
 
     def _put(self, runs: Sequence[RunView], now: float) -> None:
         columns = _columns(runs, now)
@@ -161,13 +135,11 @@ class Runs(Panel):
             self._names = names
             self._figure.y_range.update(start=max(1, len(names)), end=0)
             self._figure.height = ROW * max(1, len(names)) + 10
-            axis = self._figure.yaxis
-            axis.major_label_overrides = {i + 0.5: name for i, name in enumerate(names)}
-            axis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(len(names))])
+            name_axis(self._figure.yaxis[0], [i + 0.5 for i in range(len(names))], names)
 
 
 def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
-    """Return runs as the source has them: shares by state, and what is written next to them."""
+    """Return runs as columns: counts and shares by state, and the text next to the bar."""
     totals = [max(1, sum(run.counts.values())) for run in runs]
     columns: dict[str, Any] = {
         "y": [place + 0.5 for place in range(len(runs))],
@@ -183,9 +155,9 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
 
 
 def _text(run: RunView, total: int, now: float) -> str:
-    """Say how far a run is."""
-    seconds = max(0, int((run.closed or now) - run.opened))
-    text = f"{run.counts.get('done', 0)} of {total} in {seconds // 60}:{seconds % 60:02}"
+    """Return the progress of a run in words."""
+    seconds = markup.seconds(max(0, int((run.closed or now) - run.opened)))
+    text = f"{run.counts.get('done', 0)} of {total} in {seconds}"
     if run.counts.get("failed"):
         text += f", {run.counts['failed']} failed"
     if run.retries:
@@ -194,17 +166,16 @@ def _text(run: RunView, total: int, now: float) -> str:
 
 
 def held_table(causes: Sequence[Held]) -> str:
-    """Write a table of what functions are held for; ids come from users and are escaped."""
+    """Return a table of what functions are held for."""
     if not causes:
         return ""
-    cell = "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
-    head = "".join(f'<th style="{cell}">{name}</th>' for name in ("held", "cost", "why", "such as"))
-    lines = []
-    for held in causes:
-        cost = ", ".join(f"{name} {amount_text(amount)}" for name, amount in held.cost.items())
-        of = f"{short(held.example)} of {short(held.dag_id)}"
-        cells = (str(held.count), cost or "none", held.why, of)
-        lines.append("".join(f'<td style="{cell}">{escape(text)}</td>' for text in cells))
-    rows = "".join(f"<tr>{line}</tr>" for line in (head, *lines))
-    style = "font-size:12px;color:#333;border-collapse:collapse"
-    return f'<table style="{style}">{rows}</table>'
+    rows = [
+        (
+            held.functions,
+            markup.cost(held.cost) or "none",
+            held.why,
+            f"{short(held.example)} of {short(held.dag_id)}",
+        )
+        for held in causes
+    ]
+    return str(markup.table(("held", "cost", "why", "such as"), rows, "r"))

@@ -81,7 +81,7 @@ async def test_unregistered_with_the_plugin(c, s, a, b):
     await execute(DAG())
     assert await scrape(s)
     await uninstall(c)
-    assert COLLECTOR.plugins == []
+    assert COLLECTOR.overviews == []
     assert await scrape(s) == {}
     await execute(DAG())
     assert await scrape(s)
