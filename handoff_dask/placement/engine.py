@@ -185,7 +185,7 @@ class Engine:
         now: float,
         *,
         inputs: Mapping[str, float] | None = None,
-        input_total: float | None = None,
+        input_total: float = 0.0,
         not_before: float | None = None,
         cost: Mapping[str, float] | None = None,
         avoid: Collection[str] = (),
@@ -203,8 +203,7 @@ class Engine:
         inputs
             Bytes of its inputs that each worker holds, by address.
         input_total
-            Bytes of all its inputs; without it, the sum over `inputs`, which is too much if
-            several workers hold the same.
+            Bytes of all its inputs, each counted once however many workers hold it.
         not_before
             When it may start at the earliest: a retry's delay.
         cost
@@ -223,11 +222,13 @@ class Engine:
         KeyError
             No such function.
         ValueError
-            An impossible cost.
+            An impossible cost, or a worker that holds more than `input_total`.
         """
         function = self._functions.get(key)
         if function is None:
             raise KeyError(f"no function {key!r}")
+        if inputs and max(inputs.values()) > input_total:
+            raise ValueError(f"a worker holds more than all the inputs of {key!r}: {input_total!r}")
         state = function.state
         new_cost = function.own_cost if cost is None else self._cluster.cost(cost)
         if state == PLACED:
@@ -245,7 +246,7 @@ class Engine:
             function.barred = Barred(frozenset(avoid), frozenset(exclude), insist, patience)
         if inputs:
             function.inputs = dict(inputs)
-            function.input_total = sum(inputs.values()) if input_total is None else input_total
+            function.input_total = input_total
         else:
             function.inputs = None
         if not_before is not None and not_before > now:
@@ -405,7 +406,7 @@ class Engine:
         self._wake()
         came = bool(self._fresh)
         if came or self._placer.due:
-            self._placer.settle()
+            self._placer.settle(decisions)
             self._rank()
             self._queue()
             self._placer.place(decisions)
@@ -482,8 +483,12 @@ class Engine:
             self._board.woken.update(run.queues)
 
     def _reshaped(self, worker: Worker) -> None:
-        """Take back what a changed worker can't keep: its reservation, groups that don't fit it."""
+        """Take back what a changed worker may be unable to keep.
+
+        That is its reservation, groups that do not fit it, and functions that wait for its data.
+        """
         placer = self._placer
+        placer.forget_holder(worker)
         if worker.reservation is not None:
             self._board.cancel(worker.reservation)
         for group in list(worker.groups):

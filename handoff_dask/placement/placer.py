@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from handoff_dask.placement.board import Board
 from handoff_dask.placement.choice import Chooser
-from handoff_dask.placement.events import Decision, Place, Refuse
+from handoff_dask.placement.events import Decision, Place, Refuse, Started
 from handoff_dask.placement.keeping import Keeper
 from handoff_dask.placement.queues import Entry, Queue
 from handoff_dask.placement.reservations import Reserver
@@ -47,7 +47,7 @@ class Placer:
         cluster = self.cluster
         return bool(board.stir or board.woken or cluster.touched or self._epoch != cluster.epoch)
 
-    def settle(self) -> None:
+    def settle(self, out: list[Decision]) -> None:
         """Take over what happened to workers since the last poll."""
         board = self.board
         cluster = self.cluster
@@ -71,6 +71,11 @@ class Placer:
                 self.keeper.refresh(worker)
             if worker.watchers:
                 board.woken.update(worker.watchers)
+            for function in worker.promoted:
+                if function.ahead and function in worker.placed:
+                    function.ahead = False
+                    out.append(Started(function.key))
+            worker.promoted.clear()
             if worker.running and not worker.ahead:
                 board.gains.append(worker)
 
@@ -151,6 +156,7 @@ class Placer:
         function.holder = None
         function.started = self.board.now
         function.run.placed += 1
+        function.ahead = ahead
         group = function.group
         if group is not None:
             if group.worker is None:

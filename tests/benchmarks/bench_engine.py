@@ -68,7 +68,7 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
     gc.collect()
     gc.freeze()
     # Queueing 100,000 functions is not what is measured here.
-    engine._placer.settle()
+    engine._placer.settle([])
     engine._rank()
     for function in engine._fresh:
         engine._board.enqueue(function)
@@ -115,7 +115,7 @@ def one_class(functions: int = 10_000, batch: int = 16) -> float:
         for key in running[head : head + batch]:
             engine.attempt_ended(key, now, duration=0.001, done=True)
         head += batch
-        running += [place.key for place in engine.poll(now)]
+        running += [d.key for d in engine.poll(now) if isinstance(d, Place)]
     assert len(running) == functions
     return (time.process_time() - started) / functions * 1e6
 

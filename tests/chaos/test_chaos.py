@@ -65,8 +65,8 @@ class Watch:
             plugin = self.scheduler.plugins.get("handoff")
             if plugin is not None:
                 now, ask = time.time(), plugin.engine.questions
-                ahead = {r.worker for r in plugin.records.values() if ask.waits_ahead(r.key)}
-                ahead.update(e.worker for e in plugin.endings._endings.values() if not e.claims)
+                ahead = {r.worker for r in plugin.functions.values() if ask.waits_ahead(r.key)}
+                ahead.update(e.worker for e in plugin.endings.waiting())
                 # What was handed ahead may have started as soon as something else has ended.
                 exact = plugin.registry.names.keys() - ahead
                 claims = {a: (ask.slots(a), ask.claimed(a)) for a in exact}
@@ -347,9 +347,9 @@ async def assert_nothing_is_left(c, s, monkey):
         found = {
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
-            "records": plugin.records,
+            "records": plugin.functions,
             "ending": len(plugin.endings),
-            "lost": plugin.losses._inquiries,
+            "lost": len(plugin.inquiries),
         }
         for address in plugin.registry.names:
             claimed = plugin.engine.questions.claimed(address)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from handoff_dask.placement.engine import Engine
-from handoff_dask.placement.events import FunctionSpec, Place, Refuse, WorkerSpec
+from handoff_dask.placement.events import Decision, FunctionSpec, Place, WorkerSpec
 
 
 class Driver:
@@ -41,10 +41,13 @@ class Driver:
         self.engine.functions_added("run", specs)
 
     def ready(self, *keys: Any, **options: Any) -> None:
+        """Let functions become ready; without a total, each of their inputs lies on one worker."""
+        if "inputs" in options:
+            options.setdefault("input_total", sum(options["inputs"].values()))
         for key in keys:
             self.engine.function_ready(key, self.now, **options)
 
-    def poll(self, *, after: float = 0.0) -> list[Place | Refuse]:
+    def poll(self, *, after: float = 0.0) -> list[Decision]:
         self.now += after
         return self.engine.poll(self.now)
 

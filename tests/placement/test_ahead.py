@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from handoff_dask.placement.events import FunctionSpec, Place
+from handoff_dask.placement.events import FunctionSpec, Place, Started
 
 
 def short(d: Any, keys: Any, cost: dict[str, float], seconds: float | None = 0.001, **extra: Any):
@@ -59,6 +59,34 @@ def test_an_end_promotes_one_that_waits(drive) -> None:
     assert d.engine.questions.claimed("a") == {"cpu": 0}
 
 
+def test_what_starts_after_waiting_ahead_is_reported_once(drive) -> None:
+    """The next poll says which function has a claim now, unless that one ended meanwhile."""
+    d = drive({"a": {"cpu": 1}}, max_ahead=4)
+    short(d, range(5), {"cpu": 1})
+    assert not any(isinstance(decision, Started) for decision in d.poll())
+    d.end(0)
+    assert d.poll() == [Started(1)]
+    assert d.poll() == []
+    d.end(1, 2)
+    assert d.poll() == [Started(3)], "2 has ended"
+    d.engine.attempt_ended(3, d.now)
+    d.engine.worker_removed("a")
+    d.ready(3)
+    assert d.poll() == []
+
+
+def test_one_that_secedes_has_started(drive) -> None:
+    """A function that gives its slot back runs; no other is reported twice because of it."""
+    d = drive({"a": {"cpu": 1}}, max_ahead=4)
+    short(d, range(3), {"cpu": 1})
+    d.poll()
+    d.end(0)
+    assert d.poll() == [Started(1)]
+    d.engine.slot_released(2)  # so that 1 still waits
+    d.end(2)
+    assert d.poll() == []
+
+
 def test_idle_workers_come_first(drive) -> None:
     """Nothing is handed ahead to a worker while another could start it."""
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
@@ -97,7 +125,7 @@ def test_only_one_kind_waits_on_a_worker(drive) -> None:
     waiting = len(worker.ahead)
     for _ in range(waiting):
         d.end(next(iter(worker.placed)).key, after=0.001)
-        decisions = d.poll()
+        decisions = [p for p in d.poll() if isinstance(p, Place)]
         if decisions:
             break
     assert next(p.key for p in decisions) == "other", "the queue is not topped up meanwhile"

@@ -198,6 +198,41 @@ def test_an_excluded_worker_is_never_used(drive) -> None:
     assert d.places() == {"g": "b"}
 
 
+@pytest.mark.parametrize("kind", ["plain", "pinned", "collocated", "bound", "limited"])
+def test_every_kind_of_function_keeps_off_excluded_workers(drive, kind: str) -> None:
+    """It is held, never refused; it goes on with a new worker or the end of an exclusion."""
+    limit = 2 if kind == "limited" else None
+    d = drive({"a": {"cpu": 2}}, run={"max_concurrency": limit}, lost_grace=1.0)
+    d.specs(
+        FunctionSpec("mate", {"cpu": 1}, binds="f" if kind == "bound" else None),
+        FunctionSpec(
+            "f",
+            {"cpu": 1},
+            pin="host" if kind == "pinned" else None,
+            collocated="mate" if kind == "collocated" else None,
+        ),
+    )
+    d.ready("mate")
+    assert d.places() == {"mate": "a"}
+    d.ready("f", exclude=("a", "b"))
+    assert d.poll() == [] and d.poll(after=1e6) == []
+    assert d.engine.questions.why("f") == Waiting("excluded", ("a",))
+    assert "an earlier attempt still runs on a" in str(d.engine.questions.why("f"))
+    assert d.engine.questions.holds("run") == [("f", 1, Waiting("excluded", ("a",)))]
+    d.join("b", {"cpu": 2})
+    assert d.poll() == []
+    if kind in ("collocated", "bound"):  # the group stays where it is
+        d.engine.exclusion_ended("f", "a")
+        assert d.places() == {"f": "a"}
+        return
+    d.engine.exclusion_ended("f", "b")
+    assert d.places() == {"f": "b"}
+    d.ready("f", exclude=("a", "b"))
+    assert d.places() == {}
+    d.join("c", {"cpu": 1})
+    assert d.places() == {"f": "c"}
+
+
 def test_to_exclude_comes_before_to_avoid(drive) -> None:
     """If the only other worker is excluded, the one to avoid is used at once."""
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})

@@ -51,6 +51,8 @@ class World:
         self.bound: dict[int, str] = {}
         self.foreign: dict[int, str] = {}
         self.seceded: set[int] = set()
+        #: Functions sent ahead that the engine has not said to have started.
+        self.unstarted: set[int] = set()
         #: Ends that the engine was not told yet, in order.
         self.news: deque[tuple[int, bool]] = deque()
         self.serial = 0
@@ -233,7 +235,8 @@ class World:
             for address in list(self.workers)[: self.draw(3)]:
                 inputs[address] = [10.0, 1e6, 1e9][self.draw(3)]
             self.state[key] = "ready"
-            self.engine.function_ready(key, self.now, inputs=inputs, **options)
+            total = max(inputs.values(), default=0.0)
+            self.engine.function_ready(key, self.now, inputs=inputs, input_total=total, **options)
 
     def start(self, address: str) -> None:
         """Let a worker start what fits, looking at the head of its queue only, as Dask's does."""
@@ -284,7 +287,7 @@ class World:
                 options["avoid"] = tuple({address, self.pick(self.workers)})
                 options["insist"] = self.draw(2) == 1
             if self.draw(4) == 3:
-                options["exclude"] = (address,)
+                options["exclude"] = tuple({address, self.pick(self.workers)})
             if self.draw(3) == 0:
                 options["cost"] = COSTS[self.draw(len(COSTS))]
             self.ready(key, **options)

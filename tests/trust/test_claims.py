@@ -25,10 +25,12 @@ from handoff_dask import (
     submit,
     uninstall,
 )
+from handoff_dask.attempts.endings import Endings
+from handoff_dask.attempts.life import Life
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import FunctionSpec, WorkerSpec
-from handoff_dask.scheduler import losses
-from handoff_dask.scheduler.ending import Endings
+from handoff_dask.scheduler import inquiries
 from tests.gate import SEEN, hold, note, until
 from tests.support import assert_clean, dag_of, where
 
@@ -313,9 +315,9 @@ async def test_late_twice(c, s, a, b):
     engine = plugin_of(s).engine
     await until(lambda: len(plugin_of(s).endings) == 2)
     assert [engine.questions.free(w.address)["cpu"] for w in (a, b)] == [0, 0]
-    await until(lambda: all(r.parked for r in plugin_of(s).records.values()))
+    await until(lambda: all(r.state.name == "held" for r in plugin_of(s).functions.values()))
     text = str(await run.explain())
-    assert "last attempt" in text
+    assert "an earlier attempt still runs" in text
     assert "still ending: 2 functions of a run that goes on ('etl')" in text
     for name in ("1", "2"):
         await (await Event(name)).set()
@@ -369,7 +371,7 @@ async def test_a_thread_that_has_not_come_to_its_function(c, s, a, b):
     """What loads the code uses the worker; the function itself never starts."""
     run = await begin(submit(dag_of(Function("slow", [], Loading(), cost=ONE))), "loading")
     await run.cancel()
-    await until(lambda: not plugin_of(s).runs and not plugin_of(s).losses._inquiries)
+    await until(lambda: not plugin_of(s).runs and not plugin_of(s).inquiries)
     assert sorted(plugin_of(s).engine.questions.free(w.address)["cpu"] for w in (a, b)) == [0, 1]
     await (await Event("loading")).set()
     del run
@@ -438,8 +440,8 @@ async def test_an_attempt_that_others_take_back(c, s, a, b):
 @on_two()
 async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
     """As long as it is not known what a worker still does, it counts as busy with all of it."""
-    monkeypatch.setattr(losses, "ANSWER", 0.05)
-    monkeypatch.setattr(losses, "PAUSE", 0.05)
+    monkeypatch.setattr(inquiries, "ANSWER", 0.05)
+    monkeypatch.setattr(inquiries, "PAUSE", 0.05)
     run = await begin(submit(dag_of(stuck())))
     busy = where_stuck(a, b)
     worker = {w.address: w for w in (a, b)}[busy]
@@ -456,7 +458,7 @@ async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
     assert plugin_of(s).engine.questions.free(busy)["cpu"] == 0
     worker.handlers["handoff_withdraw"] = withdraw
     monkeypatch.undo()
-    await until(lambda: not plugin_of(s).losses._inquiries)
+    await until(lambda: not plugin_of(s).inquiries)
     assert plugin_of(s).engine.questions.free(busy)["cpu"] == 0
     await (await Event("stuck")).set()
     del run
@@ -502,16 +504,9 @@ def test_the_claim_of_one_handed_ahead():
     engine.functions_added("run", [FunctionSpec(key, {"cpu": 1}) for key in ("x", "y")])
     engine.function_ready("x", 0.0)
     assert [place.key for place in engine.poll(0.0)] == ["x"]
-    engine.questions.waits_ahead = lambda key: key == "y"
-    plugin = SimpleNamespace(
-        engine=engine,
-        scheduler=SimpleNamespace(workers={"a": None}),
-        registry=SimpleNamespace(names={"a": {}}),
-        ask=lambda: None,
-    )
-    endings = Endings(plugin)
-    y = SimpleNamespace(key="y", worker="a", cost={"cpu": 1}, seceded=False, late=(), parked=False)
-    endings.begin(y, 7)
+    endings = Endings(engine)
+    row = SimpleNamespace(label="y", cost={"cpu": 1}, policy=RetryPolicy())
+    endings.begin(Life("y", row), 7, "a", seceded=False, claims=False)
     assert engine.questions.free("a")["cpu"] == 1  # it waits for x
     endings.pass_on("a", {"cpu": 2})  # another, of another cost
     assert engine.questions.free("a")["cpu"] == 1

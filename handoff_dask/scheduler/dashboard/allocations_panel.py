@@ -22,6 +22,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+from handoff_dask.attempts.states import PLACED
 from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, label
 from handoff_dask.scheduler.dashboard.panel import ORANGE, Panel, name_axis, short, write
 from handoff_dask.widgets.lanes import Lanes
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 #: Seconds that are shown.
 WINDOW = 60.0
 #: Placed functions that are shown at most; up to how many are named next to their bars.
-PLACED = 800
+MOST = 800
 NAMED = 40
 #: Workers that the axis names.
 NAMES = 40
@@ -175,10 +176,10 @@ class AllocationsPanel(Panel):
         if not (sources.runs or bars or self._bars):
             return "no Handoff runs"
         states = self.overview.states()
-        some = f", {len(bars)} of them drawn" if len(bars) == PLACED else ""
+        some = f", {len(bars)} of them drawn" if len(bars) == MOST else ""
         busy = len({bar.worker for bar in bars})
         counts = [f"{states['running']} running"]
-        if assigned := states.get("assigned"):
+        if assigned := states["assigned"]:
             counts.append(f"{assigned} assigned")
         ending = sum(sources.ending().values())
         return (
@@ -211,11 +212,12 @@ class AllocationsPanel(Panel):
     def _place(self, now: float) -> dict[_Placed, Bar]:
         """Return a bar for each attempt that is placed and has not ended."""
         bars: dict[_Placed, Bar] = {}
-        for address, record in self.overview.placed(PLACED):
-            look = "assigned" if record.state == "assigned" else "running"
-            spec, number = record.run.spec, record.attempt
+        for address, record in self.overview.placed(MOST):
+            if not isinstance(record.state, PLACED):
+                continue  # its end is known, and the engine is about to hear of it
+            look, spec, number = record.state.shown, record.run.spec, len(record.entries) + 1
             placed = (spec.run_id, record.index, number), look
-            lane, since = self._lanes.begun(placed, address, record.placed, now)
+            lane, since = self._lanes.begun(placed, address, record.state.placement.at, now)
             name, dag_id = short(label(record)), short(spec.dag_id)
             bars[placed] = Bar(address, lane, since, now, name, dag_id, number, look)
         return bars

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -63,14 +63,11 @@ class RunView:
     opened: float
     closed: float | None = None
 
-
-@dataclass(slots=True)
-class _Tally:
-    """What is counted of a run until it closes."""
-
-    retries: int = 0
-    #: How attempts ended that a late result may still correct.
-    unsuccessful: dict[tuple[int, int], Outcome] = field(default_factory=dict)
+    @classmethod
+    def of(cls, run: RunRecord, closed: float | None = None) -> RunView:
+        """Return a run as it is now."""
+        counts = {state: count for state, count in run.counts.items() if count}
+        return cls(run.spec.run_id, run.spec.dag_id, counts, run.retries, run.opened, closed)
 
 
 class History:
@@ -112,7 +109,8 @@ class History:
         self.attempts: dict[AttemptId, Ended] = {}
         self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
         self._runs = runs
-        self._tallies: dict[str, _Tally] = {}
+        #: By run: how attempts ended that a late result may still correct, by function and number.
+        self._unsuccessful: dict[str, dict[tuple[int, int], Outcome]] = {}
         # How an attempt ended on a lost worker may be known only after its run has closed. Until
         # then somebody holds the run.
         self._known: WeakValueDictionary[str, RunRecord] = WeakValueDictionary()
@@ -131,21 +129,14 @@ class History:
         """Record an event."""
         if isinstance(event, RunOpened):
             self._known[event.run_id] = self._runs[event.run_id]
-            self._tallies[event.run_id] = _Tally()
+            self._unsuccessful[event.run_id] = {}
         elif isinstance(event, AttemptEnded):
             self._attempt_ended(event)
         elif isinstance(event, RunClosed):
             run = self._known.get(event.run_id)
             if run is not None and run.arrived.is_set():  # else no function was ever there
-                self.closed_runs.append(self.view(run, event.at))
-            self._tallies.pop(event.run_id, None)
-
-    def view(self, run: RunRecord, closed: float | None = None) -> RunView:
-        """Return a run as it is now."""
-        run_id, dag_id = run.spec.run_id, run.spec.dag_id
-        counts = {state: count for state, count in run.counts.items() if count}
-        retries = self._tallies.get(run_id, _Tally()).retries
-        return RunView(run_id, dag_id, counts, retries, run.opened, closed)
+                self.closed_runs.append(RunView.of(run, event.at))
+            self._unsuccessful.pop(event.run_id, None)
 
     def _attempt_ended(self, event: AttemptEnded) -> None:
         run = self._known.get(event.run_id)
@@ -154,18 +145,16 @@ class History:
         index, attempt = event.function, event.attempt
         assert isinstance(index, int)
         record = run.functions[index]
-        if record.row.source is not None:
+        if record.is_transform:
             return  # a transform of an argument: users do not count those
-        tally = self._tallies.get(event.run_id, _Tally())
-        first = tally.unsuccessful.pop((index, attempt.number), None)
+        unsuccessful = self._unsuccessful.get(event.run_id, {})
+        first = unsuccessful.pop((index, attempt.number), None)
         id_ = event.run_id, index, attempt.number
         if first is None:
             self.outcomes[attempt.outcome] += 1
-            if attempt.number > 1:
-                self.retries += 1
-                tally.retries += 1
+            self.retries += attempt.number > 1
             if attempt.outcome != "ok":
-                tally.unsuccessful[index, attempt.number] = attempt.outcome
+                unsuccessful[index, attempt.number] = attempt.outcome
         else:
             self.late_results[first] += 1
             if id_ not in self.attempts:

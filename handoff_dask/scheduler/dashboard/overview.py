@@ -101,7 +101,7 @@ class Overview:
             return sum(run.counts[state] for state in UNENDED), number
 
         largest = nlargest(most, enumerate(self.sources.runs.values()), left)
-        return [self.history.view(run) for _, run in largest]
+        return [RunView.of(run) for _, run in largest]
 
     def held(self, most: int) -> list[Held]:
         """Return what holds most functions, and why."""
@@ -123,7 +123,7 @@ class Overview:
         for address in addresses:
             keys = self.sources.questions.placed(address)
             records = (self.sources.functions.get(key) for key in keys)
-            functions = (r for r in records if r is not None and r.row.source is None)
+            functions = (r for r in records if r is not None and not r.is_transform)
             for record in islice(functions, share):
                 yield address, record
 

@@ -20,10 +20,10 @@ class Sources:
     ----------
     runs
         The runs on the scheduler, by ``run_id``. Of each: ``spec.run_id``, ``spec.dag_id``,
-        ``functions``, ``counts``, ``opened``, and whether it has ``arrived``.
+        ``functions``, ``counts``, ``retries``, ``opened``, and whether it has ``arrived``.
     functions
-        The nodes that Dask knows, by key. Of each: ``run``, ``index``, ``row.label``,
-        ``row.source``, ``state``, ``attempt``, ``placed`` and ``cost``.
+        The nodes that Dask knows, by key. Of each: ``run``, ``index``, ``is_transform``,
+        ``row.label``, ``state``, ``entries`` and ``cost``.
     workers
         The addresses of the registered workers.
     questions

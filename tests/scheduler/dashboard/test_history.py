@@ -20,11 +20,15 @@ class Run(SimpleNamespace):
 
 def fake_run(labels, transforms=(), arrived=True):
     """Return a run of functions with these labels."""
-    rows = [SimpleNamespace(label=x, source=0 if x in transforms else None) for x in labels]
+    functions = [
+        SimpleNamespace(row=SimpleNamespace(label=label), is_transform=label in transforms)
+        for label in labels
+    ]
     run = Run(
         spec=SimpleNamespace(run_id="run", dag_id="dag"),
-        functions=[SimpleNamespace(row=row) for row in rows],
+        functions=functions,
         counts={"done": len(labels), "held": 0},
+        retries=0,
         opened=1.0,
         arrived=asyncio.Event(),
     )
@@ -50,7 +54,7 @@ def ended(function, number, outcome, stopped=2.0):
     return AttemptEnded("run", stopped, function, attempt)
 
 
-def test_attempts(history, runs):
+def test_attempts(history):
     """Attempts are counted by outcome, retries apart; those of transforms are not."""
     history(FunctionPlaced("run", 1.0, 0, 1, "tcp://a", ahead=False))
     for event in (ended(0, 1, "error"), ended(0, 2, "ok"), ended(2, 1, "ok"), ended(1, 1, "ok")):
@@ -58,7 +62,6 @@ def test_attempts(history, runs):
     assert history.outcomes == {"error": 1, "ok": 2}
     assert history.retries == 1
     assert [a.label for a in history.attempts.values()] == ["f", "f", "g"]
-    assert history.view(runs["run"]).retries == 1
 
 
 @pytest.mark.parametrize("between", [0, 2 * ATTEMPTS])
@@ -80,7 +83,7 @@ def test_a_late_result_is_counted_once(between):
     assert history.outcomes == before
     assert history.ended == 1 + between
     assert history.late_results == {"timeout": 1}
-    assert history.retries == history.view(run).retries == 1
+    assert history.retries == 1
     shown = history.attempts.get(("run", 0, 2))
     assert between or (shown.outcome, shown.stopped) == ("ok", 9.0)
     assert len(history.attempts) == min(ATTEMPTS, 1 + between)
@@ -88,11 +91,9 @@ def test_a_late_result_is_counted_once(between):
 
 def test_runs(history, runs):
     """A run that closed is remembered as it was, unless its functions never arrived."""
-    history(ended(0, 1, "error"))
-    history(ended(0, 2, "ok"))
     history(RunClosed("run", 5.0))
     (view,) = history.closed_runs
-    assert (view.dag_id, view.counts, view.retries, view.closed) == ("dag", {"done": 3}, 1, 5.0)
+    assert (view.dag_id, view.counts, view.closed) == ("dag", {"done": 3}, 5.0)
     runs["none"] = fake_run([], arrived=False)
     history(RunOpened("none", "dag", 6.0))
     history(RunClosed("none", 7.0))
@@ -110,4 +111,4 @@ def test_attempts_that_end_after_their_run(history, runs):
     history(ended(0, 2, "cancelled"))
     assert history.outcomes == {"cancelled": 1}
     assert not history._known
-    assert not history._tallies
+    assert not history._unsuccessful

@@ -34,10 +34,10 @@ def overview_of(scheduler):
     plugin = scheduler.plugins["handoff"]
     sources = Sources(
         runs=plugin.runs,
-        functions=plugin.records,
+        functions=plugin.functions,
         workers=plugin.registry.names,
         questions=plugin.engine.questions,
-        why=plugin.endings.why,
+        why=plugin.reasons.why,
         ending=plugin.endings.counts,
     )
     return Overview(scheduler, sources, plugin.history)
