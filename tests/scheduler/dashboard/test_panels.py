@@ -29,6 +29,16 @@ def hold(*_):
     Event("go").wait()
 
 
+def short_or_hold(holds=False):
+    if holds:
+        Event("go").wait()
+
+
+def run_counts(scheduler):
+    """Count the functions of all runs by state."""
+    return overview_of(scheduler).states()
+
+
 def flaky():
     if current().attempt < 2:
         raise ValueError("not yet")
@@ -166,6 +176,31 @@ async def test_allocations(c, s, a, b):
     panel.look()
     assert rows(panel._placed) == []
     assert len(rows(panel._ended)) == 3
+
+
+@on_cluster()
+async def test_assigned_is_told_from_running(c, s, a, b):
+    """What was handed ahead to a worker and has not started is assigned, wherever it is shown."""
+    await execute(DAG().add_function(Function(id="short", args=[], code=short_or_hold)))
+    dag = DAG("<busy>")
+    for i in range(10):
+        dag.add_function(Function(id=i, args=[], code=short_or_hold, extra_args=[True]))
+    run = await submit(dag)
+    await until(lambda: run_counts(s)["running"] == 8)
+    counts = run_counts(s)
+    assert counts["assigned"] == 2
+    assert counts["held"] == 0
+    assert state(overview_of(s))["functions"]["assigned"] == 2
+    (row,) = [row for row in rows(viewed(s, RunsPanel)._bars) if row["dag_id"] == "<busy>"]
+    assert (row["n_running"], row["n_assigned"], row["assigned"]) == (8, 2, 0.2)
+    panel = viewed(s, AllocationsPanel)
+    assert "8 running, 2 assigned on 2 of 2 workers" in panel.heading.text
+    looks = [list(LOOKS)[row["code"]] for row in rows(panel._placed)]
+    assert sorted(looks) == ["assigned"] * 2 + ["running"] * 8
+    await (await Event("go")).set()
+    await run.result()
+    panel.look()
+    assert rows(panel._placed) == []
 
 
 @on_cluster()
