@@ -56,10 +56,12 @@ def show(
     """Return a DAG as HTML: its name, what is wrong with it, and the drawing."""
     inline = sum(f.type == "inline" for f in functions.values())
     summary = markup.count(len(functions), "function") + (f", {inline:,} inline" if inline else "")
-    parts = [markup.warning(str(error))] if error is not None else []
+    parts = []
+    if error is not None:
+        parts.append(markup.render("warning", value=escaped(str(error), 1000), colour=WRONG))
     if functions:
         drawn = picture(functions, codes, error)
-        parts.append(markup.scrolled(_svg(drawn)))
+        parts.append(markup.render("scrolled", drawing=_svg(drawn)))
         if drawn.collapsed:
             summary += "; those of one code are one box"
         if drawn.hidden:

@@ -87,17 +87,10 @@ class Lanes:
     Examples
     --------
     >>> lanes = Lanes()
-    >>> row = lanes.row("tcp://a", "a")
     >>> lanes.begun("f", "tcp://a", placed=0.0, now=0.1)
     (0, 0.0)
-    >>> lanes.begun("g", "tcp://a", placed=0.0, now=0.1)
-    (1, 0.0)
     >>> lanes.ended("f", "tcp://a", started=0.0, stopped=1.0)
     0
-    >>> lanes.begun("h", "tcp://a", placed=0.5, now=2.0)
-    (0, 1.0)
-    >>> lanes.arrange(), row.lanes
-    (True, 2)
     """
 
     def __init__(self) -> None:

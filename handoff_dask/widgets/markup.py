@@ -221,21 +221,6 @@ def note(value: object) -> Html:
     return render("note", value=escaped(value, 1000))
 
 
-def warning(value: object) -> Html:
-    """Return an error message that catches the eye."""
-    return render("warning", value=escaped(value, 1000), colour=WRONG)
-
-
-def folded(title: object, inner: Html, opened: bool = False) -> Html:
-    """Return a part that opens with a click."""
-    return render("folded", title=title, inner=inner, opened=opened)
-
-
-def scrolled(drawing: Html) -> Html:
-    """Return a drawing that scrolls inside the notebook if it is larger than that."""
-    return render("scrolled", drawing=drawing)
-
-
 def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: str = "") -> Html:
     """Return a drawing.
 

@@ -102,7 +102,8 @@ def _attempt_table(attempts: Attempts, errors: Mapping[Hashable, BaseException])
         rest = f"{len(ids) - len(shown):,} functions more"
         remark = f"{rest}; failed, retried and slow ones come first"
     inner = markup.table(head, rows, "  rrr", remark)
-    return markup.folded(markup.count(len(ids), "function"), inner, len(shown) <= _OPEN)
+    title, opened = markup.count(len(ids), "function"), len(shown) <= _OPEN
+    return markup.render("folded", title=title, inner=inner, opened=opened)
 
 
 def _attempt_row(

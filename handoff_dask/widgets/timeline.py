@@ -100,7 +100,7 @@ def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, 
         (_WIDE, y), axis + "".join(parts), label=f"timeline of {len(rows)} workers"
     )
     words = {word: colour for word, colour in legend.items() if colour in colours}
-    return markup.scrolled(drawing) + markup.legend(words, remarks=remarks)
+    return markup.render("scrolled", drawing=drawing) + markup.legend(words, remarks=remarks)
 
 
 def _bar(bar: Bar, lane: int, left: float, top: float, scale: float) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
-from bokeh.layouts import column
 from bokeh.models import (
     ColumnDataSource,
     CustomJSTickFormatter,
@@ -18,13 +17,16 @@ from bokeh.models import (
     HoverTool,
     LinearColorMapper,
     Range1d,
-    UIElement,
 )
-from bokeh.plotting import figure
 
-from handoff_dask.attempts.states import PLACED
-from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, label
-from handoff_dask.scheduler.dashboard.panel import ORANGE, Panel, name_axis, short, write
+from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, AttemptView
+from handoff_dask.scheduler.dashboard.panel import (
+    Panel,
+    name_axis,
+    scrolled_figure,
+    short,
+    write,
+)
 from handoff_dask.widgets.lanes import Lanes
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, STATE_COLOURS
 
@@ -42,10 +44,9 @@ NAMES = 40
 NEWS = 250
 
 #: The columns have indices into this order: strings cost more to send.
-LOOKS = {
-    **{state: STATE_COLOURS[state] for state in ("running", "assigned")},
-    **OUTCOME_COLOURS,
-}
+LOOKS = {state: STATE_COLOURS[state] for state in ("running", "assigned")} | OUTCOME_COLOURS
+#: The edge of retries.
+ORANGE = "#ef7f1a"
 _CODES = {look: code for code, look in enumerate(LOOKS)}
 
 
@@ -53,18 +54,11 @@ _CODES = {look: code for code, look in enumerate(LOOKS)}
 _Placed: TypeAlias = tuple[AttemptId, str]
 
 
-@dataclass(slots=True)
-class Bar:
-    """An attempt: where it is drawn, and what its tooltip says."""
+class Bar(NamedTuple):
+    """An attempt, and the lane of its worker in which it is drawn."""
 
-    worker: str
+    attempt: AttemptView
     lane: int
-    started: float
-    stopped: float
-    label: str
-    dag_id: str
-    number: int
-    look: str
 
 
 class AllocationsPanel(Panel):
@@ -85,14 +79,8 @@ class AllocationsPanel(Panel):
         self._placed = ColumnDataSource(self._columns([]), name="placed")
         self._names = ColumnDataSource({"x": [], "y": [], "text": []})
         self._times = Range1d(0, 1)
-        self._figure: Any = figure(
-            x_range=self._times,
-            y_range=Range1d(1, 0),
-            sizing_mode="stretch_both",
-            tools="ywheel_zoom,ypan,reset",
-            toolbar_location="right",
-            min_height=80,
-        )
+        self._figure: Any = scrolled_figure(x_range=self._times)
+        self.parts = [self._figure]
         self._draw()
 
     def _draw(self) -> None:
@@ -123,32 +111,19 @@ class AllocationsPanel(Panel):
         plot.yaxis.major_tick_line_color = None
         plot.outline_line_color = "#e5e5e5"
 
-    @property
-    def root(self) -> UIElement:
-        """The heading and the bars."""
-        return column(self.heading, self._figure, sizing_mode="stretch_both")
-
-    def clear(self) -> None:
-        """Draw nothing."""
-        self._lanes = Lanes()
-        self._bars.clear()
-        self._seen = 0
-        self._shown = []
-        self._ended.data = self._columns([])
-        self._placed.data = self._columns([])
-        self._name([], 0.0)
-        self._axis()
-
     def show(self) -> str:
         """Draw what is placed, and what ended since the last look."""
         now = time.time()
         workers = set(self.overview.sources.workers)
         corrected = self.overview.history.late_results.total()
         if corrected != self._corrected:
-            self.clear()  # bars that were drawn have changed
-            self._corrected = corrected
-        for address in workers - self._lanes.rows.keys():
-            self._lanes.row(address, self.overview.worker_name(address))
+            # Bars that were drawn have changed: begin anew.
+            self._corrected, self._seen, self._lanes = corrected, 0, Lanes()
+            self._bars.clear()
+            self._ended.data = self._columns([])
+        for address in self.overview.sources.workers:
+            if address not in self._lanes.rows:
+                self._lanes.row(address, self.overview.worker_name(address))
         news = self._news()
         placed = self._place(now)
         self._lanes.prune(set(placed), workers, now, WINDOW)
@@ -177,7 +152,7 @@ class AllocationsPanel(Panel):
             return "no Handoff runs"
         states = self.overview.states()
         some = f", {len(bars)} of them drawn" if len(bars) == MOST else ""
-        busy = len({bar.worker for bar in bars})
+        busy = len({bar.attempt.worker for bar in bars})
         counts = [f"{states['running']} running"]
         if assigned := states["assigned"]:
             counts.append(f"{assigned} assigned")
@@ -190,71 +165,51 @@ class AllocationsPanel(Panel):
     def _news(self) -> list[Bar]:
         """Return the attempts that ended since the last look, the latest if there are many."""
         history = self.overview.history
-        new = min(history.ended - self._seen, len(history.attempts), NEWS)
+        new = min(history.ended - self._seen, NEWS)
         self._seen = history.ended
-        latest = islice(reversed(history.attempts.values()), new)
+        latest = sorted(islice(reversed(history.attempts.values()), new), key=lambda a: a.started)
         return [
-            Bar(
-                ended.worker,
-                self._lanes.ended(
-                    (ended.id, "running"), ended.worker, ended.started, ended.stopped
-                ),
-                ended.started,
-                ended.stopped,
-                short(ended.label),
-                short(ended.dag_id),
-                ended.id[-1],
-                ended.outcome,
-            )
-            for ended in sorted(latest, key=lambda ended: ended.started)
+            Bar(a, self._lanes.ended((a.id, "running"), a.worker, a.started, a.stopped))
+            for a in latest
         ]
 
     def _place(self, now: float) -> dict[_Placed, Bar]:
         """Return a bar for each attempt that is placed and has not ended."""
         bars: dict[_Placed, Bar] = {}
-        for address, record in self.overview.placed(MOST):
-            if not isinstance(record.state, PLACED):
-                continue  # its end is known, and the engine is about to hear of it
-            look, spec, number = record.state.shown, record.run.spec, len(record.entries) + 1
-            placed = (spec.run_id, record.index, number), look
-            lane, since = self._lanes.begun(placed, address, record.state.placement.at, now)
-            name, dag_id = short(label(record)), short(spec.dag_id)
-            bars[placed] = Bar(address, lane, since, now, name, dag_id, number, look)
+        for attempt in self.overview.placed(MOST, now):
+            placed = attempt.id, attempt.state
+            lane, since = self._lanes.begun(placed, attempt.worker, attempt.started, now)
+            bars[placed] = Bar(replace(attempt, started=since), lane)
         return bars
 
     def _columns(self, bars: Sequence[Bar]) -> dict[str, Any]:
         """Return bars as columns."""
+        attempts = [bar.attempt for bar in bars]
+        codes = [_CODES[a.state] + len(LOOKS) * (a.id[-1] > 1) for a in attempts]
         return {
-            "left": np.array([bar.started for bar in bars]),
-            "right": np.array([bar.stopped for bar in bars]),
-            "code": np.array(
-                [_CODES[bar.look] + len(LOOKS) * (bar.number > 1) for bar in bars],
-                dtype="int32",
-            ),
+            "left": np.array([a.started for a in attempts]),
+            "right": np.array([a.stopped for a in attempts]),
+            "code": np.array(codes, dtype="int32"),
             "what": [
-                f"{bar.label} of {bar.dag_id}, attempt {bar.number}: {bar.look}" for bar in bars
+                f"{short(a.label)} of {short(a.dag_id)}, attempt {a.id[-1]}: {a.state}"
+                for a in attempts
             ],
             **self._heights(bars),
         }
 
     def _heights(self, bars: Sequence[Bar]) -> dict[str, Any]:
         """Return where bars are drawn; those of workers that are no longer shown are nowhere."""
-        rows = [self._lanes.rows.get(bar.worker) for bar in bars]
+        rows = [(self._lanes.rows.get(bar.attempt.worker), bar.lane) for bar in bars]
         return {
-            "y": np.array(
-                [
-                    np.nan if row is None else row.y(bar.lane)
-                    for row, bar in zip(rows, bars, strict=True)
-                ]
-            ),
-            "height": np.array([0.0 if row is None else row.height for row in rows]),
+            "y": np.array([np.nan if row is None else row.y(lane) for row, lane in rows]),
+            "height": np.array([0.0 if row is None else row.height for row, _ in rows]),
         }
 
     def _name(self, bars: Sequence[Bar], now: float) -> None:
         """Write names next to bars."""
         if bars or self._names.data["text"]:
-            ys = [self._lanes.rows[bar.worker].y(bar.lane) for bar in bars]
-            names = [bar.label for bar in bars]
+            ys = [self._lanes.rows[bar.attempt.worker].y(bar.lane) for bar in bars]
+            names = [short(bar.attempt.label) for bar in bars]
             self._names.data = {"x": [now] * len(bars), "y": ys, "text": names}
 
     def _axis(self) -> None:

@@ -30,8 +30,14 @@ def label(record: FunctionRecord) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """An attempt of a function that ended. Times are seconds since the epoch."""
+class AttemptView:
+    """An attempt as the dashboard shows it. Times are seconds since the epoch.
+
+    Attributes
+    ----------
+    state
+        Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
+    """
 
     id: AttemptId
     dag_id: str
@@ -39,7 +45,7 @@ class Ended:
     worker: str
     started: float
     stopped: float
-    outcome: Outcome
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,8 @@ class RunView:
 
     Attributes
     ----------
-    counts
-        Functions by state; states without functions are left out.
+    functions
+        How many functions are in which state.
     retries
         Attempts that ended and were not the first of their function.
     closed
@@ -58,7 +64,7 @@ class RunView:
 
     run_id: str
     dag_id: str
-    counts: Mapping[str, int]
+    functions: Mapping[str, int]
     retries: int
     opened: float
     closed: float | None = None
@@ -66,8 +72,8 @@ class RunView:
     @classmethod
     def of(cls, run: RunRecord, closed: float | None = None) -> RunView:
         """Return a run as it is now."""
-        counts = {state: count for state, count in run.counts.items() if count}
-        return cls(run.spec.run_id, run.spec.dag_id, counts, run.retries, run.opened, closed)
+        spec = run.spec
+        return cls(spec.run_id, spec.dag_id, run.counted(), run.retries, run.opened, closed)
 
 
 class History:
@@ -106,7 +112,7 @@ class History:
         self.outcomes: Counter[Outcome] = Counter()
         self.late_results: Counter[Outcome] = Counter()
         self.retries = 0
-        self.attempts: dict[AttemptId, Ended] = {}
+        self.attempts: dict[AttemptId, AttemptView] = {}
         self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
         self._runs = runs
         #: By run: how attempts ended that a late result may still correct, by function and number.
@@ -160,7 +166,7 @@ class History:
             if id_ not in self.attempts:
                 return  # forgotten since
         started, stopped = attempt.started, attempt.stopped
-        self.attempts[id_] = Ended(
+        self.attempts[id_] = AttemptView(
             id_, run.spec.dag_id, label(record), attempt.worker, started, stopped, attempt.outcome
         )
         if len(self.attempts) > ATTEMPTS:

@@ -73,15 +73,12 @@ class Collector:
             "outcome",
             {outcome: history.late_results[outcome] for outcome in OUTCOMES if outcome != "ok"},
         )
-        for name, text, amounts in (
-            ("capacity", "What workers declare", {n: a.declared for n, a in total.items()}),
-            (
-                "claims",
-                "What is claimed of the workers, by functions and by tasks of others",
-                {n: a.claimed for n, a in total.items()},
-            ),
-            ("asked", "What held functions ask for", {n: a.asked for n, a in total.items()}),
+        for name, attribute, text in (
+            ("capacity", "declared", "What workers declare"),
+            ("claims", "claimed", "What is claimed by functions and by tasks of others"),
+            ("asked", "asked", "What held functions ask for"),
         ):
+            amounts = {name: getattr(amounts, attribute) for name, amounts in total.items()}
             yield family(GaugeMetricFamily, name, f"{text}, by resource", "resource", amounts)
 
 

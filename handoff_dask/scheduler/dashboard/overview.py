@@ -13,15 +13,15 @@ from heapq import nlargest
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from handoff_dask.attempts.states import STATES, UNENDED
+from handoff_dask.attempts.states import PLACED, STATES, UNENDED
 from handoff_dask.placement.events import THREADS
-from handoff_dask.scheduler.dashboard.history import History, RunView, label
+from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
 
 if TYPE_CHECKING:
     from distributed import Scheduler
 
     from handoff_dask.scheduler.dashboard.sources import Sources
-    from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+    from handoff_dask.scheduler.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +116,19 @@ class Overview:
                 causes.append(Held(count, record.cost, text, label(record), record.run.spec.dag_id))
         return causes
 
-    def placed(self, most: int) -> Iterator[tuple[str, FunctionRecord]]:
-        """Yield placed functions by worker's address; from each worker its share of `most`."""
-        addresses = list(self.sources.workers)
-        share = max(1, most // max(1, len(addresses)))
-        for address in addresses:
-            keys = self.sources.questions.placed(address)
-            records = (self.sources.functions.get(key) for key in keys)
+    def placed(self, most: int, now: float) -> Iterator[AttemptView]:
+        """Yield attempts that are placed, by worker; of each worker its share of `most`."""
+        sources = self.sources
+        share = max(1, most // max(1, len(sources.workers)))
+        for address in list(sources.workers):
+            records = map(sources.functions.get, sources.questions.placed(address))
             functions = (r for r in records if r is not None and not r.is_transform)
             for record in islice(functions, share):
-                yield address, record
+                spec, state = record.run.spec, record.state
+                if isinstance(state, PLACED):  # else its end is known, but not yet to the engine
+                    id_ = spec.run_id, record.index, len(record.entries) + 1
+                    since, name = state.placement.at, label(record)
+                    yield AttemptView(id_, spec.dag_id, name, address, since, now, state.shown)
 
     def usage(self) -> Usage:
         """Sum up what workers declare and what is claimed and asked of them."""

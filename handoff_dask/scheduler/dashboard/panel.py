@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bokeh.core.properties import without_property_validation
-from bokeh.models import ColumnDataSource, Div, FixedTicker, UIElement
+from bokeh.layouts import column
+from bokeh.models import ColumnDataSource, Div, FixedTicker, Range1d, UIElement
+from bokeh.plotting import figure
 
 from handoff_dask.widgets import markup
-from handoff_dask.widgets.markup import STATE_COLOURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,10 +28,6 @@ SHARE = 0.003
 #: Names are shortened to this many characters.
 LONGEST = 60
 
-BLUE, AMBER = STATE_COLOURS["running"], STATE_COLOURS["held"]
-PALE, RED = STATE_COLOURS["waiting"], STATE_COLOURS["failed"]
-ORANGE = "#ef7f1a"
-
 
 class Panel:
     """A view of Handoff's state in one document; it lives as long as the document.
@@ -45,23 +42,22 @@ class Panel:
     title: ClassVar[str]
     #: What the colours mean.
     legend: ClassVar[Mapping[str, str]]
+    sizing_mode: ClassVar[str] = "stretch_both"
 
     def __init__(self, overview: Overview) -> None:
         self.overview = overview
         self._next = 0.0
         self.heading = Div(sizing_mode="stretch_width", margin=(4, 8, 0, 8))
+        #: What is drawn below the heading.
+        self.parts: list[UIElement] = []
 
     @property
     def root(self) -> UIElement:
-        """What is drawn."""
-        raise NotImplementedError
+        """The heading and what is below it."""
+        return column(self.heading, *self.parts, sizing_mode=self.sizing_mode)
 
     def show(self) -> str:
         """Draw the state; return what the heading says."""
-        raise NotImplementedError
-
-    def clear(self) -> None:
-        """Draw nothing."""
         raise NotImplementedError
 
     def tick(self) -> None:
@@ -76,7 +72,8 @@ class Panel:
     def look(self) -> None:
         """Draw the state as it is now."""
         if self.overview.history.closed:
-            self.clear()
+            for part in self.parts:
+                part.visible = False
             self.say("Handoff was uninstalled. Reload this page once it is back.")
         else:
             self.say(self.show())
@@ -91,6 +88,18 @@ class Panel:
         """Look now and then until the document is closed."""
         self.tick()
         document.add_periodic_callback(without_property_validation(self.tick), TICK)
+
+
+def scrolled_figure(**options: Any) -> Any:
+    """Return a figure with rows from the top, which can be zoomed and moved."""
+    return figure(
+        y_range=Range1d(1, 0),
+        sizing_mode="stretch_both",
+        tools="ywheel_zoom,ypan,reset",
+        toolbar_location="right",
+        min_height=80,
+        **options,
+    )
 
 
 def write(plot: Any, source: ColumnDataSource, **place: Any) -> None:

@@ -7,26 +7,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from bokeh.layouts import column
-from bokeh.models import (
-    ColumnDataSource,
-    HoverTool,
-    LinearColorMapper,
-    Range1d,
-    UIElement,
-)
-from bokeh.plotting import figure
+from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper, Range1d
 
 from handoff_dask.scheduler.dashboard.panel import (
-    AMBER,
-    BLUE,
-    PALE,
-    RED,
     Panel,
     name_axis,
+    scrolled_figure,
     short,
     write,
 )
+from handoff_dask.widgets import markup
+from handoff_dask.widgets.markup import STATE_COLOURS
 
 if TYPE_CHECKING:
     from handoff_dask.scheduler.dashboard.overview import Amounts, Overview
@@ -37,6 +28,9 @@ WRITTEN = 160
 #: Width of a cell's bar; the rest keeps resources apart.
 WIDTH = 0.9
 ALL = "all workers"
+
+PALE, BLUE = "#dddddd", STATE_COLOURS["running"]
+AMBER, RED = STATE_COLOURS["held"], STATE_COLOURS["failed"]
 
 
 class Cell(NamedTuple):
@@ -67,15 +61,8 @@ class ResourcesPanel(Panel):
         self._amounts: list[tuple[float, float]] = []
         self._cells = ColumnDataSource(self._columns([]), name="cells")
         self._texts = ColumnDataSource({"x": [], "y": [], "text": []})
-        self._figure: Any = figure(
-            x_range=Range1d(0, 1),
-            y_range=Range1d(1, 0),
-            x_axis_location="above",
-            sizing_mode="stretch_both",
-            tools="ywheel_zoom,ypan,reset",
-            toolbar_location="right",
-            min_height=80,
-        )
+        self._figure: Any = scrolled_figure(x_range=Range1d(0, 1), x_axis_location="above")
+        self.parts = [self._figure]
         self._draw()
 
     def _draw(self) -> None:
@@ -106,25 +93,9 @@ class ResourcesPanel(Panel):
         plot.xaxis.major_label_text_font_size = "12px"
         plot.xaxis.major_label_text_font_style = "bold"
 
-    @property
-    def root(self) -> UIElement:
-        """The heading and the grid."""
-        return column(self.heading, self._figure, sizing_mode="stretch_both")
-
-    def clear(self) -> None:
-        """Draw nothing."""
-        self._grid = []
-        self._amounts = []
-        self._cells.data = self._columns([])
-        self._write([])
-        self._axes([], [])
-
     def show(self) -> str:
         """Draw the amounts of the moment."""
         usage = self.overview.usage()
-        if not usage.workers:
-            self.clear()
-            return "no workers"
         resources = list(usage.total)
         rows = [(ALL, usage.total)]
         rows += [
@@ -149,7 +120,7 @@ class ResourcesPanel(Panel):
             self._write(cells)
         self._amounts = values
         shown = f", {ROWS} of them drawn" if len(usage.workers) > ROWS else ""
-        return f"{len(usage.workers)} workers{shown}"
+        return f"{markup.count(len(usage.workers), 'worker')}{shown}"
 
     def _columns(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Return cells as columns."""

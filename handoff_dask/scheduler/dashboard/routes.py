@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import Application, RequestHandler
 
-from handoff_dask.attempts.states import STATES
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.model import jsonable
 
 if TYPE_CHECKING:
     from distributed import Scheduler
 
-    from handoff_dask.scheduler.dashboard.history import RunView
     from handoff_dask.scheduler.dashboard.overview import Overview
 
 PATH = "/handoff/runs.json"
@@ -51,23 +49,12 @@ def state(overview: Overview) -> dict[str, Any]:
     """Return the state of the runs. Times are seconds since the epoch."""
     return {
         "functions": overview.states(),
-        "runs": [_run(run) for run in overview.runs(RUNS)],
-        "recent": [_run(run) for run in overview.history.closed_runs],
+        "runs": [asdict(run) for run in overview.runs(RUNS)],
+        "recent": [asdict(run) for run in overview.history.closed_runs],
         "held": [{**asdict(held), "cost": dict(held.cost)} for held in overview.held(CAUSES)],
         "ending": [
             {"functions": count, "whose": whose}
             for whose, count in overview.sources.ending().items()
         ],
         "resources": {name: asdict(amounts) for name, amounts in overview.usage().total.items()},
-    }
-
-
-def _run(run: RunView) -> dict[str, Any]:
-    return {
-        "dag_id": run.dag_id,
-        "run_id": run.run_id,
-        "functions": {state: run.counts.get(state, 0) for state in STATES},
-        "retries": run.retries,
-        "opened": run.opened,
-        "closed": run.closed,
     }

@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, Div, HoverTool, Range1d, UIElement
+from bokeh.models import ColumnDataSource, Div, HoverTool, Range1d
 from bokeh.plotting import figure
 
 from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, short, write
@@ -36,12 +35,11 @@ class RunsPanel(Panel):
     """Progress by run, and what functions are held for."""
 
     title = "Handoff Runs"
+    sizing_mode = "stretch_width"
     legend: ClassVar = {state: STATE_COLOURS[state] for state in STATES}
 
     def __init__(self, overview: Overview) -> None:
         super().__init__(overview)
-        self._drawn: list[RunView] = []
-        self._names: list[str] = []
         self._listed = 0.0
         self._bars = ColumnDataSource(_columns([]), name="runs")
         self._held = Div(
@@ -55,6 +53,7 @@ class RunsPanel(Panel):
             tools="",
             toolbar_location=None,
         )
+        self.parts = [self._figure, self._held]
         self._draw()
 
     def _draw(self) -> None:
@@ -84,17 +83,6 @@ class RunsPanel(Panel):
         plot.yaxis.axis_line_color = None
         plot.yaxis.major_tick_line_color = None
 
-    @property
-    def root(self) -> UIElement:
-        """The heading, the bars and the list of what is held."""
-        return column(self.heading, self._figure, self._held, sizing_mode="stretch_width")
-
-    def clear(self) -> None:
-        """Draw nothing."""
-        self._put([], 0.0)
-        self._held.text = ""
-        self._listed = 0.0
-
     def show(self) -> str:
         """Draw the runs on the scheduler and those that closed lately."""
         now = time.time()
@@ -102,19 +90,17 @@ class RunsPanel(Panel):
         there = sorted(overview.runs(RUNS), key=lambda run: run.opened)
         closed = [run for run in overview.history.closed_runs if (run.closed or 0.0) > now - LINGER]
         shown = (there + closed[::-1])[:RUNS]
-        if there or shown != self._drawn:
-            self._put(shown, now)
+        self._put(shown, now)
         if now >= self._listed + PAUSE:
             self._listed = now
-            text = held_table(overview.held(CAUSES))
-            if text != self._held.text:
-                self._held.text = text
+            self._held.text = held_table(overview.held(CAUSES))
         ending = overview.sources.ending()
         if not (shown or ending):
             return "no Handoff runs"
         number = len(overview.sources.runs)
         some = f", {len(there)} of them drawn" if len(there) < number else ""
-        heading = f"{number} runs{some}, {overview.states()['held']} functions held"
+        held = markup.count(overview.states()["held"], "function")
+        heading = f"{markup.count(number, 'run')}{some}, {held} held"
         if ending:
             whose = (f"{markup.count(n, 'function')} {text}" for text, n in ending.items())
             heading += f"; still ending: {', '.join(whose)}"
@@ -122,25 +108,18 @@ class RunsPanel(Panel):
 
     def _put(self, runs: Sequence[RunView], now: float) -> None:
         columns = _columns(runs, now)
-        known: Any = self._bars.data
-        if len(runs) != len(known["y"]):
-            self._bars.data = columns
-        else:
-            changed = {name: column for name, column in columns.items() if column != known[name]}
-            if changed:
-                known.update(changed)
-        self._drawn = list(runs)
-        names = [short(run.dag_id) for run in runs]
-        if names != self._names:
-            self._names = names
-            self._figure.y_range.update(start=max(1, len(names)), end=0)
-            self._figure.height = ROW * max(1, len(names)) + 10
-            name_axis(self._figure.yaxis[0], [i + 0.5 for i in range(len(names))], names)
+        if columns == self._bars.data:
+            return
+        self._bars.data = columns
+        rows = max(1, len(runs))
+        self._figure.y_range.start = rows
+        self._figure.height = ROW * rows + 10
+        name_axis(self._figure.yaxis[0], columns["y"], columns["dag_id"])
 
 
 def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
     """Return runs as columns: counts and shares by state, and the text next to the bar."""
-    totals = [max(1, sum(run.counts.values())) for run in runs]
+    totals = [max(1, sum(run.functions.values())) for run in runs]
     columns: dict[str, Any] = {
         "y": [place + 0.5 for place in range(len(runs))],
         "dag_id": [short(run.dag_id) for run in runs],
@@ -148,7 +127,7 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
         "text": [_text(run, total, now) for run, total in zip(runs, totals, strict=True)],
     }
     for state in STATES:
-        counts = [run.counts.get(state, 0) for run in runs]
+        counts = [run.functions[state] for run in runs]
         columns[f"n_{state}"] = counts
         columns[state] = [n / total for n, total in zip(counts, totals, strict=True)]
     return columns
@@ -157,9 +136,9 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
 def _text(run: RunView, total: int, now: float) -> str:
     """Return the progress of a run in words."""
     seconds = markup.seconds(max(0, int((run.closed or now) - run.opened)))
-    text = f"{run.counts.get('done', 0)} of {total} in {seconds}"
-    if run.counts.get("failed"):
-        text += f", {run.counts['failed']} failed"
+    text = f"{run.functions['done']} of {total} in {seconds}"
+    if failed := run.functions["failed"]:
+        text += f", {failed} failed"
     if run.retries:
         text += f", {run.retries} retries"
     return text if run.closed is None else f"{text}, over"

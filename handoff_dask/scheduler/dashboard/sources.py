@@ -20,7 +20,7 @@ class Sources:
     ----------
     runs
         The runs on the scheduler, by ``run_id``. Of each: ``spec.run_id``, ``spec.dag_id``,
-        ``functions``, ``counts``, ``retries``, ``opened``, and whether it has ``arrived``.
+        ``functions``, ``counts``, ``counted()``, ``retries``, ``opened`` and ``arrived``.
     functions
         The nodes that Dask knows, by key. Of each: ``run``, ``index``, ``is_transform``,
         ``row.label``, ``state``, ``entries`` and ``cost``.

@@ -27,7 +27,7 @@ def fake_run(labels, transforms=(), arrived=True):
     run = Run(
         spec=SimpleNamespace(run_id="run", dag_id="dag"),
         functions=functions,
-        counts={"done": len(labels), "held": 0},
+        counted=lambda: {"done": len(labels)},
         retries=0,
         opened=1.0,
         arrived=asyncio.Event(),
@@ -85,7 +85,7 @@ def test_a_late_result_is_counted_once(between):
     assert history.late_results == {"timeout": 1}
     assert history.retries == 1
     shown = history.attempts.get(("run", 0, 2))
-    assert between or (shown.outcome, shown.stopped) == ("ok", 9.0)
+    assert between or (shown.state, shown.stopped) == ("ok", 9.0)
     assert len(history.attempts) == min(ATTEMPTS, 1 + between)
 
 
@@ -93,7 +93,7 @@ def test_runs(history, runs):
     """A run that closed is remembered as it was, unless its functions never arrived."""
     history(RunClosed("run", 5.0))
     (view,) = history.closed_runs
-    assert (view.dag_id, view.counts, view.closed) == ("dag", {"done": 3}, 5.0)
+    assert (view.dag_id, view.functions, view.closed) == ("dag", {"done": 3}, 5.0)
     runs["none"] = fake_run([], arrived=False)
     history(RunOpened("none", "dag", 6.0))
     history(RunClosed("none", 7.0))
