@@ -32,8 +32,6 @@ class Row:
         Seconds that two bars in a lane may overlap.
     """
 
-    __slots__ = ("lanes", "name", "place", "slack", "until")
-
     def __init__(self, name: str = "", slack: float = SLACK) -> None:
         self.name = name
         self.slack = slack
@@ -98,11 +96,11 @@ class Lanes:
         #: Attempts that go on: (worker, lane, since when).
         self._taken: dict[Hashable, tuple[str, int, float]] = {}
 
-    def row(self, worker: str, name: str | None = None) -> Row:
+    def row(self, worker: str, name: str = "") -> Row:
         """Return the row of a worker, new if need be."""
         row = self.rows.get(worker)
         if row is None:
-            row = self.rows[worker] = Row(worker if name is None else name)
+            row = self.rows[worker] = Row(name or worker)
         return row
 
     def begun(self, attempt: Hashable, worker: str, placed: float, now: float) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What every drawing is made of: escaped text, numbers for people, tables, colours."""
+"""What every drawing is made of: escaped text, readable numbers, tables, colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from handoff_dask.widgets import templates
 
-#: Colours that people with any eyesight tell apart, on white and on black.
+#: Colours that colour-blind people can tell apart, on white and on black.
 OUTCOME_COLOURS: dict[str, str] = {
     "ok": "#009e73",
     "error": "#d55e00",
@@ -33,7 +33,7 @@ WRONG = "#d94f3a"
 
 FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif)"
 
-#: What XML cannot hold.
+#: Characters that XML cannot contain.
 _UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 _DIGITS = re.compile("([0-9]+)")
@@ -46,12 +46,12 @@ class Html(Markup):
 
 
 def plain(value: object) -> str:
-    """Return what a value reads as: a text is itself, anything else its repr."""
+    """Return a string as it is, and the repr of anything else."""
     return value if isinstance(value, str) else repr(value)
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text in its middle: what tells ids apart is often their end."""
+    """Shorten a text in its middle, since ids often differ only at their end."""
     if len(text) <= limit:
         return text
     tail = limit // 3
@@ -84,7 +84,7 @@ _TEMPLATES = Environment(
 
 
 def width(text: str, size: float = 12) -> float:
-    """Return about how wide a text is drawn: pixels, for a font size in pixels."""
+    """Return about how wide a text is drawn (pixels), at a font size (pixels)."""
     units = 0.0
     for character in text:
         if unicodedata.east_asian_width(character) in "WF":
@@ -99,7 +99,7 @@ def width(text: str, size: float = 12) -> float:
 
 
 def number(value: float) -> str:
-    """Return an amount as people write it.
+    """Return an amount with separators.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def number(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a duration, given in seconds, as people say it.
+    """Return a duration, given in seconds, in readable units.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def seconds(value: float) -> str:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Return what sorts texts as people do: ``worker-2`` comes before ``worker-10``."""
+    """Return a sort key that puts ``worker-2`` before ``worker-10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(text)]
 
 
@@ -141,7 +141,7 @@ def cost(amounts: Mapping[str, float]) -> str:
 
 
 def cost_range(costs: Iterable[Mapping[str, float]]) -> str:
-    """Return the costs of many functions as one line, from the least to the most."""
+    """Return the costs of many functions as one line of ranges."""
     ends: dict[str, tuple[float, float]] = {}
     for each in costs:
         for name, amount in each.items():
@@ -229,11 +229,11 @@ def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: st
     size
         Width and height in pixels.
     inner
-        What it holds.
+        The elements in it.
     alone
-        Whether it stands by itself, as in a file: with a background of its own.
+        Whether it is for a file of its own, and so needs a background.
     label
-        What readers who cannot see it are told.
+        The description for screen readers.
     """
     wide, high = (f"{x:.0f}" for x in size)
     colour = "color:#24292f;" if alone else ""

@@ -8,7 +8,7 @@ from typing import Any
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.timeline import Bar, lanes
 
-#: Pixels of a lane, and of the least and the highest figure.
+#: Height of a lane, and of the lowest and the highest figure (pixels).
 _LANE, _LOW, _HIGH = 18, 160, 900
 
 
@@ -20,7 +20,7 @@ def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, s
     rows
         {worker: its bars}.
     title
-        What stands above it.
+        The title above it.
     legend
         {word: colour}.
 

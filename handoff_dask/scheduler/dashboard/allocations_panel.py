@@ -153,13 +153,11 @@ class AllocationsPanel(Panel):
         states = self.overview.states()
         some = f", {len(bars)} of them drawn" if len(bars) == MOST else ""
         busy = len({bar.attempt.worker for bar in bars})
-        counts = [f"{states['running']} running"]
-        if assigned := states["assigned"]:
-            counts.append(f"{assigned} assigned")
-        ending = sum(sources.ending().values())
+        assigned = f", {n} assigned" if (n := states["assigned"]) else ""
+        ending = f", {n} still ending" if (n := sum(sources.ending().values())) else ""
         return (
-            f"{', '.join(counts)}{some} on {busy} of {len(sources.workers)} workers, "
-            f"{states['held']} held{f', {ending} still ending' if ending else ''}"
+            f"{states['running']} running{assigned}{some} on {busy} of {len(sources.workers)} "
+            f"workers, {states['held']} held{ending}"
         )
 
     def _news(self) -> list[Bar]:

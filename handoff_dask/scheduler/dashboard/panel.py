@@ -116,9 +116,7 @@ def write(plot: Any, source: ColumnDataSource, **place: Any) -> None:
 
 def name_axis(axis: Any, places: Sequence[float], names: Sequence[str]) -> None:
     """Name places on an axis."""
-    axis.major_label_overrides = {
-        place: short(name) for place, name in zip(places, names, strict=True)
-    }
+    axis.major_label_overrides = dict(zip(places, map(short, names), strict=True))
     axis.ticker = FixedTicker(ticks=list(places))
 
 

@@ -183,9 +183,7 @@ class ResourcesPanel(Panel):
 
 def _share(amount: float, declared: float) -> float:
     """Return an amount as a share of what is declared, at most 1."""
-    if declared <= 0:
-        return 1.0 if amount else 0.0
-    return min(1.0, amount / declared)
+    return min(1.0, amount / declared) if declared > 0 else float(amount != 0)
 
 
 def amount_text(amount: float) -> str:
