@@ -102,8 +102,18 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.reasons,
             self.uninstall,
         )
-        self.history = dashboard.install(self)
-        self._listeners.append(EventStream(scheduler, self.runs))
+        self.history = dashboard.install(
+            scheduler,
+            dashboard.Sources(
+                runs=self.runs,
+                functions=self.functions,
+                workers=self.registry.names,
+                questions=engine.questions,
+                why=self.reasons.why,
+                ending=self.endings.counts,
+            ),
+        )
+        self._listeners += [self.history, EventStream(scheduler, self.runs)]
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
             scheduler, self.runs.cancelled, self.runs.check_retried

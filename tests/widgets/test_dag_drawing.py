@@ -69,7 +69,7 @@ def test_what_a_function_shows():
     assert "timeout: 60 s" in tips[0]
     assert "takes a" in tips[1]
     assert "max_retries: 5" in tips[1]
-    assert {"pinned", "one colour: one worker"} < set(texts)
+    assert {"pinned", "same colour: same worker"} < set(texts)
 
 
 def test_inline_functions_and_transforms_can_be_seen():
@@ -81,7 +81,7 @@ def test_inline_functions_and_transforms_can_be_seen():
     )
     texts, _, root = drawn(dag)
     assert "inline: runs inside each function that uses it" in texts
-    assert "transformed on its way" in texts
+    assert "transformed argument" in texts
     dashed = [r for r in root.iter(f"{SVG}rect") if r.get("stroke-dasharray")]
     assert len(dashed) == 2  # the function, and the legend
     assert len(list(root.iter(f"{SVG}circle"))) == 2

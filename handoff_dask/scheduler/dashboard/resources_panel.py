@@ -1,4 +1,4 @@
-"""The panel of resources: what each worker declares, what is claimed, and what is asked for."""
+"""The panel of resources: what each worker declares, what is claimed and asked of it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,30 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from bokeh.layouts import column
-from bokeh.models import (
-    ColumnDataSource,
-    FixedTicker,
-    HoverTool,
-    LinearColorMapper,
-    Range1d,
-    UIElement,
-)
-from bokeh.plotting import figure
+from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper, Range1d
 
-from handoff_dask.scheduler.dashboard import overview
-from handoff_dask.scheduler.dashboard.overview import Amounts
 from handoff_dask.scheduler.dashboard.panel import (
-    AMBER,
-    BLUE,
-    PALE,
-    RED,
     Panel,
-    amount_text,
-    label,
+    name_axis,
+    scrolled_figure,
     short,
+    write,
 )
+from handoff_dask.widgets import markup
+from handoff_dask.widgets.markup import STATE_COLOURS
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
+    from handoff_dask.scheduler.dashboard.overview import Amounts, Overview
 
-    from handoff_dask.scheduler.plugin import HandoffPlugin
-
-#: Workers that get a row of their own; and cells that are written into, unless there are more.
+#: Workers that get a row of their own; and more cells than this are not written into.
 ROWS = 250
 WRITTEN = 160
 #: Width of a cell's bar; the rest keeps resources apart.
 WIDTH = 0.9
 ALL = "all workers"
+
+PALE, BLUE = "#dddddd", STATE_COLOURS["running"]
+AMBER, RED = STATE_COLOURS["held"], STATE_COLOURS["failed"]
 
 
 class Cell(NamedTuple):
@@ -54,7 +43,7 @@ class Cell(NamedTuple):
     amounts: Amounts
 
 
-class Resources(Panel):
+class ResourcesPanel(Panel):
     """Declared, claimed and asked for, by worker and resource."""
 
     title = "Handoff Resources"
@@ -65,22 +54,15 @@ class Resources(Panel):
         "asked for, nobody has any": RED,
     }
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__(scheduler)
-        #: What the cells stand for, as drawn: names and declared amounts; what moves in them.
+    def __init__(self, overview: Overview) -> None:
+        super().__init__(overview)
+        #: The cells as drawn: names and declared amounts; amounts claimed and asked for.
         self._grid: list[tuple[str, str, float]] = []
         self._amounts: list[tuple[float, float]] = []
         self._cells = ColumnDataSource(self._columns([]), name="cells")
         self._texts = ColumnDataSource({"x": [], "y": [], "text": []})
-        self._figure: Any = figure(
-            x_range=Range1d(0, 1),
-            y_range=Range1d(1, 0),
-            x_axis_location="above",
-            sizing_mode="stretch_both",
-            tools="ywheel_zoom,ypan,reset",
-            toolbar_location="right",
-            min_height=80,
-        )
+        self._figure: Any = scrolled_figure(x_range=Range1d(0, 1), x_axis_location="above")
+        self.parts = [self._figure]
         self._draw()
 
     def _draw(self) -> None:
@@ -91,7 +73,7 @@ class Resources(Panel):
         lacking = LinearColorMapper(palette=[AMBER, RED], low=0, high=1)
         color = {"field": "lacking", "transform": lacking}
         plot.hbar(y="y_asked", right="asked_end", height=0.16, fill_color=color, **style)
-        label(plot, self._texts)
+        write(plot, self._texts)
         plot.add_tools(
             HoverTool(
                 renderers=[back],
@@ -111,29 +93,13 @@ class Resources(Panel):
         plot.xaxis.major_label_text_font_size = "12px"
         plot.xaxis.major_label_text_font_style = "bold"
 
-    @property
-    def root(self) -> UIElement:
-        """The heading and the grid."""
-        return column(self.heading, self._figure, sizing_mode="stretch_both")
-
-    def clear(self) -> None:
-        """Draw nothing."""
-        self._grid = []
-        self._amounts = []
-        self._cells.data = self._columns([])
-        self._write([])
-        self._axes([], [])
-
-    def show(self, plugin: HandoffPlugin) -> str:
+    def show(self) -> str:
         """Draw the amounts of the moment."""
-        usage = overview.usage(plugin)
-        if not usage.workers:
-            self.clear()
-            return "no workers"
+        usage = self.overview.usage()
         resources = list(usage.total)
         rows = [(ALL, usage.total)]
         rows += [
-            (overview.worker_name(plugin, address), amounts)
+            (self.overview.worker_name(address), amounts)
             for address, amounts in islice(usage.workers.items(), ROWS)
         ]
         cells = [
@@ -154,10 +120,10 @@ class Resources(Panel):
             self._write(cells)
         self._amounts = values
         shown = f", {ROWS} of them drawn" if len(usage.workers) > ROWS else ""
-        return f"{len(usage.workers)} workers{shown}"
+        return f"{markup.count(len(usage.workers), 'worker')}{shown}"
 
     def _columns(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Return cells as the source has them."""
+        """Return cells as columns."""
         return {
             "y": np.array([cell.row + 0.5 for cell in cells]),
             "y_claimed": np.array([cell.row + 0.4 for cell in cells]),
@@ -171,22 +137,22 @@ class Resources(Panel):
 
     def _moving(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Return the columns that change while functions come and go."""
-        all_amounts = [(cell.slot, cell.amounts) for cell in cells]
+        pairs = [(cell.slot, cell.amounts) for cell in cells]
         return {
-            "claimed": np.array([amounts.claimed for _, amounts in all_amounts]),
-            "asked": np.array([amounts.asked for _, amounts in all_amounts]),
+            "claimed": np.array([a.claimed for _, a in pairs]),
+            "asked": np.array([a.asked for _, a in pairs]),
             # Asked for, and nobody has any.
-            "lacking": np.array([int(a.asked > 0 and a.declared <= 0) for _, a in all_amounts]),
+            "lacking": np.array([int(a.asked > 0 and a.declared <= 0) for _, a in pairs]),
             "claimed_end": np.array(
-                [slot + WIDTH * _share(a.claimed, a.declared) for slot, a in all_amounts]
+                [slot + WIDTH * _share(a.claimed, a.declared) for slot, a in pairs]
             ),
             "asked_end": np.array(
-                [slot + WIDTH * _share(a.asked, a.declared) for slot, a in all_amounts]
+                [slot + WIDTH * _share(a.asked, a.declared) for slot, a in pairs]
             ),
         }
 
     def _write(self, cells: Sequence[Cell]) -> None:
-        """Write amounts into the cells, into those of all workers only if there are many."""
+        """Write amounts into the cells; if there are many, only into those of all workers."""
         if len(cells) > WRITTEN:
             cells = [cell for cell in cells if not cell.row]
         lines = []
@@ -210,14 +176,27 @@ class Resources(Panel):
         plot = self._figure
         plot.y_range.update(start=rows, end=0, reset_start=rows, reset_end=0)
         plot.x_range.update(start=-0.02, end=max(1, len(resources)))
-        for axis, labels in ((plot.yaxis, names), (plot.xaxis, resources)):
+        for axis, labels in ((plot.yaxis[0], names), (plot.xaxis[0], resources)):
             step = 1 + len(labels) // 40
-            axis.major_label_overrides = {i + 0.5: short(s) for i, s in enumerate(labels)}
-            axis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(0, len(labels), step)])
+            name_axis(axis, [i + 0.5 for i in range(0, len(labels), step)], labels[::step])
 
 
 def _share(amount: float, declared: float) -> float:
-    """Return which part of what is declared an amount is; what exceeds it fills the bar."""
-    if declared <= 0:
-        return 1.0 if amount else 0.0
-    return min(1.0, amount / declared)
+    """Return an amount as a share of what is declared, at most 1."""
+    return min(1.0, amount / declared) if declared > 0 else float(amount != 0)
+
+
+def amount_text(amount: float) -> str:
+    """Write an amount in few characters.
+
+    Examples
+    --------
+    >>> [amount_text(amount) for amount in (0, 1.5, 2048, 65536, 1200000, float("inf"))]
+    ['0', '1.5', '2048', '65.5k', '1.2M', '∞']
+    """
+    if amount > 1e30:
+        return "∞"
+    for limit, divisor, unit in ((1e4, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+        if amount < limit:
+            return f"{amount / divisor:.{3 if unit else 4}g}{unit}"
+    return f"{amount:.2g}"

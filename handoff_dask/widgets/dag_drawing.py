@@ -1,4 +1,4 @@
-"""The drawing of a DAG."""
+"""The drawing of a DAG as SVG."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from handoff_dask.model.function import Function
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.boxes import Box, Line, Picture, picture
 from handoff_dask.widgets.layout import Point, arrange
-from handoff_dask.widgets.markup import PLAIN, WRONG, escaped
+from handoff_dask.widgets.markup import PLAIN, WRONG, Html, escaped
 
 _PAD = 12.0
 _LINE_HEIGHT = 15.0
 _SMALL = 11.0
-#: The narrowest and the broadest box, and how many letters fit into the latter.
+#: Width of the narrowest and the widest box, and how many characters fit into the widest.
 _NARROW, _BROAD, _LETTERS = 64.0, 216.0, 30
 #: Stripes of functions that share a worker.
 _STRIPES = (
@@ -36,13 +36,13 @@ def draw(
     Parameters
     ----------
     functions
-        The functions by id; they need not be valid.
+        The functions by id. They need not be valid.
     codes
         The name of each function's code, in the same order.
     error
         What is wrong with the DAG: its culprits are marked.
     alone
-        Whether the drawing stands by itself, as in a file.
+        Whether the drawing is for a file of its own.
     """
     return _svg(picture(functions, codes, error), alone)
 
@@ -56,21 +56,23 @@ def show(
     """Return a DAG as HTML: its name, what is wrong with it, and the drawing."""
     inline = sum(f.type == "inline" for f in functions.values())
     summary = markup.count(len(functions), "function") + (f", {inline:,} inline" if inline else "")
-    parts: list[str] = [markup.warning(str(error))] if error is not None else []
+    parts = []
+    if error is not None:
+        parts.append(markup.render("warning", value=escaped(str(error), 1000), colour=WRONG))
     if functions:
-        found = picture(functions, codes, error)
-        parts.append(markup.scrolled(_svg(found)))
-        if found.collapsed:
-            summary += "; those of one code are one box"
-        if found.hidden:
-            summary += f"; the thinnest {found.hidden:,} lines are left out"
+        drawn = picture(functions, codes, error)
+        parts.append(markup.render("scrolled", drawing=_svg(drawn)))
+        if drawn.collapsed:
+            summary += "; those with the same code share a box"
+        if drawn.hidden:
+            summary += f"; the thinnest {drawn.hidden:,} lines are left out"
     return markup.panel(title, summary, *parts)
 
 
-def _svg(found: Picture, alone: bool = False) -> str:
+def _svg(drawn: Picture, alone: bool = False) -> Html:
     texts = [
         [_title(box), *(markup.shorten(line, _LETTERS) for line in box.lines)]
-        for box in found.boxes
+        for box in drawn.boxes
     ]
     wide = max(
         (
@@ -82,25 +84,25 @@ def _svg(found: Picture, alone: bool = False) -> str:
     )
     rows = max(map(len, texts), default=1)
     size = min(max(wide + 24, _NARROW), _BROAD), rows * _LINE_HEIGHT + 13
-    layout = arrange(len(texts), list(found.lines), size)
-    places = {box.place: None for box in found.boxes if box.place is not None}
+    layout = arrange(len(texts), list(drawn.lines), size)
+    places = {box.place: None for box in drawn.boxes if box.place is not None}
     stripes = {place: _STRIPES[i % len(_STRIPES)] for i, place in enumerate(places)}
     parts = [
         _loop(line, layout.centres[a], size)
         if a == b
-        else _arrow(line, layout.lines[a, b], layout.downwards, 7.0 * ((b, a) in found.lines))
-        for (a, b), line in found.lines.items()
+        else _arrow(line, layout.lines[a, b], layout.downwards, 7.0 * ((b, a) in drawn.lines))
+        for (a, b), line in drawn.lines.items()
     ]
     parts += [
         _box(box, lines, centre, size, stripes.get(box.place))
-        for box, lines, centre in zip(found.boxes, texts, layout.centres, strict=True)
+        for box, lines, centre in zip(drawn.boxes, texts, layout.centres, strict=True)
     ]
-    legend, legend_size = _legend(found)
-    height = layout.size[1] + 2 * _PAD + (10 if any(a == b for a, b in found.lines) else 0)
+    legend, legend_size = _legend(drawn)
+    height = layout.size[1] + 2 * _PAD + (10 if any(a == b for a, b in drawn.lines) else 0)
     parts = [f'<g transform="translate({_PAD},{_PAD})">', *parts, "</g>"]
     parts.append(f'<g transform="translate({_PAD},{height:.0f})">{legend}</g>')
     whole = max(layout.size[0], legend_size[0]) + 2 * _PAD, height + legend_size[1]
-    return markup.svg(whole, "".join(parts), alone=alone, label=f"DAG of {len(found.boxes)} boxes")
+    return markup.svg(whole, "".join(parts), alone=alone, label=f"DAG of {len(drawn.boxes)} boxes")
 
 
 def _title(box: Box) -> str:
@@ -131,7 +133,7 @@ def _box(box: Box, lines: list[str], centre: Point, size: Point, stripe: str | N
     frame = _frame(box.kind, box.wrong)
     rect = f'width="{size[0]:.1f}" height="{size[1]:.1f}" rx="{radius:.0f}"'
     parts = [f"<g><title>{escaped(box.tooltip, 1000)}</title>"]
-    if box.size > 1:  # another one peeps out behind it
+    if box.size > 1:  # a second one shows behind it
         parts.append(f'<rect x="{x + 4:.1f}" y="{y + 4:.1f}" {rect} {frame} stroke-opacity=".5"/>')
     parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {rect} {frame}/>')
     if stripe is not None:
@@ -152,11 +154,11 @@ def _box(box: Box, lines: list[str], centre: Point, size: Point, stripe: str | N
 
 
 def _arrow(line: Line, points: list[Point], downwards: bool, aside: float) -> str:
-    """Return a line through its points, with a head at its end and its number beside it.
+    """Return a line through its points, with an arrowhead and its size.
 
-    It goes `aside` of them, in pixels, to the side that depends on its direction.
+    It is moved aside by that many pixels, to one side or the other by its direction.
     """
-    # Along the flow first, as if it went to the right.
+    # As if the graph flowed to the right.
     flow = [(y, x) for x, y in points] if downwards else points
     back = flow[-1][0] < flow[0][0]
     flow = [(x, y + (aside if back else -aside)) for x, y in flow]
@@ -167,14 +169,14 @@ def _arrow(line: Line, points: list[Point], downwards: bool, aside: float) -> st
 
 
 def _loop(line: Line, centre: Point, size: Point) -> str:
-    """Return the line of a box to itself, below it."""
+    """Return the line from a box to itself, below it."""
     x, y = centre[0], centre[1] + size[1] / 2
     path = [(x + 16, y), (x + 16, y + 16), (x - 16, y + 16), (x - 16, y + 1)]
     return _stroke(line, [(y, x) for x, y in path], -1, downwards=True)
 
 
 def _stroke(line: Line, path: list[Point], direction: int, downwards: bool) -> str:
-    """Return a curve along the flow, `path` being its points and those it bends towards."""
+    """Return a curve along the flow; `path` has its points and its control points."""
 
     def place(x: float, y: float) -> str:
         return f"{y:.1f} {x:.1f}" if downwards else f"{x:.1f} {y:.1f}"
@@ -204,25 +206,25 @@ def _stroke(line: Line, path: list[Point], direction: int, downwards: bool) -> s
     return f'<g opacity="{1 if line.wrong else 0.65}">{"".join(parts)}</g>'
 
 
-def _legend(found: Picture) -> tuple[str, Point]:
-    """Return what the looks mean, as far as they occur, and the room it takes."""
+def _legend(drawn: Picture) -> tuple[str, Point]:
+    """Return the legend of the looks that occur, and its size."""
     entries: list[tuple[str, str]] = []
 
     def swatch(kind: str, wrong: bool = False) -> str:
         return f'<rect x="0" y="-10" width="18" height="12" rx="4" {_frame(kind, wrong)}/>'
 
-    kinds = {box.kind for box in found.boxes}
+    kinds = {box.kind for box in drawn.boxes}
     if "inline" in kinds:
         entries.append((swatch("inline"), "inline: runs inside each function that uses it"))
-    if any(box.place is not None for box in found.boxes):
+    if any(box.place is not None for box in drawn.boxes):
         stripe = f'<rect x="7" y="-11" width="4" height="14" rx="2" fill="{_STRIPES[0]}"/>'
-        entries.append((stripe, "one colour: one worker"))
-    if any(line.startswith("@ ") for box in found.boxes for line in box.lines[-1:]):
+        entries.append((stripe, "same colour: same worker"))
+    if any(line.startswith("@ ") for box in drawn.boxes for line in box.lines[-1:]):
         entries.append(('<text x="3" font-weight="600">@</text>', "pinned"))
-    if any(line.transformed for line in found.lines.values()):
-        entries.append(('<circle cx="9" cy="-4" r="3.5"/>', "transformed on its way"))
-    if any(box.wrong and box.kind != "missing" for box in found.boxes):
-        entries.append((swatch("box", True), "what is wrong"))
+    if any(line.transformed for line in drawn.lines.values()):
+        entries.append(('<circle cx="9" cy="-4" r="3.5"/>', "transformed argument"))
+    if any(box.wrong and box.kind != "missing" for box in drawn.boxes):
+        entries.append((swatch("box", True), "error"))
     if "missing" in kinds:
         entries.append((swatch("missing"), "not in the DAG"))
     x, parts = 0.0, []

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handoff_dask.scheduler.dashboard.lanes import RECENT, SLACK, Lanes
+from handoff_dask.widgets.lanes import RECENT, SLACK, Lanes
 
 times = st.floats(0, 100).map(lambda t: round(t, 1))
 
