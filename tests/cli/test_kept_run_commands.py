@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from handoff_dask.attempts.states import STATES
+
 
 @pytest.fixture
 def detached(handoff, on):
@@ -41,7 +43,8 @@ def test_a_run_outlives_its_command(handoff, detached, on):
     head, line = handoff("runs", *on).stdout.splitlines()
     assert head.split()[:4] == ["run", "started", "kept", "priority"]
     assert line.startswith("three ") and " ago   yes " in line
-    assert line.split()[-6:] == ["0", "0", "0", "3", "0", "0"]
+    counts = dict(zip(reversed(head.split()), reversed(line.split()), strict=False))
+    assert {state: counts[state] for state in STATES} == {**dict.fromkeys(STATES, "0"), "done": "3"}
     status = handoff("status", "three", *on).stdout.splitlines()
     assert status[0].startswith("three: started ")
     assert "3 done" in status[1]
@@ -127,4 +130,4 @@ def test_which_cluster(handoff, command):
     """Without a scheduler, what to say is said."""
     done = handoff(command)
     assert done.returncode == 2
-    assert "which cluster? Say --scheduler ADDRESS" in done.stderr
+    assert "which cluster? Give --scheduler ADDRESS" in done.stderr
