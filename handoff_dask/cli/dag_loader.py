@@ -140,7 +140,7 @@ def call(function: Callable[..., Any], arguments: Sequence[str], name: str) -> A
     except TypeError as error:
         names = ", ".join(parameters) or "none"
         raise Problem(
-            f"{name}: {error}; its arguments: {names}, given after -- as name=value"
+            f"{name}: {error}; its arguments are {names} (after --, as name=value)"
         ) from None
     return function(**values)
 

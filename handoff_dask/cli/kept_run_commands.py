@@ -77,7 +77,7 @@ def status(where: Where, dag_id: str) -> None:
     click.echo(f"{info.dag_id}: started {_started(info)}")
     click.echo("  " + ", ".join(f"{facts[state]} {state}" for state in STATES))
     for id_, attempts in facts["attempts"].items():
-        if failed := [attempt for attempt in attempts if attempt.outcome != "ok"]:
+        if failed := [a for a in attempts if a.outcome not in ("ok", "cancelled")]:
             last = failed[-1]
             reason = f"{last.error_type}: {last.message}" if last.error_type else last.outcome
             click.echo(f"  {id_}: {len(failed)} of {len(attempts)} attempts failed, last {reason}")

@@ -213,15 +213,15 @@ def summary(counts: Mapping[str, int], total: int, why: RunExplanation, left: fl
     >>> from handoff_dask.client.explaining import RunExplanation
     >>> counts = {"waiting": 1, "held": 4, "running": 2, "done": 3}
     >>> summary(counts, 10, RunExplanation({}), 300.0)
-    '3/10 done, 2 running, 4 held, 1 waiting, 5 min 0 s left'
+    '3/10 done, 5 min 0 s left, 2 running, 4 held, 1 waiting'
     """
     parts = [f"{counts['done']}/{total} done"]
+    if left is not None:
+        parts.append(f"{markup.seconds(left)} left")
     for state in reversed(STATES):
         if state != "done" and (number := counts.get(state)):
             because = f" ({reasons(why)})" if state == "held" and why else ""
             parts.append(f"{number} {state}{because}")
-    if left is not None:
-        parts.append(f"{markup.seconds(left)} left")
     return ", ".join(parts)
 
 

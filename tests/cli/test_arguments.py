@@ -55,7 +55,7 @@ def test_a_parameter_annotated_str(text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "f: missing a required argument: 'size'; its arguments: size, n, given after --"),
+        ([], "f: missing a required argument: 'size'; its arguments are size, n "),
         (["3"], "the argument '3' is not of the form name=value"),
         (["size=3", "size=4"], "the argument 'size' of f is given twice"),
         (
@@ -80,7 +80,7 @@ def test_a_parameter_that_has_no_name():
     def factory(size, /):
         raise AssertionError("called")
 
-    with pytest.raises(Problem, match=r"f: .*'size'.*; its arguments: size,"):
+    with pytest.raises(Problem, match=r"f: .*'size'.*; its arguments are size "):
         call(factory, ["size=3"], "f")
 
 

@@ -96,7 +96,8 @@ def test_a_run_that_waits(handoff, detached, on, gate):
     assert handoff("cancel", name, *on).returncode == 0
     assert handoff("runs", *on).stdout == "no runs\n"
     # What became of it can be asked until it is forgotten.
-    assert "5 cancelled" in handoff("status", name, *on).stdout
+    status = handoff("status", name, *on).stdout
+    assert "5 cancelled" in status and "failed, last" not in status
     done = handoff("result", name, "0", *on)
     assert done.returncode == 130 and "cancelled on the cluster" in done.stderr
     assert handoff("forget", name, *on).returncode == 0

@@ -32,11 +32,11 @@ def test_a_bar(start):
     text, code = shown(start, *command, "--", "n=3", "seconds=1", "tag=shown")
     assert code == 0
     bars = re.findall(r"\r\x1b\[\?25l(shown  \[[^\r\n\x1b]*)", text)
-    shape = (
-        r"shown  \[-{25}\]  0/3 done, 1 running, 2 held \(cpu: 1 needs 1, 0 free\)(, .* left)? *"
-    )
+    shape = r"shown  \[-{25}\]  0/3 done, 1 running, 2 held \(cpu: 1 needs 1, 0 free\) *"
     assert any(re.fullmatch(shape, bar) for bar in bars), text
-    assert any(re.match(r"shown  \[#{16}-{9}\]  2/3 done, 1 running", bar) for bar in bars), text
+    assert any(
+        re.match(r"shown  \[#{16}-{9}\]  2/3 done, (.* left, )?1 running", bar) for bar in bars
+    ), text
     assert max(map(len, bars)) < 100
     end = r"\r\x1b\[K\x1b\[\?25hshown: 3 of 3 functions done in [\d.]+ s on 1 worker\r\n$"
     assert re.search(end, text)
@@ -57,7 +57,7 @@ def test_the_time_left(start):
     command = ("run", "pipeline.py:sleepers", "--worker", "cpu=1,memory=100")
     text, code = shown(start, *command, "--", "n=4", "seconds=1", "tag=timed")
     assert code == 0
-    left = [float(n) for n in re.findall(r"1/4 done, [^\r]* ([\d.]+) s left", text)]
+    left = [float(n) for n in re.findall(r"1/4 done, ([\d.]+) s left", text)]
     assert left and all(1.0 <= seconds <= 4.0 for seconds in left), text
 
 
