@@ -32,10 +32,10 @@ async def assert_clean(scheduler, *workers, timeout=10):
         if scheduler.tasks:
             found["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
         if plugin is not None:
-            found["runs"], found["records"] = plugin.runs, plugin.records
+            found["runs"], found["records"] = plugin.runs, plugin.functions
             found["foreign"], found["ending"] = plugin.foreign, plugin.endings
             for worker in workers:
-                claimed = plugin.engine.claimed(worker.address)
+                claimed = plugin.engine.questions.claimed(worker.address)
                 found[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
         for worker in workers:
             if worker.state.available_resources != worker.state.total_resources:

@@ -7,9 +7,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from handoff_dask.placement.board import MANY
-from handoff_dask.placement.events import Place, Refuse
 
 if TYPE_CHECKING:
+    from handoff_dask.placement.events import Decision
     from handoff_dask.placement.ledger import Worker
     from handoff_dask.placement.placer import Placer
     from handoff_dask.placement.queues import Entry, Queue
@@ -38,7 +38,7 @@ class Ahead:
         #: How many functions wait ahead on a worker, on average.
         self._each = 0
 
-    def commit(self, came: bool, out: list[Place | Refuse]) -> None:
+    def commit(self, came: bool, out: list[Decision]) -> None:
         """Top up the workers that changed; all of some, when functions came."""
         placer, board = self._placer, self._placer.board
         if self._horizon <= 0 or self._most <= 0:
@@ -59,7 +59,7 @@ class Ahead:
     def _seconds(function: Function) -> float:
         return float("inf") if function.seconds is None else function.seconds
 
-    def _top_up(self, worker: Worker, out: list[Place | Refuse]) -> bool:
+    def _top_up(self, worker: Worker, out: list[Decision]) -> bool:
         """Commit from the most urgent queue that may use a worker; True to look at it again.
 
         Nothing is committed if a function of another kind could start at once, or comes first:

@@ -19,7 +19,7 @@ SAMPLE = 16
 class Cluster:
     """All registered workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, grace: float) -> None:
         self.resources = Resources()
         self.index = Index()
         self.workers: dict[str, Worker] = {}
@@ -27,7 +27,7 @@ class Cluster:
         self.names: dict[str, dict[Worker, None]] = {}
         self.shapes: dict[tuple[int, ...], Shape] = {}
         #: Seconds in which a lost worker may come back; by identity, when each was lost.
-        self.grace = 0.0
+        self.grace = grace
         self.lost: dict[Hashable, tuple[float, Worker]] = {}
         #: Changes whenever a worker comes, goes, pauses, resumes or changes its capacity.
         self.epoch = 0
@@ -66,11 +66,12 @@ class Cluster:
         self.changed(worker)
         return worker
 
-    def reshape(self, worker: Worker) -> None:
-        """Take over a change of a worker's declared capacity."""
-        shape = self._shape(worker.spec_capacity, worker.slots)
-        self._reshape(worker, shape)
-        self.changed(worker)
+    def worker(self, address: str) -> Worker:
+        """Return a registered worker; `KeyError` if there is none at that address."""
+        worker = self.workers.get(address)
+        if worker is None:
+            raise KeyError(f"no worker {address!r}")
+        return worker
 
     def remove(self, worker: Worker, lost_at: float | None = None) -> None:
         """Forget a worker; if it was lost, remember for a while what it could hold."""

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from heapq import heappop
+from itertools import chain
 
 from handoff_dask.placement import intake
 from handoff_dask.placement.ahead import Ahead
-from handoff_dask.placement.events import FunctionSpec, Place, Refuse
+from handoff_dask.placement.board import Board
+from handoff_dask.placement.choice import Chooser
+from handoff_dask.placement.cluster import Cluster
+from handoff_dask.placement.durations import Durations
+from handoff_dask.placement.events import Decision, FunctionSpec, WorkerSpec
+from handoff_dask.placement.ledger import Worker
+from handoff_dask.placement.placer import Placer
+from handoff_dask.placement.questions import Questions
 from handoff_dask.placement.runs import (
     DELAYED,
     DONE,
@@ -21,12 +29,11 @@ from handoff_dask.placement.runs import (
     Run,
 )
 from handoff_dask.placement.strategies import strategy as strategy_of
-from handoff_dask.placement.workforce import Workforce
 
 __all__ = ["Engine"]
 
 
-class Engine(Workforce):
+class Engine:
     """Decides which function runs where, and when.
 
     A state machine without a clock: whoever drives it says what happened and when, asks `poll`
@@ -47,7 +54,7 @@ class Engine(Workforce):
 
     Examples
     --------
-    >>> from handoff_dask.placement import FunctionSpec, WorkerSpec
+    >>> from handoff_dask.placement.events import FunctionSpec, WorkerSpec
     >>> engine = Engine()
     >>> engine.worker_added(WorkerSpec("tcp://a", "a", "host", {"cpu": 2}, slots=4))
     >>> engine.run_opened("run")
@@ -71,9 +78,17 @@ class Engine(Workforce):
         latency: float = 0.005,
         lost_grace: float = 60.0,
     ) -> None:
-        super().__init__(horizon=horizon, bandwidth=bandwidth, latency=latency)
+        self._runs: dict[Hashable, Run] = {}
+        self._functions: dict[Hashable, Function] = {}
+        self._durations = Durations()
+        self._cluster = Cluster(grace=lost_grace)
+        self._board = Board(self._cluster, short=horizon / 4)
+        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency, worth=horizon)
+        self._placer = Placer(self._board, chooser)
         self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
-        self._cluster.grace = lost_grace
+        self.questions = Questions(self._runs, self._functions, self._placer)
+        #: What others use, by key: the worker.
+        self._foreign: dict[Hashable, Worker] = {}
         #: Ready functions that the next poll queues.
         self._fresh: list[Function] = []
         #: Runs to rank anew.
@@ -170,7 +185,7 @@ class Engine(Workforce):
         now: float,
         *,
         inputs: Mapping[str, float] | None = None,
-        input_total: float | None = None,
+        input_total: float = 0.0,
         not_before: float | None = None,
         cost: Mapping[str, float] | None = None,
         avoid: Collection[str] = (),
@@ -188,8 +203,7 @@ class Engine(Workforce):
         inputs
             Bytes of its inputs that each worker holds, by address.
         input_total
-            Bytes of all its inputs; without it, the sum over `inputs`, which is too much if
-            several workers hold the same.
+            Bytes of all its inputs, each counted once however many workers hold it.
         not_before
             When it may start at the earliest: a retry's delay.
         cost
@@ -208,11 +222,13 @@ class Engine(Workforce):
         KeyError
             No such function.
         ValueError
-            An impossible cost.
+            An impossible cost, or a worker that holds more than `input_total`.
         """
         function = self._functions.get(key)
         if function is None:
             raise KeyError(f"no function {key!r}")
+        if inputs and max(inputs.values()) > input_total:
+            raise ValueError(f"a worker holds more than all the inputs of {key!r}: {input_total!r}")
         state = function.state
         new_cost = function.own_cost if cost is None else self._cluster.cost(cost)
         if state == PLACED:
@@ -230,7 +246,7 @@ class Engine(Workforce):
             function.barred = Barred(frozenset(avoid), frozenset(exclude), insist, patience)
         if inputs:
             function.inputs = dict(inputs)
-            function.input_total = sum(inputs.values()) if input_total is None else input_total
+            function.input_total = input_total
         else:
             function.inputs = None
         if not_before is not None and not_before > now:
@@ -306,48 +322,137 @@ class Engine(Workforce):
         """Take over how long a function took elsewhere, for functions added from now on."""
         self._durations.know(token, seconds)
 
+    # -- workers, and what others use of them
+
+    def worker_added(self, spec: WorkerSpec) -> None:
+        """Take in a worker that joined or is back; one that is registered is updated."""
+        known = spec.address in self._cluster.workers
+        worker = self._cluster.add(spec)
+        if known:
+            self._reshaped(worker)
+
+    def worker_running(self, address: str, running: bool) -> None:
+        """Take in that a worker paused or is closing (False), or goes on (True)."""
+        worker = self._cluster.worker(address)
+        if worker.running != running:
+            worker.running = running
+            self._reshaped(worker)
+            worker.promote()
+            self._cluster.changed(worker)
+
+    def worker_removed(self, address: str, lost_at: float | None = None) -> None:
+        """Forget a worker that is gone, and all claims on it. Unknown addresses are ignored.
+
+        Parameters
+        ----------
+        address
+            The worker.
+        lost_at
+            The time, if it may come back; None if it left for good.
+        """
+        worker = self._cluster.workers.get(address)
+        if worker is None:
+            return
+        placer = self._placer
+        if worker.reservation is not None:
+            self._board.cancel(worker.reservation)
+        self._cluster.remove(worker, lost_at)
+        if not self._cluster.workers:
+            # Workers will join one by one: the first ones do not decide what is impossible.
+            for run in self._runs.values():
+                run.patience = run.patience or self._cluster.grace
+        for function in chain(worker.placed, worker.ahead):
+            function.state = WAITING
+            function.stamp += 1
+            function.worker = None
+            self._left(function.run)
+        for key in worker.foreign:
+            del self._foreign[key]
+        for group in list(worker.groups):
+            placer.unbind(group)
+        placer.forget_holder(worker)
+
+    def foreign_claimed(
+        self, key: Hashable, worker: str, cost: Mapping[str, float], *, slot: bool = False
+    ) -> None:
+        """Count what something that is not placed uses of a worker, a slot only if so told.
+
+        It may exceed the capacity; then nothing of ours is placed there.
+        """
+        self.foreign_released(key)
+        found = self._cluster.workers.get(worker)
+        if found is not None:
+            amounts = self._cluster.cost(cost)
+            items = amounts.items if slot else amounts.rest
+            found.foreign[key] = items
+            found.take(items)
+            self._foreign[key] = found
+            self._cluster.touched[found] = None
+
+    def foreign_released(self, key: Hashable) -> None:
+        """Give back what something that is not ours used. Unknown keys are ignored."""
+        worker = self._foreign.pop(key, None)
+        if worker is not None:
+            worker.give(worker.foreign.pop(key))
+            worker.promote()
+            self._cluster.touched[worker] = None
+
     # -- decisions
 
-    def poll(self, now: float) -> list[Place | Refuse]:
+    def poll(self, now: float) -> list[Decision]:
         """Decide all that can be decided now."""
-        out: list[Place | Refuse] = []
-        placer = self._placer
+        decisions: list[Decision] = []
         self._board.now = now
-        timers = self._board.timers
-        while timers and timers[0][0] <= now:
-            _, _, function, stamp = heappop(timers)
-            if function.stamp == stamp:
-                if function.state == DELAYED:
-                    function.state = FRESH
-                    self._fresh.append(function)
-                else:
-                    # It has waited long enough for the worker that holds its inputs, or for
-                    # another than one that it avoids.
-                    function.holder = None
-                    if function.state == QUEUED:
-                        self._board.requeue(function)
-                        self._board.stir = True
+        self._wake()
         came = bool(self._fresh)
-        if came or placer.due:
-            placer.settle()
+        if came or self._placer.due:
+            self._placer.settle(decisions)
             self._rank()
-            for function in self._fresh:
-                if function.state == FRESH and function not in placer.unbound:
-                    self._board.enqueue(function)
-            self._fresh.clear()
-            placer.place(out)
-            placer.place_rest(out)
-            self._ahead.commit(came, out)
+            self._queue()
+            self._placer.place(decisions)
+            self._ahead.commit(came, decisions)
             # Who was handed ahead needs no worker kept for it any more.
-            placer.place_rest(out)
-        placer.refuse(out)
-        return out
+            self._placer.place_rest(decisions)
+        self._placer.refuse(decisions)
+        return decisions
 
     def wake_at(self) -> float | None:
         """When `poll` must be called next even if nothing happens; None: never."""
         return self._placer.wake_at()
 
     # -- inside
+
+    def _wake(self) -> None:
+        """Look again at the functions whose time has come."""
+        board = self._board
+        timers = board.timers
+        while timers and timers[0][0] <= board.now:
+            _, _, function, stamp = heappop(timers)
+            if function.stamp != stamp:
+                continue
+            if function.state == DELAYED:
+                function.state = FRESH
+                self._fresh.append(function)
+                continue
+            # It has waited long enough for the worker that holds its inputs, or for a worker other
+            # than those it avoids.
+            function.holder = None
+            if function.state == QUEUED:
+                board.requeue(function)
+                board.stir = True
+
+    def _queue(self) -> None:
+        """Queue the functions that became ready."""
+        for function in self._fresh:
+            if function.state == FRESH and function not in self._placer.unbound:
+                self._board.enqueue(function)
+        self._fresh.clear()
+
+    def _run(self, run: Hashable) -> Run:
+        owner = self._runs.get(run)
+        if owner is None:
+            raise KeyError(f"no run {run!r}")
+        return owner
 
     def _release(self, function: Function) -> None:
         worker = function.worker
@@ -371,3 +476,22 @@ class Engine(Workforce):
             run.rank(self._durations)
             self._board.rekey(run)
         self._stale.clear()
+
+    def _left(self, run: Run) -> None:
+        run.placed -= 1
+        if run.limit is not None:
+            self._board.woken.update(run.queues)
+
+    def _reshaped(self, worker: Worker) -> None:
+        """Take back what a changed worker may be unable to keep.
+
+        That is its reservation, groups that do not fit it, and functions that wait for its data.
+        """
+        placer = self._placer
+        placer.forget_holder(worker)
+        if worker.reservation is not None:
+            self._board.cancel(worker.reservation)
+        for group in list(worker.groups):
+            answers = group.pin is None or worker in self._cluster.candidates(group.pin, None)
+            if not answers or not group.need.fits(worker.shape.capacity):
+                placer.unbind(group)

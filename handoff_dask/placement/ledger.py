@@ -156,8 +156,8 @@ class Worker:
 
     __slots__ = (
         "address", "ahead", "ahead_work", "bucket", "counts", "foreign", "free", "groups", "host",
-        "identity", "name", "order", "placed", "promised", "reservation", "running", "seceded",
-        "shape", "slots", "spec_capacity", "watchers",
+        "identity", "name", "order", "placed", "promised", "promoted", "reservation",
+        "running", "seceded", "shape", "slots", "spec_capacity", "watchers",
     )  # fmt: skip
 
     def __init__(self, spec: WorkerSpec, shape: Shape, order: int) -> None:
@@ -177,6 +177,8 @@ class Worker:
         self.placed: dict[Function, None] = {}
         #: Functions handed over ahead, without a claim, in order; all of one cost.
         self.ahead: dict[Function, None] = {}
+        #: Functions that left `ahead` for a claim since the last poll.
+        self.promoted: list[Function] = []
         #: Seconds of work that `ahead` stands for.
         self.ahead_work = 0.0
         #: Claims with a slot, by cost.
@@ -269,6 +271,7 @@ class Worker:
                 self.placed[function] = None
                 self.ahead[other] = None
                 self.ahead_work += other.seconds or 0.0
+            self.promoted.append(function)
         if function in self.placed and function not in self.seceded:
             self.seceded.add(function)
             self._uncount(function.cost)
@@ -283,6 +286,7 @@ class Worker:
                 return
             self._unqueue(function)
             self.claim(function)
+            self.promoted.append(function)
 
     def reshape(self, shape: Shape) -> None:
         """Change the capacity; what is claimed stays claimed."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from handoff_dask.placement.board import Board
 from handoff_dask.placement.choice import Chooser
-from handoff_dask.placement.events import Place, Refuse
+from handoff_dask.placement.events import Decision, Place, Refuse, Started
 from handoff_dask.placement.keeping import Keeper
 from handoff_dask.placement.queues import Entry, Queue
 from handoff_dask.placement.reservations import Reserver
@@ -47,7 +47,7 @@ class Placer:
         cluster = self.cluster
         return bool(board.stir or board.woken or cluster.touched or self._epoch != cluster.epoch)
 
-    def settle(self) -> None:
+    def settle(self, out: list[Decision]) -> None:
         """Take over what happened to workers since the last poll."""
         board = self.board
         cluster = self.cluster
@@ -71,11 +71,25 @@ class Placer:
                 self.keeper.refresh(worker)
             if worker.watchers:
                 board.woken.update(worker.watchers)
+            for function in worker.promoted:
+                if function.ahead and function in worker.placed:
+                    function.ahead = False
+                    out.append(Started(function.key))
+            worker.promoted.clear()
             if worker.running and not worker.ahead:
                 board.gains.append(worker)
 
-    def place(self, out: list[Place | Refuse]) -> None:
+    def place(self, out: list[Decision]) -> None:
         """Place whatever fits, the most urgent first."""
+        self._pass(out)
+        self.place_rest(out)
+
+    def place_rest(self, out: list[Decision]) -> None:
+        """Place what fits now because of what was decided before."""
+        while self.board.stir or self.board.woken:
+            self._pass(out)
+
+    def _pass(self, out: list[Decision]) -> None:
         board = self.board
         board.stir = False
         open_: list[_Open] = []
@@ -125,13 +139,8 @@ class Placer:
         if board.bins is not None and board.bins.more:
             board.stir = True
 
-    def place_rest(self, out: list[Place | Refuse]) -> None:
-        """Place what fits now because of what was decided before."""
-        while self.board.stir or self.board.woken:
-            self.place(out)
-
     def assign(
-        self, function: Function, worker: Worker, out: list[Place | Refuse], ahead: bool = False
+        self, function: Function, worker: Worker, out: list[Decision], ahead: bool = False
     ) -> None:
         """Give a queued function to a worker."""
         queue = function.queue
@@ -147,6 +156,7 @@ class Placer:
         function.holder = None
         function.started = self.board.now
         function.run.placed += 1
+        function.ahead = ahead
         group = function.group
         if group is not None:
             if group.worker is None:
@@ -210,7 +220,7 @@ class Placer:
         self.bind(group, chosen)
         return True
 
-    def refuse(self, out: list[Place | Refuse]) -> None:
+    def refuse(self, out: list[Decision]) -> None:
         """Give up what waited long enough for a worker that could hold it."""
         now = self.board.now
         for queue in list(self.board.stuck):

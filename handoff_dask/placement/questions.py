@@ -1,4 +1,4 @@
-"""What one may ask an engine; asking changes nothing."""
+"""What one may ask an engine. Asking changes nothing."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ from heapq import nlargest
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from handoff_dask.placement.board import Board
-from handoff_dask.placement.choice import Chooser
-from handoff_dask.placement.cluster import Cluster
-from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.events import Backlog, Counts, Finding, Waiting
+from handoff_dask.placement.events import Backlog, Finding, Waiting
 from handoff_dask.placement.ledger import SLOT, UNIT
-from handoff_dask.placement.placer import Placer
-from handoff_dask.placement.runs import DELAYED, DONE, FRESH, PLACED, QUEUED
+from handoff_dask.placement.runs import DELAYED, FRESH, QUEUED
 
 if TYPE_CHECKING:
     from handoff_dask.placement.ledger import Cost, Resources, Worker
+    from handoff_dask.placement.placer import Placer
     from handoff_dask.placement.queues import Queue
     from handoff_dask.placement.runs import Function, Run
 
-__all__ = ["Answers"]
+__all__ = ["Questions"]
 
 
-class Answers:
-    """An engine's state, and what can be read off it."""
+class Questions:
+    """Everything that can be read off an engine's state.
 
-    def __init__(self, *, horizon: float, bandwidth: float, latency: float) -> None:
-        self._cluster = Cluster()
-        self._durations = Durations()
-        self._board = Board(self._cluster, short=horizon / 4)
-        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency, worth=horizon)
-        self._placer = Placer(self._board, chooser)
-        self._runs: dict[Hashable, Run] = {}
-        self._functions: dict[Hashable, Function] = {}
+    Parameters
+    ----------
+    runs, functions
+        The engine's, by key.
+    placer
+        What it places functions with.
+    """
+
+    def __init__(
+        self, runs: Mapping[Hashable, Run], functions: Mapping[Hashable, Function], placer: Placer
+    ) -> None:
+        self._runs = runs
+        self._functions = functions
+        self._placer = placer
+        self._cluster = placer.cluster
 
     def feasibility(self, cost: Mapping[str, float], pin: str | None = None) -> Finding:
         """Which registered workers could ever hold a cost, by what they declare."""
@@ -46,7 +49,7 @@ class Answers:
         Functions that are collocated are judged as the one they must be.
         """
         findings: dict[object, Finding] = {}
-        for key, function in self._run(run).functions.items():
+        for key, function in self._runs[run].functions.items():
             needs = _needs(function)
             finding = findings.get(needs)
             if finding is None:
@@ -62,24 +65,24 @@ class Answers:
 
     def free(self, worker: str) -> dict[str, float]:
         """Return what is free of each resource a worker declares; below 0 if it shrank."""
-        return _amounts(self._worker(worker), self._cluster.resources)[0]
+        return _amounts(self._cluster.worker(worker), self._cluster.resources)[0]
 
     def claimed(self, worker: str) -> dict[str, float]:
         """Return what is claimed of each resource a worker declares, by us and others."""
-        return _amounts(self._worker(worker), self._cluster.resources)[1]
+        return _amounts(self._cluster.worker(worker), self._cluster.resources)[1]
 
     def capacity(self, worker: str) -> dict[str, float]:
         """Return what a worker declares."""
-        return dict(self._worker(worker).spec_capacity)
+        return dict(self._cluster.worker(worker).spec_capacity)
 
     def slots(self, worker: str) -> tuple[int, int]:
         """Return how many slots of a worker are free, and how many it has."""
-        found = self._worker(worker)
+        found = self._cluster.worker(worker)
         return found.free[SLOT] // UNIT, found.slots
 
     def placed(self, worker: str) -> list[Hashable]:
         """Return the keys of the functions that run on a worker, in order of placement."""
-        return [function.key for function in self._worker(worker).placed]
+        return [function.key for function in self._cluster.worker(worker).placed]
 
     def backlog(self, most: int) -> Backlog:
         """Return what is ready and not placed; goes through queues, not through functions.
@@ -111,7 +114,7 @@ class Answers:
         Functions of one queue wait for the same: only one of them is asked about.
         """
         kinds: dict[tuple[object, ...], list[Function]] = {}
-        for function in self._run(run).functions.values():
+        for function in self._runs[run].functions.values():
             state = function.state
             if state == QUEUED:
                 kinds.setdefault((state, function.queue), []).append(function)
@@ -122,22 +125,6 @@ class Answers:
             why = _why(alike[0], self._placer)
             if why is not None:
                 found.append((alike[0].key, len(alike), why))
-        return found
-
-    def counts(self, run: Hashable) -> Counts:
-        """How many functions of a run are where."""
-        return _counts(self._run(run))
-
-    def _worker(self, address: str) -> Worker:
-        worker = self._cluster.workers.get(address)
-        if worker is None:
-            raise KeyError(f"no worker {address!r}")
-        return worker
-
-    def _run(self, run: Hashable) -> Run:
-        found = self._runs.get(run)
-        if found is None:
-            raise KeyError(f"no run {run!r}")
         return found
 
 
@@ -188,23 +175,6 @@ def _backlog(placer: Placer, most: int) -> Backlog:
 
 def _live(queue: Queue) -> int:
     return queue.live
-
-
-def _counts(run: Run) -> Counts:
-    """Count the functions of a run by where they are."""
-    held = delayed = ahead = done = 0
-    for function in run.functions.values():
-        state = function.state
-        if state == PLACED:
-            assert function.worker is not None
-            ahead += function in function.worker.ahead
-        elif state == DONE:
-            done += 1
-        elif state in (DELAYED, FRESH, QUEUED):
-            held += 1
-            delayed += state == DELAYED
-    waiting = len(run.functions) - held - run.placed - done
-    return Counts(waiting, held, delayed, run.placed - ahead, ahead, done)
 
 
 def _why(function: Function, placer: Placer) -> Waiting | None:

@@ -103,10 +103,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "barred", "binds", "cost", "deferred", "dependencies", "entry", "expected", "family",
-        "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
-        "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
-        "tail", "token", "urgency", "worker",
+        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "entry", "expected",
+        "family", "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
+        "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state",
+        "stuck_at", "tail", "token", "urgency", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -136,6 +136,8 @@ class Function:
         self.queue: Queue | None = None
         self.entry: Entry | None = None
         self.worker: Worker | None = None
+        #: Whether it was handed to its worker ahead and is not taken to run yet.
+        self.ahead = False
         self.started = 0.0
         self.ready_at = 0.0
         #: Bytes of its inputs per worker address, and all of them.

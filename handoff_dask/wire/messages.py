@@ -129,6 +129,8 @@ class RunSpec:
     awaited: frozenset[int] = frozenset()
     #: Whether the first function that fails for good stops the run.
     stops_at_failure: bool = True
+    #: Whether the client wants to hear of its events.
+    events: bool = False
     #: Key of the function that submitted the run, if any.
     within: Any = None
 

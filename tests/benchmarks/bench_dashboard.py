@@ -23,7 +23,7 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
 from handoff_dask import HandoffPlugin
-from handoff_dask.placement import Place, WorkerSpec
+from handoff_dask.placement.events import Place, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
 from handoff_dask.wire.messages import RunSpec
 
@@ -55,7 +55,7 @@ class World:
             run = self.plugin.runs[run_id]
             run.arrived.set()
             for record in run.functions:
-                self.plugin.records[record.key] = record
+                self.plugin.functions[record.key] = record
                 record.move("held")
                 self.plugin.engine.function_ready(record.key, time.monotonic())
 
@@ -70,7 +70,7 @@ class World:
             record.move("done")
         for decision in plugin.engine.poll(time.monotonic()):
             assert isinstance(decision, Place)
-            record = plugin.records[decision.key]
+            record = plugin.functions[decision.key]
             record.attempt, record.worker, record.placed = 1, decision.worker, now
             record.move("running")
             seconds = self.seconds * (0.5 + record.index % 100 / 100)

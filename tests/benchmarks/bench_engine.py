@@ -18,7 +18,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, Place, WorkerSpec
 from tests.benchmarks.tables import Table
 
 READY = 100_000
@@ -67,7 +68,7 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
     gc.collect()
     gc.freeze()
     # Queueing 100,000 functions is not what is measured here.
-    engine._placer.settle()
+    engine._placer.settle([])
     engine._rank()
     for function in engine._fresh:
         engine._board.enqueue(function)
@@ -114,7 +115,7 @@ def one_class(functions: int = 10_000, batch: int = 16) -> float:
         for key in running[head : head + batch]:
             engine.attempt_ended(key, now, duration=0.001, done=True)
         head += batch
-        running += [place.key for place in engine.poll(now)]
+        running += [d.key for d in engine.poll(now) if isinstance(d, Place)]
     assert len(running) == functions
     return (time.process_time() - started) / functions * 1e6
 

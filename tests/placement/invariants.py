@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from handoff_dask.placement import Engine, keeping
+from handoff_dask.placement import keeping
+from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.runs import PLACED, QUEUED
 
 

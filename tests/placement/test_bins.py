@@ -3,7 +3,8 @@ from __future__ import annotations
 import itertools
 import random
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 
 def distinct(n: int, *, workers: int = 20) -> Engine:
@@ -48,7 +49,7 @@ def test_many_costs_leave_no_worker_idle() -> None:
         now += 1.0
         engine.attempt_ended(running.pop(0), now, done=True)
         running += [d.key for d in engine.poll(now)]
-        least = min(least, sum(engine.claimed(f"w{i}")["cpu"] for i in range(4)))
+        least = min(least, sum(engine.questions.claimed(f"w{i}")["cpu"] for i in range(4)))
     assert least >= 20
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 COSTS = [{"cpu": 1 + i % 4, "memory": 100 * (1 + i)} for i in range(20)]
 

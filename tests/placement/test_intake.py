@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from handoff_dask.placement import FunctionSpec, Place
+from handoff_dask.placement.events import FunctionSpec, Place
 
 TWO = {"a": {"cpu": 2}, "b": {"cpu": 2}}
 
@@ -106,7 +106,7 @@ def test_a_target_without_a_worker_holds_the_function_back(drive) -> None:
     d.specs(FunctionSpec("p", {}, binds="c"), FunctionSpec("c", {"gpu": 1}))
     d.ready("p")
     assert d.poll() == []
-    why = d.engine.why("p")
+    why = d.engine.questions.why("p")
     assert why.reason == "binding" and not why.finding
     assert d.engine.wake_at() == 5.0
     d.join("g", {"gpu": 1})

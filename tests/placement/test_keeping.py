@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from handoff_dask.placement import FunctionSpec, Place
+from handoff_dask.placement.events import FunctionSpec, Place
 from tests.placement.conftest import Driver
 
 
@@ -42,7 +42,7 @@ def test_small_functions_do_not_bypass_a_wide_one(busy: Driver) -> None:
     measured(busy, {f"small-{i}": (1, 8.0) for i in range(20)})
     busy.end("first", after=5.0)
     assert not busy.places()
-    why = busy.engine.why("small-0")
+    why = busy.engine.questions.why("small-0")
     assert why is not None and why.reason == "reserved"
     busy.end("second", after=5.0)
     assert busy.places() == {"wide": "a"}
@@ -175,16 +175,16 @@ def pair(drive) -> Driver:
 @pytest.mark.parametrize(
     "event",
     [
-        lambda e, w: e.worker_removed(w),
-        lambda e, w: e.worker_running(w, False),
-        lambda e, w: e.worker_changed(w, capacity={"cpu": 2}),
-        lambda e, w: e.foreign_claimed("other", w, {"cpu": 1}),
+        lambda d, w: d.engine.worker_removed(w),
+        lambda d, w: d.engine.worker_running(w, False),
+        lambda d, w: d.join(w, {"cpu": 2}),
+        lambda d, w: d.engine.foreign_claimed("other", w, {"cpu": 1}),
     ],
     ids=["lost", "paused", "shrunk", "claimed"],
 )
 def test_it_moves_when_its_worker_cannot_serve(pair, event: Callable[..., None]) -> None:
     """The other worker is kept when the first is lost, paused, shrunk or taken by others."""
-    event(pair.engine, pair.sooner)
+    event(pair, pair.sooner)
     assert not pair.places()
     assert kept(pair) == {pair.later: "wide"}
 

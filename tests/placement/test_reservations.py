@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 
 def stream(
@@ -111,7 +112,7 @@ def test_what_does_not_compete_is_not_held_up(drive) -> None:
     d.add({"gpu": {"gpu": 1}})
     d.end(running.pop(0))
     assert "gpu" in d.places()
-    assert d.engine.why(89).reason in ("reserved", "resources")
+    assert d.engine.questions.why(89).reason in ("reserved", "resources")
 
 
 def test_what_ends_in_time_may_run_meanwhile(drive) -> None:
@@ -152,7 +153,7 @@ def test_a_lost_worker_is_not_kept(drive) -> None:
         running += d.places()
     d.engine.function_withdrawn("big")
     assert not d.engine._board.reserved
-    free = d.engine.free("a")["cpu"]
+    free = d.engine.questions.free("a")["cpu"]
     assert len(d.places()) == free, "all that was kept is used"
 
 
@@ -174,6 +175,6 @@ def test_a_kept_worker_stays_at_work() -> None:
     for now in range(2, count):
         engine.attempt_ended(running.pop(0), now, duration=1.0, done=True)
         running += [place.key for place in engine.poll(now)]
-        assert running, f"nothing runs after {now} ends, and yet {engine.why('next')}"
+        assert running, f"nothing runs after {now} ends, and yet {engine.questions.why('next')}"
     engine.attempt_ended("train", count, duration=count, done=True)
     assert "next" in [place.key for place in engine.poll(count)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 
 def order(engine: Engine, *, seconds=lambda key: None, now: float = 0.0) -> list:

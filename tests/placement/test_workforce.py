@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from handoff_dask.placement import FunctionSpec, WorkerSpec
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 
 def test_a_worker_that_joins_is_used_at_once(drive) -> None:
@@ -20,7 +20,7 @@ def test_a_paused_worker_gets_nothing(drive) -> None:
     d.engine.worker_running("a", False)
     d.end(0)
     assert d.places() == {}
-    assert d.engine.why(3).reason == "paused"
+    assert d.engine.questions.why(3).reason == "paused"
     d.engine.worker_running("a", True)
     assert len(d.places()) == 1
 
@@ -46,10 +46,10 @@ def test_a_worker_that_shrinks_must_fit_again_first(drive) -> None:
     d.engine.function_withdrawn(1)
     d.engine.function_withdrawn(2)
     assert d.places() == {0: "a"}
-    d.engine.worker_changed("a", capacity={"cpu": 2, "disk": 1})
+    d.join("a", {"cpu": 2, "disk": 1})
     d.ready(1, 2)
     assert d.places() == {}, "not even what costs something else"
-    assert d.engine.free("a")["cpu"] == -1
+    assert d.engine.questions.free("a")["cpu"] == -1
     d.end(0)
     assert set(d.places()) == {1, 2}
 
@@ -59,9 +59,9 @@ def test_a_worker_that_grows_is_used_at_once(drive) -> None:
     d = drive({"a": {"cpu": 1}}, slots=1)
     d.add({key: {"cpu": 1} for key in range(3)})
     assert len(d.places()) == 1
-    d.engine.worker_changed("a", capacity={"cpu": 3})
+    d.join("a", {"cpu": 3}, slots=1)
     assert d.places() == {}
-    d.engine.worker_changed("a", slots=2)
+    d.join("a", {"cpu": 3}, slots=2)
     assert len(d.places()) == 1
 
 
@@ -71,7 +71,7 @@ def test_a_worker_that_is_added_again_keeps_its_claims(drive) -> None:
     d.add({0: {"cpu": 1}})
     d.places()
     d.engine.worker_added(WorkerSpec("a", "renamed", "host", {"cpu": 2}, 8))
-    assert d.engine.free("a") == {"cpu": 1}
+    assert d.engine.questions.free("a") == {"cpu": 1}
     d.specs(FunctionSpec(1, {"cpu": 1}, pin="renamed"), FunctionSpec(2, {}, pin="a-name"))
     d.ready(1, 2)
     assert d.places() == {1: "a"}

@@ -89,7 +89,7 @@ class Held:
 def held(plugin: HandoffPlugin, most: int) -> list[Held]:
     """Return what holds most functions, and why."""
     found: list[Held] = []
-    for count, key in plugin.engine.backlog(most).largest:
+    for count, key in plugin.engine.questions.backlog(most).largest:
         record = plugin.records.get(key)
         if record is not None:
             why = plugin.endings.why(record)
@@ -109,7 +109,7 @@ def running(plugin: HandoffPlugin, most: int) -> Iterator[tuple[str, FunctionRec
     addresses = list(plugin.registry.names)
     share = max(1, most // max(1, len(addresses)))
     for address in addresses:
-        records = map(plugin.records.get, plugin.engine.placed(address))
+        records = map(plugin.records.get, plugin.engine.questions.placed(address))
         functions = (r for r in records if r is not None and r.row.source is None)
         for record in islice(functions, share):
             yield address, record
@@ -138,13 +138,13 @@ def usage(plugin: HandoffPlugin) -> Usage:
     """Sum up what workers declare and what is claimed and asked of them."""
     found = Usage()
     engine = plugin.engine
-    backlog = engine.backlog(0)
+    backlog = engine.questions.backlog(0)
     for address in plugin.registry.names:
         asked_of: Mapping[str, float] = backlog.asked_of.get(address, {})
-        free, slots = engine.slots(address)
-        claimed = engine.claimed(address)
+        free, slots = engine.questions.slots(address)
+        claimed = engine.questions.claimed(address)
         amounts = {THREADS: Amounts(slots, slots - free, asked_of.get(THREADS, 0.0))}
-        for name, declared in engine.capacity(address).items():
+        for name, declared in engine.questions.capacity(address).items():
             amounts[name] = Amounts(declared, claimed[name], asked_of.get(name, 0.0))
         found.workers[address] = amounts
         for name, amount in amounts.items():

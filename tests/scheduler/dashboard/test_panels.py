@@ -243,7 +243,7 @@ async def test_resources_that_nobody_has(c, s, a, b):
     greedy = DAG().add_function(Function(id="f", args=[], code=int, cost={"licence": 2}))
     run = await submit(greedy, placement_timeout=60)
     plugin = s.plugins["handoff"]
-    await until(lambda: plugin.engine.backlog(1).largest)
+    await until(lambda: plugin.engine.questions.backlog(1).largest)
     panel = viewed(s, Resources)
     cell = {row["what"]: row for row in rows(panel._cells)}["licence of all workers"]
     assert (cell["declared"], cell["asked"], cell["lacking"]) == (0, 2, 1)
