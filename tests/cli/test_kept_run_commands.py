@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from handoff_dask.attempts.states import STATES
+
 
 @pytest.fixture
 def detached(handoff, on):
@@ -41,7 +43,8 @@ def test_a_run_outlives_its_command(handoff, detached, on):
     head, line = handoff("runs", *on).stdout.splitlines()
     assert head.split()[:4] == ["run", "started", "kept", "priority"]
     assert line.startswith("three ") and " ago   yes " in line
-    assert line.split()[-6:] == ["0", "0", "0", "3", "0", "0"]
+    counts = dict(zip(reversed(head.split()), reversed(line.split()), strict=False))
+    assert {state: counts[state] for state in STATES} == {**dict.fromkeys(STATES, "0"), "done": "3"}
     status = handoff("status", "three", *on).stdout.splitlines()
     assert status[0].startswith("three: started ")
     assert "3 done" in status[1]
@@ -93,7 +96,8 @@ def test_a_run_that_waits(handoff, detached, on, gate):
     assert handoff("cancel", name, *on).returncode == 0
     assert handoff("runs", *on).stdout == "no runs\n"
     # What became of it can be asked until it is forgotten.
-    assert "5 cancelled" in handoff("status", name, *on).stdout
+    status = handoff("status", name, *on).stdout
+    assert "5 cancelled" in status and "failed, last" not in status
     done = handoff("result", name, "0", *on)
     assert done.returncode == 130 and "cancelled on the cluster" in done.stderr
     assert handoff("forget", name, *on).returncode == 0
@@ -127,4 +131,4 @@ def test_which_cluster(handoff, command):
     """Without a scheduler, what to say is said."""
     done = handoff(command)
     assert done.returncode == 2
-    assert "which cluster? Say --scheduler ADDRESS" in done.stderr
+    assert "which cluster? Give --scheduler ADDRESS" in done.stderr

@@ -84,6 +84,13 @@ def test_plan_needs_durations(handoff):
     assert "how long do the functions take? Give --durations FILE" in done.stderr
 
 
+def test_durations_that_cannot_be_read(handoff):
+    """Exit code 2, and the file."""
+    done = handoff("plan", "pipeline.py:dag", *WORKERS, "--durations", "gone.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: gone.json: No such file")
+
+
 def test_plan_of_what_cannot_run(handoff, folder):
     """Exit code 3."""
     (folder / "seconds.json").write_text('{"greedy": 1}')
