@@ -76,7 +76,7 @@ class Bins:
                 head = queue.head()
                 if number != queue.binned or head is None or not queue.closed:
                     continue
-                if head is not entry:
+                if head != entry:
                     heappush(heap, (head, number, queue))
                     continue
                 looked += 1

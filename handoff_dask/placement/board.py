@@ -76,12 +76,13 @@ class Board:
                 self.at(at, function)
         queue = self._queue_of(function)
         if not queue.live:
+            queue.footprint = self.cluster.footprint(queue.cost)
             if queue.anywhere:
                 self.anywhere[queue] = self.unclosed[queue] = None
             else:
                 self.tied[queue] = None
-        queue.push(function, self.cluster.footprint(function.cost))
-        if queue.closed and queue.heap[0] is function.entry:
+        queue.push(function)
+        if queue.closed and queue.order.heads[0][4] is function:
             if self.bins is not None:
                 self.bins.add(queue)
             if self._passes(queue):
@@ -117,8 +118,8 @@ class Board:
     def rekey(self, run: Run) -> None:
         """Sort the ready functions of a run anew, as their ranks changed."""
         for queue in chain(self.anywhere, self.tied):
-            least = queue.rekey(run, self.cluster.footprint(queue.cost))
-            if least < self.short:
+            queue.footprint = self.cluster.footprint(queue.cost)
+            if queue.rekey(run) < self.short:
                 self.short_queues[queue] = None
         self.bins = None
         # Who is more urgent than a head that a worker is softly kept for may have changed.

@@ -139,7 +139,7 @@ class Chooser:
         if at is not None:
             # Others that wait for it go first.
             ahead = sum(
-                (q.heap[0][4].seconds or 0.0) * q.live for q in holder.watchers if q.deferred
+                (q.order.heads[0][4].seconds or 0.0) * q.live for q in holder.watchers if q.deferred
             )
             if at - self._board.now + ahead >= saved:
                 return False

@@ -111,7 +111,7 @@ class Placer:
             head = queue.head()
             if head is None or not board.usable(queue):
                 continue
-            if head is entry:
+            if head == entry:
                 function = head[4]
                 worker = self.chooser.find(queue, function)
                 if worker is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush, nlargest
 from typing import TYPE_CHECKING
 
 from handoff_dask.placement.runs import QUEUED
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from handoff_dask.placement.runs import Function, Run
     from handoff_dask.placement.strategies import Strategy
 
-__all__ = ["Entry", "Kind", "Queue"]
+__all__ = ["Entry", "Kind", "Queue", "Strata"]
 
 #: What functions are sorted by, the most urgent lowest: priority, remaining path, footprint, order.
 Entry = tuple[float, float, float, int, "Function"]
@@ -40,13 +41,137 @@ _NEVER = float("inf")
 _HOLDERS = 2
 
 
+class Strata:
+    """Ready functions, the most urgent first, in strata of those of a run that are as urgent.
+
+    When more is known of how long functions take, most strata become more or less urgent as a
+    whole: to sort anew costs little for each function. Functions that left are dropped when met.
+
+    Parameters
+    ----------
+    queue
+        Whose functions these are.
+    """
+
+    __slots__ = ("_queue", "_size", "_strata", "heads")
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        #: A heap with the first function of each stratum, and with some that were the first.
+        self.heads: list[Entry] = []
+        #: Per run and urgency: a heap of functions, the one added first at the top.
+        self._strata: dict[tuple[Run, float], list[tuple[int, Function]]] = {}
+        #: How many functions the strata hold, with those that left.
+        self._size = 0
+
+    def push(self, function: Function) -> None:
+        """Add a function."""
+        if self._size > 2 * self._queue.live + 32:
+            self._compact()
+        stratum = self._strata.setdefault((function.run, function.urgency), [])
+        heappush(stratum, (function.seq, function))
+        self._size += 1
+        if stratum[0][1] is function:
+            heappush(self.heads, self._queue.entry(function))
+
+    def clear(self) -> None:
+        """Forget all functions."""
+        self.heads.clear()
+        self._strata.clear()
+        self._size = 0
+
+    def head(self) -> Entry | None:
+        """Return the most urgent entry."""
+        heads, queue = self.heads, self._queue
+        while heads:
+            entry = heads[0]
+            function = entry[4]
+            if function.queue is queue and function.urgency == -entry[1]:
+                return entry
+            heappop(heads)
+            key = function.run, -entry[1]
+            stratum = self._strata.get(key)
+            # If another is its first by now, that one has an entry of its own.
+            if stratum is not None and stratum[0][1] is function:
+                self._drop_gone(stratum, key[1])
+                if stratum:
+                    heappush(heads, queue.entry(stratum[0][1]))
+                else:
+                    del self._strata[key]
+        return None
+
+    def functions(self) -> Iterator[Function]:
+        """Return the functions in no order; one that left and came back may be there twice."""
+        for (_, urgency), stratum in self._strata.items():
+            for _, function in stratum:
+                if function.queue is self._queue and function.urgency == urgency:
+                    yield function
+
+    def rekey(self, run: Run) -> float:
+        """Sort the functions of a run anew; return the seconds that the shortest of them takes."""
+        queue = self._queue
+        least = _NEVER
+        moved: dict[float, list[tuple[int, Function]]] = {}
+        for key in [key for key in self._strata if key[0] is run]:
+            stratum = self._strata.pop(key)
+            # Those that left count as well: they are few, and to tell them apart would cost more.
+            kinds = {(function.urgency, function.seconds) for _, function in stratum}
+            for _, seconds in kinds:
+                if seconds is not None and seconds < least:
+                    least = seconds
+            urgencies = {urgency for urgency, _ in kinds}
+            if len(urgencies) == 1 and (urgency := urgencies.pop()) not in moved:
+                moved[urgency] = stratum
+                continue
+            for item in stratum:
+                if item[1].queue is queue:
+                    heappush(moved.setdefault(item[1].urgency, []), item)
+                else:
+                    self._size -= 1
+        for urgency, stratum in moved.items():
+            self._strata[run, urgency] = stratum
+        self._restart()
+        return least
+
+    def _drop_gone(self, stratum: list[tuple[int, Function]], urgency: float) -> None:
+        while stratum:
+            function = stratum[0][1]
+            if function.queue is self._queue and function.urgency == urgency:
+                return
+            heappop(stratum)
+            self._size -= 1
+
+    def _compact(self) -> None:
+        functions = set(self.functions())
+        self.clear()
+        for function in functions:
+            self._strata.setdefault((function.run, function.urgency), []).append(
+                (function.seq, function)
+            )
+        self._size = len(functions)
+        for stratum in self._strata.values():
+            heapify(stratum)
+        self._restart()
+
+    def _restart(self) -> None:
+        """Find the head of each stratum anew."""
+        for key, stratum in list(self._strata.items()):
+            self._drop_gone(stratum, key[1])
+            if not stratum:
+                del self._strata[key]
+        entry = self._queue.entry
+        self.heads[:] = [entry(stratum[0][1]) for stratum in self._strata.values()]
+        heapify(self.heads)
+
+
 class Queue:
     """Functions of one cost that may go to the same workers, the most urgent first."""
 
     __slots__ = (
         "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost", "debt",
-        "deferred", "due", "exclude", "heap", "hope", "insist", "kind", "live", "local", "need",
-        "opened", "pin", "reservations", "run", "since", "stuck", "views", "watched",
+        "deferred", "due", "exclude", "footprint", "hope", "insist", "kind", "live", "local",
+        "need", "opened", "order", "pin", "reservations", "run", "since", "stuck", "views",
+        "watched",
     )  # fmt: skip
 
     def __init__(self, kind: Kind) -> None:
@@ -54,11 +179,13 @@ class Queue:
         self.cost, need, self.pin, self.bound, self.deferred = kind[:5]
         self.avoid, self.exclude, self.insist, self.run = kind[5:]
         self.need = need or self.cost
-        self.heap: list[Entry] = []
-        #: Functions in it; the heap may hold more entries, of functions that left.
+        #: How many functions are in it.
         self.live = 0
-        #: The same entries by address of a worker that holds inputs.
-        self.local: dict[str, list[Entry]] = {}
+        self.order = Strata(self)
+        #: Those whose inputs a worker holds, by its address.
+        self.local: dict[str, Strata] = {}
+        #: Of how much of the cluster a function takes, the dominant share.
+        self.footprint = 0.0
         self.views: dict[Strategy, View] = {}
         #: Workers that could ever hold the need, if these are few; None: any. As of `able_epoch`.
         self.able: tuple[Worker, ...] | None = None
@@ -112,98 +239,61 @@ class Queue:
 
     def judge(self) -> None:
         """Find out when the first of its functions is to be refused."""
-        functions = (entry[4] for entry in self.heap if entry[4].entry is entry)
-        self.due = min(map(self.deadline, functions), default=_NEVER)
+        self.due = min(map(self.deadline, self.order.functions()), default=_NEVER)
 
-    def push(self, function: Function, footprint: float) -> None:
-        """Take a function in."""
-        run = function.run
-        entry = (-run.priority, -function.urgency, -footprint, function.seq, function)
-        function.entry = entry
+    def entry(self, function: Function) -> Entry:
+        """Return what a function of it is sorted by."""
+        priority = function.run.priority
+        return -priority, -function.urgency, -self.footprint, function.seq, function
+
+    def push(self, function: Function) -> None:
+        """Add a function."""
         function.queue = self
         function.state = QUEUED
         self.live += 1
         if self.since is not None:
             self.due = min(self.due, self.deadline(function))
-        heap = self.heap
-        if len(heap) > 2 * self.live + 32:
-            self._tidy(heap)
-        heappush(heap, entry)
-        if function.inputs:
-            self._push_local(function, entry)
+        self.order.push(function)
+        inputs = function.inputs
+        if inputs:
+            best: Iterable[str] = inputs
+            if len(inputs) > _HOLDERS:
+                best = nlargest(_HOLDERS, inputs, key=inputs.__getitem__)
+            for address in best:
+                strata = self.local.get(address)
+                if strata is None:
+                    strata = self.local[address] = Strata(self)
+                strata.push(function)
 
     def remove(self, function: Function) -> None:
-        """Let a function go; its entries are dropped when met."""
-        function.entry = None
+        """Remove a function."""
         function.queue = None
         self.live -= 1
         if not self.live:
-            self.heap.clear()
+            self.order.clear()
             self.local.clear()
             self.due = _NEVER
 
     def head(self) -> Entry | None:
         """Return the most urgent entry."""
-        return _top(self.heap)
+        return self.order.head()
 
     def head_at(self, address: str) -> Entry | None:
         """Return the most urgent entry of those whose inputs a worker holds."""
-        heap = self.local.get(address)
-        if heap is None:
+        strata = self.local.get(address)
+        if strata is None:
             return None
-        entry = _top(heap)
+        entry = strata.head()
         if entry is None:
             del self.local[address]
         return entry
 
     def functions(self) -> list[Function]:
         """Return all its functions, the most urgent first."""
-        return [entry[4] for entry in sorted(e for e in self.heap if e[4].entry is e)]
+        return sorted(set(self.order.functions()), key=self.entry)
 
-    def rekey(self, run: Run, footprint: float) -> float:
-        """Sort the functions of a run anew; return the seconds that the shortest takes."""
-        least = float("inf")
-        entries = [entry for entry in self.heap if entry[4].entry is entry]
-        if not any(entry[4].run is run for entry in entries):
-            return least
-        self.heap.clear()
-        self.local.clear()
-        for entry in entries:
-            function = entry[4]
-            if function.run is run:
-                entry = (-run.priority, -function.urgency, -footprint, function.seq, function)
-                function.entry = entry
-                if function.seconds is not None and function.seconds < least:
-                    least = function.seconds
-            self.heap.append(entry)
-            if function.inputs:
-                self._push_local(function, entry)
-        heapify(self.heap)
-        return least
-
-    def _push_local(self, function: Function, entry: Entry) -> None:
-        inputs = function.inputs
-        assert inputs is not None
-        if len(inputs) > _HOLDERS:
-            best = sorted(inputs, key=lambda address: -inputs[address])[:_HOLDERS]
-        else:
-            best = list(inputs)
-        for address in best:
-            heap = self.local.setdefault(address, [])
-            heappush(heap, entry)
-            if len(heap) > 2 * self.live + 32:
-                self._tidy(heap)
-
-    @staticmethod
-    def _tidy(heap: list[Entry]) -> None:
-        heap[:] = [entry for entry in heap if entry[4].entry is entry]
-        heapify(heap)
-
-
-def _top(heap: list[Entry]) -> Entry | None:
-    while heap:
-        entry = heap[0]
-        if entry[4].entry is entry:
-            return entry
-        heappop(heap)
-    return None
+    def rekey(self, run: Run) -> float:
+        """Sort the functions of a run anew; return the seconds that the shortest of them takes."""
+        for strata in self.local.values():
+            strata.rekey(run)
+        return self.order.rekey(run)

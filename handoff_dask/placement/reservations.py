@@ -70,9 +70,9 @@ class Reservation:
 
     def admits(self, function: Function, now: float) -> bool:
         """Whether `function` would not delay what the worker is kept for, or may do so."""
-        if self.soft and function.entry is not None:
+        if self.soft and function.queue is not None:
             head = self.queue.head()
-            if head is None or function.entry < head:
+            if head is None or function.queue.entry(function) < head:
                 return True
         seconds = function.seconds
         if self.at is not None and seconds is not None and now + seconds <= self.at:
@@ -175,8 +175,7 @@ class Reserver:
         """
         if worker.reservation is not None and not worker.reservation.soft:
             return False
-        entry = function.entry
-        assert entry is not None
+        entry = queue.entry(function)
         # Where many workers share the debts, a sample of the placements will do.
         workers = len(self._board.cluster.workers)
         weight = 1 if workers <= _FEW else _SAMPLED
@@ -192,7 +191,7 @@ class Reserver:
         for other in chain(
             islice(self._board.anywhere, _CHARGED), islice(worker.watchers, _CHARGED)
         ):
-            if other.opened or other is queue or not (aged or other.heap[0] < entry):
+            if other.opened or other is queue or not (aged or other.order.heads[0] < entry):
                 continue
             # What part of the worker this takes of what the other lacks there.
             part = 0.0

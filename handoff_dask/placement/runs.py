@@ -10,7 +10,7 @@ from handoff_dask.placement.events import FunctionSpec
 
 if TYPE_CHECKING:
     from handoff_dask.placement.ledger import Cost, Worker
-    from handoff_dask.placement.queues import Entry, Queue
+    from handoff_dask.placement.queues import Queue
     from handoff_dask.placement.strategies import Strategy
 
 __all__ = ["DELAYED", "DONE", "FRESH", "PLACED", "QUEUED", "WAITING", "Function", "Group", "Run"]
@@ -103,7 +103,7 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "entry", "expected",
+        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected",
         "family", "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
         "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state",
         "stuck_at", "tail", "token", "urgency", "worker",
@@ -134,7 +134,6 @@ class Function:
         #: Whether that was measured of this very function, not of others of its code.
         self.measured = False
         self.queue: Queue | None = None
-        self.entry: Entry | None = None
         self.worker: Worker | None = None
         #: Whether it was handed to its worker ahead and is not taken to run yet.
         self.ahead = False

@@ -69,7 +69,7 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
         functions = queue.functions()
         assert queue.live == len(functions) > 0
         assert all(f.queue is queue and f.cost is queue.cost for f in functions)
-        assert queue.head() is functions[0].entry
+        assert queue.head() == queue.entry(functions[0])
         assert not queue.opened
     assert {r.worker for q in live for r in q.reservations} == board.reserved.keys()
     assert sum(r.soft for r in board.reserved.values()) <= keeping._KEPT
