@@ -72,9 +72,9 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
     engine._placer.settle([])
     engine._rank()
     for function in engine._fresh:
-        engine._board.enqueue(function)
+        engine._ready.enqueue(function)
     engine._fresh.clear()
-    engine._board.stir = True
+    engine._ready.stir = True
     started = time.process_time()
     places = engine.poll(0.0)
     fill = (time.process_time() - started) / len(places)

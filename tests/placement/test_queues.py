@@ -17,7 +17,7 @@ def test_a_queue_has_few_strata_however_much_is_learned() -> None:
     for _ in range(200):
         d.end(running.pop(rng.randrange(len(running))), duration=rng.uniform(1, 100))
         running += d.places()
-        (queue,) = d.engine._board.anywhere
+        (queue,) = d.engine._ready.anywhere
         assert queue.live == len(queue.functions())
         assert len(queue.order.heads) <= 2 * 5
     invariants(d.engine)
@@ -35,6 +35,6 @@ def test_functions_that_come_and_go_leave_nothing_behind() -> None:
             d.engine.function_withdrawn(key)
             d.ready(key)
         assert d.places() == {}
-    (queue,) = d.engine._board.anywhere
+    (queue,) = d.engine._ready.anywhere
     assert queue.live == 20 and queue.order._size <= 2 * 20 + 33
     invariants(d.engine)
