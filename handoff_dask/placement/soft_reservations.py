@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.reservations import Reservation, choose, drain
+from handoff_dask.placement.costs import Cost
+from handoff_dask.placement.entities import Entry, Queue, Reservation, Worker
+from handoff_dask.placement.ready_queues import ReadyQueues
+from handoff_dask.placement.reservations import choose, drain
 
-if TYPE_CHECKING:
-    from handoff_dask.placement.board import Board
-    from handoff_dask.placement.ledger import Cost, Worker
-    from handoff_dask.placement.queues import Entry, Queue
-
-__all__ = ["Keeper"]
+__all__ = ["SoftReserver"]
 
 #: No more workers than this are softly kept at a time: with more, too much stays idle.
 _KEPT = 2
@@ -35,36 +32,36 @@ _LOOKED_AT = 64
 _TRIED = 8
 
 
-class Keeper:
+class SoftReserver:
     """Who has a worker softly kept for it."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, ready: ReadyQueues) -> None:
+        self._ready = ready
 
     def keep(self, queue: Queue) -> None:
         """Keep a worker for the head of a queue that found no room, if it is worth it.
 
         The least urgent head that has one kept gives way.
         """
-        board = self._board
+        ready = self._ready
         # Most queues end here: this is asked for each that finds no room.
         if not self._wide_somewhere(queue.cost) or queue.reservations:
             return
         head = queue.head()
         if (
             head is None
-            or not head[4].measured
+            or not head.function.measured
             or _saturated(queue)
-            or len(board.cluster.workers) > _MANY_WORKERS
+            or len(ready.fleet.workers) > _MANY_WORKERS
         ):
             return
-        soft = [r for r in board.reserved.values() if r.soft]
+        soft = [r for r in ready.reserved.values() if r.soft]
         last: Reservation | None = None
         if len(soft) >= _KEPT:
             last = max(soft, key=_head)
             if _head(last) < head:
                 return
-        reservation = choose(queue, board.cluster.sample(), board.now)
+        reservation = choose(queue, ready.fleet.sample(), ready.now)
         if (
             reservation is None
             or reservation.at is None
@@ -73,23 +70,23 @@ class Keeper:
         ):
             return
         if last is not None:
-            board.cancel(last)
+            ready.cancel(last)
         reservation.soft = True
-        board.reserve(reservation)
+        ready.reserve(reservation)
 
     def refill(self) -> None:
         """Keep workers for the most urgent heads that wait, as one is not kept any more."""
-        board = self._board
-        board.vacant = False
+        ready = self._ready
+        ready.vacant = False
         heads = []
-        for queue in islice(board.anywhere, _LOOKED_AT):
+        for queue in islice(ready.anywhere, _LOOKED_AT):
             if queue.closed and self._wide_somewhere(queue.cost):
                 head = queue.head()
-                if head is not None and head[4].measured:
+                if head is not None and head.function.measured:
                     heads.append(head)
         heads.sort()
         for head in heads[:_TRIED]:
-            waiting = head[4].queue
+            waiting = head.function.queue
             assert waiting is not None
             self.keep(waiting)
 
@@ -102,18 +99,18 @@ class Keeper:
         if reservation is None or not reservation.soft:
             return
         queue = reservation.queue
-        found = drain(worker, queue.cost, self._board.now)
+        found = drain(worker, queue.cost, self._ready.now)
         if found is None or found[0] is None or _saturated(queue):
-            self._board.cancel(reservation)
+            self._ready.cancel(reservation)
         else:
             reservation.at, _, reservation.extra = found
             reservation.beside.clear()
 
     def _wide_somewhere(self, cost: Cost) -> bool:
-        cluster = self._board.cluster
-        if cost.wide_epoch != cluster.epoch:
-            cost.wide_epoch = cluster.epoch
-            cost.wide = any(_wide(cost, capacity) for capacity in cluster.shapes)
+        fleet = self._ready.fleet
+        if cost.wide_epoch != fleet.epoch:
+            cost.wide_epoch = fleet.epoch
+            cost.wide = any(_wide(cost, capacity) for capacity in fleet.shapes)
         return cost.wide
 
 

@@ -22,7 +22,8 @@ def measured(d: Driver, functions: Mapping[str, tuple[float, float]], run: str =
 
 def kept(d: Driver) -> dict[str, str]:
     """Return which worker is softly kept for whom."""
-    return {w.address: r.queue.head()[4].key for w, r in d.engine._board.reserved.items() if r.soft}
+    reserved = d.engine._ready.reserved.items()
+    return {w.address: r.queue.head().function.key for w, r in reserved if r.soft}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_small_functions_do_not_bypass_a_wide_one(busy: Driver) -> None:
     assert why is not None and why.reason == "reserved"
     busy.end("second", after=5.0)
     assert busy.places() == {"wide": "a"}
-    assert not busy.engine._board.reserved
+    assert not busy.engine._ready.reserved
 
 
 @pytest.mark.parametrize("cpu", [1, 2])
@@ -107,7 +108,7 @@ def test_nothing_is_kept_on_a_guess(drive, unknown: str) -> None:
         d.places()
         measured(d, {"wide": (4, 50.0)})
     measured(d, {"small": (1, 8.0)})
-    assert not d.places() and not d.engine._board.reserved
+    assert not d.places() and not d.engine._ready.reserved
     d.end("first", after=5.0)
     assert d.places() == {"small": "a"}
 
@@ -129,7 +130,7 @@ def test_only_a_wide_function_that_waits_for_several_needs_it(drive, cpu, runnin
     measured(d, {f"running-{i}": (4 / running, 5.0 + i) for i in range(running)})
     assert len(d.places()) == running
     measured(d, {"waits": (cpu, 50.0)})
-    assert not d.places() and not d.engine._board.reserved
+    assert not d.places() and not d.engine._ready.reserved
 
 
 def test_functions_of_one_cost_follow_each_other(drive) -> None:
@@ -141,7 +142,7 @@ def test_functions_of_one_cost_follow_each_other(drive) -> None:
     d.specs(*(FunctionSpec(i, {"cpu": 1, "gpu": 1}, token=i) for i in range(9)))
     d.ready(*range(9))
     decisions = d.poll()
-    assert not d.engine._board.reserved
+    assert not d.engine._ready.reserved
     assert sum(decision.ahead for decision in decisions if isinstance(decision, Place)) > 0
 
 
@@ -195,12 +196,12 @@ def test_it_goes_with_its_head(pair) -> None:
     assert not pair.places()
     pair.engine.function_withdrawn("wide")
     pair.places()
-    assert not pair.engine._board.reserved
+    assert not pair.engine._ready.reserved
     pair.ready("wide")
     pair.places()
     assert kept(pair) == {pair.sooner: "wide"}
     pair.engine.run_closed("run")
-    assert not pair.places() and not pair.engine._board.reserved
+    assert not pair.places() and not pair.engine._ready.reserved
 
 
 def test_the_next_head_gets_what_a_withdrawn_one_had(drive) -> None:
@@ -240,7 +241,7 @@ def test_one_that_others_pass_for_long_gets_a_hard_one(busy: Driver) -> None:
         running += busy.places()
         if "wide" in running:
             break
-        assert busy.engine._board.reserved
+        assert busy.engine._ready.reserved
     assert "wide" in running
 
 
@@ -268,7 +269,7 @@ def test_a_run_at_its_limit_keeps_nothing(drive) -> None:
     d.engine.run_opened("limited", max_concurrency=1)
     measured(d, {"wide": (4, 50.0), "narrow": (1, 60.0), "narrow-too": (1, 8.0)}, "limited")
     assert d.places() == {"narrow": "a"}
-    assert not d.engine._board.reserved
+    assert not d.engine._ready.reserved
 
 
 def test_a_worker_is_given_back_at_once_when_its_head_is_handed_ahead(drive) -> None:
@@ -283,4 +284,4 @@ def test_a_worker_is_given_back_at_once_when_its_head_is_handed_ahead(drive) -> 
     decisions = {x.key: x for x in d.poll()}
     assert decisions["wide"].ahead and decisions["wide"].worker == where["whole"]
     assert decisions["narrow"].worker == where["half"]
-    assert not d.engine._board.reserved
+    assert not d.engine._ready.reserved

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
 
+from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
+from handoff_dask.placement.entities import Queue, Shape, Worker
 from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
-from handoff_dask.placement.ledger import SLOT, UNIT, Cost, Resources, Shape, Worker
-from handoff_dask.placement.queues import Queue
 from handoff_dask.placement.strategies import load
 
-__all__ = ["Cluster"]
+__all__ = ["Fleet"]
 
 #: Where all workers would have to be compared, no more than so many are.
 SAMPLE = 16
 
 
-class Cluster:
+class Fleet:
     """All registered workers."""
 
     def __init__(self, *, grace: float) -> None:

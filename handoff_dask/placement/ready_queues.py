@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from heapq import heappush
 from itertools import chain
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.bins import Bins
-from handoff_dask.placement.queues import Kind, Queue
+from handoff_dask.placement.costs import Cost
+from handoff_dask.placement.entities import Function, Kind, Queue, Reservation, Run, Worker
+from handoff_dask.placement.fleet import Fleet
+from handoff_dask.placement.size_classes import SizeClasses
 
-if TYPE_CHECKING:
-    from handoff_dask.placement.cluster import Cluster
-    from handoff_dask.placement.ledger import Worker
-    from handoff_dask.placement.reservations import Reservation
-    from handoff_dask.placement.runs import Function, Run
-
-__all__ = ["MANY", "Board"]
+__all__ = ["MANY", "ReadyQueues"]
 
 _NEVER = float("inf")
 
@@ -28,7 +23,7 @@ MANY = 64
 _NONE: frozenset[str] = frozenset()
 
 
-class Board:
+class ReadyQueues:
     """Queues of ready functions, by where they may go.
 
     Parameters
@@ -37,8 +32,8 @@ class Board:
         Seconds below which a function is short.
     """
 
-    def __init__(self, cluster: Cluster, *, short: float) -> None:
-        self.cluster = cluster
+    def __init__(self, fleet: Fleet, *, short: float) -> None:
+        self.fleet = fleet
         self.short = short
         self.now = 0.0
         #: Queues that hold functions: those that may go anywhere, and the others.
@@ -47,7 +42,7 @@ class Board:
         #: Of those: the ones that are not closed.
         self.unclosed: dict[Queue, None] = {}
         #: The closed ones by size, while there are many.
-        self.bins: Bins | None = None
+        self.size_classes: SizeClasses | None = None
         #: Of `tied`: those to look at, as one of their workers gained.
         self.woken: dict[Queue, None] = {}
         #: Queues that no registered worker could ever serve.
@@ -66,6 +61,9 @@ class Board:
         self.timers: list[tuple[float, int, Function, int]] = []
         self._timer = 0
         self._checked_epoch = -1
+        #: Queues that were made so far: of functions that may go anywhere by cost, as most may,
+        #: and of others.
+        self._plain: dict[Cost, Queue] = {}
         self._queues: dict[Kind, Queue] = {}
 
     def enqueue(self, function: Function) -> None:
@@ -76,14 +74,15 @@ class Board:
                 self.at(at, function)
         queue = self._queue_of(function)
         if not queue.live:
+            queue.footprint = self.fleet.footprint(queue.cost)
             if queue.anywhere:
                 self.anywhere[queue] = self.unclosed[queue] = None
             else:
                 self.tied[queue] = None
-        queue.push(function, self.cluster.footprint(function.cost))
-        if queue.closed and queue.heap[0] is function.entry:
-            if self.bins is not None:
-                self.bins.add(queue)
+        queue.push(function)
+        if queue.closed and queue.order.heads[0].function is function:
+            if self.size_classes is not None:
+                self.size_classes.add(queue)
             if self._passes(queue):
                 self.reopen(queue)
         if function.seconds is not None and function.seconds < self.short:
@@ -102,7 +101,7 @@ class Board:
         for reservation in queue.reservations:
             if reservation.soft:
                 # More functions may be more urgent than the head it has now.
-                self.cluster.touched[reservation.worker] = None
+                self.fleet.touched[reservation.worker] = None
 
     def requeue(self, function: Function) -> None:
         """Queue a function anew, as what decides its queue changed."""
@@ -117,19 +116,19 @@ class Board:
     def rekey(self, run: Run) -> None:
         """Sort the ready functions of a run anew, as their ranks changed."""
         for queue in chain(self.anywhere, self.tied):
-            least = queue.rekey(run, self.cluster.footprint(queue.cost))
-            if least < self.short:
+            queue.footprint = self.fleet.footprint(queue.cost)
+            if queue.rekey(run) < self.short:
                 self.short_queues[queue] = None
-        self.bins = None
+        self.size_classes = None
         # Who is more urgent than a head that a worker is softly kept for may have changed.
         self.gains += [worker for worker, kept in self.reserved.items() if kept.soft]
 
     def usable(self, queue: Queue) -> bool:
         """Whether the queue's functions could be placed, given room."""
-        cluster = self.cluster
-        if queue.checked_epoch != cluster.epoch:
-            queue.checked_epoch = cluster.epoch
-            if cluster.able(queue):
+        fleet = self.fleet
+        if queue.checked_epoch != fleet.epoch:
+            queue.checked_epoch = fleet.epoch
+            if fleet.able(queue):
                 queue.stuck = False
                 queue.since = None
                 queue.due = _NEVER
@@ -137,12 +136,12 @@ class Board:
             else:
                 queue.stuck = True
                 self.stuck[queue] = None
-                if not cluster.workers:
+                if not fleet.workers:
                     # That is no verdict: an empty cluster is waited for.
                     queue.since = None
                     queue.due = _NEVER
                 else:
-                    hope = cluster.hope(queue.need, queue.answers_to)
+                    hope = fleet.hope(queue.need, queue.answers_to)
                     if queue.since is None or hope != queue.hope:
                         queue.hope = hope
                         queue.since = self.now if queue.since is None else queue.since
@@ -158,8 +157,8 @@ class Board:
         if not queue.closed:
             queue.closed = True
             self.unclosed.pop(queue, None)
-            if self.bins is not None:
-                self.bins.add(queue)
+            if self.size_classes is not None:
+                self.size_classes.add(queue)
 
     def reopen(self, queue: Queue) -> None:
         """Note that any worker may have room for a queue, as far as is known."""
@@ -171,23 +170,23 @@ class Board:
     def candidates(self) -> list[Queue]:
         """Return the queues that may go anywhere and may find room."""
         gains = self.gains
-        cluster = self.cluster
+        fleet = self.fleet
         many = len(self.anywhere) > MANY
         if not many:
-            self.bins = None
-        if self.bins is not None:
-            self.bins.more = False
-        if self._checked_epoch != cluster.epoch or (len(gains) > _FEW and not many):
-            self._checked_epoch = cluster.epoch
+            self.size_classes = None
+        if self.size_classes is not None:
+            self.size_classes.more = False
+        if self._checked_epoch != fleet.epoch or (len(gains) > _FEW and not many):
+            self._checked_epoch = fleet.epoch
             for queue in self.anywhere:
                 self.reopen(queue)
         found = list(self.unclosed)
         if len(found) == len(self.anywhere):
             return found
         if many:
-            if self.bins is None:
-                self.bins = Bins(q for q in self.anywhere if q.closed)
-            taken = self.bins.take(gains)
+            if self.size_classes is None:
+                self.size_classes = SizeClasses(q for q in self.anywhere if q.closed)
+            taken = self.size_classes.take(gains)
             for worker in gains:
                 # It may be none of the most urgent, but nobody else gets this worker.
                 reservation = worker.reservation
@@ -206,14 +205,14 @@ class Board:
                     else:
                         found.append(queue)
                         break
-        cluster.index.checks += len(gains) * len(self.anywhere)
+        fleet.index.checks += len(gains) * len(self.anywhere)
         return found
 
     def gained(self, queue: Queue) -> bool:
         """Whether one of the workers that gained has room for a queue."""
         items = queue.cost.items
         for worker in self.gains:
-            self.cluster.index.checks += 1
+            self.fleet.index.checks += 1
             free = worker.free
             for i, amount in items:
                 if free[i] < amount:
@@ -233,7 +232,7 @@ class Board:
         self.gains.append(worker)
         # It may have room already, and the pass under way may not look at the queue again.
         self.stir = True
-        self.cluster.index.changed[worker] = None
+        self.fleet.index.changed[worker] = None
 
     def cancel(self, reservation: Reservation) -> None:
         """Give a reserved worker back to all."""
@@ -243,12 +242,12 @@ class Board:
         del self.reserved[worker]
         self.vacant = self.vacant or reservation.soft
         self.stir = True
-        if self.bins is not None:
+        if self.size_classes is not None:
             # Those that were looked at could not have this worker; now they can.
-            self.bins.restore()
+            self.size_classes.restore()
         self.gains.append(worker)
-        self.cluster.touched[worker] = None
-        self.cluster.index.changed[worker] = None
+        self.fleet.touched[worker] = None
+        self.fleet.index.changed[worker] = None
         self.woken.update(worker.watchers)
 
     def _passes(self, queue: Queue) -> bool:
@@ -274,9 +273,10 @@ class Board:
             and function.holder is None
             and limited is None
         ):
-            if cost.queue is None:
-                cost.queue = Queue((cost, None, None, None, False, _NONE, _NONE, False, None))
-            return cost.queue
+            plain = self._plain.get(cost)
+            if plain is None:
+                plain = self._plain[cost] = Queue(Kind(cost))
+            return plain
         need = None
         pin = function.pin
         bound = function.holder
@@ -285,7 +285,7 @@ class Board:
                 pin, bound = None, group.worker
             else:
                 pin = group.pin
-                need = self.cluster.resources.union((group.need, cost))
+                need = self.fleet.resources.union((group.need, cost))
         avoid = exclude = _NONE
         insist = False
         if barred is not None:
@@ -293,7 +293,7 @@ class Board:
             if bound is None and barred.avoid:
                 avoid, insist = barred.avoid, barred.insist
         deferred = function.holder is not None
-        kind = (cost, need, pin, bound, deferred, avoid, exclude, insist, limited)
+        kind = Kind(cost, need, pin, bound, deferred, avoid, exclude, insist, limited)
         queue = self._queues.get(kind)
         if queue is None:
             queue = self._queues[kind] = Queue(kind)

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.ledger import SLOT, UNIT
+from handoff_dask.placement.costs import SLOT, UNIT, Cost
+from handoff_dask.placement.entities import Entry, Queue, Worker
 
-if TYPE_CHECKING:
-    from handoff_dask.placement.ledger import Cost, Worker
-    from handoff_dask.placement.queues import Entry, Queue
-
-__all__ = ["Bins"]
+__all__ = ["SizeClasses"]
 
 #: In each bin no more queues are looked at at a time, and no more of them taken.
 _SCAN = 16
@@ -28,7 +24,7 @@ _Size = tuple[tuple[int, int], ...]
 _Item = tuple["Entry", int, "Queue"]
 
 
-class _Bin:
+class _SizeClass:
     __slots__ = ("heap", "least")
 
     def __init__(self, least: _Size) -> None:
@@ -37,13 +33,13 @@ class _Bin:
         self.heap: list[_Item] = []
 
 
-class Bins:
+class SizeClasses:
     """Closed queues that may go anywhere."""
 
-    __slots__ = ("_aside", "_bins", "_number", "more")
+    __slots__ = ("_aside", "_classes", "_number", "more")
 
     def __init__(self, queues: Iterable[Queue]) -> None:
-        self._bins: dict[_Size, _Bin] = {}
+        self._classes: dict[_Size, _SizeClass] = {}
         #: What was looked at since `restore`.
         self._aside: list[tuple[_Size, _Item]] = []
         self._number = 0
@@ -57,7 +53,7 @@ class Bins:
         head = queue.head()
         if head is not None:
             self._number = queue.binned = self._number + 1
-            heappush(self._bin(_size(queue.cost)).heap, (head, self._number, queue))
+            heappush(self._class(_size(queue.cost)).heap, (head, self._number, queue))
 
     def take(self, gains: Sequence[Worker]) -> list[Queue]:
         """Return urgent queues that have room on one of some workers; others with each call.
@@ -66,7 +62,7 @@ class Bins:
         """
         self.more = False
         taken: list[Queue] = []
-        for size, found in list(self._bins.items()):
+        for size, found in list(self._classes.items()):
             if not any(_fits(found.least, worker.free) for worker in gains):
                 continue
             looked = hits = 0
@@ -76,7 +72,7 @@ class Bins:
                 head = queue.head()
                 if number != queue.binned or head is None or not queue.closed:
                     continue
-                if head is not entry:
+                if head != entry:
                     heappush(heap, (head, number, queue))
                     continue
                 looked += 1
@@ -89,20 +85,20 @@ class Bins:
             if hits and heap:
                 self.more = True
             if not heap:
-                del self._bins[size]
+                del self._classes[size]
         return taken
 
     def restore(self) -> None:
         """Let `take` begin with the most urgent again."""
         for size, item in self._aside:
-            heappush(self._bin(size).heap, item)
+            heappush(self._class(size).heap, item)
         self._aside.clear()
 
-    def _bin(self, size: _Size) -> _Bin:
-        found = self._bins.get(size)
+    def _class(self, size: _Size) -> _SizeClass:
+        found = self._classes.get(size)
         if found is None:
             least = ((SLOT, UNIT), *((i, 1 << (bits - 1)) for i, bits in size))
-            found = self._bins[size] = _Bin(least)
+            found = self._classes[size] = _SizeClass(least)
         return found
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Sequence
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.runs import Family, Function, Group
-
-if TYPE_CHECKING:
-    from handoff_dask.placement.events import FunctionSpec
-    from handoff_dask.placement.ledger import Resources
-    from handoff_dask.placement.placer import Placer
-    from handoff_dask.placement.runs import Run
+from handoff_dask.placement.costs import Resources
+from handoff_dask.placement.entities import Family, Function, Group, Run
+from handoff_dask.placement.events import FunctionSpec
+from handoff_dask.placement.placer import Placer
 
 __all__ = ["admit", "tie"]
 
@@ -48,7 +44,7 @@ def admit(
             family = families[spec.code] = Family(spec.code)
         number += 1
         try:
-            cost = placer.cluster.cost(spec.cost)
+            cost = placer.fleet.cost(spec.cost)
         except ValueError as error:
             raise ValueError(f"cost of function {key!r}: {error}") from None
         new[key] = Function(spec, run, cost, family, number)
@@ -69,7 +65,7 @@ def admit(
 def tie(run: Run, specs: Sequence[FunctionSpec], placer: Placer) -> None:
     """Gather admitted functions that run together, and those that others bind, in groups."""
     functions = run.functions
-    resources = placer.cluster.resources
+    resources = placer.fleet.resources
     for spec in specs:
         if spec.collocated is not None:
             _join(functions[spec.key], functions[spec.collocated], resources, placer)

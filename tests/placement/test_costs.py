@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from handoff_dask.placement.ledger import UNIT, Resources
+from handoff_dask.placement.costs import UNIT, Resources
 
 
 @pytest.mark.parametrize("n", [3, 6, 7, 10, 13])

@@ -26,14 +26,14 @@ def test_a_cost_of_its_own_for_every_function() -> None:
     engine = distinct(1500)
     running = [place.key for place in engine.poll(0.0)]
     placed, now = len(running), 0.0
-    index = engine._cluster.index
+    index = engine._fleet.index
     checks = index.checks
     while running:
         now += 1.0
         engine.attempt_ended(running.pop(0), now, done=True)
         running += (decided := [d.key for d in engine.poll(now)])
         placed += len(decided)
-        for worker in engine._cluster.workers.values():
+        for worker in engine._fleet.workers.values():
             assert min(worker.free) >= 0
     assert placed == 1500
     # Each of the 1,500 ends looked at each of the 750 that wait on average: a million.
@@ -45,7 +45,7 @@ def test_many_costs_leave_no_worker_idle() -> None:
     engine = distinct(1000, workers=4)
     running = [place.key for place in engine.poll(0.0)]
     now, least = 0.0, 8.0 * 4
-    while len(engine._board.anywhere) > 300:
+    while len(engine._ready.anywhere) > 300:
         now += 1.0
         engine.attempt_ended(running.pop(0), now, done=True)
         running += [d.key for d in engine.poll(now)]
