@@ -32,10 +32,10 @@ async def assert_clean(scheduler, *workers, timeout=10):
         if scheduler.tasks:
             remains["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
         if plugin is not None:
-            remains["runs"], remains["records"] = plugin.runs, plugin.records
+            remains["runs"], remains["records"] = plugin.runs, plugin.functions
             remains["foreign"], remains["ending"] = plugin.foreign, plugin.endings
             for worker in workers:
-                claimed = plugin.engine.claimed(worker.address)
+                claimed = plugin.engine.questions.claimed(worker.address)
                 remains[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
         for worker in workers:
             if worker.state.available_resources != worker.state.total_resources:

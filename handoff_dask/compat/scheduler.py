@@ -178,13 +178,16 @@ def died_under(ts: TaskState) -> bool:
     return ts.suspicious != _NEVER_SUSPICIOUS
 
 
-def input_sizes(ts: TaskState) -> dict[str, float]:
-    """Return how many bytes of a task's inputs each worker has."""
+def input_sizes(ts: TaskState) -> tuple[dict[str, float], float]:
+    """Return how many bytes of a task's inputs each worker has, and how many there are."""
     sizes: dict[str, float] = {}
+    total = 0.0
     for dependency in ts.dependencies:
-        for ws in dependency.who_has or ():
-            sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
-    return sizes
+        if dependency.who_has:
+            total += dependency.nbytes
+            for ws in dependency.who_has:
+                sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
+    return sizes, total
 
 
 def placement_number(ts: TaskState) -> int:

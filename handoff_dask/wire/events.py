@@ -19,7 +19,13 @@ __all__ = [
     "RunClosed",
     "RunOpened",
     "RunStopped",
+    "topic",
 ]
+
+
+def topic(run_id: str) -> str:
+    """Return the topic under which the scheduler logs the events of a run for its client."""
+    return f"handoff-events-{run_id}"
 
 
 class RunOpened(NamedTuple):

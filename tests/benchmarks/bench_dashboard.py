@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
-import pickle
 import re
 import sys
 import time
@@ -23,9 +22,9 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
 from handoff_dask import HandoffPlugin
-from handoff_dask.placement import Place, WorkerSpec
+from handoff_dask.placement.events import Place, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
-from handoff_dask.wire.messages import RunSpec
+from handoff_dask.wire.messages import FunctionRow, RunSpec
 
 COSTS = [{"cpu": 1 + i % 3, "memory": 500 * (1 + i % 7), "gpu": i % 11 == 0} for i in range(20)]
 
@@ -46,16 +45,16 @@ class World:
         """Open four runs whose functions are ready at once."""
         for number in range(4):
             rows = tuple(
-                (f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
+                FunctionRow(f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
                 for i in range(functions // 4)
             )
             run_id = f"run-{number}"
             spec = RunSpec(run_id, f"dag-{number}", "client", rows)
-            await self.plugin.service.open(pickle.dumps(spec))
+            await self.plugin.service.open(spec.packed())
             run = self.plugin.runs[run_id]
             run.arrived.set()
             for record in run.functions:
-                self.plugin.records[record.key] = record
+                self.plugin.functions[record.key] = record
                 record.move("held")
                 self.plugin.engine.function_ready(record.key, time.monotonic())
 
@@ -70,7 +69,7 @@ class World:
             record.move("done")
         for decision in plugin.engine.poll(time.monotonic()):
             assert isinstance(decision, Place)
-            record = plugin.records[decision.key]
+            record = plugin.functions[decision.key]
             record.attempt, record.worker, record.placed = 1, decision.worker, now
             record.move("running")
             seconds = self.seconds * (0.5 + record.index % 100 / 100)

@@ -19,8 +19,9 @@ from distributed import Client, Event, Nanny, Scheduler, SpecCluster
 from PIL import Image
 
 from handoff_dask import DAG, Function, RetryPolicy, current, submit
-from handoff_dask.scheduler.dashboard.panel import AMBER, BLUE, GREEN, RED
+from handoff_dask.widgets.markup import STATE_COLOURS
 
+BLUE, GREEN, AMBER, RED = (STATE_COLOURS[s] for s in ("running", "done", "held", "failed"))
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "images"

@@ -64,12 +64,12 @@ class Watch:
         while True:
             plugin = self.scheduler.plugins.get("handoff")
             if plugin is not None:
-                now, engine = time.time(), plugin.engine
-                ahead = {r.worker for r in plugin.records.values() if engine.waits_ahead(r.key)}
-                ahead.update(e.worker for e in plugin.endings._endings.values() if not e.claims)
+                now, ask = time.time(), plugin.engine.questions
+                ahead = {r.worker for r in plugin.functions.values() if ask.waits_ahead(r.key)}
+                ahead.update(e.worker for e in plugin.endings.waiting())
                 # What was handed ahead may have started as soon as something else has ended.
                 exact = plugin.registry.names.keys() - ahead
-                claims = {a: (engine.slots(a), engine.claimed(a)) for a in exact}
+                claims = {a: (ask.slots(a), ask.claimed(a)) for a in exact}
                 self.looks.append((now, claims))
             await asyncio.sleep(0.01)
 
@@ -347,12 +347,12 @@ async def assert_nothing_is_left(c, s, monkey):
         remains = {
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
-            "records": plugin.records,
+            "records": plugin.functions,
             "ending": len(plugin.endings),
-            "lost": plugin.losses._inquiries,
+            "lost": len(plugin.inquiries),
         }
         for address in plugin.registry.names:
-            claimed = plugin.engine.claimed(address)
+            claimed = plugin.engine.questions.claimed(address)
             remains[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
 
         def in_use(dask_worker):

@@ -140,7 +140,7 @@ def test_large_values_stay_where_they_are(client):
 
 
 def test_impossible_cost(client):
-    """An impossible cost is an AllocationError at once; it says what the nearest worker lacks."""
+    """An impossible cost is an AllocationError at once; it names what the nearest worker lacks."""
     with pytest.raises(AllocationError) as caught:
         execute(dag_of(Function(id="f", args=[], code=where, cost={"gpu": 2})))
     assert client.scheduler_info(n_workers=-1)["workers"][caught.value.nearest]["name"] == "gpu"

@@ -187,7 +187,7 @@ async def test_a_hand_on_the_scheduler(c, s, a, b, look, caplog):
     await until(lambda: sum(ts.state == "no-worker" for ts in s.tasks.values()) == 6)
     plugin = s.plugins["handoff"]
     with caplog.at_level(logging.WARNING, "handoff_dask"):
-        meddled = [r for r in plugin.records.values() if r.row.label != "'blocker'"]
+        meddled = [r for r in plugin.functions.values() if r.row.label != "'blocker'"]
         for record, meddle in zip(meddled, 2 * MEDDLING, strict=False):
             meddle(s, s.tasks[record.key], b)
         if asyncio.iscoroutinefunction(look):

@@ -14,7 +14,8 @@ from distributed import Event, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import Function, current, execute, submit
-from handoff_dask.scheduler import losses
+from handoff_dask.attempts.losses import End
+from handoff_dask.scheduler import inquiries
 from tests.gate import hold, on_cluster, until
 from tests.support import assert_clean, dag_of
 
@@ -48,7 +49,7 @@ def node(scheduler, name):
 )
 async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
     """The scheduler waits neither for a nanny that is gone nor for one that was stopped."""
-    monkeypatch.setattr(losses, "ANSWER", 3600.0)
+    monkeypatch.setattr(inquiries, "ANSWER", 3600.0)
     with node(s, "node") as process:
         await c.wait_for_workers(1)
         run = await submit(
@@ -64,7 +65,7 @@ async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
             assert result.results == {"f": os.getpid()}
             first, second = result.attempts["f"]
             assert (first.outcome, first.worker) == ("worker-lost", ws.address)
-            assert "nobody knows" in first.message
+            assert "not known" in first.message
             assert (second.outcome, second.worker) == ("ok", spare.address)
             del run, result
             await assert_clean(s, spare)
@@ -81,11 +82,13 @@ def silent():
 @on_cluster()
 async def test_what_is_waited_for(c, s, a, b, monkeypatch):
     """While the scheduler asks what had started, `explain` says whom it asks."""
-    monkeypatch.setattr(losses, "LAST_WORD", 3600.0)
+    monkeypatch.setattr(inquiries, "LAST_WORD", 3600.0)
     await execute(dag_of(Function(0, [], int)))
     plugin = s.plugins["handoff"]
-    told = plugin.losses.told
-    monkeypatch.setattr(plugin.losses, "told", lambda worker, end: None)  # who is cut off
+    spoke = plugin.inquiries.worker_spoke
+    monkeypatch.setattr(
+        plugin.inquiries, "worker_spoke", lambda worker, end: None
+    )  # who is cut off
     run = await submit(
         dag_of(Function("f", [], stuck_at_first, extra_args=["go"], cost=ONE), id="etl")
     )
@@ -93,14 +96,14 @@ async def test_what_is_waited_for(c, s, a, b, monkeypatch):
     ((record,),) = [r.functions for r in plugin.runs.values()]
     lost = record.worker
     with silent() as nanny:
-        plugin.losses.nannies[lost] = nanny, "its id"
+        plugin.inquiries.worker_joined(lost, nanny, "its id")
         await s.remove_worker(lost, stimulus_id="test")
-        await until(lambda: record.state == "held")
+        await until(lambda: record.state.shown == "held")
         text = f"asking the nanny of {lost} what had started"
         assert text in str(await run.explain())
         assert text in str(await run.explain(held=1))
         await (await Event("go")).set()
-        told(lost, losses.End({}))
+        spoke(lost, End({}))
         result = await run.result()
     assert [attempt.outcome for attempt in result.attempts["f"]] == ["ok"]
     del run, result

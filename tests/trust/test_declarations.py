@@ -189,7 +189,7 @@ async def test_what_waits_on_a_worker_while_its_cpu_is_declared(c, s, a):
         dag.add_function(Function(id=i, args=[], code=call_work, extra_args=[i], cost={"cpu": 2}))
     await execute(dag, results=[])
     run = await submit(dag)
-    await until(lambda: s.plugins["handoff"].engine.placed(a.address))
+    await until(lambda: s.plugins["handoff"].engine.questions.placed(a.address))
     await register_node(a.address, {"cpu": 4})
     await run.result()
     assert peak[0] <= 4

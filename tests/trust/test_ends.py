@@ -196,6 +196,7 @@ async def test_a_cancelled_future_stops_the_rest(c, s, a):
     assert await run.progress() == {
         "waiting": 0,
         "held": 0,
+        "assigned": 0,
         "running": 0,
         "done": 0,
         "failed": 0,
@@ -408,7 +409,7 @@ async def test_a_run_that_is_stopped_before_its_graph_arrives(c, s, a, b):
 
     def late(graph, keys, **kwargs):
         (run,) = s.plugins["handoff"].runs.values()
-        s.plugins["handoff"].service._out_of_time(run)
+        s.plugins["handoff"].runs._out_of_time(run)
         return get(graph, keys, **kwargs)
 
     c.get = late

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from handoff_dask import ExecutionResult, Function
-from handoff_dask.cli.failing import Problem
-from handoff_dask.cli.output import File, as_json, labels, write_result
+from handoff_dask.cli.exit_codes import Problem
+from handoff_dask.cli.result_files import OutputFile, as_json, labels, write_result
 from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
 
@@ -152,7 +152,7 @@ def odd_result():
 
 def test_a_file_of_an_odd_result(tmp_path):
     """Everything that JSON can hold is written; the rest is named with its type."""
-    file = File(tmp_path / "out.json")
+    file = OutputFile(tmp_path / "out.json")
     left_out = write_result(file, odd_result())
     document = strict((tmp_path / "out.json").read_text())
     assert document["results"] == {labels([("x", np.int64(1))])[("x", 1)]: {"n": 3}}
@@ -167,7 +167,7 @@ def test_a_file_of_an_odd_result(tmp_path):
 
 def test_a_pickle_of_an_odd_result(tmp_path):
     """Values that cannot be pickled are left out, and named with their types."""
-    left_out = write_result(File(tmp_path / "out.pkl"), odd_result())
+    left_out = write_result(OutputFile(tmp_path / "out.pkl"), odd_result())
     document = pickle.loads((tmp_path / "out.pkl").read_bytes())
     assert left_out == ["once"] and document["left_out"] == {"once": "Once"}
     assert document["results"]["huge"] == 10**5000 and len(document["results"]) == 4
@@ -186,6 +186,6 @@ def test_a_file_that_cannot_be_written_is_found_out_first(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop.json").symlink_to("loop.json")
     with pytest.raises(Problem, match=f"cannot write .*{name}") as caught:
-        File(tmp_path / name)
+        OutputFile(tmp_path / name)
     assert caught.value.code == 2
     assert sorted(os.listdir(tmp_path)) == ["folder", "loop.json"]

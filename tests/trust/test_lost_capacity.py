@@ -227,7 +227,7 @@ async def test_restart_leaves_nothing_of_a_run(c, s, a):
     plugin = s.plugins["handoff"]
     await c.restart()
     assert not keepers(s)
-    assert not plugin.runs and not plugin.records
+    assert not plugin.runs and not plugin.functions
     assert await list_runs() == []
     assert set((await execute(dag_of(Function(id=1, args=[], code=int)))).results) == {1}
     assert s.plugins["handoff"] is plugin and "handoff" in s.task_metadata

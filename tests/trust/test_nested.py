@@ -159,7 +159,7 @@ PROGRAMS = [
 
 
 def slots(scheduler, worker):
-    return scheduler.plugins["handoff"].engine.slots(worker.address)
+    return scheduler.plugins["handoff"].engine.questions.slots(worker.address)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -15,7 +15,7 @@ from handoff_dask import (
     execute_local,
     plan,
 )
-from handoff_dask.cli.output import File, durations, write_result
+from handoff_dask.cli.result_files import OutputFile, read_durations, write_result
 from handoff_dask.model.attempt import Attempt
 from tests.support import dag_of
 
@@ -120,8 +120,8 @@ def test_what_a_failed_run_leaves():
 def test_the_output_of_a_failed_run(tmp_path, name):
     """`dask handoff plan --durations` uses it the same way."""
     result = execute_local(broken(), on_error="continue")
-    write_result(File(tmp_path / name), result)
-    known = durations(tmp_path / name, broken().functions)
+    write_result(OutputFile(tmp_path / name), result)
+    known = read_durations(tmp_path / name, broken().functions)
     assert plan(broken(), LAPTOP, known) == plan(broken(), LAPTOP, result)
 
 
@@ -129,7 +129,7 @@ def test_an_output_that_lacks_what_it_needs(tmp_path):
     """A file that looks like the output of a run but has no attempts is recognised."""
     (tmp_path / "out.json").write_text(json.dumps({"attempts": {"load": [{"started": 1}]}}))
     with pytest.raises(Exception, match="is neither JSON nor the output of a run"):
-        durations(tmp_path / "out.json", ["load"])
+        read_durations(tmp_path / "out.json", ["load"])
 
 
 @pytest.mark.parametrize("durations", [None, 3, FunctionFailedError("load")])

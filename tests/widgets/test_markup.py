@@ -34,8 +34,8 @@ def test_no_text_is_markup(text):
 def test_escaped_once():
     """Markup stays; ids that are no texts read as their repr."""
     assert markup.escaped(Html("<b>&amp;</b>")) == "<b>&amp;</b>"
-    assert markup.escaped(Nameless()) == "&lt;Nameless &amp; &#x27;quoted&#x27;&gt;"
-    assert markup.escaped(("a", 1)) == "(&#x27;a&#x27;, 1)"
+    assert markup.escaped(Nameless()) == "&lt;Nameless &amp; &#39;quoted&#39;&gt;"
+    assert markup.escaped(("a", 1)) == "(&#39;a&#39;, 1)"
 
 
 @given(TEXTS, st.integers(2, 50))

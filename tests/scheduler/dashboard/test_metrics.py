@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask
 import pytest
 from distributed import Event
 
 from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit, uninstall
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.scheduler.dashboard.metrics import COLLECTOR
+from handoff_dask.wire.events import AttemptEnded
 from tests.scheduler.dashboard.viewing import get, on_cluster
 from tests.support import assert_clean
 
@@ -76,12 +80,31 @@ async def test_counters_never_go_back(c, s, a, b):
 
 
 @on_cluster()
+async def test_a_late_result(c, s, a, b):
+    """An attempt whose result came late is one attempt: no counter goes down, one says so."""
+    function = Function(id="f", args=[], code=int, cost={"gpu": 1})
+    run = await submit(DAG().add_function(function))
+    await run.result()
+    history = s.plugins["handoff"].history
+    ((run_id, index, _),) = history.attempts
+    attempt = Attempt(2, a.address, "a", "host", 1.0, 2.0, {}, "timeout")
+    history(AttemptEnded(run_id, 2.0, index, attempt))
+    before = await scrape(s)
+    assert before["attempts_total", "timeout"] == before["retries_total",] == 1
+    history(AttemptEnded(run_id, 3.0, index, replace(attempt, stopped=3.0, outcome="ok")))
+    after = await scrape(s)
+    assert after.pop(("late_results_total", "timeout")) == 1
+    before.pop(("late_results_total", "timeout"))
+    assert {key: after[key] for key in before} == before
+
+
+@on_cluster()
 async def test_unregistered_with_the_plugin(c, s, a, b):
     """No metrics of a plugin that is gone; back with it."""
     await execute(DAG())
     assert await scrape(s)
     await uninstall(c)
-    assert COLLECTOR.plugins == []
+    assert COLLECTOR.overviews == []
     assert await scrape(s) == {}
     await execute(DAG())
     assert await scrape(s)

@@ -74,7 +74,7 @@ async def test_a_page_that_is_open_says_that_the_plugin_is_gone(c, s, a, b, look
     pages = s.http_application.applications[1]
     await uninstall(c)
     assert pages not in s.http_application.applications
-    await until(lambda: "not installed" in panel.heading.text)
+    await until(lambda: "was uninstalled" in panel.heading.text)
     socket.close()
     context = pages.applications["/individual-handoff-runs"]
     for session in context.sessions:

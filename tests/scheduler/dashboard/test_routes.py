@@ -10,6 +10,7 @@ import numpy as np
 from distributed import Event
 
 from handoff_dask import DAG, Function, __version__, submit
+from handoff_dask.attempts.states import STATES
 from tests.scheduler.dashboard.viewing import get_json, on_cluster
 from tests.support import assert_clean
 
@@ -32,7 +33,7 @@ async def test_runs(c, s, a, b):
     (shown,) = state["runs"]
     assert shown["dag_id"] == "a dag"
     assert shown["closed"] is None
-    counts = {"waiting": 0, "held": 2, "running": 1, "done": 0, "failed": 0, "cancelled": 0}
+    counts = {**dict.fromkeys(STATES, 0), "held": 2, "running": 1}
     assert shown["functions"] == state["functions"] == counts
     (held,) = state["held"]
     assert held.pop("why").startswith("resources: gpu 1, at most 0 free")
