@@ -179,7 +179,7 @@ def died_under(ts: TaskState) -> bool:
 
 
 def input_sizes(ts: TaskState) -> tuple[dict[str, float], float]:
-    """Return how many bytes of a task's inputs each worker has, and how many there are."""
+    """Return how many bytes of a task's inputs each worker has, and how many there are in total."""
     sizes: dict[str, float] = {}
     total = 0.0
     for dependency in ts.dependencies:
