@@ -61,7 +61,7 @@ EXAMPLES = [
     (
         errors.VersionError("the scheduler", "0.2.0", "0.1.0"),
         {"where": "the scheduler", "found": "0.2.0", "own": "0.1.0"},
-        ["the scheduler has handoff_dask 0.2.0", "this client 0.1.0", "uninstall(client)"],
+        ["the scheduler has handoff_dask 0.2.0", "this client has 0.1.0", "uninstall(client)"],
     ),
     (
         errors.AllocationError(
@@ -251,7 +251,7 @@ def test_failures_of_a_run_are_no_mistakes_in_a_dag(error):
         ),
         (
             errors.UnknownWorkerError("bob"),
-            "no worker answers to 'bob'; the cluster's workers are: none",
+            "there is no worker 'bob'; the cluster's workers are: none",
         ),
     ],
 )

@@ -63,7 +63,7 @@ def for_a_reason():
     [
         (locked, "Locked", "locked"),
         (demanding, "Demanding", "demanding"),
-        (mute, "Mute", "text cannot be had: RuntimeError"),
+        (mute, "Mute", "no text: str() raised RuntimeError"),
     ],
 )
 @gen_cluster(client=True)

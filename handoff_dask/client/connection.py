@@ -19,6 +19,7 @@ from distributed.protocol.serialize import dask_deserialize, dask_serialize
 from handoff_dask import config
 from handoff_dask._version import __version__, fits
 from handoff_dask.compat import client as compat
+from handoff_dask.compat.streams import bound_log
 from handoff_dask.compat.worker import process_client
 from handoff_dask.errors import (
     ClusterLostError,
@@ -128,6 +129,8 @@ async def install(client: Client) -> None:
         The client has lost its scheduler.
     """
     facts = await installed(client)
+    if client.scheduler_comm is not None:
+        bound_log(client.scheduler_comm)
     if facts is None:
         try:
             plugin = HandoffPlugin()

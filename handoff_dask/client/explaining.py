@@ -10,7 +10,7 @@ from typing import TypeVar
 from distributed import Client
 
 from handoff_dask.client import connection, gathering
-from handoff_dask.client.submission import dag_label, function_rows
+from handoff_dask.client.describing import dag_label, function_rows
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
@@ -227,7 +227,7 @@ def explain(dag: DAG, client: Client | None = None) -> Explanation:
             client=client.id,
             rows=function_rows(nodes, code_prefixes(nodes)),
         )
-        answer = await connection.call(client, "explain", spec=pickle.dumps(spec))
+        answer = await connection.call(client, "explain", spec=spec.packed())
         findings, ending = pickle.loads(answer)
         return Explanation(
             {

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 from distributed import Client, Future
 
 from handoff_dask.client import connection
-from handoff_dask.client.submission import function_label
+from handoff_dask.client.describing import function_label
 from handoff_dask.errors import (
     AllocationError,
     ClusterLostError,

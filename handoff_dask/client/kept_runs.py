@@ -12,12 +12,12 @@ from distributed import Client, Future
 
 from handoff_dask.client import ends, gathering
 from handoff_dask.client.connection import call, install, installed, require_client, sync
-from handoff_dask.client.outline import Outline
+from handoff_dask.client.describing import Outline, dag_label, function_label
 from handoff_dask.client.run import Run
-from handoff_dask.client.submission import dag_label, function_label
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.compat import client as compat
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
+from handoff_dask.wire.messages import RunSpec
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,10 @@ async def _outline(
     """Return a run of a DAG, the latest unless told, and what it takes to follow it."""
     if run_id is None:
         run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
-    packed = await call(client, "outline", run_id=run_id)
-    if packed is None:
+    spec = await call(client, "described", run_id=run_id)
+    if spec is None:
         raise UnknownRunError(dag_id)
-    return run_id, Outline.unpacked(packed)
+    return run_id, Outline.of(RunSpec.unpacked(spec))
 
 
 def _is_plain(id_: Hashable) -> bool:

@@ -15,9 +15,9 @@ from distributed import Client, Future
 
 from handoff_dask.attempts.states import STATES, UNENDED
 from handoff_dask.client import annotating, connection, ends, gathering, watching
+from handoff_dask.client.describing import Outline
 from handoff_dask.client.explaining import Fetching, RunExplanation, Unready
 from handoff_dask.client.options import Allocator
-from handoff_dask.client.outline import Outline
 from handoff_dask.client.results import Attempts, ExecutionResult, failed_or_not_run
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
@@ -223,7 +223,7 @@ class Run:
             get = partial(
                 client.get,
                 submission.translation.graph,
-                [keys[index] for index in submission.awaited.values()],
+                [keys[index] for index in self._outline.awaited.values()],
                 sync=False,
                 priority=submission.options.priority,
             )
@@ -231,7 +231,7 @@ class Run:
         except BaseException:
             # No graph will follow.
             with contextlib.suppress(OSError, ClusterLostError):
-                await self._call("close", run_id=submission.run_id)
+                await self._call("close", run_id=self._outline.run_id)
             raise
         self._watch(futures)
         if submission.options.detach:
@@ -469,7 +469,11 @@ class Run:
         if answer is None:
             return RunReport(stop=Stop("cancelled", "the cluster does not know it any more")), {}
         report: RunReport = pickle.loads(answer["report"])
-        texts = {a[0]: (a[6], a[7]) for a in report.attempts if a[6] is not None}
+        texts = {
+            row.node: (row.error_type, row.message or "")
+            for row in report.attempts
+            if row.error_type is not None
+        }
         causes = await connection.exceptions(answer["errors"], texts)
         for index, problem in report.failed.items():
             if index not in causes:  # its error is not kept any more

@@ -1,4 +1,4 @@
-"""What clients and local clusters do not offer as public API."""
+"""Clients and local clusters, beyond their public API."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ GRACE = 2.0
 
 
 def settle_future(future: Future[Any], state: str) -> None:
-    """Set a future to the state that its task has on the scheduler.
+    """Set a future to the state of its task on the scheduler.
 
     Parameters
     ----------
     state
-        ``"memory"`` or ``"erred"``; any other changes nothing.
+        ``"memory"`` or ``"erred"``; any other state changes nothing.
     """
-    known = future._state
-    if known is not None and state == "memory":
-        known.finish()
-    elif known is not None and state == "erred":
-        known.set_error(RuntimeError("its error could not be read"), None)
+    future_state = future._state
+    if future_state is not None and state == "memory":
+        future_state.finish()
+    elif future_state is not None and state == "erred":
+        future_state.set_error(RuntimeError("its error could not be read"), None)
 
 
 def on_loop(client: Client) -> bool:
@@ -47,9 +47,9 @@ def on_loop(client: Client) -> bool:
 
 
 def close_clients(cluster: LocalCluster) -> None:
-    """Close the clients that the workers of a cluster in this process made for their functions.
+    """Close the clients that the workers of an in-process cluster created for their functions.
 
-    They are default clients of this process, and keep the event loop's thread alive.
+    These are default clients of this process, and keep the event loop's thread alive.
     """
     for worker in cluster.workers.values():
         client = getattr(worker, "_client", None)
@@ -58,7 +58,7 @@ def close_clients(cluster: LocalCluster) -> None:
 
 
 async def end_workers(cluster: LocalCluster) -> None:
-    """Close the workers of a cluster without waiting for what they run."""
+    """Close the workers of a cluster without waiting for their running functions."""
     log = logging.getLogger("distributed.worker.state_machine")
     log.addFilter(_is_news)
     try:
@@ -73,7 +73,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 async def _end_worker(worker: Any) -> None:
     if isinstance(worker, Nanny):
-        worker.close_gracefully()  # or it starts another process
+        worker.close_gracefully()  # otherwise it starts another process
         if worker.process is not None:
             await worker.process.kill(timeout=GRACE, executor_wait=False)
     elif worker.active_threads:

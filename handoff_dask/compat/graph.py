@@ -1,4 +1,4 @@
-"""Dask's form of a task in a graph, which is not public API."""
+"""Dask's representation of a task in a graph."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
 from handoff_dask.graph.pictures import Engine, choose_engine, looks, write_svg
-from handoff_dask.graph.translation import Key, code_names, translate_plain
+from handoff_dask.graph.translation import code_names, translate_plain
 from handoff_dask.model import dag as model
 from handoff_dask.model.function import Function
 from handoff_dask.widgets import dag_drawing, markup
+from handoff_dask.wire.keys import Key
 
 
 class DAG(model.DAG, DaskMethodsMixin):

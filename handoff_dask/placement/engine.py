@@ -6,17 +6,11 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from heapq import heappop
 from itertools import chain
 
-from handoff_dask.placement import intake
+from handoff_dask.placement import admission, ranking
 from handoff_dask.placement.ahead import Ahead
-from handoff_dask.placement.board import Board
 from handoff_dask.placement.choice import Chooser
-from handoff_dask.placement.cluster import Cluster
 from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.events import Decision, FunctionSpec, WorkerSpec
-from handoff_dask.placement.ledger import Worker
-from handoff_dask.placement.placer import Placer
-from handoff_dask.placement.questions import Questions
-from handoff_dask.placement.runs import (
+from handoff_dask.placement.entities import (
     DELAYED,
     DONE,
     FRESH,
@@ -27,7 +21,13 @@ from handoff_dask.placement.runs import (
     Function,
     Group,
     Run,
+    Worker,
 )
+from handoff_dask.placement.events import Decision, FunctionSpec, WorkerSpec
+from handoff_dask.placement.fleet import Fleet
+from handoff_dask.placement.placer import Placer
+from handoff_dask.placement.questions import Questions
+from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.strategies import strategy as strategy_of
 
 __all__ = ["Engine"]
@@ -81,10 +81,10 @@ class Engine:
         self._runs: dict[Hashable, Run] = {}
         self._functions: dict[Hashable, Function] = {}
         self._durations = Durations()
-        self._cluster = Cluster(grace=lost_grace)
-        self._board = Board(self._cluster, short=horizon / 4)
-        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency, worth=horizon)
-        self._placer = Placer(self._board, chooser)
+        self._fleet = Fleet(grace=lost_grace)
+        self._ready = ReadyQueues(self._fleet, short=horizon / 4)
+        chooser = Chooser(self._ready, bandwidth=bandwidth, latency=latency, worth=horizon)
+        self._placer = Placer(self._ready, chooser)
         self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
         self.questions = Questions(self._runs, self._functions, self._placer)
         #: What others use, by key: the worker.
@@ -135,8 +135,8 @@ class Engine:
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency of run {run!r} is {max_concurrency!r}, less than 1")
         patience = placement_timeout or None
-        if not self._cluster.workers:
-            patience = patience or self._cluster.grace  # workers join one by one
+        if not self._fleet.workers:
+            patience = patience or self._fleet.grace  # workers join one by one
         self._runs[run] = Run(run, priority, chosen, max_concurrency, patience)
 
     def functions_added(self, run: Hashable, functions: Iterable[FunctionSpec]) -> None:
@@ -150,13 +150,13 @@ class Engine:
         """
         owner = self._run(run)
         specs = list(functions)
-        new = intake.admit(owner, specs, self._functions, self._placer, self._seq)
+        new = admission.admit(owner, specs, self._functions, self._placer, self._seq)
         self._seq += len(new)
         self._functions.update(new)
         owner.functions.update(new)
-        owner.add(new.values())
+        ranking.add(owner, new.values())
         self._stale[owner] = None
-        intake.tie(owner, specs, self._placer)
+        admission.tie(owner, specs, self._placer)
 
     def run_closed(self, run: Hashable) -> None:
         """Forget a run and release what it still holds. Unknown runs are ignored."""
@@ -230,7 +230,7 @@ class Engine:
         if inputs and max(inputs.values()) > input_total:
             raise ValueError(f"a worker holds more than all the inputs of {key!r}: {input_total!r}")
         state = function.state
-        new_cost = function.own_cost if cost is None else self._cluster.cost(cost)
+        new_cost = function.own_cost if cost is None else self._fleet.cost(cost)
         if state == PLACED:
             self._release(function)
         elif state != WAITING:
@@ -251,7 +251,7 @@ class Engine:
             function.inputs = None
         if not_before is not None and not_before > now:
             function.state = DELAYED
-            self._board.at(not_before, function)
+            self._ready.at(not_before, function)
         else:
             function.state = FRESH
             self._fresh.append(function)
@@ -269,8 +269,8 @@ class Engine:
             return
         function.barred.exclude -= {worker}
         if function.state == QUEUED:
-            self._board.requeue(function)
-            self._board.stir = True
+            self._ready.requeue(function)
+            self._ready.stir = True
 
     def function_withdrawn(self, key: Hashable) -> None:
         """Take in that a function that was ready is not any more.
@@ -303,7 +303,7 @@ class Engine:
             if duration is not None:
                 mean = self._durations.learn(function.token, function.family.code, duration)
                 run = function.run
-                run.learned(function.family, mean)
+                ranking.learned(run, function.family, mean)
                 if run.stale:
                     self._stale[run] = None
         elif done:
@@ -316,7 +316,7 @@ class Engine:
         function = self._functions.get(key)
         if function is not None and function.worker is not None:
             function.worker.secede(function)
-            self._cluster.touched[function.worker] = None
+            self._fleet.touched[function.worker] = None
 
     def duration_known(self, token: Hashable, seconds: float) -> None:
         """Take over how long a function took elsewhere, for functions added from now on."""
@@ -326,19 +326,19 @@ class Engine:
 
     def worker_added(self, spec: WorkerSpec) -> None:
         """Take in a worker that joined or is back; one that is registered is updated."""
-        known = spec.address in self._cluster.workers
-        worker = self._cluster.add(spec)
+        known = spec.address in self._fleet.workers
+        worker = self._fleet.add(spec)
         if known:
             self._reshaped(worker)
 
     def worker_running(self, address: str, running: bool) -> None:
         """Take in that a worker paused or is closing (False), or goes on (True)."""
-        worker = self._cluster.worker(address)
+        worker = self._fleet.worker(address)
         if worker.running != running:
             worker.running = running
             self._reshaped(worker)
             worker.promote()
-            self._cluster.changed(worker)
+            self._fleet.changed(worker)
 
     def worker_removed(self, address: str, lost_at: float | None = None) -> None:
         """Forget a worker that is gone, and all claims on it. Unknown addresses are ignored.
@@ -350,17 +350,17 @@ class Engine:
         lost_at
             The time, if it may come back; None if it left for good.
         """
-        worker = self._cluster.workers.get(address)
+        worker = self._fleet.workers.get(address)
         if worker is None:
             return
         placer = self._placer
         if worker.reservation is not None:
-            self._board.cancel(worker.reservation)
-        self._cluster.remove(worker, lost_at)
-        if not self._cluster.workers:
+            self._ready.cancel(worker.reservation)
+        self._fleet.remove(worker, lost_at)
+        if not self._fleet.workers:
             # Workers will join one by one: the first ones do not decide what is impossible.
             for run in self._runs.values():
-                run.patience = run.patience or self._cluster.grace
+                run.patience = run.patience or self._fleet.grace
         for function in chain(worker.placed, worker.ahead):
             function.state = WAITING
             function.stamp += 1
@@ -380,14 +380,14 @@ class Engine:
         It may exceed the capacity; then nothing of ours is placed there.
         """
         self.foreign_released(key)
-        found = self._cluster.workers.get(worker)
+        found = self._fleet.workers.get(worker)
         if found is not None:
-            amounts = self._cluster.cost(cost)
+            amounts = self._fleet.cost(cost)
             items = amounts.items if slot else amounts.rest
             found.foreign[key] = items
             found.take(items)
             self._foreign[key] = found
-            self._cluster.touched[found] = None
+            self._fleet.touched[found] = None
 
     def foreign_released(self, key: Hashable) -> None:
         """Give back what something that is not ours used. Unknown keys are ignored."""
@@ -395,14 +395,14 @@ class Engine:
         if worker is not None:
             worker.give(worker.foreign.pop(key))
             worker.promote()
-            self._cluster.touched[worker] = None
+            self._fleet.touched[worker] = None
 
     # -- decisions
 
     def poll(self, now: float) -> list[Decision]:
         """Decide all that can be decided now."""
         decisions: list[Decision] = []
-        self._board.now = now
+        self._ready.now = now
         self._wake()
         came = bool(self._fresh)
         if came or self._placer.due:
@@ -424,9 +424,9 @@ class Engine:
 
     def _wake(self) -> None:
         """Look again at the functions whose time has come."""
-        board = self._board
-        timers = board.timers
-        while timers and timers[0][0] <= board.now:
+        ready = self._ready
+        timers = ready.timers
+        while timers and timers[0][0] <= ready.now:
             _, _, function, stamp = heappop(timers)
             if function.stamp != stamp:
                 continue
@@ -438,14 +438,14 @@ class Engine:
             # than those it avoids.
             function.holder = None
             if function.state == QUEUED:
-                board.requeue(function)
-                board.stir = True
+                ready.requeue(function)
+                ready.stir = True
 
     def _queue(self) -> None:
         """Queue the functions that became ready."""
         for function in self._fresh:
             if function.state == FRESH and function not in self._placer.unbound:
-                self._board.enqueue(function)
+                self._ready.enqueue(function)
         self._fresh.clear()
 
     def _run(self, run: Hashable) -> Run:
@@ -458,7 +458,7 @@ class Engine:
         worker = function.worker
         assert worker is not None
         worker.release(function)
-        self._cluster.touched[worker] = None
+        self._fleet.touched[worker] = None
         function.worker = None
         function.state = WAITING
         function.stamp += 1
@@ -466,21 +466,21 @@ class Engine:
 
     def _rank(self) -> None:
         """Rank the runs of which more is known now, and sort their functions anew."""
-        workers = len(self._cluster.workers)
+        workers = len(self._fleet.workers)
         if not self._sized_for <= 2 * workers <= 4 * self._sized_for:
             self._sized_for = workers
             self._stale.update(dict.fromkeys(self._runs.values()))
         if not self._stale:
             return
         for run in self._stale:
-            run.rank(self._durations)
-            self._board.rekey(run)
+            ranking.rank(run, self._durations)
+            self._ready.rekey(run)
         self._stale.clear()
 
     def _left(self, run: Run) -> None:
         run.placed -= 1
         if run.limit is not None:
-            self._board.woken.update(run.queues)
+            self._ready.woken.update(run.queues)
 
     def _reshaped(self, worker: Worker) -> None:
         """Take back what a changed worker may be unable to keep.
@@ -490,8 +490,8 @@ class Engine:
         placer = self._placer
         placer.forget_holder(worker)
         if worker.reservation is not None:
-            self._board.cancel(worker.reservation)
+            self._ready.cancel(worker.reservation)
         for group in list(worker.groups):
-            answers = group.pin is None or worker in self._cluster.candidates(group.pin, None)
+            answers = group.pin is None or worker in self._fleet.candidates(group.pin, None)
             if not answers or not group.need.fits(worker.shape.capacity):
                 placer.unbind(group)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from handoff_dask.placement.ledger import SLOT, Cost
+from handoff_dask.placement.costs import SLOT, Cost
 
 __all__ = ["STRATEGIES", "Strategy", "strategy"]
 

@@ -18,6 +18,7 @@ from handoff_dask.placement.events import Finding
 from handoff_dask.wire.events import AttemptEnded, Event, FunctionEnded
 from handoff_dask.wire.messages import (
     FATES,
+    AttemptRow,
     FunctionRow,
     RunReport,
     RunSpec,
@@ -105,6 +106,8 @@ class RunRecord:
     """A run on the scheduler."""
 
     spec: RunSpec
+    #: `spec` as it came, for clients that follow the run.
+    opening: bytes
     #: Hears of what happens in it.
     emit: Callable[[Event], None]
     functions: list[FunctionRecord] = field(default_factory=list)
@@ -157,7 +160,9 @@ class RunRecord:
         """Return what the client is told."""
         return RunReport(
             attempts=tuple(
-                (record.index, *entry[:-1]) for record in self.functions for entry in record.entries
+                AttemptRow(record.index, *entry[:-1])
+                for record in self.functions
+                for entry in record.entries
             ),
             workers=dict(self.workers),
             failed=dict(self.failed),

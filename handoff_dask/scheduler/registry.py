@@ -14,6 +14,7 @@ from distributed import Status
 
 from handoff_dask._version import __version__
 from handoff_dask.compat import scheduler as compat
+from handoff_dask.compat.streams import bound_log
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import WorkerSpec
@@ -160,6 +161,7 @@ class Registry:
             return
         if version != __version__:
             self.strangers[worker] = version
+        bound_log(self.scheduler.stream_comms[worker])
         self.ours[worker] = {name: Declaration(*facts) for name, facts in ours.items()}
         self._remember(ws, self.ours[worker])
         if returns:

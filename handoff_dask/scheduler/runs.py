@@ -15,7 +15,8 @@ from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.wire.events import Event, RunClosed, RunOpened, RunStopped
-from handoff_dask.wire.messages import FunctionRow, RunReport, RunSpec, Stop, function_specs
+from handoff_dask.wire.keys import index_of, is_shared, run_of
+from handoff_dask.wire.messages import RunReport, RunSpec, Stop, function_specs
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -31,6 +32,8 @@ class StoppedRun:
     spec: RunSpec
     opened: float
     report: RunReport
+    #: The message that opened it, for clients that follow it.
+    opening: bytes
 
 
 class Runs(Mapping[str, RunRecord]):
@@ -81,18 +84,20 @@ class Runs(Mapping[str, RunRecord]):
 
     # How a run begins
 
-    def open(self, spec: RunSpec) -> RunRecord:
-        """Record a run, and add its functions to the engine."""
-        run = self.record(spec)
+    def open(self, opening: bytes) -> RunRecord:
+        """Record a run, given the message that opens it, and add its functions to the engine."""
+        run = self.record(opening)
+        spec = run.spec
         self._emit(RunOpened(spec.run_id, spec.dag_id, run.opened))
         if spec.timeout is not None:
             loop = asyncio.get_running_loop()
             run.limit = loop.call_later(spec.timeout, self._out_of_time, run)
         return run
 
-    def record(self, spec: RunSpec) -> RunRecord:
-        """Record a run that may be only asked about."""
-        run = self._runs[spec.run_id] = RunRecord(spec, self._emit)
+    def record(self, opening: bytes) -> RunRecord:
+        """Record a run that may only be asked about."""
+        spec = RunSpec.unpacked(opening)
+        run = self._runs[spec.run_id] = RunRecord(spec, opening, self._emit)
         self._engine.run_opened(
             spec.run_id,
             priority=spec.priority,
@@ -100,8 +105,7 @@ class Runs(Mapping[str, RunRecord]):
             max_concurrency=spec.max_concurrency,
             placement_timeout=spec.placement_timeout,
         )
-        rows = [FunctionRow(*row) for row in run.spec.rows]
-        keys = [(f"{row.prefix}-{run.spec.run_id}", index) for index, row in enumerate(rows)]
+        rows, keys = spec.rows, spec.keys
         run.functions = [
             FunctionRecord(key, index, run, row)
             for index, (key, row) in enumerate(zip(keys, rows, strict=True))
@@ -132,10 +136,10 @@ class Runs(Mapping[str, RunRecord]):
                 if self.stopped_by(key):
                     compat.hold(tasks[key])
                     late.append(key)
-            elif "index" not in mark:  # data that functions share: Dask moves it, not the engine
+            elif is_shared(key):  # data that functions share: Dask moves it, not the engine
                 compat.free(tasks[key])
             elif key not in self.functions:
-                self.functions[key] = run.functions[mark["index"]]
+                self.functions[key] = run.functions[index_of(key)]
                 run.alive += 1
                 compat.hold(tasks[key])
         if late:
@@ -286,9 +290,8 @@ class Runs(Mapping[str, RunRecord]):
     # What is remembered
 
     def _remember(self, run: RunRecord) -> None:
-        # The rows are not needed any more.
-        spec = replace(run.spec, rows=())
-        self._stopped[run.spec.run_id] = StoppedRun(spec, run.opened, run.report())
+        spec = replace(run.spec, rows=(), functions=b"")
+        self._stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
         while len(self._stopped) > 1 and self._remembered() > REMEMBERED:
             del self._stopped[next(iter(self._stopped))]
 
@@ -309,6 +312,5 @@ class Runs(Mapping[str, RunRecord]):
 
     def stopped_by(self, key: Any) -> Stop | None:
         """Return why a run that has no tasks left was stopped, given one of its keys."""
-        name = key[0] if isinstance(key, tuple) and key else ""
-        past = self._stopped.get(name.rpartition("-")[2]) if isinstance(name, str) else None
+        past = self._stopped.get(run_of(key) or "")
         return None if past is None else past.report.stop

@@ -79,7 +79,7 @@ class Service:
             self.stalled,
             self.holds,
             self.known,
-            self.outline,
+            self.described,
             self.stop,
             self.uninstall,
         )
@@ -91,7 +91,7 @@ class Service:
         """Record a run; the answer is None, or a node that no worker can hold and why."""
         await self._registry.settled()
         with collector.paused():
-            run = self._runs.open(pickle.loads(spec))
+            run = self._runs.open(spec)
         run_id = run.spec.run_id
         if not run.functions:
             self._runs.forget(run)  # no graph will follow, and nothing to tell its end by
@@ -110,7 +110,7 @@ class Service:
         Also what is still ending on the cluster, in words.
         """
         await self._registry.settled()
-        run = self._runs.record(pickle.loads(spec))
+        run = self._runs.record(spec)
         findings = [finding for _, finding in self._engine.questions.verdicts(run.spec.run_id)]
         self._runs.forget(run)
         return pickle.dumps((findings, self._endings.describe()))
@@ -255,13 +255,13 @@ class Service:
             for run, state in sorted(facts, key=lambda fact: fact[0].opened)
         ]
 
-    async def outline(self, run_id: str) -> bytes | None:
-        """Return what it takes to follow a run; None if it is not known."""
+    async def described(self, run_id: str) -> bytes | None:
+        """Return the message that opened a run; None if the run is not known."""
         if run := self._runs.get(run_id):
             await run.arrived.wait()
-            return run.spec.outline
+            return run.opening
         past = self._runs.stopped_run(run_id)
-        return None if past is None else past.spec.outline
+        return None if past is None else past.opening
 
     async def uninstall(self, force: bool) -> list[str]:
         """Take everything off the cluster, unless runs are in the way: the answer names them."""

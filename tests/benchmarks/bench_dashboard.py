@@ -25,7 +25,7 @@ from handoff_dask import HandoffPlugin
 from handoff_dask.attempts.states import DONE, HELD, Assigned, Placement, Running
 from handoff_dask.placement.events import Started, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
-from handoff_dask.wire.messages import RunSpec
+from handoff_dask.wire.messages import FunctionRow, RunSpec
 
 COSTS = [{"cpu": 1 + i % 3, "memory": 500 * (1 + i % 7), "gpu": i % 11 == 0} for i in range(20)]
 
@@ -46,11 +46,11 @@ class World:
         """Open four runs whose functions are ready at once."""
         for number in range(4):
             rows = tuple(
-                (f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
+                FunctionRow(f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
                 for i in range(functions // 4)
             )
             spec = RunSpec(f"run-{number}", f"dag-{number}", "client", rows)
-            run = self.plugin.runs.open(spec)
+            run = self.plugin.runs.open(spec.packed())
             run.arrived.set()
             for record in run.functions:
                 self.plugin.functions[record.key] = record

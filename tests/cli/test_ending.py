@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from handoff_dask.cli.failing import GRACE
+from handoff_dask.cli.signals import GRACE
 from tests.integration.separate import Processes, certificates
 
 #: Seconds that the functions take, and that a command is given to end, however busy the machine.

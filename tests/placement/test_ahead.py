@@ -99,8 +99,8 @@ def test_what_is_left_is_shared(drive) -> None:
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, horizon=10.0)
     short(d, range(22), {"cpu": 1})
     d.poll()
-    assert abs(len(d.engine._cluster.workers["a"].ahead) - 10) <= 2
-    assert abs(len(d.engine._cluster.workers["b"].ahead) - 10) <= 6
+    assert abs(len(d.engine._fleet.workers["a"].ahead) - 10) <= 2
+    assert abs(len(d.engine._fleet.workers["b"].ahead) - 10) <= 6
 
 
 def test_a_trickle_goes_ahead_as_well(drive) -> None:
@@ -118,7 +118,7 @@ def test_only_one_kind_waits_on_a_worker(drive) -> None:
     d = drive({"a": {"cpu": 1, "gpu": 1}})
     short(d, range(40), {"cpu": 1})
     assert ahead(d.poll())
-    worker = d.engine._cluster.workers["a"]
+    worker = d.engine._fleet.workers["a"]
     short(d, ["other"], {"gpu": 1})
     assert d.poll() == [], "it would stand behind what it does not compete with"
     assert d.engine.questions.why("other").reason == "ahead"

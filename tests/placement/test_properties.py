@@ -8,8 +8,7 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handoff_dask.placement import bins, index
-from handoff_dask.placement import board as board_module
+from handoff_dask.placement import index, ready_queues, size_classes
 from handoff_dask.placement.events import Place, Refuse, Started
 from tests.placement.invariants import invariants, nothing_overlooked
 from tests.placement.world import BIG, FINAL, World
@@ -126,7 +125,7 @@ class Checked(World):
             ][action - 13 - 1]()  # fmt: skip
         # A worker that fits again may not get more than it has.
         for address in list(self.excess):
-            worker = self.engine._cluster.workers[address]
+            worker = self.engine._fleet.workers[address]
             held = {i for i, amount in enumerate(worker.free) if amount < 0}
             if not held and address not in self.foreign.values():
                 self.excess.discard(address)
@@ -174,11 +173,11 @@ class Checked(World):
         invariants(self.engine)
         for run in list(self.runs):
             self.engine.run_closed(run)
-        for worker in self.engine._cluster.workers.values():
+        for worker in self.engine._fleet.workers.values():
             assert worker.free == list(worker.shape.capacity), "every claim was released"
             assert not worker.groups and not worker.watchers and not worker.ahead
-        board = self.engine._board
-        assert not (board.anywhere or board.tied or board.reserved or board.stuck)
+        ready = self.engine._ready
+        assert not (ready.anywhere or ready.tied or ready.reserved or ready.stuck)
         assert not self.engine._functions
         assert self.engine.poll(self.now) == []
         assert self.engine.wake_at() is None
@@ -190,9 +189,9 @@ def play(script: bytes) -> None:
         script[0] % 5
     ]
     with (
-        mock.patch.object(board_module, "_FEW", few),
-        mock.patch.object(board_module, "MANY", many),
-        mock.patch.object(bins, "_HITS", 4 if many else 1),
+        mock.patch.object(ready_queues, "_FEW", few),
+        mock.patch.object(ready_queues, "MANY", many),
+        mock.patch.object(size_classes, "_HITS", 4 if many else 1),
         mock.patch.object(index, "LOG", log),
     ):
         world = Checked(script)

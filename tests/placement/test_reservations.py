@@ -106,9 +106,9 @@ def test_what_does_not_compete_is_not_held_up(drive) -> None:
     for _ in range(60):
         d.end(running.pop(0), after=1.0)
         running += d.places()
-        if d.engine._board.reserved:
+        if d.engine._ready.reserved:
             break
-    assert d.engine._board.reserved
+    assert d.engine._ready.reserved
     d.add({"gpu": {"gpu": 1}})
     d.end(running.pop(0))
     assert "gpu" in d.places()
@@ -132,7 +132,7 @@ def test_what_ends_in_time_may_run_meanwhile(drive) -> None:
             assert key != "big"
             d.end(key, after=2.0)
     assert short >= 45, "they fill the time until the long one ends"
-    assert d.engine._board.reserved
+    assert d.engine._ready.reserved
 
 
 def test_a_lost_worker_is_not_kept(drive) -> None:
@@ -142,17 +142,17 @@ def test_a_lost_worker_is_not_kept(drive) -> None:
     d.places()
     d.add({"big": {"cpu": 4}, **{i: {"cpu": 1} for i in range(10, 60)}})
     running = list(range(4))
-    while not d.engine._board.reserved:
+    while not d.engine._ready.reserved:
         d.end(running.pop(0), after=1.0)
         running += d.places()
     d.engine.worker_running("a", False)
-    assert not d.engine._board.reserved
+    assert not d.engine._ready.reserved
     d.engine.worker_running("a", True)
-    while not d.engine._board.reserved:
+    while not d.engine._ready.reserved:
         d.end(running.pop(0), after=1.0)
         running += d.places()
     d.engine.function_withdrawn("big")
-    assert not d.engine._board.reserved
+    assert not d.engine._ready.reserved
     free = d.engine.questions.free("a")["cpu"]
     assert len(d.places()) == free, "all that was kept is used"
 

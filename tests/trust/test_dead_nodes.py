@@ -1,4 +1,4 @@
-"""A node that dies, worker and nanny: its functions are tried again, though nobody can be asked."""
+"""If a worker dies with its nanny, its functions are tried again although nobody can be asked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE = {"cpu": 1}
 
 
 def stuck_at_first(name):
-    """Wait for the test in the first attempt; be quick in the others."""
+    """Wait for the test in the first attempt; return at once in the others."""
     if current().attempt == 1:
         hold(name)
     return os.getpid()
@@ -31,7 +31,7 @@ def stuck_at_first(name):
 
 @contextmanager
 def node(scheduler, name):
-    """A worker and its nanny, as processes of their own."""
+    """A worker and its nanny, as separate processes."""
     command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler.address]
     options = ["--nanny", "--nthreads=1", "--resources=cpu=1", f"--name={name}", "--no-dashboard"]
     with subprocess.Popen(
@@ -48,7 +48,7 @@ def node(scheduler, name):
     nthreads=[], client=True, timeout=60, config={"distributed.comm.timeouts.connect": "1h"}
 )
 async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
-    """Neither a nanny that is gone nor one that was stopped is waited for."""
+    """The scheduler waits neither for a nanny that is gone nor for one that was stopped."""
     monkeypatch.setattr(inquiries, "ANSWER", 3600.0)
     with node(s, "node") as process:
         await c.wait_for_workers(1)
@@ -73,7 +73,7 @@ async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
 
 @contextmanager
 def silent():
-    """The address of somebody who takes calls and says nothing."""
+    """The address of a server that accepts calls and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         yield f"tcp://{host}:{port}"
@@ -81,7 +81,7 @@ def silent():
 
 @on_cluster()
 async def test_what_is_waited_for(c, s, a, b, monkeypatch):
-    """While it is being found out what had started, `explain` says who is asked."""
+    """While the scheduler asks what had started, `explain` says whom it asks."""
     monkeypatch.setattr(inquiries, "LAST_WORD", 3600.0)
     await execute(dag_of(Function(0, [], int)))
     plugin = s.plugins["handoff"]

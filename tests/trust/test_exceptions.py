@@ -1,4 +1,4 @@
-"""Whatever a function raises is its failure: it arrives, soon, and nothing of it is changed."""
+"""Whatever a function raises is its failure: it arrives quickly and unchanged."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_deep_stacks():
 
 @pytest.mark.parametrize("how", ["__cause__", "__context__"])
 def test_long_chains(how):
-    """Of a long chain, the last exceptions arrive and those that it began with."""
+    """Both ends of a long chain of exceptions arrive."""
     found = causes(
         short=lambda: chained(5, how),
         long=lambda: chained(1500, how),
@@ -128,7 +128,7 @@ def test_long_chains(how):
 
 @pytest.mark.parametrize("how", ["__cause__", "__context__"])
 def test_circular_chains(how):
-    """A chain that goes round in a circle is cut."""
+    """A circular chain is cut."""
     (error,) = causes(circular=lambda: circular(how)).values()
     assert [e.args for e in chain_of(error)] == [("first",), ("second",)]
 
@@ -138,7 +138,7 @@ ExceptionGroup = getattr(builtins, "ExceptionGroup", None)
 
 @pytest.mark.skipif(ExceptionGroup is None, reason="Python has none")
 def test_groups():
-    """Groups arrive as groups, with the causes and the notes of what they hold."""
+    """Groups arrive as groups, with the causes and the notes of their exceptions."""
 
     def wide():
         return ExceptionGroup("wide", [ValueError(i) for i in range(5000)])
@@ -183,7 +183,7 @@ def with_data(size):
 
 
 def test_large_exceptions():
-    """What is too large to be sent arrives as a stand-in, with the beginning of its text."""
+    """An exception that is too large arrives as a stand-in, with the beginning of its text."""
     size = 50_000_000
     found = causes(
         message=lambda: ValueError("x" * size),
@@ -208,7 +208,7 @@ def test_large_exceptions():
 
 
 class Strange(Exception):
-    """Whose methods are strange."""
+    """Has strange methods."""
 
     def __init__(self, reduce=None, text=None):
         super().__init__("strange")
@@ -254,9 +254,9 @@ def test_strange_ways_to_pickle(reduce):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        (leave, "(its text cannot be had: SystemExit)"),
-        (str, "(its text cannot be had: RecursionError)"),
-        (lambda _: 3, "(its text cannot be had: TypeError)"),
+        (leave, "(no text: str() raised SystemExit)"),
+        (str, "(no text: str() raised RecursionError)"),
+        (lambda _: 3, "(no text: str() raised TypeError)"),
         (lambda _: "\ud800", "\\ud800"),
         (lambda _: type("Text", (str,), {})("text"), "text"),
     ],
@@ -273,14 +273,14 @@ GO_ON = threading.Event()
 
 
 class Closed(Exception):
-    """Lets nobody look into it."""
+    """Raises whenever an attribute is read."""
 
     def __getattribute__(self, name):
         raise RuntimeError(name)
 
 
 def test_exceptions_that_cannot_be_looked_into():
-    """What no attribute can be read of has its type, its text and the user's frames."""
+    """An exception without readable attributes arrives with type, text and the user's frames."""
     found = causes(
         closed=lambda: Closed("closed"), long=lambda: type("E" * 10**6, (Exception,), {})()
     )
@@ -313,7 +313,7 @@ def test_user_code_that_hangs(monkeypatch):
 
     errors = run()
     assert str(errors["reduce"].__cause__) == "Strange: strange"
-    assert str(errors["text"].__cause__) == "Strange: (its text cannot be had)"
+    assert str(errors["text"].__cause__) == "Strange: (its text is not available)"
 
 
 class Frozen(Exception):
@@ -329,7 +329,7 @@ class Icy(Exception):
 
 
 class Demanding(Exception):
-    """Its __init__ asks for what its args are not."""
+    """Its __init__ takes other arguments than its args."""
 
     def __init__(self, code, *, reason):
         super().__init__(f"{code} because of {reason}")
@@ -356,7 +356,7 @@ def holding_itself():
 
 
 def test_what_exceptions_hold():
-    """What can be pickled arrives with the exception; where something cannot, a stand-in does."""
+    """Attributes that can be pickled arrive with the exception; otherwise a stand-in arrives."""
 
     def local():
         class Local(Exception):
@@ -416,7 +416,7 @@ SIGNALS = {
 
 @pytest.mark.parametrize("code", [throw, throw_later])
 def test_an_exception_is_no_signal(code):
-    """What a function raises is its failure, tried again and told, whatever others mean by it."""
+    """Whatever a function raises is its failure, retried and reported, whatever its type means."""
     errors = failures(makers=SIGNALS, code=code, retries=1)
     assert errors.keys() == SIGNALS.keys()
     for name, error in errors.items():
@@ -438,7 +438,7 @@ def test_an_exception_is_no_signal(code):
 
 @gen_cluster(client=True)
 async def test_policies_judge_whatever_is_raised(c, s, a, b):
-    """A retry policy is asked about every type."""
+    """A retry policy judges every type."""
     cases = {
         "given up": RetryPolicy(max_retries=2, give_up_on=(asyncio.CancelledError,)),
         "others": RetryPolicy(max_retries=2, give_up_on=(KeyError,)),
@@ -456,7 +456,7 @@ async def test_policies_judge_whatever_is_raised(c, s, a, b):
 
 
 def test_without_a_cluster():
-    """So it is in execute_local; Ctrl-C alone stops that."""
+    """The same goes for execute_local; only Ctrl-C stops it."""
     for name, make in SIGNALS.items():
         dag = dag_of(Function(id=name, args=[], code=throw, extra_args=[make], max_retries=0))
         if name == "interrupt":
@@ -482,7 +482,7 @@ class Odd(Exception, metaclass=Unasked):
 
 @gen_cluster(client=True)
 async def test_transforms(c, s, a, b):
-    """A transform's failure is as good as the function's own."""
+    """The failure of a transform is the failure of its function."""
 
     def endless_transform(data, source, target):
         return endless()
@@ -499,13 +499,13 @@ async def test_transforms(c, s, a, b):
 @pytest.mark.parametrize(
     ("policy", "match"),
     [
-        (RetryPolicy(give_up_on=(Odd,)), "'retry': cannot be asked: SystemExit"),
+        (RetryPolicy(give_up_on=(Odd,)), "'retry': cannot be evaluated: SystemExit"),
         (RetryPolicy(escalate=leave), "'retry.escalate': raised SystemExit"),
         (RetryPolicy(escalate=lambda *_: endless()), "'retry.escalate': raised RecursionError"),
     ],
 )
 def test_policies_that_fail(policy, match):
-    """A policy that cannot be asked is an error that names it."""
+    """A policy that cannot be evaluated is an error that names it."""
 
     @gen_cluster(client=True)
     async def run(c, s, a, b):
@@ -536,7 +536,7 @@ class Unopened:
 
 
 def test_arguments_that_cannot_be_opened():
-    """What fails before the function starts is its failure too."""
+    """An error before the function starts is its failure, too."""
     found = failures(makers={"endless": Unopened(endless), "leave": Unopened(leave)})
     assert type(found["endless"].__cause__) is RecursionError
     assert str(found["leave"].__cause__) == "SystemExit: "
@@ -572,7 +572,7 @@ def links(error):
 
 @gen_cluster(client=True)
 async def test_an_exception_that_a_function_keeps(c, s, a, b):
-    """Sending an exception leaves the one that the function holds as it was."""
+    """Sending an exception does not change the one that the function keeps."""
     KEPT.append(reasoned())
     before = links(KEPT[0])
     try:
@@ -597,7 +597,7 @@ async def test_an_exception_that_a_function_keeps(c, s, a, b):
     ids=["pickle", "dask", "packed", "copy"],
 )
 def test_a_failure_that_the_user_holds(journey):
-    """Pickling a failure leaves it, and its causes, as they were."""
+    """Pickling a failure changes neither it nor its causes."""
     dag = dag_of(Function(id="f", args=[], code=throw, extra_args=[reasoned], max_retries=0))
     with pytest.raises(FunctionFailedError) as caught:
         execute_local(dag)
@@ -631,7 +631,7 @@ def test_a_failure_of_a_nested_run():
 
 
 def test_a_partial_result_that_is_too_large():
-    """The failure of a nested run arrives as one, without the results if these are too large."""
+    """The failure of a nested run arrives as such, without the results if they are too large."""
     error = FunctionFailedError("f", (), "no")
     error.partial = b"x" * 50_000_000
     arrived = pickle.loads(pickle.dumps(packed(error)))
@@ -647,7 +647,7 @@ def exit_when_opened():
 
 
 def test_between_processes():
-    """The same where nothing is shared: deep stacks, long chains and strange types arrive."""
+    """The same with separate processes: deep stacks, long chains and strange types arrive."""
     makers = {
         "endless": endless,
         "chain": lambda: chained(1500, "__cause__"),

@@ -1,4 +1,4 @@
-"""Functions that start runs of their own and wait for them, in every way that user code has."""
+"""Functions that start runs and wait for them, in every way that user code can."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def slots(scheduler, worker):
 @pytest.mark.parametrize("program", PROGRAMS)
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_a_function_waits_for_a_run(c, s, a, program):
-    """On a worker of one thread: whatever way a function waits, its run gets that thread."""
+    """On a worker with one thread, however a function waits, its run gets that thread."""
     for _ in range(2):
         result = await execute(dag_of(Function(id="outer", args=[], code=program)), max_retries=0)
         assert result.results == {"outer": 7}
@@ -178,7 +178,7 @@ async def test_a_function_waits_for_a_run(c, s, a, program):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_other_code_on_a_worker_waits_for_a_run(c, s, a):
-    """Transforms and tasks of plain Dask may wait for a run, too."""
+    """Transforms and plain Dask tasks may wait for a run, too."""
     plus = lambda data, source, target: data + value()  # noqa: E731
     dag = dag_of(
         Function(id="one", args=[], code=int, extra_args=["1"]),
@@ -191,7 +191,7 @@ async def test_other_code_on_a_worker_waits_for_a_run(c, s, a):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_who_seceded_has_no_slot(c, s, a):
-    """The slot of a function that called secede() itself is for another function."""
+    """The slot of a function that called secede() is used by another function."""
 
     def outer():
         secede()
@@ -210,7 +210,7 @@ async def test_who_seceded_has_no_slot(c, s, a):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True)
 async def test_current_in_threads_of_a_function(c, s, a):
-    """A thread that has the function's context knows whose it is, also in a second attempt."""
+    """A thread with the function's context knows its function, also in a second attempt."""
 
     async def who():
         found = await asyncio.to_thread(current)
@@ -249,7 +249,7 @@ def client():
 
 
 def by_value(program):
-    """Return a function that a worker process, which cannot import this module, can have."""
+    """Return a function that can be sent to a worker process that cannot import this module."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         packed = cloudpickle.dumps(program)
@@ -274,6 +274,6 @@ def by_value(program):
     ],
 )
 def test_a_function_in_a_process_of_its_own_waits_for_a_run(client, program):
-    """Where only functions run, any thread that waits there waits on behalf of one."""
+    """If a process runs only functions, any thread that waits there waits on behalf of one."""
     run = submit(dag_of(Function(id="outer", args=[], code=by_value(program))), max_retries=0)
     assert run.result(timeout=30).results == {"outer": 7}

@@ -1,0 +1,141 @@
+"""Keeping a worker softly for a wide function, before anybody's patience is at an end.
+
+Where small functions fill every gap, a function that takes most of a worker comes late, even if
+it is the most urgent: it never finds enough free at a time. So for the most urgent of such
+functions the worker that has room for it soonest is kept. What is more urgent still goes first;
+of the rest, that worker gets what ends in time or runs beside it, so there must be an estimate of
+that time. A soft reservation becomes a hard one when its queue's debt reaches patience.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from handoff_dask.placement.costs import Cost
+from handoff_dask.placement.entities import Entry, Queue, Reservation, Worker
+from handoff_dask.placement.ready_queues import ReadyQueues
+from handoff_dask.placement.reservations import choose, drain
+
+__all__ = ["SoftReserver"]
+
+#: No more workers than this are softly kept at a time: with more, too much stays idle.
+_KEPT = 2
+#: A function is wide if it takes this share of some resource of the worker: two such functions
+#: do not fit, and what is left is for small ones.
+_WIDE = 0.6
+#: Of more workers than this, one is about to have room anyway.
+_MANY_WORKERS = 64
+#: When a worker is not kept any more, so many queues are looked at for the next head to get
+#: one, and so many of them tried, the most urgent first.
+_LOOKED_AT = 64
+_TRIED = 8
+
+
+class SoftReserver:
+    """Who has a worker softly kept for it."""
+
+    def __init__(self, ready: ReadyQueues) -> None:
+        self._ready = ready
+
+    def keep(self, queue: Queue) -> None:
+        """Keep a worker for the head of a queue that found no room, if it is worth it.
+
+        The least urgent head that has one kept gives way.
+        """
+        ready = self._ready
+        # Most queues end here: this is asked for each that finds no room.
+        if not self._wide_somewhere(queue.cost) or queue.reservations:
+            return
+        head = queue.head()
+        if (
+            head is None
+            or not head.function.measured
+            or _saturated(queue)
+            or len(ready.fleet.workers) > _MANY_WORKERS
+        ):
+            return
+        soft = [r for r in ready.reserved.values() if r.soft]
+        last: Reservation | None = None
+        if len(soft) >= _KEPT:
+            last = max(soft, key=_head)
+            if _head(last) < head:
+                return
+        reservation = choose(queue, ready.fleet.sample(), ready.now)
+        if (
+            reservation is None
+            or reservation.at is None
+            or not _wide(queue.cost, reservation.worker.shape.capacity)
+            or _gapless(reservation.worker, queue.cost)
+        ):
+            return
+        if last is not None:
+            ready.cancel(last)
+        reservation.soft = True
+        ready.reserve(reservation)
+
+    def refill(self) -> None:
+        """Keep workers for the most urgent heads that wait, as one is not kept any more."""
+        ready = self._ready
+        ready.vacant = False
+        heads = []
+        for queue in islice(ready.anywhere, _LOOKED_AT):
+            if queue.closed and self._wide_somewhere(queue.cost):
+                head = queue.head()
+                if head is not None and head.function.measured:
+                    heads.append(head)
+        heads.sort()
+        for head in heads[:_TRIED]:
+            waiting = head.function.queue
+            assert waiting is not None
+            self.keep(waiting)
+
+    def refresh(self, worker: Worker) -> None:
+        """Estimate anew when a worker that is softly kept has room.
+
+        It is let go if nobody can tell, or if its function may not start anyway.
+        """
+        reservation = worker.reservation
+        if reservation is None or not reservation.soft:
+            return
+        queue = reservation.queue
+        found = drain(worker, queue.cost, self._ready.now)
+        if found is None or found[0] is None or _saturated(queue):
+            self._ready.cancel(reservation)
+        else:
+            reservation.at, _, reservation.extra = found
+            reservation.beside.clear()
+
+    def _wide_somewhere(self, cost: Cost) -> bool:
+        fleet = self._ready.fleet
+        if cost.wide_epoch != fleet.epoch:
+            cost.wide_epoch = fleet.epoch
+            cost.wide = any(_wide(cost, capacity) for capacity in fleet.shapes)
+        return cost.wide
+
+
+def _head(reservation: Reservation) -> Entry:
+    head = reservation.queue.head()
+    assert head is not None  # a queue that is empty has no reservations
+    return head
+
+
+def _saturated(queue: Queue) -> bool:
+    return queue.run is not None and queue.run.saturated
+
+
+def _wide(cost: Cost, capacity: Sequence[int]) -> bool:
+    # The slot does not count: nobody takes less of it.
+    for i, amount in cost.rest:
+        if _WIDE * capacity[i] <= amount <= capacity[i]:
+            return True
+    return False
+
+
+def _gapless(worker: Worker, cost: Cost) -> bool:
+    # A function of the same cost leaves it just the room it needs, so that it misses no gap;
+    # besides, short ones are handed ahead there, which a reservation would forbid. Nor is there
+    # a gap if a single function has all of something.
+    return cost in worker.counts or (
+        len(worker.placed) == 1 and any(worker.free[i] <= 0 for i, _ in cost.items)
+    )
