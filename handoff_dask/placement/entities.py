@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "Shape",
     "Strata",
+    "Work",
     "Worker",
 ]
 
@@ -50,15 +51,42 @@ _NEVER = float("inf")
 _HOLDERS = 2
 
 
+class Work:
+    """What functions that have not ended for good cost in sum."""
+
+    __slots__ = ("amounts", "count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        #: How long they take (s); in a family, each counts as 1.
+        self.seconds = 0.0
+        #: Parts of each resource by index, the slot included, times seconds.
+        self.amounts: dict[int, float] = {}
+
+    def add(self, cost: Cost, count: int, seconds: float) -> None:
+        """Add a function, or take it away with a negative count and seconds."""
+        self.count += count
+        if not self.count:  # rounding leaves nothing behind
+            self.seconds = 0.0
+            self.amounts.clear()
+            return
+        self.seconds += seconds
+        amounts = self.amounts
+        for i, amount in cost.items:
+            amounts[i] = amounts.get(i, 0.0) + seconds * amount
+
+
 class Family:
     """The functions of a run that share their code."""
 
-    __slots__ = ("code", "count", "used")
+    __slots__ = ("code", "count", "left", "used")
 
     def __init__(self, code: str) -> None:
         self.code = code
         #: Functions of it that are not measured one by one.
         self.count = 0
+        #: Those of `count` that have not ended for good.
+        self.left = Work()
         #: Seconds that the ranks in force assume; None: unknown.
         self.used: float | None = None
 
@@ -123,10 +151,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected",
+        "ahead", "barred", "binds", "cost", "counted", "deferred", "dependencies", "expected",
         "family", "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
         "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state",
-        "stuck_at", "tail", "token", "urgency", "worker",
+        "stuck_at", "tail", "token", "urgency", "weight", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -153,6 +181,9 @@ class Function:
         self.seconds: float | None = None
         #: Whether that was measured of this very function, not of others of its code.
         self.measured = False
+        #: The sum that it counts in until it ends for good, and with how many seconds.
+        self.counted: Work | None = None
+        self.weight = 0.0
         self.queue: Queue | None = None
         self.worker: Worker | None = None
         #: Whether it was handed to its worker ahead and is not taken to run yet.
@@ -176,6 +207,14 @@ class Function:
         """Name the function."""
         return f"<Function {self.key!r}>"
 
+    def count_in(self, work: Work | None, weight: float = 0.0) -> None:
+        """Count in another sum of remaining work, or in none."""
+        if self.counted is not None:
+            self.counted.add(self.own_cost, -1, -self.weight)
+        self.counted, self.weight = work, weight
+        if work is not None:
+            work.add(self.own_cost, 1, weight)
+
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
         if self.inputs is None:
@@ -188,20 +227,8 @@ class Run:
     """A run: what its functions have in common."""
 
     __slots__ = (
-        "ended",
-        "families",
-        "functions",
-        "key",
-        "limit",
-        "moved",
-        "order",
-        "patience",
-        "placed",
-        "priority",
-        "queues",
-        "rank_after",
-        "stale",
-        "strategy",
+        "ended", "families", "functions", "key", "levels", "limit", "moved", "order", "patience",
+        "placed", "priority", "queues", "rank_after", "single", "stale", "strategy",
     )  # fmt: skip
 
     def __init__(
@@ -224,7 +251,12 @@ class Run:
         #: Functions that did not end, dependencies first.
         self.order: list[Function] = []
         self.families: dict[str, Family] = {}
-        self.placed = 0
+        #: Those that are on a worker.
+        self.placed: dict[Function, None] = {}
+        #: Functions left whose duration is not their family's; and of all that are left, how many
+        #: are how urgent, as of the last ranking; None: not counted yet.
+        self.single = Work()
+        self.levels: dict[float, int] | None = None
         #: Queues of its own; a run with a limit has some.
         self.queues: dict[Queue, None] = {}
         #: Whether the ranks must be computed anew.
@@ -238,7 +270,7 @@ class Run:
     @property
     def saturated(self) -> bool:
         """Whether it has as many functions placed as it may."""
-        return self.limit is not None and self.placed >= self.limit
+        return self.limit is not None and len(self.placed) >= self.limit
 
 
 class Shape:
