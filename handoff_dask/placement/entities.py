@@ -54,26 +54,24 @@ _HOLDERS = 2
 class Work:
     """What functions that have not ended for good cost in sum."""
 
-    __slots__ = ("amounts", "count", "seconds")
+    __slots__ = ("costs", "count", "seconds")
 
     def __init__(self) -> None:
         self.count = 0
         #: How long they take (s); in a family, each counts as 1.
         self.seconds = 0.0
-        #: Parts of each resource by index, the slot included, times seconds.
-        self.amounts: dict[int, float] = {}
+        #: The same by cost.
+        self.costs: dict[Cost, float] = {}
 
     def add(self, cost: Cost, count: int, seconds: float) -> None:
         """Add a function, or take it away with a negative count and seconds."""
         self.count += count
         if not self.count:  # rounding leaves nothing behind
             self.seconds = 0.0
-            self.amounts.clear()
-            return
-        self.seconds += seconds
-        amounts = self.amounts
-        for i, amount in cost.items:
-            amounts[i] = amounts.get(i, 0.0) + seconds * amount
+            self.costs.clear()
+        else:
+            self.seconds += seconds
+            self.costs[cost] = self.costs.get(cost, 0.0) + seconds
 
 
 class Family:
@@ -207,13 +205,12 @@ class Function:
         """Name the function."""
         return f"<Function {self.key!r}>"
 
-    def count_in(self, work: Work | None, weight: float = 0.0) -> None:
-        """Count in another sum of remaining work, or in none."""
+    def count_in(self, work: Work, weight: float) -> None:
+        """Count in another sum of remaining work."""
         if self.counted is not None:
             self.counted.add(self.own_cost, -1, -self.weight)
         self.counted, self.weight = work, weight
-        if work is not None:
-            work.add(self.own_cost, 1, weight)
+        work.add(self.own_cost, 1, weight)
 
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
@@ -520,15 +517,20 @@ class Strata:
             if function.queue is queue and function.urgency == -entry.urgency:
                 return entry
             heappop(heads)
-            key = function.run, -entry.urgency
+            urgency = -entry.urgency
+            key = function.run, urgency
             stratum = self._strata.get(key)
             # If another is its first by now, that one has an entry of its own.
             if stratum is not None and stratum[0][1] is function:
-                self._drop_gone(stratum, key[1])
-                if stratum:
-                    heappush(heads, queue.entry(stratum[0][1]))
+                while function.queue is not queue or function.urgency != urgency:
+                    heappop(stratum)
+                    self._size -= 1
+                    if not stratum:
+                        del self._strata[key]
+                        break
+                    function = stratum[0][1]
                 else:
-                    del self._strata[key]
+                    heappush(heads, queue.entry(function))
         return None
 
     def functions(self) -> Iterator[Function]:
@@ -600,8 +602,8 @@ class Queue:
 
     __slots__ = (
         "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost", "debt",
-        "deferred", "due", "exclude", "footprint", "hope", "insist", "kind", "live", "local",
-        "need", "opened", "order", "pin", "reservations", "run", "since", "stuck",
+        "deferred", "due", "exclude", "footprint", "head", "hope", "insist", "kind", "live",
+        "local", "need", "opened", "order", "pin", "reservations", "run", "since", "stuck",
         "watched",
     )  # fmt: skip
 
@@ -613,6 +615,8 @@ class Queue:
         #: How many functions are in it.
         self.live = 0
         self.order = Strata(self)
+        #: Returns its most urgent entry. It is asked so often that a method around it would cost.
+        self.head = self.order.head
         #: Those whose inputs a worker holds, by its address.
         self.local: dict[str, Strata] = {}
         #: Of how much of the cluster a function takes, the dominant share.
@@ -673,8 +677,10 @@ class Queue:
 
     def entry(self, function: Function) -> Entry:
         """Return what a function of it is sorted by."""
-        priority = function.run.priority
-        return Entry(-priority, -function.urgency, -self.footprint, function.seq, function)
+        # Without the detour over the keywords of `Entry`: this is done for each placement.
+        priority = -function.run.priority
+        values = priority, -function.urgency, -self.footprint, function.seq, function
+        return tuple.__new__(Entry, values)
 
     def push(self, function: Function) -> None:
         """Add a function."""
@@ -703,10 +709,6 @@ class Queue:
             self.order.clear()
             self.local.clear()
             self.due = _NEVER
-
-    def head(self) -> Entry | None:
-        """Return the most urgent entry."""
-        return self.order.head()
 
     def head_at(self, address: str) -> Entry | None:
         """Return the most urgent entry of those whose inputs a worker holds."""

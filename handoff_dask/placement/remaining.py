@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from handoff_dask.placement.durations import Durations
 from handoff_dask.placement.entities import Function, Run
 from handoff_dask.placement.fleet import Fleet
@@ -15,18 +17,21 @@ _BETWEEN = 0.25
 
 def uncount(function: Function) -> None:
     """Take a function that ended for good out of the sums."""
-    levels = function.run.levels
-    if function.counted is not None and levels is not None:
-        levels[function.urgency] -= 1
-    function.count_in(None)
+    work = function.counted
+    if work is not None:
+        work.add(function.own_cost, -1, -function.weight)
+        function.counted = None
+        levels = function.run.levels
+        if levels is not None:
+            levels[function.urgency] -= 1
 
 
 def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float | None:
     """Return how long a run still takes (s), as if it had the workers to itself.
 
     It takes at least as long as its longest remaining path, and as its work keeps the scarcest
-    resource busy. The time this needs grows with the run's codes and running functions; after each
-    ranking, the functions are gone through once.
+    resource busy. The call costs as much as the run has codes, costs and running functions; the
+    first one after a ranking goes through all functions.
 
     Returns
     -------
@@ -34,7 +39,7 @@ def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float 
         If the duration of more than half of the functions left is unknown, or no worker runs.
     """
     known, seconds = run.single.count, run.single.seconds
-    work = dict(run.single.amounts)
+    sums = [(1.0, run.single)]
     unknown = []
     for family in run.families.values():
         left = family.left
@@ -44,8 +49,7 @@ def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float 
         elif left.count and mean is not None:
             known += left.count
             seconds += mean * left.count
-            for i, amount in left.amounts.items():
-                work[i] = work.get(i, 0.0) + mean * amount
+            sums.append((mean, left))
     guessed = sum(left.count for left in unknown)
     if not known and not guessed:
         return None if run.stale else 0.0
@@ -54,9 +58,11 @@ def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float 
         return None
     average = seconds / known
     seconds += average * guessed
-    for left in unknown:
-        for i, amount in left.amounts.items():
-            work[i] = work.get(i, 0.0) + average * amount
+    work = [0.0] * len(totals)
+    for mean, left in chain(sums, ((average, left) for left in unknown)):
+        for cost, weight in left.costs.items():
+            for i, amount in cost.items:
+                work[i] += mean * weight * amount
     if run.levels is None:
         run.levels = {}
         for function in run.order:
@@ -74,7 +80,7 @@ def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float 
             for i, amount in function.own_cost.items:
                 work[i] -= ran * amount
     path = max([path, *(urgency for urgency, count in levels.items() if count)])
-    spread = max((amount / totals[i] for i, amount in work.items() if totals[i]), default=0.0)
+    spread = max((amount / totals[i] for i, amount in enumerate(work) if totals[i]), default=0.0)
     if run.limit is not None:
         spread = max(spread, seconds / run.limit)
     return max(path, spread) + _BETWEEN * min(path, spread)
