@@ -53,12 +53,12 @@ def drawn(dag):
     return texts, tips, root
 
 
-def by_title(found):
-    return {box.title: box for box in found.boxes}
+def by_title(image):
+    return {box.title: box for box in image.boxes}
 
 
 def test_what_a_function_shows():
-    """Id, code, cost, pin and collocation can be read; the rest is told to who points at it."""
+    """Id, code, cost, pin and collocation are in the box; the tooltip has the rest."""
     dag = dag_of(
         Function("a", [], load, cost={"cpu": 2, "memory": 2048}, node="alice", timeout=60),
         Function(("b", 1), ["a"], mix, node=collocated("a"), max_retries=5),
@@ -73,7 +73,7 @@ def test_what_a_function_shows():
 
 
 def test_inline_functions_and_transforms_can_be_seen():
-    """Inline functions are framed otherwise, transformed arguments have a dot; the legend says."""
+    """Inline functions have a dashed frame and transformed arguments a dot, as the legend says."""
     dag = dag_of(
         Function("a", [], load),
         Function("i", ["a"], mix, type="inline"),
@@ -88,13 +88,13 @@ def test_inline_functions_and_transforms_can_be_seen():
 
 
 def test_no_legend_where_there_is_nothing_to_explain():
-    """The legend holds only what occurs."""
+    """The legend has only the looks that occur."""
     texts, _, _ = drawn(dag_of(Function("a", [], load)))
     assert texts == ["a", "load"]
 
 
 def test_collocated_functions_share_a_colour():
-    """Chains of collocations have one place, others another."""
+    """Functions of a chain of collocations share a place; other chains have another."""
     dag = dag_of(
         *(Function(i, [], load) for i in "ax"),
         Function("b", ["a"], mix, node=collocated("a")),
@@ -126,11 +126,11 @@ def test_collocated_functions_share_a_colour():
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_marked(functions, wrong, lines):
-    """A DAG that is not valid is drawn all the same: culprits and circles are red, and why."""
+    """An invalid DAG is drawn too, with its error; culprits and cycles are red."""
     dag = dag_of(*functions)
-    found = pictured(dag)
-    assert {box.title for box in found.boxes if box.wrong} == wrong
-    assert sum(line.wrong for line in found.lines.values()) == lines
+    image = pictured(dag)
+    assert {box.title for box in image.boxes if box.wrong} == wrong
+    assert sum(line.wrong for line in image.lines.values()) == lines
     with pytest.raises(DAGError) as caught:
         dag.validate()
     html = ElementTree.fromstring(dag._repr_html_().replace("&ensp;", " "))
@@ -152,7 +152,7 @@ def test_what_users_write_is_no_markup():
 
 
 def test_an_empty_dag():
-    """There is a picture of nothing, too."""
+    """An empty DAG can be drawn."""
     ElementTree.fromstring(DAG("d")._repr_svg_())
     assert "0 functions" in DAG("d")._repr_html_()
 
@@ -167,17 +167,17 @@ def many(n):
 
 
 def test_large_dags_collapse():
-    """Functions of one code at one depth are one box; lines tell how many they stand for."""
+    """Functions with the same code and depth share a box; lines have their number."""
     dag = many(2500)
-    found = pictured(dag)
-    assert found.collapsed
-    assert [(box.title, box.size) for box in found.boxes] == [
+    image = pictured(dag)
+    assert image.collapsed
+    assert [(box.title, box.size) for box in image.boxes] == [
         ("load", 2500), ("mix", 2500), ("mix", 1),
     ]  # fmt: skip
-    assert {edge: line.size for edge, line in found.lines.items()} == {(0, 1): 2500, (1, 2): 2500}
-    assert found.boxes[0].lines == ["cpu 1\N{EN DASH}3"]
-    assert found.boxes[1].lines == ["2,500 collocated"]
-    assert found.boxes[2].lines == ["1 pinned"]
+    assert {edge: line.size for edge, line in image.lines.items()} == {(0, 1): 2500, (1, 2): 2500}
+    assert image.boxes[0].lines == ["cpu 1\N{EN DASH}3"]
+    assert image.boxes[1].lines == ["2,500 collocated"]
+    assert image.boxes[2].lines == ["1 pinned"]
     texts, tips, _ = drawn(dag)
     assert texts.count("load \N{MULTIPLICATION SIGN} 2,500") == 1
     assert texts.count("2,500") == 2
@@ -186,55 +186,55 @@ def test_large_dags_collapse():
 
 
 def test_up_to_a_hundred_functions_are_drawn_one_by_one():
-    """The collapse begins where single boxes can no longer be read."""
-    one = dag_of(*(Function(i, [], load) for i in range(boxes.MOST_SINGLE)))
-    assert len(pictured(one).boxes) == boxes.MOST_SINGLE
-    one.add_function(Function("one more", [], load))
-    assert len(pictured(one).boxes) == 1
+    """Functions share boxes only where single boxes would be too many to read."""
+    dag = dag_of(*(Function(i, [], load) for i in range(boxes.MOST_SINGLE)))
+    assert len(pictured(dag).boxes) == boxes.MOST_SINGLE
+    dag.add_function(Function("one more", [], load))
+    assert len(pictured(dag).boxes) == 1
 
 
 def test_deep_dags_collapse_by_code_alone():
     """A long chain of two codes is two boxes that lead to each other."""
     chain = dag_of(*(Function(i, [i - 1] if i else [], (load, mix)[i % 2]) for i in range(1001)))
-    found = pictured(chain)
-    assert {box.title: box.size for box in found.boxes} == {"load": 501, "mix": 500}
-    assert {edge: line.size for edge, line in found.lines.items()} == {(0, 1): 500, (1, 0): 500}
+    image = pictured(chain)
+    assert {box.title: box.size for box in image.boxes} == {"load": 501, "mix": 500}
+    assert {edge: line.size for edge, line in image.lines.items()} == {(0, 1): 500, (1, 0): 500}
     drawn(chain)
 
 
 def test_dags_of_many_codes_collapse_into_the_most_frequent():
-    """What is left of too many codes is one box."""
+    """If there are too many codes, the rarest share one box."""
     codes = [type(f"Code{i}", (), {"__call__": load})() for i in range(200)]
     functions = [Function(i, [], code) for i, code in enumerate(codes)]
     functions += [Function((i, "again"), [], codes[7]) for i in range(5)]
-    found = pictured(dag_of(*functions))
-    assert len(found.boxes) == boxes.MOST_GROUPS
-    assert sum(box.size for box in found.boxes) == 205
-    assert by_title(found)["Code7"].size == 6
-    assert any(re.fullmatch(r"\d+ other codes", box.title) for box in found.boxes)
+    image = pictured(dag_of(*functions))
+    assert len(image.boxes) == boxes.MOST_GROUPS
+    assert sum(box.size for box in image.boxes) == 205
+    assert by_title(image)["Code7"].size == 6
+    assert any(re.fullmatch(r"\d+ other codes", box.title) for box in image.boxes)
 
 
 def test_very_many_lines_between_groups(monkeypatch):
-    """The thickest lines are drawn, what is wrong among them, and the rest is counted."""
+    """The thickest lines and those in error are drawn, and the rest is counted."""
     monkeypatch.setattr(boxes, "MOST_LINES", 2)
     dag = many(100).add_function(Function("p", [("load", 0)], max))
     dag.add_function(Function("q", ["q", "p"], min))
-    found = pictured(dag)
-    titles = [box.title for box in found.boxes]
-    assert [(titles[a], titles[b]) for a, b in found.lines] == [("min", "min"), ("load", "mix")]
-    assert found.hidden == 3
+    image = pictured(dag)
+    titles = [box.title for box in image.boxes]
+    assert [(titles[a], titles[b]) for a, b in image.lines] == [("min", "min"), ("load", "mix")]
+    assert image.hidden == 3
     assert "the thinnest 3 lines are left out" in dag._repr_html_()
 
 
 def test_what_is_wrong_with_a_large_dag():
-    """The box that holds a culprit is marked, and what is missing is a box."""
+    """A box that contains a culprit is marked, and missing ids have a box."""
     dag = many(100).add_function(Function("bad", ["x", "y"], operator.add))
-    found = pictured(dag)
-    assert [box.title for box in found.boxes if box.wrong] == ["add", "not in the DAG"]
-    assert found.boxes[-1].size == 2
+    image = pictured(dag)
+    assert [box.title for box in image.boxes if box.wrong] == ["add", "not in the DAG"]
+    assert image.boxes[-1].size == 2
     circle = (
         many(100).add_function(Function("p", ["q"], max)).add_function(Function("q", ["p"], min))
     )
-    found = pictured(circle)
-    assert {box.title for box in found.boxes if box.wrong} == {"max", "min"}
-    assert sum(line.wrong for line in found.lines.values()) == 2
+    image = pictured(circle)
+    assert {box.title for box in image.boxes if box.wrong} == {"max", "min"}
+    assert sum(line.wrong for line in image.lines.values()) == 2

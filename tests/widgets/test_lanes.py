@@ -14,7 +14,7 @@ times = st.floats(0, 100).map(lambda t: round(t, 1))
 
 @given(st.lists(st.tuples(times, times).filter(lambda span: span[1] - span[0] > 2 * SLACK)))
 def test_bars_do_not_overlap(spans):
-    """Attempts that were at once are in different lanes, and no lane is there without need."""
+    """Attempts that overlap are in different lanes, and there are no more lanes than needed."""
     lanes = Lanes()
     by_lane = {}
     for i, (started, stopped) in enumerate(sorted(spans)):
@@ -28,7 +28,7 @@ def test_bars_do_not_overlap(spans):
 
 
 def test_who_looks_late_sees_a_long_attempt_whole():
-    """What runs since before others ended has a lane of its own, from its start on."""
+    """An attempt that started before others ended has a lane of its own, from its start on."""
     lanes = Lanes()
     lanes.ended("short", "a", started=90.0, stopped=99.0)
     assert lanes.begun("long", "a", placed=10.0, now=100.0) == (1, 10.0)
@@ -36,7 +36,7 @@ def test_who_looks_late_sees_a_long_attempt_whole():
 
 
 def test_handed_ahead():
-    """What was placed while another ran on its slot is drawn from the end of that one on."""
+    """A function handed ahead is drawn from the end of the one before it."""
     lanes = Lanes()
     lanes.begun("first", "a", placed=0.0, now=0.0)
     lanes.ended("first", "a", started=0.0, stopped=1.0)
@@ -44,7 +44,7 @@ def test_handed_ahead():
 
 
 def test_lanes_go_away():
-    """Lanes and rows that nobody sees any more are dropped, those of workers that are here stay."""
+    """Lanes and rows out of sight are dropped; the rows of registered workers stay."""
     lanes = Lanes()
     for i in range(5):
         lanes.ended(i, "a", started=0.0, stopped=1.0 + i)
@@ -59,7 +59,7 @@ def test_lanes_go_away():
 
 
 def test_an_attempt_that_left_without_a_word():
-    """The lane of an attempt that is neither running nor known to have ended is free again."""
+    """The lane of an attempt that disappeared without an end is free again."""
     lanes = Lanes()
     lanes.begun("f", "a", placed=0.0, now=0.0)
     lanes.prune(set(), {"a"}, now=5.0, window=60.0)

@@ -15,7 +15,7 @@ from handoff_dask.wire.events import AttemptEnded, FunctionPlaced, RunClosed, Ru
 
 
 class Run(SimpleNamespace):
-    """As much of a run's record as is read."""
+    """As much of a run's record as the dashboard reads."""
 
 
 def fake_run(labels, transforms=(), arrived=True):
@@ -101,7 +101,7 @@ def test_runs(history, runs):
 
 
 def test_attempts_that_end_after_their_run(history, runs):
-    """How an attempt ended may be known after its run has closed; nothing is kept for that."""
+    """An attempt that ends after its run has closed counts while somebody holds the run."""
     history(RunClosed("run", 5.0))
     run = runs.pop("run")
     history(ended(0, 1, "cancelled"))

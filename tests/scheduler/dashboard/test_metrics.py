@@ -42,7 +42,7 @@ async def scrape(scheduler):
 
 @on_cluster()
 async def test_metrics(c, s, a, b):
-    """Functions by state and amounts by resource are those of the moment."""
+    """Functions by state and amounts by resource are current."""
     dag = DAG()
     dag.add_function(Function(id="holds", args=[], code=hold, cost={"gpu": 1, "cpu": 1}))
     dag.add_function(Function(id="held", args=[], code=int, cost={"gpu": 1, "cpu": 2}))
@@ -67,7 +67,7 @@ async def test_metrics(c, s, a, b):
 
 @on_cluster()
 async def test_counters_never_go_back(c, s, a, b):
-    """Retries and attempts count on when the runs that made them are forgotten."""
+    """The counters of retries and attempts keep their values when runs are forgotten."""
     function = Function(id="flaky", args=[], code=flaky, retry=RetryPolicy(2))
     for runs in (1, 2):
         await execute(DAG().add_function(function))
@@ -81,7 +81,7 @@ async def test_counters_never_go_back(c, s, a, b):
 
 @on_cluster()
 async def test_a_late_result(c, s, a, b):
-    """An attempt whose result came late is one attempt: no counter goes down, one says so."""
+    """An attempt whose result came late counts once; no counter goes down."""
     function = Function(id="f", args=[], code=int, cost={"gpu": 1})
     run = await submit(DAG().add_function(function))
     await run.result()
@@ -100,7 +100,7 @@ async def test_a_late_result(c, s, a, b):
 
 @on_cluster()
 async def test_unregistered_with_the_plugin(c, s, a, b):
-    """No metrics of a plugin that is gone; back with it."""
+    """The metrics disappear with the plugin and come back with it."""
     await execute(DAG())
     assert await scrape(s)
     await uninstall(c)
@@ -112,7 +112,7 @@ async def test_unregistered_with_the_plugin(c, s, a, b):
 
 @on_cluster()
 async def test_namespace(c, s, a, b):
-    """The operator's namespace for Dask's metrics is ours too."""
+    """The operator's namespace for Dask's metrics applies to ours."""
     await execute(DAG())
     with dask.config.set({"distributed.dashboard.prometheus.namespace": "team"}):
         _, body = await get(s, "/metrics")

@@ -70,7 +70,7 @@ async def busy(cost, *others):
 
 @pytest.mark.parametrize("kind", [AllocationsPanel, ResourcesPanel, RunsPanel])
 def test_after_the_plugin_has_gone(kind):
-    """A panel of a scheduler that no longer has the plugin says so and draws nothing."""
+    """Once the plugin is uninstalled, a panel says so and hides what it drew."""
     history = History({})
     history.close()
     panel = kind(Overview(None, None, history))
@@ -88,7 +88,7 @@ def panels_source():
 
 @on_cluster()
 async def test_nothing_to_show_yet(c, s, a, b):
-    """Before the first run and after the last there is nothing, and panels say so."""
+    """Without runs, panels say so."""
     await execute(DAG())
     assert "no Handoff runs" in viewed(s, RunsPanel).heading.text
     assert "no Handoff runs" in viewed(s, AllocationsPanel).heading.text
@@ -97,7 +97,7 @@ async def test_nothing_to_show_yet(c, s, a, b):
 
 @on_cluster()
 async def test_runs(c, s, a, b):
-    """A bar for each run has its functions by state; what is held is listed with the reason."""
+    """Each run has a bar of its functions by state; held functions are listed with the reason."""
     waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(2)]
     after = Function(id="after", args=["holds"], code=lambda _: None)
     run = await busy({"gpu": 1}, *waiting, after)
@@ -125,7 +125,7 @@ async def test_runs(c, s, a, b):
 
 @on_cluster()
 async def test_what_is_still_ending(c, s, a, b):
-    """Threads of a run that was cancelled are claimed for, named and counted until they end."""
+    """Threads of a cancelled run keep their claims, and are named and counted, until they end."""
     run = await busy({"gpu": 1})
     await run.cancel()
     overview = overview_of(s)
@@ -152,7 +152,7 @@ async def test_what_is_still_ending(c, s, a, b):
 
 @on_cluster()
 async def test_allocations(c, s, a, b):
-    """An attempt is drawn on its worker: while it runs, and after its end by its outcome."""
+    """An attempt is drawn on its worker, first as running and then in the colour of its outcome."""
     retried = Function(id="flaky", args=[], code=flaky, retry=RetryPolicy(1), node=a.address)
     run = await busy({"gpu": 1}, retried)
     panel = viewed(s, AllocationsPanel)
@@ -180,7 +180,7 @@ async def test_allocations(c, s, a, b):
 
 @on_cluster()
 async def test_assigned_is_told_from_running(c, s, a, b):
-    """What was handed ahead to a worker and has not started is assigned, wherever it is shown."""
+    """A function that was handed ahead and has not started is shown as assigned everywhere."""
     await execute(DAG().add_function(Function(id="short", args=[], code=short_or_hold)))
     dag = DAG("<busy>")
     for i in range(10):
@@ -205,7 +205,7 @@ async def test_assigned_is_told_from_running(c, s, a, b):
 
 @on_cluster()
 async def test_allocations_of_a_lost_worker(c, s, a, b):
-    """The attempt that died with its worker stays in sight, on the row of the worker."""
+    """An attempt that was lost with its worker stays visible, on the worker's row."""
     run = await busy({"gpu": 1})
     panel = viewed(s, AllocationsPanel)
     address, name = b.address, str(b.name)
@@ -223,7 +223,7 @@ async def test_allocations_of_a_lost_worker(c, s, a, b):
 
 @on_cluster()
 async def test_allocations_of_many(c, s, a, b):
-    """Of more attempts than are remembered the latest are drawn, in lanes that do not overlap."""
+    """Of very many attempts, the latest are drawn, and bars do not overlap."""
     await execute(DAG())
     run = fake_run([f"f{i}" for i in range(2 * ATTEMPTS)])
     history = History({"run": run})
@@ -247,7 +247,7 @@ async def test_allocations_of_many(c, s, a, b):
 
 @on_cluster()
 async def test_resources(c, s, a, b):
-    """Each cell has what is declared, claimed and asked for; the first row is of all workers."""
+    """Each cell shows what is declared, claimed and asked for; the first row is for all workers."""
     waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(3)]
     run = await busy({"gpu": 1, "cpu": 1}, *waiting)
     panel = viewed(s, ResourcesPanel)
@@ -278,7 +278,7 @@ async def test_resources(c, s, a, b):
 
 @on_cluster()
 async def test_resources_that_nobody_has(c, s, a, b):
-    """What is asked for and not declared by anybody gets a cell that says so."""
+    """A resource that is asked for and that no worker declares has a cell that says so."""
     greedy = DAG().add_function(Function(id="f", args=[], code=int, cost={"licence": 2}))
     run = await submit(greedy, placement_timeout=60)
     plugin = s.plugins["handoff"]
@@ -294,7 +294,7 @@ async def test_resources_that_nobody_has(c, s, a, b):
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that is advanced by hand."""
 
     now = cpu = 0.0
 
@@ -306,7 +306,7 @@ class Clock:
 
 
 def test_a_costly_look_is_followed_by_a_pause(monkeypatch):
-    """However costly looking is, a panel takes no more than its share of a core."""
+    """However costly a look is, a panel takes no more than its share of a core."""
     clock = Clock()
     monkeypatch.setattr(panels, "time", clock)
     looked = []
