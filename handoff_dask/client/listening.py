@@ -11,7 +11,7 @@ from typing import Any
 from distributed import Client
 
 from handoff_dask.client.describing import Outline
-from handoff_dask.compat import client as compat
+from handoff_dask.compat import client_side as compat
 from handoff_dask.wire.events import Event, RunClosed, RunOpened, RunStopped, topic
 
 logger = logging.getLogger(__name__)

@@ -155,7 +155,7 @@ def test_on_a_plain_thread():
     events = []
     with (
         LocalCluster(
-            n_workers=1, processes=False, threads_per_worker=2, dashboard_address=None
+            n_workers=1, processes=False, threads_per_worker=2, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
