@@ -24,7 +24,7 @@ from handoff_dask import (
     forget,
     submit,
 )
-from handoff_dask.wire.events import topic
+from handoff_dask.wire.run_events import topic
 from tests.support import assert_clean, dag_of
 
 ATTEMPT = Attempt(1, "tcp://a", "a", "host", 1.0, 2.0)
