@@ -17,7 +17,7 @@ from handoff_dask.client.run import Run
 from handoff_dask.client.submission import Submission
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.wire.events import Event
+from handoff_dask.wire.run_events import Event
 
 
 def execute(

@@ -18,7 +18,7 @@ from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.records import FunctionRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
-from handoff_dask.wire.events import FunctionPlaced
+from handoff_dask.wire.run_events import FunctionPlaced
 
 if TYPE_CHECKING:
     from distributed import Scheduler

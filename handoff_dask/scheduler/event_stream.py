@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from handoff_dask.scheduler.records import RunRecord
-from handoff_dask.wire.events import Event, RunClosed, RunOpened, topic
+from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, topic
 
 if TYPE_CHECKING:
     from distributed import Scheduler

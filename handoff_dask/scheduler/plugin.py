@@ -29,8 +29,8 @@ from handoff_dask.scheduler.runs import Runs
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
-from handoff_dask.wire.events import Event
 from handoff_dask.wire.messages import Stop
+from handoff_dask.wire.run_events import Event
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
 

@@ -15,7 +15,6 @@ from handoff_dask.attempts.states import STATES, UNENDED, State
 from handoff_dask.errors import AllocationError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Finding
-from handoff_dask.wire.events import AttemptEnded, Event, FunctionEnded
 from handoff_dask.wire.messages import (
     FATES,
     AttemptRow,
@@ -25,6 +24,7 @@ from handoff_dask.wire.messages import (
     Stop,
     allocation_error,
 )
+from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded
 
 
 class FunctionRecord(Life):

@@ -14,9 +14,9 @@ from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
-from handoff_dask.wire.events import Event, RunClosed, RunOpened, RunStopped
 from handoff_dask.wire.keys import index_of, is_shared, run_of
 from handoff_dask.wire.messages import RunReport, RunSpec, Stop, function_specs
+from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, RunStopped
 
 if TYPE_CHECKING:
     from distributed import Scheduler

@@ -41,7 +41,7 @@ PAGES = {
 def install(scheduler: Scheduler, sources: Sources) -> History:
     """Show Handoff on a scheduler until the returned history is closed.
 
-    The history is to be called with each event of ``handoff_dask.wire.events``. Handoff works
+    The history is to be called with each event of ``handoff_dask.wire.run_events``. Handoff works
     without a dashboard, so a failure is only logged.
     """
     history = History(sources.runs)

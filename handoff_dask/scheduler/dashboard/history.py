@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
-from handoff_dask.wire.events import AttemptEnded, Event, RunClosed, RunOpened
+from handoff_dask.wire.run_events import AttemptEnded, Event, RunClosed, RunOpened
 
 if TYPE_CHECKING:
     from handoff_dask.model.attempt import Outcome

@@ -11,7 +11,7 @@ import pytest
 
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.scheduler.dashboard.history import ATTEMPTS, History
-from handoff_dask.wire.events import AttemptEnded, FunctionPlaced, RunClosed, RunOpened
+from handoff_dask.wire.run_events import AttemptEnded, FunctionPlaced, RunClosed, RunOpened
 
 
 class Run(SimpleNamespace):

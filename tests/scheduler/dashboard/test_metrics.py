@@ -11,7 +11,7 @@ from distributed import Event
 from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit, uninstall
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.scheduler.dashboard.metrics import COLLECTOR
-from handoff_dask.wire.events import AttemptEnded
+from handoff_dask.wire.run_events import AttemptEnded
 from tests.scheduler.dashboard.viewing import get, on_cluster
 from tests.support import assert_clean
 

@@ -18,7 +18,7 @@ from handoff_dask.scheduler.dashboard.resources_panel import ResourcesPanel
 from handoff_dask.scheduler.dashboard.routes import state
 from handoff_dask.scheduler.dashboard.runs_panel import RunsPanel
 from handoff_dask.widgets.lanes import SLACK
-from handoff_dask.wire.events import AttemptEnded, RunOpened
+from handoff_dask.wire.run_events import AttemptEnded, RunOpened
 from tests.scheduler.dashboard.test_history import fake_run
 from tests.scheduler.dashboard.viewing import on_cluster, overview_of, until
 from tests.support import assert_clean
