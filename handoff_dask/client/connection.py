@@ -219,14 +219,14 @@ def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitab
     return ending
 
 
-def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+def sync(client: Client, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Run a coroutine function on the client's loop; with an asynchronous client, return it.
 
     Tracebacks of our own errors leave out the frames of Dask and of this package.
     """
     __tracebackhide__ = True
 
-    async def answer() -> T:
+    async def answer() -> Any:
         __tracebackhide__ = True
         try:
             return await method(*args)
@@ -234,10 +234,9 @@ def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
             raise error.with_traceback(None) from error.__cause__
 
     try:
-        result: T = client.sync(answer)
+        return client.sync(answer)
     except HandoffError as error:
         raise error.with_traceback(None) from error.__cause__
-    return result
 
 
 async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from distributed import Client
 
 from handoff_dask import collector
 from handoff_dask.client import annotating
-from handoff_dask.client.connection import EmbeddedCluster, current_client
+from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
-from handoff_dask.client.results import ExecutionResult
-from handoff_dask.client.run import Run
+from handoff_dask.client.results import ExecutionResultAnswer
+from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.submission import Submission
+from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.run_events import Event
+from handoff_dask.worker.task import waiting_task
 
 
 def execute(
@@ -34,7 +37,7 @@ def execute(
     placement_timeout: float = 0,
     priority: float = 0,
     on_event: Callable[[Event], Any] | None = None,
-) -> ExecutionResult:
+) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
     Parameters
@@ -107,9 +110,7 @@ def execute(
     {'source': 42, 'double': 84}
     """
     __tracebackhide__ = True
-    run: Any = submit(
-        dag,
-        client=client,
+    options = RunOptions(
         max_retries=max_retries,
         retry=retry,
         max_concurrency=max_concurrency,
@@ -121,14 +122,27 @@ def execute(
         priority=priority,
         on_event=on_event,
     )
-    outcome: Any = run.complete() if isinstance(run, Run) else _complete(run)
-    return cast("ExecutionResult", outcome)
+    started = _started(dag, options, client)
+    answer: Any = _completed(started) if isinstance(started, Follower) else _awaited(started)
+    return cast("ExecutionResultAnswer", answer)
 
 
-async def _complete(run: Any) -> ExecutionResult:
+def _completed(run: Follower) -> Any:
+    """Return the result of a run and leave nothing behind."""
     __tracebackhide__ = True
-    outcome: ExecutionResult = await (await run).complete()
-    return outcome
+    try:
+        return wait_for(run.client, run.complete, run_id=run.outline.run_id)
+    except KeyboardInterrupt:
+        # It ended the wait, not the run.
+        run.cancel()
+        raise
+    finally:
+        run.close()
+
+
+async def _awaited(started: Awaitable[Follower]) -> Any:
+    __tracebackhide__ = True
+    return await _completed(await started)
 
 
 def submit(
@@ -146,7 +160,7 @@ def submit(
     priority: float = 0,
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,
-) -> Run:
+) -> RunAnswer:
     """Run a DAG without waiting for it.
 
     Parameters
@@ -190,21 +204,51 @@ timeout, placement_timeout, priority, on_event
         detach=detach,
         on_event=on_event,
     )
+    started = _started(dag, options, client)
+    if isinstance(started, Follower):
+        return cast("RunAnswer", Run(started))
+
+    async def run() -> Run:
+        __tracebackhide__ = True
+        return Run(await started)
+
+    return cast("RunAnswer", run())
+
+
+def _started(
+    dag: DAG, options: RunOptions, client: Client | None
+) -> Follower | Awaitable[Follower]:
+    """Send a run on its way, on an embedded cluster if there is no other."""
+    __tracebackhide__ = True
     with collector.paused():
         submission = Submission(dag, options)
     annotating.warn(submission.translation.keys)
     found = current_client(client)
     submission.check_futures(found)
     if found is not None:
-        started: Run = Run(Follower(submission.outline, found)).start(submission)
-        return started
-    if detach:
+        return _sent(submission, Follower(submission.outline, found))
+    if options.detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
     try:
-        run: Run = Run(Follower(submission.outline, embedded.client)).start(submission)
+        run = Follower(submission.outline, embedded.client)
+        _sent(submission, run)
     except BaseException:
         embedded.close()
         raise
-    run.owns(embedded)
+    # The cluster stops when nobody refers to the run any more and it has ended.
+    run.close = weakref.finalize(run, embedded.close)
     return run
+
+
+def _sent(submission: Submission, run: Follower) -> Follower | Awaitable[Follower]:
+    __tracebackhide__ = True
+    try:
+        outer = waiting_task(run.client)
+        started: Follower | Awaitable[Follower] = sync(
+            run.client, run.start, submission, None if outer is None else outer.key
+        )
+        return started
+    except KeyboardInterrupt:
+        run.cancel()
+        raise

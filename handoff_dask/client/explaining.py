@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,6 +91,10 @@ class Explanation(_Report[Finding]):
         return reports.report("Explanation", summary, head, rows)
 
 
+class ExplanationAnswer(Explanation, Awaitable[Explanation]):
+    """An Explanation, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
+
+
 def _finding_cells(finding: Finding) -> tuple[object, ...]:
     if finding:
         number = markup.count(len(finding.able), "worker")
@@ -167,6 +171,10 @@ class RunExplanation(_Report[Waiting | Unready | Fetching]):
         return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
 
 
+class RunExplanationAnswer(RunExplanation, Awaitable[RunExplanation]):
+    """A RunExplanation, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
+
+
 def _reason_cells(why: Waiting | Unready | Fetching) -> tuple[object, ...]:
     if isinstance(why, Unready | Fetching):
         return str(why), ""
@@ -183,7 +191,7 @@ def hold_cells(why: Waiting) -> tuple[str, str]:
     return what, markup.names(why.workers)
 
 
-def explain(dag: DAG, client: Client | None = None) -> Explanation:
+def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
     """Tell, before a run, which workers could ever run each function, or what is missing.
 
     Parameters
@@ -240,4 +248,5 @@ def explain(dag: DAG, client: Client | None = None) -> Explanation:
             ending,
         )
 
-    return connection.sync(client, ask)
+    answer: ExplanationAnswer = connection.sync(client, ask)
+    return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,13 +35,16 @@ class Follower:
     outline, client
         The run, and the client.
     futures : Mapping
-        {function id: Future} of everything that the run waits for.
+        {function id: Future} of everything that the run waits for, until it is released.
+    wanted : Mapping
+        Those of them whose results are asked for.
     """
 
     def __init__(self, outline: Outline, client: Client) -> None:
         self.outline = outline
         self.client = client
         self.futures: Mapping[Hashable, Future[Any]] = {}
+        self.wanted: Mapping[Hashable, Future[Any]] = {}
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
@@ -50,6 +53,8 @@ class Follower:
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
         self._listener: Listener | None = None
+        #: Stops the cluster, if it was started for this run.
+        self.close: Callable[[], Any] = lambda: None
 
     # What is known without asking
 
@@ -78,7 +83,7 @@ class Follower:
 
     # Its beginning
 
-    async def start(self, submission: Submission, within: Any) -> None:
+    async def start(self, submission: Submission, within: Any) -> Follower:
         """Send the run on its way.
 
         Parameters
@@ -123,6 +128,7 @@ class Follower:
             # The client may be closed as soon as this returns.
             await self._arrival()
         self._ending()
+        return self
 
     async def _arrival(self) -> None:
         """Wait until the scheduler has the graph; raise if it will not get it."""
@@ -134,16 +140,18 @@ class Follower:
         finally:
             watch.cancel()
 
-    async def follow(self) -> None:
+    async def follow(self) -> Follower:
         """Follow a run that is on its way already."""
         self._followed = True
         keys = [self.outline.keys[index] for index in self.outline.awaited.values()]
         self._watch([Future(key, self.client) for key in keys])
         # Only now: the scheduler answers with the states, which the futures must hear.
         await waiting.want(self.client, self.futures.values())
+        return self
 
     def _watch(self, futures: Iterable[Future[Any]]) -> None:
         self.futures = dict(zip(self.outline.awaited, futures, strict=True))
+        self.wanted = {id_: self.futures[id_] for id_ in self.outline.wanted}
 
     # Questions
 
@@ -199,6 +207,11 @@ class Follower:
         return await outcomes.opened_report(await self.call("report", run_id=self.outline.run_id))
 
     # Its end
+
+    def cancel(self) -> Any:
+        """Stop the run, because the user wants it."""
+        reason = RunCancelledError(self.outline.dag_id, "it was cancelled")
+        return connection.sync(self.client, self.stop, reason)
 
     async def stop(self, reason: HandoffError) -> None:
         """Stop the run, if it has not ended."""

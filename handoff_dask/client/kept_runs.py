@@ -10,10 +10,11 @@ from typing import Any
 from distributed import Client, Future
 
 from handoff_dask.client import gathering, outcomes
+from handoff_dask.client.answers import ListAnswer, ScalarAnswer
 from handoff_dask.client.connection import call, install, installed, require_client, sync
 from handoff_dask.client.describing import Outline, dag_label, function_label
 from handoff_dask.client.following import Follower
-from handoff_dask.client.run import Run
+from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.wire.messages import RunSpec
@@ -44,7 +45,7 @@ class RunInfo:
     counts: Mapping[str, int]
 
 
-def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[RunInfo]:
+def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAnswer[RunInfo]:
     """Return the runs on a cluster, everybody's, the oldest first.
 
     Parameters
@@ -82,7 +83,8 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[Ru
             if run["alive"] or stopped
         ]
 
-    return sync(client, listed)
+    answer: ListAnswer[RunInfo] = sync(client, listed)
+    return answer
 
 
 def _own_id(run: Mapping[str, Any]) -> Hashable:
@@ -93,7 +95,7 @@ def _own_id(run: Mapping[str, Any]) -> Hashable:
     return own
 
 
-def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
+def get_run(dag_id: Hashable, *, client: Client | None = None) -> RunAnswer:
     """Return a run on a cluster, whoever submitted it.
 
     Equivalent to what :func:`submit` returned, except that the code and the arguments of its
@@ -121,9 +123,10 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
     async def followed() -> Run:
         await install(client)
         _, outline = await _outline(client, dag_id)
-        return await Run(Follower(outline, client)).follow()
+        return Run(await Follower(outline, client).follow())
 
-    return sync(client, followed)
+    answer: RunAnswer = sync(client, followed)
+    return answer
 
 
 def get_result(
@@ -227,7 +230,7 @@ def _is_plain(id_: Hashable) -> bool:
     return type(id_) in (str, int, bytes)
 
 
-def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
+def forget(dag_id: Hashable, *, client: Client | None = None) -> ScalarAnswer:
     """Let a detached run go: its results, and whatever of it still runs.
 
     Parameters
@@ -254,7 +257,7 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
     return sync(client, let_go)
 
 
-def uninstall(client: Client | None = None, *, force: bool = False) -> None:
+def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAnswer:
     """Take everything of Handoff off a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from distributed import Future
 
 from handoff_dask.client import connection, watching
-from handoff_dask.client.explaining import RunExplanation
+from handoff_dask.client.answers import DictAnswer, ScalarAnswer
+from handoff_dask.client.explaining import RunExplanationAnswer
 from handoff_dask.client.following import Follower
-from handoff_dask.client.results import ExecutionResult
-from handoff_dask.client.submission import Submission
+from handoff_dask.client.results import ExecutionResultAnswer
 from handoff_dask.client.waiting import wait_for
-from handoff_dask.errors import RunCancelledError
-from handoff_dask.worker.task import waiting_task
-
-T = TypeVar("T")
 
 
 class Run:
@@ -37,9 +32,8 @@ class Run:
 
     def __init__(self, follower: Follower) -> None:
         self.dag_id = follower.outline.dag_id
-        self.futures: Mapping[Hashable, Future[Any]] = {}
+        self.futures: Mapping[Hashable, Future[Any]] = follower.wanted
         self._follower = follower
-        self._close: Callable[[], Any] = lambda: None
 
     def __repr__(self) -> str:
         return f"<Run of {self.dag_id!r}: {len(self._follower.outline.functions)} functions>"
@@ -50,56 +44,7 @@ class Run:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return watching.bundle(self._follower, repr(self))
 
-    def start(self, submission: Submission) -> Any:
-        """Send the run on its way; :func:`submit` does."""
-        __tracebackhide__ = True
-        follower = self._follower
-
-        async def started() -> Run:
-            await follower.start(submission, None if outer is None else outer.key)
-            return self._with_futures()
-
-        try:
-            outer = waiting_task(follower.client)
-            return connection.sync(follower.client, started)
-        except KeyboardInterrupt:
-            self.cancel()
-            raise
-
-    async def follow(self) -> Run:
-        """Watch a run that is on its way already; :func:`get_run` does."""
-        await self._follower.follow()
-        return self._with_futures()
-
-    def _with_futures(self) -> Run:
-        follower = self._follower
-        self.futures = {id_: follower.futures[id_] for id_ in follower.outline.wanted}
-        return self
-
-    def complete(self) -> Any:
-        """Return the result and leave nothing behind; :func:`execute` does."""
-        __tracebackhide__ = True
-
-        async def completed() -> ExecutionResult:
-            try:
-                return await self._follower.complete()
-            finally:
-                self.futures = {}
-
-        try:
-            return self._wait_for(completed)
-        except KeyboardInterrupt:
-            # It ended the wait, not the run.
-            self.cancel()
-            raise
-        finally:
-            self._close()
-
-    def owns(self, embedded: connection.EmbeddedCluster) -> None:
-        """Have a cluster stop when nobody refers to the run any more and it has ended."""
-        self._close = weakref.finalize(self._follower, embedded.close)
-
-    def status(self) -> dict[str, Any]:
+    def status(self) -> DictAnswer[str, Any]:
         """Return how many functions are in which state, and the attempts so far.
 
         Returns
@@ -109,9 +54,10 @@ class Run:
             ``"assigned"`` (handed to a worker ahead, not started), ``"running"``, ``"done"``,
             ``"failed"`` and ``"cancelled"``; under ``"attempts"`` {function id: tuple of Attempt}.
         """
-        return connection.sync(self._follower.client, self._follower.status)
+        answer: DictAnswer[str, Any] = self._ask(self._follower.status)
+        return answer
 
-    def progress(self) -> dict[str, int]:
+    def progress(self) -> DictAnswer[str, int]:
         """Return how many functions are in which state, however large the run at little cost.
 
         Returns
@@ -119,9 +65,12 @@ class Run:
         dict
             The counts of :meth:`status`.
         """
-        return connection.sync(self._follower.client, self._follower.progress)
+        answer: DictAnswer[str, int] = connection.sync(
+            self._follower.client, self._follower.progress
+        )
+        return answer
 
-    def remaining(self) -> float | None:
+    def remaining(self) -> ScalarAnswer:
         """Return how long the run will still take, as the scheduler estimates.
 
         Returns
@@ -129,9 +78,9 @@ class Run:
         float or None
             Seconds; None while too little is known of how long its functions take.
         """
-        return connection.sync(self._follower.client, self._follower.remaining)
+        return self._ask(self._follower.remaining)
 
-    def explain(self, held: int | None = None) -> RunExplanation:
+    def explain(self, held: int | None = None) -> RunExplanationAnswer:
         """Tell, for every function that is not running, what it waits for.
 
         Parameters
@@ -147,9 +96,12 @@ class Run:
             delay, the limit or whatever else holds it; or the inputs that are on their way to its
             worker. Printed, it is a report.
         """
-        return connection.sync(self._follower.client, self._follower.explain, held)
+        answer: RunExplanationAnswer = connection.sync(
+            self._follower.client, self._follower.explain, held
+        )
+        return answer
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: float | None = None) -> ScalarAnswer:
         """Wait for the run to end, well or not.
 
         Parameters
@@ -164,7 +116,7 @@ class Run:
         """
         return self._wait_for(self._follower.wait, timeout)
 
-    def result(self, timeout: float | None = None) -> ExecutionResult:
+    def result(self, timeout: float | None = None) -> ExecutionResultAnswer:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
 
         Parameters
@@ -178,17 +130,25 @@ class Run:
             The run had not ended by then; it goes on.
         """
         __tracebackhide__ = True
-        return self._wait_for(self._follower.result, timeout)
+        answer: ExecutionResultAnswer = self._wait_for(self._follower.result, timeout)
+        return answer
 
-    def cancel(self) -> None:
+    def cancel(self) -> ScalarAnswer:
         """Stop the run: functions that have not started never will, results are dropped.
 
         Functions that are running finish unseen, and keep what they claim until then. A detached
         run keeps the results that it has until :func:`forget`.
         """
-        reason = RunCancelledError(self.dag_id, "it was cancelled")
-        return connection.sync(self._follower.client, self._follower.stop, reason)
+        return self._follower.cancel()
 
-    def _wait_for(self, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+    def _ask(self, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        return connection.sync(self._follower.client, method, *args)
+
+    def _wait_for(self, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         __tracebackhide__ = True
-        return wait_for(self._follower.client, method, *args, run_id=self._follower.outline.run_id)
+        follower = self._follower
+        return wait_for(follower.client, method, *args, run_id=follower.outline.run_id)
+
+
+class RunAnswer(Run, Awaitable[Run]):
+    """A Run, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""

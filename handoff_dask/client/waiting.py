@@ -175,7 +175,7 @@ class _Watcher:
         return bool(self._waiting)
 
 
-def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **run: Any) -> T:
+def wait_for(client: Client, method: Callable[..., Awaitable[Any]], *args: Any, **run: Any) -> Any:
     """Run a coroutine function that waits for a run; with an asynchronous client, return it.
 
     A function of a run that waits here gives up its thread meanwhile. Whoever waits is warned if
@@ -195,7 +195,7 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
     where = frame.f_code.co_filename, frame.f_lineno
     del frame
 
-    async def watched() -> T:
+    async def watched() -> Any:
         __tracebackhide__ = True
         watch = asyncio.create_task(_warn_of_stalls(client, run, where))
         try:

@@ -22,7 +22,7 @@ def html(run: Follower) -> str:
     """Return a run as it looks now; with an asynchronous client, as far as its futures tell."""
     if run.client.asynchronous or run.client.status != "running":
         return _drawing(run, run.known_counts())
-    drawn, _ = connection.sync(run.client, draw, run)
+    drawn: str = connection.sync(run.client, draw, run)[0]
     return drawn
 
 
