@@ -139,8 +139,6 @@ class Placer:
                 heappush(open_, (head, id(queue), queue))
             if ready.woken:
                 self._open_woken(open_)
-        if ready.vacant:
-            self.soft_reserver.refill()
         if ready.size_classes is not None and ready.size_classes.more:
             ready.stir = True
 

@@ -51,8 +51,6 @@ class ReadyQueues:
         self.short_queues: dict[Queue, None] = {}
         #: Workers kept for a queue.
         self.reserved: dict[Worker, Reservation] = {}
-        #: Whether a soft reservation was taken back, so that another head may get one.
-        self.vacant = False
         #: Workers that may have more room than when the last pass ended.
         self.gains: list[Worker] = []
         #: Whether something happened for which all queues are to be looked at again.
@@ -240,7 +238,6 @@ class ReadyQueues:
         reservation.queue.reservations.remove(reservation)
         worker.reservation = None
         del self.reserved[worker]
-        self.vacant = self.vacant or reservation.soft
         self.stir = True
         if self.size_classes is not None:
             # Those that were looked at could not have this worker; now they can.

@@ -25,7 +25,6 @@ _URGENT = 16
 #: To be bypassed by functions that are as urgent counts only so much: somebody has to wait, and
 #: to empty a worker costs. It counts whole if their remaining path is shorter by a third.
 _EQUALS = 0.25
-_SHORTER = 1 / 3
 #: Beyond so many workers, every so-manieth placement is counted, that many times.
 _FEW = 16
 _SAMPLED = 4
@@ -56,8 +55,7 @@ def drain(worker: Worker, cost: Cost, now: float) -> tuple[float | None, int, li
         else:
             end = function.started + seconds
             if end < now:
-                # Past its estimate: what took long tends to take longer.
-                end = now + 0.5 * (now - function.started)
+                end = now  # past its estimate
         ends.append((end, function.seq, function))
     ends.sort()
     at = now
@@ -112,8 +110,7 @@ def _harm(waiting: Entry, placed: Entry) -> float:
         return 1.0
     if head.seconds is None or function.seconds is None:
         return 1.0
-    shorter = max(0.0, 1 - function.rank / head.rank)
-    return _EQUALS + (1 - _EQUALS) * min(1.0, shorter / _SHORTER)
+    return _EQUALS + (1 - _EQUALS) * max(0.0, 1 - function.rank / head.rank)
 
 
 class Reserver:

@@ -10,7 +10,6 @@ that time. A soft reservation becomes a hard one when its queue's debt reaches p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Entry, Queue, Reservation, Worker
@@ -26,10 +25,6 @@ _KEPT = 2
 _WIDE = 0.6
 #: Of more workers than this, one is about to have room anyway.
 _MANY_WORKERS = 64
-#: When a worker is not kept any more, so many queues are looked at for the next head to get
-#: one, and so many of them tried, the most urgent first.
-_LOOKED_AT = 64
-_TRIED = 8
 
 
 class SoftReserver:
@@ -73,22 +68,6 @@ class SoftReserver:
             ready.cancel(last)
         reservation.soft = True
         ready.reserve(reservation)
-
-    def refill(self) -> None:
-        """Keep workers for the most urgent heads that wait, as one is not kept any more."""
-        ready = self._ready
-        ready.vacant = False
-        heads = []
-        for queue in islice(ready.anywhere, _LOOKED_AT):
-            if queue.closed and self._wide_somewhere(queue.cost):
-                head = queue.head()
-                if head is not None and head.function.measured:
-                    heads.append(head)
-        heads.sort()
-        for head in heads[:_TRIED]:
-            waiting = head.function.queue
-            assert waiting is not None
-            self.keep(waiting)
 
     def refresh(self, worker: Worker) -> None:
         """Estimate anew when a worker that is softly kept has room.
