@@ -317,8 +317,8 @@ class ReadyQueues:
         while queue.reservations:
             self.cancel(queue.reservations[-1])
         self._unwatch(queue)
-        if len(self._plain) > _REMEMBERED:
-            self._plain.pop(queue.cost, None)
+        if len(self._plain) > _REMEMBERED and self._plain.get(queue.cost) is queue:
+            del self._plain[queue.cost]
         if self._queues.pop(queue.kind, None) is not None and queue.run is not None:
             queue.run.queues.pop(queue, None)
 
