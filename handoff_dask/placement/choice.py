@@ -45,20 +45,20 @@ class Chooser:
                 and min(worker.free) >= 0
             ):
                 return worker
-        found: Worker | None = None
+        best: Worker | None = None
         barred = self._fleet.barred(queue)
         if queue.able is None and not queue.closed:
             view = self._view(queue, function)
             bucket = view.best()
             if bucket is not None:
-                found = bucket.first()
-                if found.address in barred:
-                    found = next(
+                best = bucket.first()
+                if best.address in barred:
+                    best = next(
                         (w for b in view.buckets() for w in b.members() if w.address not in barred),
                         None,
                     )
-                if found is not None and function.inputs:
-                    found = self._near(function, queue, found, barred)
+                if best is not None and function.inputs:
+                    best = self._near(function, queue, best, barred)
         else:
             score_of = function.run.strategy.score
             least = 0.0
@@ -76,13 +76,13 @@ class Chooser:
                         score = score_of(
                             cost, worker.shape.capacity, worker.free, self._index.scarce
                         )
-                    if found is None or score < least:
-                        found, least = worker, score
-            if found is not None and function.inputs:
-                found = self._near(function, queue, found, barred)
-        if found is None and self._ready.reserved:
-            found = self._beside(queue, function, barred)
-        return found
+                    if best is None or score < least:
+                        best, least = worker, score
+            if best is not None and function.inputs:
+                best = self._near(function, queue, best, barred)
+        if best is None and self._ready.reserved:
+            best = self._beside(queue, function, barred)
+        return best
 
     def suited(self, queue: Queue, function: Function, worker: Worker) -> Function:
         """Choose between the head and the most urgent function whose inputs a worker holds.
@@ -129,10 +129,10 @@ class Chooser:
         saved = here - function.transfer(address, bandwidth, latency)
         if saved <= self._worth or not self._welcome(function, worker, holder, saved):
             return False
-        found = reservations.drain(holder, queue.cost, self._ready.now)
-        if found is None:
+        drained = reservations.drain(holder, queue.cost, self._ready.now)
+        if drained is None:
             return False
-        at, _, _ = found
+        at, _, _ = drained
         if at is not None:
             # Others that wait for it go first.
             ahead = sum(
@@ -154,16 +154,16 @@ class Chooser:
         return self._index.view(function.run.strategy, queue.cost, queue.need)
 
     def _near(
-        self, function: Function, queue: Queue, found: Worker, barred: frozenset[str]
+        self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]
     ) -> Worker:
         """Choose a worker with room that holds the inputs, if that is worth it."""
         bandwidth, latency = self.bandwidth, self.latency
         inputs = function.inputs
         assert inputs is not None
-        least = function.transfer(found.address, bandwidth, latency)
+        least = function.transfer(first.address, bandwidth, latency)
         if not least:
-            return found
-        chosen = found
+            return first
+        chosen = first
         for address in inputs:
             worker = self._fleet.workers.get(address)
             if worker is None or not worker.open or address in barred:

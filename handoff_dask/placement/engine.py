@@ -192,7 +192,7 @@ class Engine:
         insist: bool = False,
         exclude: Collection[str] = (),
     ) -> None:
-        """Take in that a function could start: all it depends on is there.
+        """Record that a function could start: everything it depends on is there.
 
         Parameters
         ----------
@@ -273,9 +273,9 @@ class Engine:
             self._ready.stir = True
 
     def function_withdrawn(self, key: Hashable) -> None:
-        """Take in that a function that was ready is not any more.
+        """Record that a function is no longer ready.
 
-        Ignored if it was not. A placed one keeps its claim till `attempt_ended`.
+        Ignored if it was not ready. A placed one keeps its claim until `attempt_ended`.
         """
         function = self._functions.get(key)
         if function is not None and function.state in (DELAYED, FRESH, QUEUED):
@@ -320,20 +320,20 @@ class Engine:
             self._fleet.touched[function.worker] = None
 
     def duration_known(self, token: Hashable, seconds: float) -> None:
-        """Take over how long a function took elsewhere, for functions added from now on."""
+        """Record how long a function took elsewhere, for functions added from now on."""
         self._durations.know(token, seconds)
 
     # -- workers, and what others use of them
 
     def worker_added(self, spec: WorkerSpec) -> None:
-        """Take in a worker that joined or is back; one that is registered is updated."""
+        """Register a worker, or update what a registered one declares."""
         known = spec.address in self._fleet.workers
         worker = self._fleet.add(spec)
         if known:
             self._reshaped(worker)
 
     def worker_running(self, address: str, running: bool) -> None:
-        """Take in that a worker paused or is closing (False), or goes on (True)."""
+        """Record that a worker paused or is closing (False), or resumed (True)."""
         worker = self._fleet.worker(address)
         if worker.running != running:
             worker.running = running
@@ -376,19 +376,20 @@ class Engine:
     def foreign_claimed(
         self, key: Hashable, worker: str, cost: Mapping[str, float], *, slot: bool = False
     ) -> None:
-        """Count what something that is not placed uses of a worker, a slot only if so told.
+        """Count what something that the engine did not place uses of a worker.
 
-        It may exceed the capacity; then nothing of ours is placed there.
+        With `slot`, that includes a thread. It may exceed the capacity; then nothing is placed
+        there.
         """
         self.foreign_released(key)
-        found = self._fleet.workers.get(worker)
-        if found is not None:
+        used = self._fleet.workers.get(worker)
+        if used is not None:
             amounts = self._fleet.cost(cost)
             items = amounts.items if slot else amounts.rest
-            found.foreign[key] = items
-            found.take(items)
-            self._foreign[key] = found
-            self._fleet.touched[found] = None
+            used.foreign[key] = items
+            used.take(items)
+            self._foreign[key] = used
+            self._fleet.touched[used] = None
 
     def foreign_released(self, key: Hashable) -> None:
         """Give back what something that is not ours used. Unknown keys are ignored."""

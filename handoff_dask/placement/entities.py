@@ -47,7 +47,7 @@ DONE = 5  #: ended for good
 
 _NEVER = float("inf")
 
-#: A function is looked up by the workers that hold most of its inputs; this many of them.
+#: A function is looked up by so many of the workers that hold most of its inputs. Bounds the cost.
 _HOLDERS = 2
 
 
@@ -638,7 +638,7 @@ class Queue:
         self.reservations: list[Reservation] = []
         #: Whether no open worker has room, but those that gained since the last pass, if any.
         self.closed = False
-        #: Its place in a bin, if there are bins.
+        #: Its latest number among the size classes, if there are any.
         self.binned = 0
         #: Whether the pass under way has yet to look at it.
         self.opened = False

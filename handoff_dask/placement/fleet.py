@@ -12,7 +12,7 @@ from handoff_dask.placement.strategies import load
 
 __all__ = ["Fleet"]
 
-#: Where all workers would have to be compared, no more than so many are.
+#: Where all workers would have to be compared, so many are. Bounds the cost of a decision.
 SAMPLE = 16
 
 
@@ -211,8 +211,8 @@ class Fleet:
         if len(workers) <= SAMPLE:
             return list(workers)
         start = self._cursor = (self._cursor + SAMPLE) % len(workers)
-        found = workers[start : start + SAMPLE]
-        return found + workers[: SAMPLE - len(found)]
+        some = workers[start : start + SAMPLE]
+        return some + workers[: SAMPLE - len(some)]
 
     def promise(self, need: Cost, pin: str | None, near: Worker) -> Worker | None:
         """Choose the worker to bind a group to before any of it runs.

@@ -15,7 +15,7 @@ from handoff_dask.placement.strategies import Strategy
 
 __all__ = ["LOG", "Bucket", "Index", "View"]
 
-#: Views that lag more entries of the log behind than this start over.
+#: Views that lag more entries of the log behind than this start over. Bounds the log.
 LOG = 4096
 
 
@@ -51,7 +51,7 @@ class Bucket:
         return list(dict.fromkeys(w for _, w in sorted(self.workers) if self._where.get(w) is self))
 
     def join(self, worker: Worker) -> None:
-        """Take a worker in."""
+        """Add a worker."""
         workers = self.workers
         if len(workers) > 2 * self.size + 16:
             workers[:] = sorted({(w.order, w) for _, w in workers if self._where.get(w) is self})

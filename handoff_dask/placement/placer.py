@@ -31,7 +31,7 @@ _Open = tuple[Entry, int, Queue]
 
 
 class Placer:
-    """Takes functions from the board and gives them to workers."""
+    """Takes functions from the queues and gives them to workers."""
 
     def __init__(self, ready: ReadyQueues, chooser: Chooser) -> None:
         self.ready = ready
@@ -53,7 +53,7 @@ class Placer:
         return bool(ready.stir or ready.woken or fleet.touched or self._epoch != fleet.epoch)
 
     def settle(self, out: list[Decision]) -> None:
-        """Take over what happened to workers since the last poll."""
+        """Bring queues and reservations up to date with what happened to workers."""
         ready = self.ready
         fleet = self.fleet
         if self._epoch != fleet.epoch:
@@ -139,8 +139,6 @@ class Placer:
                 heappush(open_, (head, id(queue), queue))
             if ready.woken:
                 self._open_woken(open_)
-        if ready.vacant:
-            self.soft_reserver.refill()
         if ready.size_classes is not None and ready.size_classes.more:
             ready.stir = True
 
@@ -255,7 +253,7 @@ class Placer:
         return max(since, self.fleet.hope(group.need, group.pin))
 
     def give_up(self, function: Function) -> None:
-        """Take a ready function back: it waits for nothing any more."""
+        """Remove a ready function from where it waits."""
         if function.state == QUEUED:
             self.ready.dequeue(function)
         self.unbound.pop(function, None)

@@ -78,8 +78,8 @@ class Questions:
 
     def slots(self, worker: str) -> tuple[int, int]:
         """Return how many slots of a worker are free, and how many it has."""
-        found = self._fleet.worker(worker)
-        return found.free[SLOT] // UNIT, found.slots
+        registered = self._fleet.worker(worker)
+        return registered.free[SLOT] // UNIT, registered.slots
 
     def placed(self, worker: str) -> list[Hashable]:
         """Return the keys of the functions that run on a worker, then of those handed ahead."""
@@ -122,12 +122,12 @@ class Questions:
                 kinds.setdefault((state, function.queue), []).append(function)
             elif state in (DELAYED, FRESH):
                 kinds.setdefault((state, function.cost, function.binds), []).append(function)
-        found = []
+        held = []
         for alike in kinds.values():
             why = _why(alike[0], self._placer)
             if why is not None:
-                found.append((alike[0].key, len(alike), why))
-        return found
+                held.append((alike[0].key, len(alike), why))
+        return held
 
     def remaining(self, run: Hashable, now: float) -> float | None:
         """Estimate how long a run still takes (s); None while too little is known.

@@ -14,11 +14,15 @@ __all__ = ["MANY", "ReadyQueues"]
 
 _NEVER = float("inf")
 
-#: Workers that gained are looked at one by one up to this many, else by the index.
+#: Workers that gained are looked at one by one up to this many, else by the index. Like the next,
+#: where one way becomes cheaper than the other; what is decided is the same.
 _FEW = 8
 
 #: Queues are looked at one by one up to this many, else by size.
 MANY = 64
+
+#: Empty queues are kept for the next function of their cost, up to about this many.
+_REMEMBERED = 10_000
 
 _NONE: frozenset[str] = frozenset()
 
@@ -51,8 +55,6 @@ class ReadyQueues:
         self.short_queues: dict[Queue, None] = {}
         #: Workers kept for a queue.
         self.reserved: dict[Worker, Reservation] = {}
-        #: Whether a soft reservation was taken back, so that another head may get one.
-        self.vacant = False
         #: Workers that may have more room than when the last pass ended.
         self.gains: list[Worker] = []
         #: Whether something happened for which all queues are to be looked at again.
@@ -109,7 +111,7 @@ class ReadyQueues:
         self.enqueue(function)
 
     def at(self, when: float, function: Function) -> None:
-        """Look at a function again at a time, unless its state changed till then."""
+        """Look at a function again at a time, unless its state changes before."""
         self._timer += 1
         heappush(self.timers, (when, self._timer, function, function.stamp))
 
@@ -180,9 +182,9 @@ class ReadyQueues:
             self._checked_epoch = fleet.epoch
             for queue in self.anywhere:
                 self.reopen(queue)
-        found = list(self.unclosed)
-        if len(found) == len(self.anywhere):
-            return found
+        queues = list(self.unclosed)
+        if len(queues) == len(self.anywhere):
+            return queues
         if many:
             if self.size_classes is None:
                 self.size_classes = SizeClasses(q for q in self.anywhere if q.closed)
@@ -192,7 +194,7 @@ class ReadyQueues:
                 reservation = worker.reservation
                 if reservation is not None and reservation.queue.closed:
                     taken.append(reservation.queue)
-            return found + taken
+            return queues + taken
         for queue in self.anywhere:
             if queue.closed:
                 # As in `gained`: this is the loop that every end of a function goes through.
@@ -203,10 +205,10 @@ class ReadyQueues:
                         if free[i] < amount:
                             break
                     else:
-                        found.append(queue)
+                        queues.append(queue)
                         break
         fleet.index.checks += len(gains) * len(self.anywhere)
-        return found
+        return queues
 
     def gained(self, queue: Queue) -> bool:
         """Whether one of the workers that gained has room for a queue."""
@@ -240,7 +242,6 @@ class ReadyQueues:
         reservation.queue.reservations.remove(reservation)
         worker.reservation = None
         del self.reserved[worker]
-        self.vacant = self.vacant or reservation.soft
         self.stir = True
         if self.size_classes is not None:
             # Those that were looked at could not have this worker; now they can.
@@ -316,6 +317,8 @@ class ReadyQueues:
         while queue.reservations:
             self.cancel(queue.reservations[-1])
         self._unwatch(queue)
+        if len(self._plain) > _REMEMBERED and self._plain.get(queue.cost) is queue:
+            del self._plain[queue.cost]
         if self._queues.pop(queue.kind, None) is not None and queue.run is not None:
             queue.run.queues.pop(queue, None)
 

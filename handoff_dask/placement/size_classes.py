@@ -1,8 +1,8 @@
 """Queues by the size of their cost, for when there are many different costs.
 
-With a cost of its own for every function, each function is a queue. So that the end of one does
-not make us look at all the others, queues whose cost is of about the same size stand in one bin,
-the most urgent first, and bins that are too big for what became free are passed over as a whole.
+If every function has its own cost, each function is a queue. To avoid looking at all of them
+whenever one ends, queues of about the same size form a class, the most urgent first. Classes too
+big for what became free are skipped as a whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from handoff_dask.placement.entities import Entry, Queue, Worker
 
 __all__ = ["SizeClasses"]
 
-#: In each bin no more queues are looked at at a time, and no more of them taken.
+#: No more queues of a class are looked at, and no more of them taken, at a time. These bound what
+#: an end costs.
 _SCAN = 16
 _HITS = 4
 
@@ -28,7 +29,7 @@ class _SizeClass:
     __slots__ = ("heap", "least")
 
     def __init__(self, least: _Size) -> None:
-        #: (resource index, parts): every cost in it is at least this.
+        #: (resource index, parts): each cost in it is at least this.
         self.least = least
         self.heap: list[_Item] = []
 
@@ -49,24 +50,24 @@ class SizeClasses:
             self.add(queue)
 
     def add(self, queue: Queue) -> None:
-        """Take a queue in, or note that its head is more urgent now."""
+        """Add a queue, or note that its head is more urgent now."""
         head = queue.head()
         if head is not None:
             self._number = queue.binned = self._number + 1
             heappush(self._class(_size(queue.cost)).heap, (head, self._number, queue))
 
     def take(self, gains: Sequence[Worker]) -> list[Queue]:
-        """Return urgent queues that have room on one of some workers; others with each call.
+        """Return urgent queues that fit one of some workers; different ones with each call.
 
-        Not every queue is looked at: of a bin where none of the first ones fits, no more.
+        Of a class in which none of the first few fits, no more are looked at.
         """
         self.more = False
         taken: list[Queue] = []
-        for size, found in list(self._classes.items()):
-            if not any(_fits(found.least, worker.free) for worker in gains):
+        for size, size_class in list(self._classes.items()):
+            if not any(_fits(size_class.least, worker.free) for worker in gains):
                 continue
             looked = hits = 0
-            heap = found.heap
+            heap = size_class.heap
             while heap and hits < _HITS and looked < _SCAN:
                 entry, number, queue = heappop(heap)
                 head = queue.head()
@@ -95,11 +96,11 @@ class SizeClasses:
         self._aside.clear()
 
     def _class(self, size: _Size) -> _SizeClass:
-        found = self._classes.get(size)
-        if found is None:
+        size_class = self._classes.get(size)
+        if size_class is None:
             least = ((SLOT, UNIT), *((i, 1 << (bits - 1)) for i, bits in size))
-            found = self._classes[size] = _SizeClass(least)
-        return found
+            size_class = self._classes[size] = _SizeClass(least)
+        return size_class
 
 
 def _size(cost: Cost) -> _Size:

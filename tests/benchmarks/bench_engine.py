@@ -185,9 +185,9 @@ def main() -> None:
     """Print the table, and what short functions of one cost take."""
     print(measure().text())
     for batch in (1, 16):
-        found = median(one_class(batch=batch) for _ in range(3))
+        each = median(one_class(batch=batch) for _ in range(3))
         print(
-            f"one class, 2 workers, 10,000 functions, {batch:2} ends per poll: {found:.1f} us each"
+            f"one class, 2 workers, 10,000 functions, {batch:2} ends per poll: {each:.1f} us each"
         )
     few, many = scaling()
     print(

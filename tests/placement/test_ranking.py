@@ -102,8 +102,8 @@ def test_knowledge_is_used_within_the_run() -> None:
     """Once one of a family was measured, the others are ranked by it."""
     specs = [FunctionSpec(f"{code}{i}", {}, code=code) for i in range(3) for code in "ab"]
     engine = one_slot(*specs)
-    found = order(engine, seconds=lambda key: 10.0 if key[0] == "b" else 0.1)
-    assert found == ["a0", "b0", "b1", "b2", "a1", "a2"]
+    ran = order(engine, seconds=lambda key: 10.0 if key[0] == "b" else 0.1)
+    assert ran == ["a0", "b0", "b1", "b2", "a1", "a2"]
 
 
 def test_what_is_expected_counts_until_it_is_measured() -> None:

@@ -75,18 +75,18 @@ def test_more_urgent_functions_delay_only_so_long() -> None:
 
 
 def test_equals_wait_longer_than_the_more_urgent() -> None:
-    """Emptying a worker costs, so that a function waits longer for it behind some of its own
-    urgency than behind less urgent ones; but not for ever."""
-    one = {"cpu": 1}
+    """The more urgent those that overtake it, the longer a function waits; but not for ever."""
+    small = {"cpu": 1}
     equal, longer, unknown = (
-        stream(workers=2, small=one, big={"cpu": 4}, seconds=1.0, big_seconds=big)
+        stream(workers=2, small=small, big={"cpu": 4}, seconds=1.0, big_seconds=big)
         for big in (1.0, 2.0, None)
     )
     assert equal is not None and longer is not None and unknown is not None
-    assert longer == unknown
-    assert 2 * longer < equal < 200
-    lower = stream(workers=2, small=one, big={"cpu": 4}, priority=-1, seconds=1.0, big_seconds=1.0)
-    assert lower == longer, "what is of lower priority is never an equal"
+    assert unknown <= longer < equal < 200
+    lower = stream(
+        workers=2, small=small, big={"cpu": 4}, priority=-1, seconds=1.0, big_seconds=1.0
+    )
+    assert lower == unknown, "what is of lower priority is never an equal"
 
 
 def test_a_higher_priority_goes_first() -> None:

@@ -179,12 +179,11 @@ def pair(drive) -> Driver:
         lambda d, w: d.engine.worker_removed(w),
         lambda d, w: d.engine.worker_running(w, False),
         lambda d, w: d.join(w, {"cpu": 2}),
-        lambda d, w: d.engine.foreign_claimed("other", w, {"cpu": 1}),
     ],
-    ids=["lost", "paused", "shrunk", "claimed"],
+    ids=["lost", "paused", "shrunk"],
 )
 def test_it_moves_when_its_worker_cannot_serve(pair, event: Callable[..., None]) -> None:
-    """The other worker is kept when the first is lost, paused, shrunk or taken by others."""
+    """The other worker is kept when the first is lost, paused or shrunk."""
     event(pair, pair.sooner)
     assert not pair.places()
     assert kept(pair) == {pair.later: "wide"}
@@ -202,19 +201,6 @@ def test_it_goes_with_its_head(pair) -> None:
     assert kept(pair) == {pair.sooner: "wide"}
     pair.engine.run_closed("run")
     assert not pair.places() and not pair.engine._ready.reserved
-
-
-def test_the_next_head_gets_what_a_withdrawn_one_had(drive) -> None:
-    """When the most urgent wide function goes, its worker is kept for the next one."""
-    d = drive({"a": {"cpu": 4}}, horizon=0.0)
-    measured(d, {"first": (2, 5.0), "second": (2, 10.0)})
-    d.places()
-    measured(d, {"wide": (4, 50.0), "wide-too": (3, 40.0)})
-    d.places()
-    assert kept(d) == {"a": "wide"}
-    d.engine.function_withdrawn("wide")
-    d.places()
-    assert kept(d) == {"a": "wide-too"}
 
 
 def test_the_most_urgent_heads_have_workers_kept(drive) -> None:
