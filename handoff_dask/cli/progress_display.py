@@ -62,7 +62,7 @@ class Lines(Display):
     def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
         """Print the size of the run."""
         self._dag_id, self._total = dag_id, len(functions)
-        self.note(f"{dag_id}: {len(functions)} functions")
+        self.note(f"{dag_id}: {markup.count(len(functions), 'function')}")
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Print the progress."""
@@ -74,13 +74,13 @@ class Lines(Display):
         """Print what was done."""
         if result is None:
             return
-        workers = len(set(result.allocations.values()))
+        workers = markup.count(len(set(result.allocations.values())), "worker")
         text = (
             f"{self._dag_id}: {len(result.allocations)} of {self._total} functions done in "
-            f"{markup.seconds(seconds)} on {workers} worker{'' if workers == 1 else 's'}"
+            f"{markup.seconds(seconds)} on {workers}"
         )
         if more := sum(len(tried) - 1 for tried in result.attempts.values()):
-            text += f", {more} attempt{'' if more == 1 else 's'} repeated"
+            text += f", {markup.count(more, 'attempt')} repeated"
         self.note(text)
 
 

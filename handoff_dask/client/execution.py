@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from distributed import Client
@@ -9,12 +10,14 @@ from distributed import Client
 from handoff_dask import collector
 from handoff_dask.client import annotating
 from handoff_dask.client.connection import EmbeddedCluster, current_client
+from handoff_dask.client.following import Follower
 from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.client.run import Run
 from handoff_dask.client.submission import Submission
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.wire.events import Event
 
 
 def execute(
@@ -30,6 +33,7 @@ def execute(
     timeout: float | None = None,
     placement_timeout: float = 0,
     priority: float = 0,
+    on_event: Callable[[Event], Any] | None = None,
 ) -> ExecutionResult:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -63,6 +67,11 @@ def execute(
         for what the cluster lost within the last ``handoff.lost-capacity-grace`` (60 s).
     priority
         Functions of runs with a higher priority are placed first.
+    on_event
+        Called with each event of the run as it happens, in order: :class:`RunOpened`,
+        :class:`FunctionPlaced`, :class:`AttemptEnded`, :class:`FunctionEnded`, :class:`RunStopped`
+        and :class:`RunClosed`. It is called on the client's event loop, so it must be quick and
+        must not wait for anything. What it raises is logged once and does not harm the run.
 
     Returns
     -------
@@ -110,6 +119,7 @@ def execute(
         timeout=timeout,
         placement_timeout=placement_timeout,
         priority=priority,
+        on_event=on_event,
     )
     outcome: Any = run.complete() if isinstance(run, Run) else _complete(run)
     return cast("ExecutionResult", outcome)
@@ -135,13 +145,14 @@ def submit(
     placement_timeout: float = 0,
     priority: float = 0,
     detach: bool = False,
+    on_event: Callable[[Event], Any] | None = None,
 ) -> Run:
     """Run a DAG without waiting for it.
 
     Parameters
     ----------
     dag, client, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, \
-timeout, placement_timeout, priority
+timeout, placement_timeout, priority, on_event
         As for :func:`execute`.
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
@@ -177,6 +188,7 @@ timeout, placement_timeout, priority
         placement_timeout=placement_timeout,
         priority=priority,
         detach=detach,
+        on_event=on_event,
     )
     with collector.paused():
         submission = Submission(dag, options)
@@ -184,13 +196,13 @@ timeout, placement_timeout, priority
     found = current_client(client)
     submission.check_futures(found)
     if found is not None:
-        started: Run = Run(submission.outline, found).start(submission)
+        started: Run = Run(Follower(submission.outline, found)).start(submission)
         return started
     if detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
     try:
-        run: Run = Run(submission.outline, embedded.client).start(submission)
+        run: Run = Run(Follower(submission.outline, embedded.client)).start(submission)
     except BaseException:
         embedded.close()
         raise

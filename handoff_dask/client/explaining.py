@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from distributed import Client
 
-from handoff_dask.client import connection, gathering
+from handoff_dask.client import connection
 from handoff_dask.client.describing import dag_label, function_rows
+from handoff_dask.client.outcomes import producer
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
@@ -145,8 +146,7 @@ class Fetching:
         """Make one of inputs that are given by the index of their node, or by a key of Dask."""
         return cls(
             tuple(
-                (i if isinstance(i, str) else gathering.producer(nodes, i), workers)
-                for i, workers in inputs
+                (i if isinstance(i, str) else producer(nodes, i), workers) for i, workers in inputs
             )
         )
 
@@ -157,7 +157,9 @@ class RunExplanation(_Report[Waiting | Unready | Fetching]):
     def __str__(self) -> str:
         if not self._verdicts:
             return "nothing waits"
-        return "\n".join([f"{len(self)} functions wait", *(f"  {line}" for line in self._lines())])
+        verb = "waits" if len(self) == 1 else "wait"
+        head = f"{markup.count(len(self), 'function')} {verb}"
+        return "\n".join([head, *(f"  {line}" for line in self._lines())])
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _reason_cells)

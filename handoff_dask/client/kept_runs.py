@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 from distributed import Client, Future
 
-from handoff_dask.client import ends, gathering
+from handoff_dask.client import gathering, outcomes
 from handoff_dask.client.connection import call, install, installed, require_client, sync
 from handoff_dask.client.describing import Outline, dag_label, function_label
+from handoff_dask.client.following import Follower
 from handoff_dask.client.run import Run
-from handoff_dask.client.waiting import wait_for
-from handoff_dask.compat import client as compat
+from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.wire.messages import RunSpec
 
@@ -97,8 +96,8 @@ def _own_id(run: Mapping[str, Any]) -> Hashable:
 def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
     """Return a run on a cluster, whoever submitted it.
 
-    It is as good as the one that :func:`submit` returned, but that the code and the arguments of
-    its functions stayed where they came from.
+    Equivalent to what :func:`submit` returned, except that the code and the arguments of its
+    functions are not included.
 
     Parameters
     ----------
@@ -122,7 +121,7 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
     async def followed() -> Run:
         await install(client)
         _, outline = await _outline(client, dag_id)
-        return await Run(outline, client).follow()
+        return await Run(Follower(outline, client)).follow()
 
     return sync(client, followed)
 
@@ -175,47 +174,23 @@ def get_result(
             key = outline.keys[outline.awaited[function_id]]
         future: Future[Any] = Future(key, client)
         try:
-            if not await _wait_for(client, run_id, future, timeout):
+            if not await ended(client, run_id, [future], timeout, again=True):
                 raise TimeoutError(
                     f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
                 )
+            await settle(client, [future])
             values, problems = await gathering.finished(client, {function_id: future})
             if values:
                 return values[function_id]
             _, outline = await _outline(client, dag_id, run_id)
-            raise await Run(outline, client).failure_of(function_id, problems.get(function_id))
+            report, causes = await Follower(outline, client).report()
+            unfetched = problems.get(function_id)
+            raise outcomes.failure_of(outline, report, causes, function_id, unfetched)
         finally:
             # An error's traceback would keep the future, and with it the result, on the cluster.
             future.release()
 
     return wait_for(client, get, dag_id=dag_label(dag_id))
-
-
-async def _wait_for(
-    client: Client, run_id: str, future: Future[Any], timeout: float | None
-) -> bool:
-    """Wait until a function has ended or will not run any more; return whether that is so."""
-    loop = asyncio.get_running_loop()
-    deadline = float("inf") if timeout is None else loop.time() + timeout
-    waiting = asyncio.ensure_future(gathering.settled(client, {None: future}))
-    try:
-        while True:
-            # Now that the future listens: the scheduler answers with its state. And again: that an
-            # earlier future of this key was released may reach the scheduler after this.
-            await call(client, "want", keys=[future.key], client=client.id)
-            left = deadline - loop.time()
-            await asyncio.wait([waiting], timeout=max(0, min(left, ends.INTERVAL)))
-            if waiting.done():
-                return True
-            if left <= 0:
-                return False
-            if await call(client, "over", run_ids=[run_id]):
-                state = dict(await call(client, "states", keys=[future.key])).get(future.key)
-                if state not in ("memory", "erred"):
-                    return True
-                compat.settle_future(future, state)  # the message is lost
-    finally:
-        waiting.cancel()
 
 
 async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:

@@ -172,6 +172,7 @@ class Submission:
             awaited=frozenset(outline.awaited.values()),
             stops_at_failure=options.on_error == "raise",
             within=within,
+            events=options.on_event is not None,
         ).packed()
 
     def allocation_error(self, index: int, finding: Finding) -> AllocationError:

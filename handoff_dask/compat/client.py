@@ -16,6 +16,7 @@ __all__ = [
     "end_workers",
     "on_loop",
     "settle_future",
+    "unsubscribe",
 ]
 
 #: Seconds for worker processes to end by themselves.
@@ -35,6 +36,28 @@ def settle_future(future: Future[Any], state: str) -> None:
         future_state.finish()
     elif future_state is not None and state == "erred":
         future_state.set_error(RuntimeError("its error could not be read"), None)
+
+
+def unsubscribe(client: Client, topic: str, *, ended: bool) -> None:
+    """Stop hearing of a topic, and let go of the handler, which Dask keeps.
+
+    Parameters
+    ----------
+    client, topic
+        The client and the topic.
+    ended
+        Whether nothing is on its way any more: Dask fails if it finds no handler for an event.
+    """
+    if client.status == "running":
+        client.unsubscribe_topic(topic)
+    if ended:
+        client._event_handlers.pop(topic, None)
+    else:
+        client._event_handlers[topic] = _ignore
+
+
+def _ignore(event: Any) -> None:
+    """Handle an event that nobody waits for any more."""
 
 
 def on_loop(client: Client) -> bool:

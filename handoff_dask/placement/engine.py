@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from heapq import heappop
 from itertools import chain
 
-from handoff_dask.placement import admission, ranking
+from handoff_dask.placement import admission, ranking, remaining
 from handoff_dask.placement.ahead import Ahead
 from handoff_dask.placement.choice import Chooser
 from handoff_dask.placement.durations import Durations
@@ -86,7 +86,7 @@ class Engine:
         chooser = Chooser(self._ready, bandwidth=bandwidth, latency=latency, worth=horizon)
         self._placer = Placer(self._ready, chooser)
         self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
-        self.questions = Questions(self._runs, self._functions, self._placer)
+        self.questions = Questions(self._runs, self._functions, self._durations, self._placer)
         #: What others use, by key: the worker.
         self._foreign: dict[Hashable, Worker] = {}
         #: Ready functions that the next poll queues.
@@ -310,6 +310,7 @@ class Engine:
             self._placer.give_up(function)
         if done:
             function.state = DONE
+            remaining.uncount(function)
 
     def slot_released(self, key: Hashable) -> None:
         """Give the slot of a running function back, which seceded; it keeps its cost."""
@@ -365,7 +366,7 @@ class Engine:
             function.state = WAITING
             function.stamp += 1
             function.worker = None
-            self._left(function.run)
+            self._left(function)
         for key in worker.foreign:
             del self._foreign[key]
         for group in list(worker.groups):
@@ -462,7 +463,7 @@ class Engine:
         function.worker = None
         function.state = WAITING
         function.stamp += 1
-        self._left(function.run)
+        self._left(function)
 
     def _rank(self) -> None:
         """Rank the runs of which more is known now, and sort their functions anew."""
@@ -477,8 +478,9 @@ class Engine:
             self._ready.rekey(run)
         self._stale.clear()
 
-    def _left(self, run: Run) -> None:
-        run.placed -= 1
+    def _left(self, function: Function) -> None:
+        run = function.run
+        del run.placed[function]
         if run.limit is not None:
             self._ready.woken.update(run.queues)
 

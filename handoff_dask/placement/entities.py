@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "Shape",
     "Strata",
+    "Work",
     "Worker",
 ]
 
@@ -50,15 +51,40 @@ _NEVER = float("inf")
 _HOLDERS = 2
 
 
+class Work:
+    """What functions that have not ended for good cost in sum."""
+
+    __slots__ = ("costs", "count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        #: How long they take (s); in a family, each counts as 1.
+        self.seconds = 0.0
+        #: The same by cost.
+        self.costs: dict[Cost, float] = {}
+
+    def add(self, cost: Cost, count: int, seconds: float) -> None:
+        """Add a function, or take it away with a negative count and seconds."""
+        self.count += count
+        if not self.count:  # rounding leaves nothing behind
+            self.seconds = 0.0
+            self.costs.clear()
+        else:
+            self.seconds += seconds
+            self.costs[cost] = self.costs.get(cost, 0.0) + seconds
+
+
 class Family:
     """The functions of a run that share their code."""
 
-    __slots__ = ("code", "count", "used")
+    __slots__ = ("code", "count", "left", "used")
 
     def __init__(self, code: str) -> None:
         self.code = code
         #: Functions of it that are not measured one by one.
         self.count = 0
+        #: Those of `count` that have not ended for good.
+        self.left = Work()
         #: Seconds that the ranks in force assume; None: unknown.
         self.used: float | None = None
 
@@ -123,10 +149,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected",
+        "ahead", "barred", "binds", "cost", "counted", "deferred", "dependencies", "expected",
         "family", "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
         "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state",
-        "stuck_at", "tail", "token", "urgency", "worker",
+        "stuck_at", "tail", "token", "urgency", "weight", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -153,6 +179,9 @@ class Function:
         self.seconds: float | None = None
         #: Whether that was measured of this very function, not of others of its code.
         self.measured = False
+        #: The sum that it counts in until it ends for good, and with how many seconds.
+        self.counted: Work | None = None
+        self.weight = 0.0
         self.queue: Queue | None = None
         self.worker: Worker | None = None
         #: Whether it was handed to its worker ahead and is not taken to run yet.
@@ -176,6 +205,13 @@ class Function:
         """Name the function."""
         return f"<Function {self.key!r}>"
 
+    def count_in(self, work: Work, weight: float) -> None:
+        """Count in another sum of remaining work."""
+        if self.counted is not None:
+            self.counted.add(self.own_cost, -1, -self.weight)
+        self.counted, self.weight = work, weight
+        work.add(self.own_cost, 1, weight)
+
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
         if self.inputs is None:
@@ -188,20 +224,8 @@ class Run:
     """A run: what its functions have in common."""
 
     __slots__ = (
-        "ended",
-        "families",
-        "functions",
-        "key",
-        "limit",
-        "moved",
-        "order",
-        "patience",
-        "placed",
-        "priority",
-        "queues",
-        "rank_after",
-        "stale",
-        "strategy",
+        "ended", "families", "functions", "key", "levels", "limit", "moved", "order", "patience",
+        "placed", "priority", "queues", "rank_after", "single", "stale", "strategy",
     )  # fmt: skip
 
     def __init__(
@@ -224,7 +248,12 @@ class Run:
         #: Functions that did not end, dependencies first.
         self.order: list[Function] = []
         self.families: dict[str, Family] = {}
-        self.placed = 0
+        #: Those that are on a worker.
+        self.placed: dict[Function, None] = {}
+        #: Functions left whose duration is not their family's; and of all that are left, how many
+        #: are how urgent, as of the last ranking; None: not counted yet.
+        self.single = Work()
+        self.levels: dict[float, int] | None = None
         #: Queues of its own; a run with a limit has some.
         self.queues: dict[Queue, None] = {}
         #: Whether the ranks must be computed anew.
@@ -238,7 +267,7 @@ class Run:
     @property
     def saturated(self) -> bool:
         """Whether it has as many functions placed as it may."""
-        return self.limit is not None and self.placed >= self.limit
+        return self.limit is not None and len(self.placed) >= self.limit
 
 
 class Shape:
@@ -488,15 +517,20 @@ class Strata:
             if function.queue is queue and function.urgency == -entry.urgency:
                 return entry
             heappop(heads)
-            key = function.run, -entry.urgency
+            urgency = -entry.urgency
+            key = function.run, urgency
             stratum = self._strata.get(key)
             # If another is its first by now, that one has an entry of its own.
             if stratum is not None and stratum[0][1] is function:
-                self._drop_gone(stratum, key[1])
-                if stratum:
-                    heappush(heads, queue.entry(stratum[0][1]))
+                while function.queue is not queue or function.urgency != urgency:
+                    heappop(stratum)
+                    self._size -= 1
+                    if not stratum:
+                        del self._strata[key]
+                        break
+                    function = stratum[0][1]
                 else:
-                    del self._strata[key]
+                    heappush(heads, queue.entry(function))
         return None
 
     def functions(self) -> Iterator[Function]:
@@ -568,8 +602,8 @@ class Queue:
 
     __slots__ = (
         "able", "able_epoch", "avoid", "binned", "bound", "checked_epoch", "closed", "cost", "debt",
-        "deferred", "due", "exclude", "footprint", "hope", "insist", "kind", "live", "local",
-        "need", "opened", "order", "pin", "reservations", "run", "since", "stuck",
+        "deferred", "due", "exclude", "footprint", "head", "hope", "insist", "kind", "live",
+        "local", "need", "opened", "order", "pin", "reservations", "run", "since", "stuck",
         "watched",
     )  # fmt: skip
 
@@ -581,6 +615,8 @@ class Queue:
         #: How many functions are in it.
         self.live = 0
         self.order = Strata(self)
+        #: Returns its most urgent entry. It is asked so often that a method around it would cost.
+        self.head = self.order.head
         #: Those whose inputs a worker holds, by its address.
         self.local: dict[str, Strata] = {}
         #: Of how much of the cluster a function takes, the dominant share.
@@ -641,8 +677,10 @@ class Queue:
 
     def entry(self, function: Function) -> Entry:
         """Return what a function of it is sorted by."""
-        priority = function.run.priority
-        return Entry(-priority, -function.urgency, -self.footprint, function.seq, function)
+        # Without the detour over the keywords of `Entry`: this is done for each placement.
+        priority = -function.run.priority
+        values = priority, -function.urgency, -self.footprint, function.seq, function
+        return tuple.__new__(Entry, values)
 
     def push(self, function: Function) -> None:
         """Add a function."""
@@ -671,10 +709,6 @@ class Queue:
             self.order.clear()
             self.local.clear()
             self.due = _NEVER
-
-    def head(self) -> Entry | None:
-        """Return the most urgent entry."""
-        return self.order.head()
 
     def head_at(self, address: str) -> Entry | None:
         """Return the most urgent entry of those whose inputs a worker holds."""

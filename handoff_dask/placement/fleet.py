@@ -255,10 +255,15 @@ class Fleet:
             )
         return cost.footprint
 
-    def refresh(self) -> bool:
-        """Bring what depends on the whole cluster up to date; return whether it changed."""
+    def totals(self) -> list[int]:
+        """Return what all running workers offer of each resource, by its index."""
+        self.refresh()
+        return self._totals
+
+    def refresh(self) -> None:
+        """Bring what depends on the whole cluster up to date."""
         if self._totals_epoch == self.epoch:
-            return False
+            return
         self._totals_epoch = self.epoch
         width = len(self.resources.names)
         totals = [0] * width
@@ -275,7 +280,6 @@ class Fleet:
         if scarce != self.index.scarce:
             self.index.scarce = scarce
             self.index.restart()
-        return True
 
     # -- inside
 

@@ -160,7 +160,7 @@ class Placer:
         function.worker = worker
         function.holder = None
         function.started = self.ready.now
-        function.run.placed += 1
+        function.run.placed[function] = None
         function.ahead = ahead
         group = function.group
         if group is not None:

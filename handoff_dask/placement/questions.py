@@ -6,7 +6,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from heapq import nlargest
 from itertools import chain
 
+from handoff_dask.placement import remaining
 from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
+from handoff_dask.placement.durations import Durations
 from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Queue, Run, Worker
 from handoff_dask.placement.events import Backlog, Finding, Waiting
 from handoff_dask.placement.placer import Placer
@@ -19,17 +21,22 @@ class Questions:
 
     Parameters
     ----------
-    runs, functions
-        The engine's, by key.
+    runs, functions, durations
+        The engine's.
     placer
         What it places functions with.
     """
 
     def __init__(
-        self, runs: Mapping[Hashable, Run], functions: Mapping[Hashable, Function], placer: Placer
+        self,
+        runs: Mapping[Hashable, Run],
+        functions: Mapping[Hashable, Function],
+        durations: Durations,
+        placer: Placer,
     ) -> None:
         self._runs = runs
         self._functions = functions
+        self._durations = durations
         self._placer = placer
         self._fleet = placer.fleet
 
@@ -121,6 +128,13 @@ class Questions:
             if why is not None:
                 found.append((alike[0].key, len(alike), why))
         return found
+
+    def remaining(self, run: Hashable, now: float) -> float | None:
+        """Estimate how long a run still takes (s); None while too little is known.
+
+        As if it had the workers to itself. Costs as much as the run has codes, not functions.
+        """
+        return remaining.estimate(self._runs[run], self._fleet, self._durations, now)
 
 
 def _needs(function: Function) -> tuple[Cost, str | None]:

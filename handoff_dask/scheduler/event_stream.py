@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from handoff_dask.scheduler.records import RunRecord
-from handoff_dask.wire.events import Event, RunClosed, topic
+from handoff_dask.wire.events import Event, RunClosed, RunOpened, topic
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -28,15 +28,18 @@ class EventStream:
     def __init__(self, scheduler: Scheduler, runs: Mapping[str, RunRecord]) -> None:
         self._scheduler = scheduler
         self._runs = runs
-        #: The runs whose events a client wants: an event of a run that is forgotten may follow.
+        #: The runs whose events a client wants.
         self._open: set[str] = set()
         self._events: dict[str, list[Event]] = {}
 
     def __call__(self, event: Event) -> None:
         """Pass an event on."""
-        run = self._runs.get(event.run_id)
-        if run is not None and run.spec.events:
-            self._open.add(event.run_id)
+        if isinstance(event, RunOpened):
+            spec = self._runs[event.run_id].spec
+            if spec.events:
+                self._open.add(event.run_id)
+                # Before the first event; the client's own message may come later.
+                self._scheduler.subscribe_topic(topic(event.run_id), spec.client)
         if event.run_id not in self._open:
             return
         if isinstance(event, RunClosed):

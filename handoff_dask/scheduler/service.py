@@ -177,12 +177,16 @@ class Service:
         tasks = self._scheduler.tasks
         return [(key, ts.state) for key in keys if (ts := tasks.get(key)) is not None]
 
-    async def progress(self, run_id: str) -> dict[str, int]:
-        """Count the functions of a run by state; empty for an unknown run."""
+    async def progress(self, run_id: str) -> dict[str, Any]:
+        """Return the functions of a run by state, and the seconds that it will still take.
+
+        For an unknown run there are no counts.
+        """
         if run := self._runs.get(run_id):
-            return run.counted()
+            remaining = self._engine.questions.remaining(run_id, time.monotonic())
+            return {"counts": run.counted(), "remaining": remaining}
         past = self._runs.stopped_run(run_id)
-        return {} if past is None else dict(past.report.counts)
+        return {"counts": {} if past is None else dict(past.report.counts), "remaining": None}
 
     async def close(self, run_id: str) -> None:
         """Forget a run whose graph never came."""

@@ -157,3 +157,11 @@ class RunClosed(NamedTuple):
 Event: TypeAlias = Union[  # noqa: UP007 - evaluated at run time
     RunOpened, FunctionPlaced, AttemptEnded, FunctionEnded, RunStopped, RunClosed
 ]
+
+
+def topic(run_id: str) -> str:
+    """Return the topic under which the scheduler publishes the events of a run.
+
+    Each message is a list of events, pickled.
+    """
+    return f"handoff-events-{run_id}"

@@ -60,7 +60,10 @@ class Cluster:
         self.questions: list[tuple[Sent, object]] = []
         #: By key: starts that happened, or that count as such because nobody knows.
         self.starts: dict[int, int] = {}
-        self.workers: set[str] = set()
+        #: By key: those that count against the retries, since it was last pardoned.
+        self.charged: dict[int, int] = {}
+        #: By address: the worker's name.
+        self.workers: dict[str, str] = {}
         self.paused: set[str] = set()
         self.names = count(1)
         self.functions = [
@@ -107,7 +110,7 @@ class Cluster:
 
     def join(self, name=None):
         address = f"w{next(self.names)}"
-        self.workers.add(address)
+        self.workers[address] = name or address
         self.engine.worker_added(
             WorkerSpec(address, name or address, "host", CAPACITY, slots=SLOTS)
         )
@@ -117,7 +120,7 @@ class Cluster:
 
     def leave(self, worker, *, died):
         """A worker goes: Dask gives its tasks back before it tells of the worker's end."""
-        self.workers.discard(worker)
+        del self.workers[worker]
         self.paused.discard(worker)
         for sent in self.on(worker):
             if not sent.given_up:
@@ -159,6 +162,7 @@ class Cluster:
         self.lives.failed(life)
 
     def pardon(self, life):
+        self.charged[life.key] = 0
         self.lives.pardoned(life)
         self.due.append(life)
 
@@ -207,6 +211,7 @@ class Cluster:
 
     def fail(self, sent, outcome):
         """An attempt fails; after a timeout, its thread goes on."""
+        self.charge(sent)
         failure = Failure(outcome, sent.started, self.now, "Error", "it failed", True)
         again = self.lives.failure_reported(sent.life, failure)
         timed_out = outcome == "timeout"
@@ -244,7 +249,12 @@ class Cluster:
             end = End()
             if sent.started is None:
                 self.starts[sent.life.key] = self.starts.get(sent.life.key, 0) + 1
+        if lost.died and (sent.started is not None or not known):
+            self.charge(sent)
         self.lives.settled(sent.life, lost, end, self.now)
+
+    def charge(self, sent):
+        self.charged[sent.life.key] = self.charged.get(sent.life.key, 0) + 1
 
     def thread_over(self, sent):
         sent.over = True
@@ -262,6 +272,7 @@ class Cluster:
                 i + 1 for i in range(len(life.entries))
             ]
             counting = sum(entry.counts for entry in life.entries[life.forgiven :])
+            assert counting == self.charged.get(life.key, 0)
             assert counting <= life.row.policy.max_retries + 1
             assert isinstance(life.state, PLACED) == any(
                 not s.given_up and not s.over for s in mine

@@ -25,7 +25,7 @@ def test_validate(handoff, folder):
     done = handoff("validate", "pipeline.py:greedy")
     assert (
         done.stdout
-        == "greedy: valid, 1 functions, 0 dependencies\n  gpu: at most 99 by one function\n"
+        == "greedy: valid, 1 function, 0 dependencies\n  gpu: at most 99 by one function\n"
     )
     assert done.returncode == 0
 

@@ -114,8 +114,8 @@ def test_durations_of_an_earlier_run(tmp_path, name):
     dag.add_function(Function(id=("a", 2), args=[], code=int))
     result = execute_local(dag)
     write_result(OutputFile(tmp_path / name), result)
-    found = read_durations(tmp_path / name, dag.functions)
-    assert found.attempts == result.attempts
+    durations = read_durations(tmp_path / name, dag.functions)
+    assert durations.attempts == result.attempts
 
 
 def test_durations_by_hand(tmp_path):

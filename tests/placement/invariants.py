@@ -58,11 +58,11 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
         if bucket is not None and worker not in fleet.index.changed | fleet.touched:
             assert worker.open and bucket.free == tuple(worker.free)
     for run in engine._runs.values():
-        assert run.placed == placed.get(run, 0)
-        assert run.limit is None or run.placed <= run.limit
+        assert len(run.placed) == placed.get(run, 0)
+        assert run.limit is None or len(run.placed) <= run.limit
         for f in run.functions.values():
             assert (f.queue is not None) == (f.state == QUEUED)
-            assert (f.worker is not None) == (f.state == PLACED)
+            assert (f.worker is not None) == (f.state == PLACED) == (f in run.placed)
     live = [*ready.anywhere, *ready.tied]
     assert sum(q.live for q in live) == sum(f.state == QUEUED for f in engine._functions.values())
     assert ready.unclosed.keys() == {q for q in ready.anywhere if not q.closed}

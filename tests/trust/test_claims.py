@@ -89,7 +89,7 @@ async def run_out_of_time(c, run):
 
 
 async def drop_client(c, run):
-    await run._client.close()
+    await run._follower.client.close()
 
 
 async def cancel_a_future(c, run):

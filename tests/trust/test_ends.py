@@ -30,7 +30,7 @@ from handoff_dask import (
     submit,
     uninstall,
 )
-from handoff_dask.client import ends
+from handoff_dask.client import waiting
 from tests.gate import until
 from tests.support import assert_clean, dag_of
 
@@ -322,7 +322,7 @@ async def test_what_a_function_raises_is_its_failure(c, s, a, b, on_error):
 @gen_cluster(client=True)
 async def test_no_message_is_needed(c, s, a, b, code, error, on_error):
     """A client learns the end of a run even if it cannot read Dask's messages about its tasks."""
-    ends_interval, ends.INTERVAL = ends.INTERVAL, 0.05
+    interval, waiting.INTERVAL = waiting.INTERVAL, 0.05
     for name in ("key-in-memory", "task-erred"):
         c._stream_handlers[name] = lambda **kwargs: None
     try:
@@ -337,7 +337,7 @@ async def test_no_message_is_needed(c, s, a, b, code, error, on_error):
         else:
             assert isinstance((await run.result()).errors["b"], error)
     finally:
-        ends.INTERVAL = ends_interval
+        waiting.INTERVAL = interval
     await forget("deaf")
 
 
@@ -483,9 +483,9 @@ async def test_waiting_no_longer_than_asked(c, s, a, b):
         dag_of(Function("f", [], hold), Function("g", ["f"], str), id="slow"), detach=True
     )
     await Event("started-go").wait()
-    for waiting in (run.result(timeout=0.01), run.wait(timeout=0.01)):
+    for attempt in (run.result(timeout=0.01), run.wait(timeout=0.01)):
         with pytest.raises(TimeoutError, match=r"'slow' did not end within 0\.01 s.*1 waiting, 1 "):
-            await waiting
+            await attempt
     with pytest.raises(TimeoutError, match=r"function 'g' of 'slow' did not end within 0\.01 s"):
         await get_result("slow", "g", timeout=0.01)
     await Event("go").set()
