@@ -23,11 +23,6 @@ __all__ = [
 ]
 
 
-def topic(run_id: str) -> str:
-    """Return the topic under which the scheduler logs the events of a run for its client."""
-    return f"handoff-events-{run_id}"
-
-
 class RunOpened(NamedTuple):
     """A run begins.
 
