@@ -214,6 +214,7 @@ def _collapsed(
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     numbers = {group: number for number, group in enumerate(members)}
+    box_of = [numbers[group] for group in groups]
     all_functions = list(functions.values())
     boxes = []
     for group, inside in members.items():
@@ -227,7 +228,7 @@ def _collapsed(
         boxes.append(_stack(title, stacked, any(f.id in wrong for f in stacked)))
     merged: dict[Edge, Line] = {}
     for (a, b), line in lines.items():
-        into = merged.setdefault((numbers[groups[a]], numbers[groups[b]]), Line(0))
+        into = merged.setdefault((box_of[a], box_of[b]), Line(0))
         into.size += line.size
         into.wrong = into.wrong or line.wrong
         into.transformed = into.transformed or line.transformed

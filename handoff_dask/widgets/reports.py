@@ -1,4 +1,4 @@
-"""What notebooks show of a result, a plan and what explains them."""
+"""What notebooks show of results, plans, explanations and runs in progress."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ def attempt_bars(attempts: Attempts) -> tuple[dict[str, list[Bar]], float]:
     for id_, a in everything:
         name = markup.plain(id_)
         label = name if a.number == 1 else f"{name} #{a.number}"
-        tooltip = [
-            f"{label}: {a.outcome}, {seconds(a.duration)}",
-            f"on {a.worker_name} {a.worker}",
-        ]
+        head = f"{label}: {a.outcome}, {seconds(a.duration)}"
+        tooltip = [head, f"on {a.worker_name} {a.worker}"]
         if a.cost:
             tooltip.append(markup.cost(a.cost))
         if a.message:
@@ -47,7 +45,7 @@ def attempt_bars(attempts: Attempts) -> tuple[dict[str, list[Bar]], float]:
         )
         rows.setdefault(a.worker, []).append(bar)
         titles[a.worker] = a.worker_name
-    # Names are what people know; where two workers share one, the address tells them apart.
+    # Workers go by their names. Those that share a name go by their addresses.
     names = list(titles.values())
     shown = {w: n if n and names.count(n) == 1 else w for w, n in titles.items()}
     rows = {shown[worker]: bars for worker, bars in rows.items()}
@@ -149,7 +147,7 @@ def plan(
     timeline: Mapping[str, Sequence[tuple[Hashable, float, float]]],
     utilisation: Mapping[str, float],
 ) -> str:
-    """Return how a DAG would run: a timeline, and what is used of workers and resources."""
+    """Return a plan: its timeline, and how much resources and workers are used."""
     count = sum(map(len, timeline.values()))
     summary = (
         f"{markup.count(count, 'function')} on {markup.count(len(timeline), 'worker')}, "

@@ -103,7 +103,7 @@ class History:
     closed_runs
         The latest runs that the scheduler has forgotten.
     shown
-        What shows the history; closed, nothing does any more.
+        Removes, once closed, everything that shows the history.
     """
 
     def __init__(self, runs: Mapping[str, RunRecord]) -> None:
@@ -117,8 +117,8 @@ class History:
         self._runs = runs
         #: By run: how attempts ended that a late result may still correct, by function and number.
         self._unsuccessful: dict[str, dict[tuple[int, int], Outcome]] = {}
-        # How an attempt ended on a lost worker may be known only after its run has closed. Until
-        # then somebody holds the run.
+        # How an attempt on a lost worker ended may be known only after its run has closed. Until
+        # then, what asks about it refers to the run.
         self._known: WeakValueDictionary[str, RunRecord] = WeakValueDictionary()
 
     def close(self) -> None:

@@ -246,6 +246,22 @@ async def test_allocations_of_many(c, s, a, b):
 
 
 @on_cluster()
+async def test_allocations_of_a_late_result(c, s, a, b):
+    """An attempt whose result came late is drawn once, as it ended in the end."""
+    await execute(DAG())
+    history = History({"run": fake_run(["f", "g"])})
+    history(RunOpened("run", "dag", 0.0))
+    panel = AllocationsPanel(Overview(s, overview_of(s).sources, history))
+    now = time.time()
+    for index, outcome in ((0, "timeout"), (1, "ok"), (0, "ok")):
+        attempt = Attempt(1, a.address, "a", "host", now, now + 1, {}, outcome)
+        history(AttemptEnded("run", now, index, attempt))
+        panel.look()
+    texts = [row["what"] for row in rows(panel._ended)]
+    assert sorted(texts) == ["f of dag, attempt 1: ok", "g of dag, attempt 1: ok"]
+
+
+@on_cluster()
 async def test_resources(c, s, a, b):
     """Each cell shows what is declared, claimed and asked for; the first row is for all workers."""
     waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(3)]
