@@ -195,7 +195,8 @@ def watch(run: Run, display: Display) -> None:
     pause = display.interval
     while True:
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-            return run.wait(pause)
+            run.wait(pause)
+            return
         asked = time.monotonic()
         # If the scheduler has gone, the run says so.
         with contextlib.suppress(OSError):
