@@ -40,7 +40,7 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Function, collocated
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.scheduler.plugin import HandoffPlugin
-from handoff_dask.wire.events import (
+from handoff_dask.wire.run_events import (
     AttemptEnded,
     FunctionEnded,
     FunctionPlaced,

@@ -18,7 +18,7 @@ from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from handoff_dask import config
 from handoff_dask._version import __version__, fits
-from handoff_dask.compat import client as compat
+from handoff_dask.compat import client_side as compat
 from handoff_dask.compat.streams import bound_log
 from handoff_dask.compat.worker import process_client
 from handoff_dask.errors import (

@@ -19,7 +19,7 @@ from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.wire.events import Event
+from handoff_dask.wire.run_events import Event
 from handoff_dask.worker.task import waiting_task
 
 

@@ -183,7 +183,7 @@ def _reason_cells(why: Waiting | Unready | Fetching) -> tuple[object, ...]:
 
 def hold_cells(why: Waiting) -> tuple[str, str]:
     """Return what functions are held for, and the workers that this concerns, for a table."""
-    what = reports.resources(why.resources, "at most free") or why.reason
+    what = reports.resources(why.resources, "at most free") or why.words
     if why.finding is not None:
         what += f": {why.finding}"
     if why.ending:

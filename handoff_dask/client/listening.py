@@ -11,8 +11,8 @@ from typing import Any
 from distributed import Client
 
 from handoff_dask.client.describing import Outline
-from handoff_dask.compat import client as compat
-from handoff_dask.wire.events import Event, RunClosed, RunOpened, RunStopped, topic
+from handoff_dask.compat import client_side as compat
+from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, RunStopped, topic
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from handoff_dask.model.retry import (
     time_limit_problem,
 )
 from handoff_dask.placement.strategies import STRATEGIES
-from handoff_dask.wire.events import Event
+from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]
 #: Which results are kept and gathered: all, those that no function needs, or these.

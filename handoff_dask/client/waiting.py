@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from distributed import Client, Future, wait
 
 from handoff_dask.client import connection
-from handoff_dask.compat import client as compat
+from handoff_dask.compat import client_side as compat
 from handoff_dask.tracebacks import users_frame
 from handoff_dask.worker.task import seceded
 

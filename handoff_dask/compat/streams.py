@@ -1,4 +1,4 @@
-"""What Dask's streams of messages remember of what they sent."""
+"""The logs that Dask's message streams keep of sent messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["bound_log"]
 
 
 def bound_log(stream: BatchedSend) -> None:
-    """Have the log of a stream keep as many messages as Dask allows it batches.
+    """Limit the log of a stream to as many messages as Dask allows it batches.
 
-    A batch holds thousands of messages when many functions are placed at once. Between processes
-    Dask drops large batches from the log; within a process it keeps them, whatever is in them.
+    A batch has thousands of messages when many functions are placed at once. Between processes,
+    Dask drops large batches from the log; within a process, it keeps them whatever they contain.
     """
     log = stream.recent_message_log
     if not isinstance(log, _Messages):
@@ -23,7 +23,7 @@ def bound_log(stream: BatchedSend) -> None:
 
 
 class _Messages(deque[Any]):
-    """The latest batches, up to a number of messages in all."""
+    """The latest batches, up to a total number of messages."""
 
     def __init__(self, batches: Iterable[Any], limit: int | None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Messages(deque[Any]):
             self.append(batch)
 
     def append(self, batch: Any) -> None:
-        """Add a batch: a list of messages, or Dask's word for a large one."""
+        """Add a batch: a list of messages, or Dask's placeholder for a large one."""
         if isinstance(batch, list):
             batch = [_without_graph(message) for message in batch]
         super().append(batch)
@@ -47,6 +47,6 @@ def _count(batch: Any) -> int:
 
 
 def _without_graph(message: Any) -> Any:
-    """Return a message, or Dask's word for a large one in its place if it holds a graph."""
+    """Return a message, or Dask's placeholder for a large one if it contains a graph."""
     graph = isinstance(message, dict) and message.get("op") == "update-graph"
     return "large-message" if graph else message

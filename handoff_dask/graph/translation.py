@@ -17,7 +17,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import funcname
 from distributed import Future
 
-from handoff_dask.compat.graph import GraphNode, Task, TaskRef
+from handoff_dask.compat.task_spec import GraphNode, Task, TaskRef
 from handoff_dask.graph.packing import Packer
 from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
 from handoff_dask.model.function import Function, effective_policy

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.board import MANY
-from handoff_dask.placement.events import Place, Refuse
-
-if TYPE_CHECKING:
-    from handoff_dask.placement.ledger import Worker
-    from handoff_dask.placement.placer import Placer
-    from handoff_dask.placement.queues import Entry, Queue
-    from handoff_dask.placement.runs import Function
+from handoff_dask.placement.entities import Entry, Function, Queue, Worker
+from handoff_dask.placement.events import Decision
+from handoff_dask.placement.placer import Placer
+from handoff_dask.placement.ready_queues import MANY
 
 __all__ = ["Ahead"]
 
@@ -38,15 +33,15 @@ class Ahead:
         #: How many functions wait ahead on a worker, on average.
         self._each = 0
 
-    def commit(self, came: bool, out: list[Place | Refuse]) -> None:
+    def commit(self, came: bool, out: list[Decision]) -> None:
         """Top up the workers that changed; all of some, when functions came."""
-        placer, board = self._placer, self._placer.board
+        placer, ready = self._placer, self._placer.ready
         if self._horizon <= 0 or self._most <= 0:
             return
-        if not board.short_queues:
+        if not ready.short_queues:
             return
         workers = dict(placer.changed)
-        some = placer.cluster.sample()
+        some = placer.fleet.sample()
         if came:
             workers.update(dict.fromkeys(some))
         self._each = sum(len(worker.ahead) for worker in some) // max(1, len(some))
@@ -59,13 +54,13 @@ class Ahead:
     def _seconds(function: Function) -> float:
         return float("inf") if function.seconds is None else function.seconds
 
-    def _top_up(self, worker: Worker, out: list[Place | Refuse]) -> bool:
+    def _top_up(self, worker: Worker, out: list[Decision]) -> bool:
         """Commit from the most urgent queue that may use a worker; True to look at it again.
 
         Nothing is committed if a function of another kind could start at once, or comes first:
         it would wait behind what it does not compete with.
         """
-        placer, board = self._placer, self._placer.board
+        placer, ready = self._placer, self._placer.ready
         capacity = worker.shape.capacity
         if min(worker.free) < 0:
             return False
@@ -81,12 +76,12 @@ class Ahead:
         best: Queue | None = None
         first: Entry | None = None
         second: Entry | None = None
-        queues: Iterable[Queue] = board.anywhere
-        if len(board.anywhere) > MANY:
-            some = chain(islice(board.short_queues, MANY), islice(board.anywhere, MANY))
+        queues: Iterable[Queue] = ready.anywhere
+        if len(ready.anywhere) > MANY:
+            some = chain(islice(ready.short_queues, MANY), islice(ready.anywhere, MANY))
             queues = dict.fromkeys(queue for queue in some if queue.anywhere)
         for queue in chain(queues, worker.watchers):
-            if not board.usable(queue) or queue.bars(worker) or not queue.need.fits(capacity):
+            if not ready.usable(queue) or queue.bars(worker) or not queue.need.fits(capacity):
                 continue
             if queue.cost is not waiting and queue.cost.fits(worker.free):
                 return False
@@ -102,17 +97,17 @@ class Ahead:
         if not slots:
             return False
         # Nobody gets more than a share of what there is, handed over or not.
-        fair = 1 + best.live // len(placer.cluster.workers) + self._each
+        fair = 1 + best.live // len(placer.fleet.workers) + self._each
         most = min(self._most * slots, fair)
         budget = self._horizon * slots
-        while len(worker.ahead) < most and board.usable(best):
+        while len(worker.ahead) < most and ready.usable(best):
             head = best.head()
             if head is None or (second is not None and second < head):
                 return len(worker.ahead) > 0 and second is not None
-            function = placer.chooser.suited(best, head[4], worker)
+            function = placer.chooser.suited(best, head.function, worker)
             seconds = self._seconds(function)
             if (
-                seconds > board.short
+                seconds > ready.short
                 or worker.ahead_work + seconds > budget
                 or function.binds is not None
                 or self._elsewhere(function, worker)
@@ -126,7 +121,7 @@ class Ahead:
         inputs = function.inputs
         if not inputs or worker.address in inputs:
             return False
-        workers = self._placer.cluster.workers
+        workers = self._placer.fleet.workers
         for address in inputs:
             holder = workers.get(address)
             if (

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from handoff_dask.placement import reservations
-
-if TYPE_CHECKING:
-    from handoff_dask.placement.board import Board
-    from handoff_dask.placement.index import View
-    from handoff_dask.placement.ledger import Worker
-    from handoff_dask.placement.queues import Queue
-    from handoff_dask.placement.runs import Function
+from handoff_dask.placement.entities import Function, Queue, Worker
+from handoff_dask.placement.index import View
+from handoff_dask.placement.ready_queues import ReadyQueues
 
 __all__ = ["Chooser"]
 
@@ -28,13 +23,15 @@ class Chooser:
         Seconds that waiting for the holder of inputs must save at least.
     """
 
-    def __init__(self, board: Board, *, bandwidth: float, latency: float, worth: float) -> None:
+    def __init__(
+        self, ready: ReadyQueues, *, bandwidth: float, latency: float, worth: float
+    ) -> None:
         self._worth = worth
         self.bandwidth = bandwidth
         self.latency = latency
-        self._board = board
-        self._cluster = board.cluster
-        self._index = board.cluster.index
+        self._ready = ready
+        self._fleet = ready.fleet
+        self._index = ready.fleet.index
 
     def find(self, queue: Queue, function: Function) -> Worker | None:
         """Choose a worker that has room."""
@@ -48,24 +45,24 @@ class Chooser:
                 and min(worker.free) >= 0
             ):
                 return worker
-        found: Worker | None = None
-        barred = self._cluster.barred(queue)
+        best: Worker | None = None
+        barred = self._fleet.barred(queue)
         if queue.able is None and not queue.closed:
             view = self._view(queue, function)
             bucket = view.best()
             if bucket is not None:
-                found = bucket.first()
-                if found.address in barred:
-                    found = next(
+                best = bucket.first()
+                if best.address in barred:
+                    best = next(
                         (w for b in view.buckets() for w in b.members() if w.address not in barred),
                         None,
                     )
-                if found is not None and function.inputs:
-                    found = self._near(function, queue, found, barred)
+                if best is not None and function.inputs:
+                    best = self._near(function, queue, best, barred)
         else:
             score_of = function.run.strategy.score
             least = 0.0
-            for worker in self._board.gains if queue.able is None else queue.able:
+            for worker in self._ready.gains if queue.able is None else queue.able:
                 self._index.checks += 1
                 if (
                     cost.fits(worker.free)
@@ -79,13 +76,13 @@ class Chooser:
                         score = score_of(
                             cost, worker.shape.capacity, worker.free, self._index.scarce
                         )
-                    if found is None or score < least:
-                        found, least = worker, score
-            if found is not None and function.inputs:
-                found = self._near(function, queue, found, barred)
-        if found is None and self._board.reserved:
-            found = self._beside(queue, function, barred)
-        return found
+                    if best is None or score < least:
+                        best, least = worker, score
+            if best is not None and function.inputs:
+                best = self._near(function, queue, best, barred)
+        if best is None and self._ready.reserved:
+            best = self._beside(queue, function, barred)
+        return best
 
     def suited(self, queue: Queue, function: Function, worker: Worker) -> Function:
         """Choose between the head and the most urgent function whose inputs a worker holds.
@@ -93,9 +90,9 @@ class Chooser:
         A function is as much less urgent on a worker as its inputs take to get there.
         """
         entry = queue.head_at(worker.address) if queue.local else None
-        if entry is None or entry[4] is function:
+        if entry is None or entry.function is function:
             return function
-        other = entry[4]
+        other = entry.function
         bandwidth, latency = self.bandwidth, self.latency
         if other.run.priority == function.run.priority and other.rank - other.transfer(
             worker.address, bandwidth, latency
@@ -108,7 +105,7 @@ class Chooser:
 
         It waits no longer than moving them would take, and once per attempt.
         """
-        board = self._board
+        ready = self._ready
         inputs = function.inputs
         assert inputs is not None
         queue = function.queue
@@ -120,7 +117,7 @@ class Chooser:
         if here <= self._worth:
             return False
         address = max(inputs, key=lambda a: inputs[a])
-        holder = self._cluster.workers.get(address)
+        holder = self._fleet.workers.get(address)
         if (
             holder is None
             or holder is worker
@@ -132,46 +129,43 @@ class Chooser:
         saved = here - function.transfer(address, bandwidth, latency)
         if saved <= self._worth or not self._welcome(function, worker, holder, saved):
             return False
-        found = reservations.drain(holder, queue.cost, self._board.now)
-        if found is None:
+        drained = reservations.drain(holder, queue.cost, self._ready.now)
+        if drained is None:
             return False
-        at, _, _ = found
+        at, _, _ = drained
         if at is not None:
             # Others that wait for it go first.
             ahead = sum(
-                (q.heap[0][4].seconds or 0.0) * q.live for q in holder.watchers if q.deferred
+                (q.order.heads[0].function.seconds or 0.0) * q.live
+                for q in holder.watchers
+                if q.deferred
             )
-            if at - self._board.now + ahead >= saved:
+            if at - self._ready.now + ahead >= saved:
                 return False
-        board.dequeue(function)
+        ready.dequeue(function)
         function.deferred = True
         function.holder = holder
         function.stamp += 1
-        board.enqueue(function)
-        board.at(board.now + saved, function)
+        ready.enqueue(function)
+        ready.at(ready.now + saved, function)
         return True
 
     def _view(self, queue: Queue, function: Function) -> View:
-        strategy = function.run.strategy
-        view = queue.views.get(strategy)
-        if view is None:
-            view = self._index.view(strategy, queue.cost, queue.need)
-            queue.views[strategy] = view
-        return view
+        return self._index.view(function.run.strategy, queue.cost, queue.need)
 
     def _near(
-        self, function: Function, queue: Queue, found: Worker, barred: frozenset[str]
+        self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]
     ) -> Worker:
         """Choose a worker with room that holds the inputs, if that is worth it."""
         bandwidth, latency = self.bandwidth, self.latency
         inputs = function.inputs
         assert inputs is not None
-        least = function.transfer(found.address, bandwidth, latency)
+        least = function.transfer(first.address, bandwidth, latency)
         if not least:
-            return found
-        chosen = found
+            return first
+        chosen = first
         for address in inputs:
-            worker = self._cluster.workers.get(address)
+            worker = self._fleet.workers.get(address)
             if worker is None or not worker.open or address in barred:
                 continue
             moving = function.transfer(address, bandwidth, latency)
@@ -199,8 +193,8 @@ class Chooser:
 
     def _beside(self, queue: Queue, function: Function, barred: frozenset[str]) -> Worker | None:
         """Choose a reserved worker that the function would not delay anybody on."""
-        board = self._board
-        workers: Iterable[Worker] = board.gains if queue.closed else board.reserved
+        ready = self._ready
+        workers: Iterable[Worker] = ready.gains if queue.closed else ready.reserved
         for worker in workers if queue.able is None else queue.able:
             reservation = worker.reservation
             if (
@@ -211,7 +205,7 @@ class Chooser:
                 and queue.cost.fits(worker.free)
                 and min(worker.free) >= 0
                 and queue.need.fits(worker.shape.capacity)
-                and reservation.admits(function, board.now)
+                and reservation.admits(function, ready.now)
             ):
                 return worker
         return None

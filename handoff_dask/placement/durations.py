@@ -7,7 +7,8 @@ from collections.abc import Hashable
 
 __all__ = ["Durations"]
 
-#: The mean of the last so many attempts, roughly: older ones fade.
+#: The mean of the last so many attempts, roughly. Older ones fade so that a lasting change shows;
+#: the suite, where nothing changes, gains nothing.
 _MEMORY = 16
 
 
@@ -21,20 +22,20 @@ class _Averages:
         self._values: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
     def get(self, key: Hashable) -> float | None:
-        found = self._values.get(key)
-        return None if found is None else found[0]
+        known = self._values.get(key)
+        return None if known is None else known[0]
 
     def add(self, key: Hashable, value: float) -> float:
-        """Take `value` in and return the average."""
+        """Include `value` and return the average."""
         values = self._values
-        found = values.get(key)
-        if found is None:
+        known = values.get(key)
+        if known is None:
             mean, count = value, 1
             if len(values) >= self._limit:
                 values.popitem(last=False)
             values[key] = (mean, count)
         else:
-            mean, count = found
+            mean, count = known
             count = min(count + 1, _MEMORY)
             mean += (value - mean) / count
             values[key] = (mean, count)
@@ -42,7 +43,7 @@ class _Averages:
         return mean
 
 
-#: Seconds that are no time to speak of.
+#: Shorter durations are not told apart (s). Bounds what is remembered and how often is ranked.
 NOTHING = 0.001
 
 
@@ -62,7 +63,7 @@ class Durations:
         self._codes = _Averages(codes)
 
     def learn(self, token: Hashable | None, code: str, seconds: float) -> float:
-        """Take a measured duration in; returns the family's average.
+        """Record a measured duration and return the family's average.
 
         Where a function takes no time to speak of, its family's average tells as much.
         """
@@ -71,7 +72,7 @@ class Durations:
         return self._codes.add(code, seconds)
 
     def know(self, token: Hashable, seconds: float) -> None:
-        """Take a duration over that was measured elsewhere; says nothing of the family."""
+        """Record a duration that was measured elsewhere, for this function only."""
         self._tokens.add(token, seconds)
 
     def of_token(self, token: Hashable | None) -> float | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from heapq import heappop
+from itertools import chain
 
-from handoff_dask.placement import intake
+from handoff_dask.placement import admission, ranking, remaining
 from handoff_dask.placement.ahead import Ahead
-from handoff_dask.placement.events import FunctionSpec, Place, Refuse
-from handoff_dask.placement.runs import (
+from handoff_dask.placement.choice import Chooser
+from handoff_dask.placement.durations import Durations
+from handoff_dask.placement.entities import (
     DELAYED,
     DONE,
     FRESH,
@@ -19,14 +21,19 @@ from handoff_dask.placement.runs import (
     Function,
     Group,
     Run,
+    Worker,
 )
+from handoff_dask.placement.events import Decision, FunctionSpec, WorkerSpec
+from handoff_dask.placement.fleet import Fleet
+from handoff_dask.placement.placer import Placer
+from handoff_dask.placement.questions import Questions
+from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.strategies import strategy as strategy_of
-from handoff_dask.placement.workforce import Workforce
 
 __all__ = ["Engine"]
 
 
-class Engine(Workforce):
+class Engine:
     """Decides which function runs where, and when.
 
     A state machine without a clock: whoever drives it says what happened and when, asks `poll`
@@ -47,7 +54,7 @@ class Engine(Workforce):
 
     Examples
     --------
-    >>> from handoff_dask.placement import FunctionSpec, WorkerSpec
+    >>> from handoff_dask.placement.events import FunctionSpec, WorkerSpec
     >>> engine = Engine()
     >>> engine.worker_added(WorkerSpec("tcp://a", "a", "host", {"cpu": 2}, slots=4))
     >>> engine.run_opened("run")
@@ -71,9 +78,17 @@ class Engine(Workforce):
         latency: float = 0.005,
         lost_grace: float = 60.0,
     ) -> None:
-        super().__init__(horizon=horizon, bandwidth=bandwidth, latency=latency)
+        self._runs: dict[Hashable, Run] = {}
+        self._functions: dict[Hashable, Function] = {}
+        self._durations = Durations()
+        self._fleet = Fleet(grace=lost_grace)
+        self._ready = ReadyQueues(self._fleet, short=horizon / 4)
+        chooser = Chooser(self._ready, bandwidth=bandwidth, latency=latency, worth=horizon)
+        self._placer = Placer(self._ready, chooser)
         self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
-        self._cluster.grace = lost_grace
+        self.questions = Questions(self._runs, self._functions, self._durations, self._placer)
+        #: What others use, by key: the worker.
+        self._foreign: dict[Hashable, Worker] = {}
         #: Ready functions that the next poll queues.
         self._fresh: list[Function] = []
         #: Runs to rank anew.
@@ -120,8 +135,8 @@ class Engine(Workforce):
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency of run {run!r} is {max_concurrency!r}, less than 1")
         patience = placement_timeout or None
-        if not self._cluster.workers:
-            patience = patience or self._cluster.grace  # workers join one by one
+        if not self._fleet.workers:
+            patience = patience or self._fleet.grace  # workers join one by one
         self._runs[run] = Run(run, priority, chosen, max_concurrency, patience)
 
     def functions_added(self, run: Hashable, functions: Iterable[FunctionSpec]) -> None:
@@ -135,13 +150,13 @@ class Engine(Workforce):
         """
         owner = self._run(run)
         specs = list(functions)
-        new = intake.admit(owner, specs, self._functions, self._placer, self._seq)
+        new = admission.admit(owner, specs, self._functions, self._placer, self._seq)
         self._seq += len(new)
         self._functions.update(new)
         owner.functions.update(new)
-        owner.add(new.values())
+        ranking.add(owner, new.values())
         self._stale[owner] = None
-        intake.tie(owner, specs, self._placer)
+        admission.tie(owner, specs, self._placer)
 
     def run_closed(self, run: Hashable) -> None:
         """Forget a run and release what it still holds. Unknown runs are ignored."""
@@ -170,14 +185,14 @@ class Engine(Workforce):
         now: float,
         *,
         inputs: Mapping[str, float] | None = None,
-        input_total: float | None = None,
+        input_total: float = 0.0,
         not_before: float | None = None,
         cost: Mapping[str, float] | None = None,
         avoid: Collection[str] = (),
         insist: bool = False,
         exclude: Collection[str] = (),
     ) -> None:
-        """Take in that a function could start: all it depends on is there.
+        """Record that a function could start: everything it depends on is there.
 
         Parameters
         ----------
@@ -188,8 +203,7 @@ class Engine(Workforce):
         inputs
             Bytes of its inputs that each worker holds, by address.
         input_total
-            Bytes of all its inputs; without it, the sum over `inputs`, which is too much if
-            several workers hold the same.
+            Bytes of all its inputs, each counted once however many workers hold it.
         not_before
             When it may start at the earliest: a retry's delay.
         cost
@@ -208,13 +222,15 @@ class Engine(Workforce):
         KeyError
             No such function.
         ValueError
-            An impossible cost.
+            An impossible cost, or a worker that holds more than `input_total`.
         """
         function = self._functions.get(key)
         if function is None:
             raise KeyError(f"no function {key!r}")
+        if inputs and max(inputs.values()) > input_total:
+            raise ValueError(f"a worker holds more than all the inputs of {key!r}: {input_total!r}")
         state = function.state
-        new_cost = function.own_cost if cost is None else self._cluster.cost(cost)
+        new_cost = function.own_cost if cost is None else self._fleet.cost(cost)
         if state == PLACED:
             self._release(function)
         elif state != WAITING:
@@ -230,12 +246,12 @@ class Engine(Workforce):
             function.barred = Barred(frozenset(avoid), frozenset(exclude), insist, patience)
         if inputs:
             function.inputs = dict(inputs)
-            function.input_total = sum(inputs.values()) if input_total is None else input_total
+            function.input_total = input_total
         else:
             function.inputs = None
         if not_before is not None and not_before > now:
             function.state = DELAYED
-            self._board.at(not_before, function)
+            self._ready.at(not_before, function)
         else:
             function.state = FRESH
             self._fresh.append(function)
@@ -253,13 +269,13 @@ class Engine(Workforce):
             return
         function.barred.exclude -= {worker}
         if function.state == QUEUED:
-            self._board.requeue(function)
-            self._board.stir = True
+            self._ready.requeue(function)
+            self._ready.stir = True
 
     def function_withdrawn(self, key: Hashable) -> None:
-        """Take in that a function that was ready is not any more.
+        """Record that a function is no longer ready.
 
-        Ignored if it was not. A placed one keeps its claim till `attempt_ended`.
+        Ignored if it was not ready. A placed one keeps its claim until `attempt_ended`.
         """
         function = self._functions.get(key)
         if function is not None and function.state in (DELAYED, FRESH, QUEUED):
@@ -287,61 +303,120 @@ class Engine(Workforce):
             if duration is not None:
                 mean = self._durations.learn(function.token, function.family.code, duration)
                 run = function.run
-                run.learned(function.family, mean)
+                ranking.learned(run, function.family, mean)
                 if run.stale:
                     self._stale[run] = None
         elif done:
             self._placer.give_up(function)
         if done:
             function.state = DONE
+            remaining.uncount(function)
 
     def slot_released(self, key: Hashable) -> None:
         """Give the slot of a running function back, which seceded; it keeps its cost."""
         function = self._functions.get(key)
         if function is not None and function.worker is not None:
             function.worker.secede(function)
-            self._cluster.touched[function.worker] = None
+            self._fleet.touched[function.worker] = None
 
     def duration_known(self, token: Hashable, seconds: float) -> None:
-        """Take over how long a function took elsewhere, for functions added from now on."""
+        """Record how long a function took elsewhere, for functions added from now on."""
         self._durations.know(token, seconds)
+
+    # -- workers, and what others use of them
+
+    def worker_added(self, spec: WorkerSpec) -> None:
+        """Register a worker, or update what a registered one declares."""
+        known = spec.address in self._fleet.workers
+        worker = self._fleet.add(spec)
+        if known:
+            self._reshaped(worker)
+
+    def worker_running(self, address: str, running: bool) -> None:
+        """Record that a worker paused or is closing (False), or resumed (True)."""
+        worker = self._fleet.worker(address)
+        if worker.running != running:
+            worker.running = running
+            self._reshaped(worker)
+            worker.promote()
+            self._fleet.changed(worker)
+
+    def worker_removed(self, address: str, lost_at: float | None = None) -> None:
+        """Forget a worker that is gone, and all claims on it. Unknown addresses are ignored.
+
+        Parameters
+        ----------
+        address
+            The worker.
+        lost_at
+            The time, if it may come back; None if it left for good.
+        """
+        worker = self._fleet.workers.get(address)
+        if worker is None:
+            return
+        placer = self._placer
+        if worker.reservation is not None:
+            self._ready.cancel(worker.reservation)
+        self._fleet.remove(worker, lost_at)
+        if not self._fleet.workers:
+            # Workers will join one by one: the first ones do not decide what is impossible.
+            for run in self._runs.values():
+                run.patience = run.patience or self._fleet.grace
+        for function in chain(worker.placed, worker.ahead):
+            function.state = WAITING
+            function.stamp += 1
+            function.worker = None
+            self._left(function)
+        for key in worker.foreign:
+            del self._foreign[key]
+        for group in list(worker.groups):
+            placer.unbind(group)
+        placer.forget_holder(worker)
+
+    def foreign_claimed(
+        self, key: Hashable, worker: str, cost: Mapping[str, float], *, slot: bool = False
+    ) -> None:
+        """Count what something that the engine did not place uses of a worker.
+
+        With `slot`, that includes a thread. It may exceed the capacity; then nothing is placed
+        there.
+        """
+        self.foreign_released(key)
+        used = self._fleet.workers.get(worker)
+        if used is not None:
+            amounts = self._fleet.cost(cost)
+            items = amounts.items if slot else amounts.rest
+            used.foreign[key] = items
+            used.take(items)
+            self._foreign[key] = used
+            self._fleet.touched[used] = None
+
+    def foreign_released(self, key: Hashable) -> None:
+        """Give back what something that is not ours used. Unknown keys are ignored."""
+        worker = self._foreign.pop(key, None)
+        if worker is not None:
+            worker.give(worker.foreign.pop(key))
+            worker.promote()
+            self._fleet.touched[worker] = None
 
     # -- decisions
 
-    def poll(self, now: float) -> list[Place | Refuse]:
+    def poll(self, now: float) -> list[Decision]:
         """Decide all that can be decided now."""
-        out: list[Place | Refuse] = []
-        placer = self._placer
-        self._board.now = now
-        timers = self._board.timers
-        while timers and timers[0][0] <= now:
-            _, _, function, stamp = heappop(timers)
-            if function.stamp == stamp:
-                if function.state == DELAYED:
-                    function.state = FRESH
-                    self._fresh.append(function)
-                else:
-                    # It has waited long enough for the worker that holds its inputs, or for
-                    # another than one that it avoids.
-                    function.holder = None
-                    if function.state == QUEUED:
-                        self._board.requeue(function)
-                        self._board.stir = True
+        decisions: list[Decision] = []
+        self._ready.now = now
+        self._wake()
         came = bool(self._fresh)
-        if came or placer.due:
-            placer.settle()
+        if came or self._placer.due:
+            self._placer.settle(decisions)
             self._rank()
-            for function in self._fresh:
-                if function.state == FRESH and function not in placer.unbound:
-                    self._board.enqueue(function)
-            self._fresh.clear()
-            placer.place(out)
-            placer.place_rest(out)
-            self._ahead.commit(came, out)
+            self._queue()
+            self._placer.place(decisions)
+            self._ahead.commit(came, decisions)
             # Who was handed ahead needs no worker kept for it any more.
-            placer.place_rest(out)
-        placer.refuse(out)
-        return out
+            self._placer.place_rest(decisions)
+        self._placer.refuse(decisions)
+        return decisions
 
     def wake_at(self) -> float | None:
         """When `poll` must be called next even if nothing happens; None: never."""
@@ -349,25 +424,77 @@ class Engine(Workforce):
 
     # -- inside
 
+    def _wake(self) -> None:
+        """Look again at the functions whose time has come."""
+        ready = self._ready
+        timers = ready.timers
+        while timers and timers[0][0] <= ready.now:
+            _, _, function, stamp = heappop(timers)
+            if function.stamp != stamp:
+                continue
+            if function.state == DELAYED:
+                function.state = FRESH
+                self._fresh.append(function)
+                continue
+            # It has waited long enough for the worker that holds its inputs, or for a worker other
+            # than those it avoids.
+            function.holder = None
+            if function.state == QUEUED:
+                ready.requeue(function)
+                ready.stir = True
+
+    def _queue(self) -> None:
+        """Queue the functions that became ready."""
+        for function in self._fresh:
+            if function.state == FRESH and function not in self._placer.unbound:
+                self._ready.enqueue(function)
+        self._fresh.clear()
+
+    def _run(self, run: Hashable) -> Run:
+        owner = self._runs.get(run)
+        if owner is None:
+            raise KeyError(f"no run {run!r}")
+        return owner
+
     def _release(self, function: Function) -> None:
         worker = function.worker
         assert worker is not None
         worker.release(function)
-        self._cluster.touched[worker] = None
+        self._fleet.touched[worker] = None
         function.worker = None
         function.state = WAITING
         function.stamp += 1
-        self._left(function.run)
+        self._left(function)
 
     def _rank(self) -> None:
         """Rank the runs of which more is known now, and sort their functions anew."""
-        workers = len(self._cluster.workers)
+        workers = len(self._fleet.workers)
         if not self._sized_for <= 2 * workers <= 4 * self._sized_for:
             self._sized_for = workers
             self._stale.update(dict.fromkeys(self._runs.values()))
         if not self._stale:
             return
         for run in self._stale:
-            run.rank(self._durations)
-            self._board.rekey(run)
+            ranking.rank(run, self._durations)
+            self._ready.rekey(run)
         self._stale.clear()
+
+    def _left(self, function: Function) -> None:
+        run = function.run
+        del run.placed[function]
+        if run.limit is not None:
+            self._ready.woken.update(run.queues)
+
+    def _reshaped(self, worker: Worker) -> None:
+        """Take back what a changed worker may be unable to keep.
+
+        That is its reservation, groups that do not fit it, and functions that wait for its data.
+        """
+        placer = self._placer
+        placer.forget_holder(worker)
+        if worker.reservation is not None:
+            self._ready.cancel(worker.reservation)
+        for group in list(worker.groups):
+            answers = group.pin is None or worker in self._fleet.candidates(group.pin, None)
+            if not answers or not group.need.fits(worker.shape.capacity):
+                placer.unbind(group)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "Backlog",
-    "Counts",
+    "Decision",
     "Finding",
     "FunctionSpec",
     "Place",
     "Refuse",
+    "Started",
     "Waiting",
     "WorkerSpec",
 ]
@@ -164,6 +165,17 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """`key`, which was handed ahead, has a claim now: its worker is taken to run it."""
+
+    key: Hashable
+
+
+#: What a poll decides.
+Decision = Place | Refuse | Started
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Why a ready function is not placed.
 
@@ -172,12 +184,12 @@ class Waiting:
     reason
         ``"delay"`` (a retry's), ``"impossible"``, ``"max_concurrency"``, ``"no workers"``,
         ``"binding"`` (the function it binds has no worker), ``"data"`` (waits for the worker
-        that holds its inputs), ``"excluded"`` (it may not use those that could hold it),
+        that holds its inputs), ``"excluded"`` (it may not use those that could hold it, as
+        an earlier attempt still runs there),
         ``"paused"`` (those that could hold it don't run), ``"reserved"`` (a worker with room
         is kept for another), ``"ahead"`` (a worker with room works off what it was handed
         ahead first), ``"resources"`` or ``"next"`` (the next poll places it). On a cluster also
-        ``"last attempt"`` (the thread of an earlier attempt has not ended), or who is being asked
-        whether an attempt had started.
+        who is being asked whether an attempt had started.
     workers
         The workers it waits for.
     resources
@@ -197,9 +209,16 @@ class Waiting:
     finding: Finding | None = None
     ending: str = ""
 
+    @property
+    def words(self) -> str:
+        """The reason, for people."""
+        if self.reason == "excluded":
+            return "excluded: no other worker is left, and an earlier attempt still runs"
+        return self.reason
+
     def __str__(self) -> str:
         """Say what is waited for."""
-        text = self.reason
+        text = self.words
         if self.resources:
             text += ": " + ", ".join(
                 f"{name} {needed:g}, at most {free:g} free"
@@ -211,34 +230,6 @@ class Waiting:
         if self.finding is not None:
             text += f": {self.finding}"
         return f"{text}; {self.ending}" if self.ending else text
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many functions of a run are where.
-
-    Parameters
-    ----------
-    waiting
-        Not ready, or ended and not ready again.
-    held
-        Ready and not placed.
-    delayed
-        Of the held ones: those whose retry delay is not over.
-    running
-        Placed, with a claim.
-    ahead
-        Placed, waiting on their worker.
-    done
-        Ended for good.
-    """
-
-    waiting: int = 0
-    held: int = 0
-    delayed: int = 0
-    running: int = 0
-    ahead: int = 0
-    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)

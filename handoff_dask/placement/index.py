@@ -8,24 +8,27 @@ that got a worker, so that what nobody asks for costs nothing.
 from __future__ import annotations
 
 from heapq import heappop, heappush, heapreplace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from handoff_dask.placement.ledger import Cost, Shape, Worker
-    from handoff_dask.placement.strategies import Strategy
+from handoff_dask.placement.costs import Cost
+from handoff_dask.placement.entities import Shape, Worker
+from handoff_dask.placement.strategies import Strategy
 
 __all__ = ["LOG", "Bucket", "Index", "View"]
 
-#: Views that lag more entries of the log behind than this start over.
+#: Views that lag more entries of the log behind than this start over. Bounds the log.
 LOG = 4096
 
 
 class Bucket:
     """Open workers of equal capacity and equal free amounts."""
 
-    __slots__ = ("free", "order", "shape", "size", "workers")
+    __slots__ = ("_where", "free", "order", "shape", "size", "workers")
 
-    def __init__(self, shape: Shape, free: tuple[int, ...], order: int) -> None:
+    def __init__(
+        self, shape: Shape, free: tuple[int, ...], order: int, where: dict[Worker, Bucket]
+    ) -> None:
+        #: The bucket of each worker that is in one.
+        self._where = where
         self.shape = shape
         self.free = free
         #: A heap of (registration order, worker), with some that left.
@@ -36,23 +39,23 @@ class Bucket:
 
     def first(self) -> Worker:
         """Return the worker registered first."""
-        workers = self.workers
+        workers, where = self.workers, self._where
         while True:
             worker = workers[0][1]
-            if worker.bucket is self:
+            if where.get(worker) is self:
                 return worker
             heappop(workers)
 
     def members(self) -> list[Worker]:
         """Return its workers in order of registration."""
-        return list(dict.fromkeys(w for _, w in sorted(self.workers) if w.bucket is self))
+        return list(dict.fromkeys(w for _, w in sorted(self.workers) if self._where.get(w) is self))
 
     def join(self, worker: Worker) -> None:
-        """Take a worker in."""
+        """Add a worker."""
         workers = self.workers
         if len(workers) > 2 * self.size + 16:
-            workers[:] = sorted({(w.order, w) for _, w in workers if w.bucket is self})
-        worker.bucket = self
+            workers[:] = sorted({(w.order, w) for _, w in workers if self._where.get(w) is self})
+        self._where[worker] = self
         self.size += 1
         heappush(workers, (worker.order, worker))
 
@@ -158,10 +161,22 @@ def _rank(entry: tuple[float, int, Bucket]) -> tuple[float, int]:
 class Index:
     """All open workers with room, by what they have free."""
 
-    __slots__ = ("_order", "_views", "buckets", "changed", "checks", "epoch", "log", "scarce")
+    __slots__ = (
+        "_order",
+        "_views",
+        "buckets",
+        "changed",
+        "checks",
+        "epoch",
+        "log",
+        "scarce",
+        "where",
+    )
 
     def __init__(self) -> None:
         self.buckets: dict[tuple[Shape, tuple[int, ...]], Bucket] = {}
+        #: The bucket of each worker that is in one.
+        self.where: dict[Worker, Bucket] = {}
         #: Workers that may belong elsewhere now. They are moved when somebody asks: while all
         #: workers are full, nobody does.
         self.changed: dict[Worker, None] = {}
@@ -192,7 +207,7 @@ class Index:
             self._move(worker)
 
     def _move(self, worker: Worker) -> None:
-        old = worker.bucket
+        old = self.where.get(worker)
         if worker.open:
             free = tuple(worker.free)
             if old is not None:
@@ -203,7 +218,7 @@ class Index:
             bucket = self.buckets.get(key)
             if bucket is None:
                 self._order += 1
-                bucket = self.buckets[key] = Bucket(worker.shape, free, self._order)
+                bucket = self.buckets[key] = Bucket(worker.shape, free, self._order, self.where)
             grown = not bucket.size or worker.order < bucket.first().order
             bucket.join(worker)
             if grown:
@@ -212,7 +227,7 @@ class Index:
                     self.restart()
         elif old is not None:
             old.size -= 1
-            worker.bucket = None
+            del self.where[worker]
 
     def restart(self) -> None:
         """Begin a new epoch: forget empty buckets and views that nobody asks for."""

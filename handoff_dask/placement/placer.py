@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.board import Board
 from handoff_dask.placement.choice import Chooser
-from handoff_dask.placement.events import Place, Refuse
-from handoff_dask.placement.keeping import Keeper
-from handoff_dask.placement.queues import Entry, Queue
+from handoff_dask.placement.entities import (
+    FRESH,
+    PLACED,
+    QUEUED,
+    WAITING,
+    Entry,
+    Function,
+    Group,
+    Queue,
+    Worker,
+)
+from handoff_dask.placement.events import Decision, Place, Refuse, Started
+from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.reservations import Reserver
-from handoff_dask.placement.runs import FRESH, PLACED, QUEUED, WAITING, Function, Group
-
-if TYPE_CHECKING:
-    from handoff_dask.placement.ledger import Worker
+from handoff_dask.placement.soft_reservations import SoftReserver
 
 __all__ = ["Placer"]
 
@@ -26,14 +31,14 @@ _Open = tuple[Entry, int, Queue]
 
 
 class Placer:
-    """Takes functions from the board and gives them to workers."""
+    """Takes functions from the queues and gives them to workers."""
 
-    def __init__(self, board: Board, chooser: Chooser) -> None:
-        self.board = board
+    def __init__(self, ready: ReadyQueues, chooser: Chooser) -> None:
+        self.ready = ready
         self.chooser = chooser
-        self.reserver = Reserver(board)
-        self.keeper = Keeper(board)
-        self.cluster = board.cluster
+        self.reserver = Reserver(ready)
+        self.soft_reserver = SoftReserver(ready)
+        self.fleet = ready.fleet
         #: Functions whose target has no running worker that could hold it.
         self.unbound: dict[Function, None] = {}
         #: Workers that changed before this poll.
@@ -43,44 +48,58 @@ class Placer:
     @property
     def due(self) -> bool:
         """Whether there is something to decide."""
-        board = self.board
-        cluster = self.cluster
-        return bool(board.stir or board.woken or cluster.touched or self._epoch != cluster.epoch)
+        ready = self.ready
+        fleet = self.fleet
+        return bool(ready.stir or ready.woken or fleet.touched or self._epoch != fleet.epoch)
 
-    def settle(self) -> None:
-        """Take over what happened to workers since the last poll."""
-        board = self.board
-        cluster = self.cluster
-        if self._epoch != cluster.epoch:
-            self._epoch = cluster.epoch
-            cluster.refresh()
-            board.woken.update(board.tied)
+    def settle(self, out: list[Decision]) -> None:
+        """Bring queues and reservations up to date with what happened to workers."""
+        ready = self.ready
+        fleet = self.fleet
+        if self._epoch != fleet.epoch:
+            self._epoch = fleet.epoch
+            fleet.refresh()
+            ready.woken.update(ready.tied)
             unbound = list(self.unbound)
             self.unbound.clear()
             for function in unbound:
-                board.enqueue(function)
-        self.changed = cluster.touched
-        cluster.touched = {}
-        board.gains.clear()
-        if board.bins is not None:
-            board.bins.restore()
+                ready.enqueue(function)
+        self.changed = fleet.touched
+        fleet.touched = {}
+        ready.gains.clear()
+        if ready.size_classes is not None:
+            ready.size_classes.restore()
         for worker in self.changed:
-            self.cluster.index.changed[worker] = None
+            self.fleet.index.changed[worker] = None
             if worker.reservation is not None:
                 worker.reservation.settle()
-                self.keeper.refresh(worker)
+                self.soft_reserver.refresh(worker)
             if worker.watchers:
-                board.woken.update(worker.watchers)
+                ready.woken.update(worker.watchers)
+            for function in worker.promoted:
+                if function.ahead and function in worker.placed:
+                    function.ahead = False
+                    out.append(Started(function.key))
+            worker.promoted.clear()
             if worker.running and not worker.ahead:
-                board.gains.append(worker)
+                ready.gains.append(worker)
 
-    def place(self, out: list[Place | Refuse]) -> None:
+    def place(self, out: list[Decision]) -> None:
         """Place whatever fits, the most urgent first."""
-        board = self.board
-        board.stir = False
+        self._pass(out)
+        self.place_rest(out)
+
+    def place_rest(self, out: list[Decision]) -> None:
+        """Place what fits now because of what was decided before."""
+        while self.ready.stir or self.ready.woken:
+            self._pass(out)
+
+    def _pass(self, out: list[Decision]) -> None:
+        ready = self.ready
+        ready.stir = False
         open_: list[_Open] = []
-        for queue in board.candidates():
-            if not queue.opened and board.usable(queue):
+        for queue in ready.candidates():
+            if not queue.opened and ready.usable(queue):
                 head = queue.head()
                 assert head is not None
                 queue.opened = True
@@ -90,22 +109,22 @@ class Placer:
         while open_:
             entry, _, queue = heappop(open_)
             queue.opened = False
-            if queue.closed and not board.gained(queue):
+            if queue.closed and not ready.gained(queue):
                 # The more urgent took what it would have got.
-                self.keeper.keep(queue)
+                self.soft_reserver.keep(queue)
                 continue
             head = queue.head()
-            if head is None or not board.usable(queue):
+            if head is None or not ready.usable(queue):
                 continue
-            if head is entry:
-                function = head[4]
+            if head == entry:
+                function = head.function
                 worker = self.chooser.find(queue, function)
                 if worker is None:
                     if queue.anywhere:
-                        board.close(queue)
-                        self.keeper.keep(queue)
+                        ready.close(queue)
+                        self.soft_reserver.keep(queue)
                     else:
-                        board.watch(queue)
+                        ready.watch(queue)
                     continue
                 function = self.chooser.suited(queue, function, worker)
                 if (
@@ -118,20 +137,13 @@ class Placer:
             if head is not None:
                 queue.opened = True
                 heappush(open_, (head, id(queue), queue))
-            if board.woken:
+            if ready.woken:
                 self._open_woken(open_)
-        if board.vacant:
-            self.keeper.refill()
-        if board.bins is not None and board.bins.more:
-            board.stir = True
-
-    def place_rest(self, out: list[Place | Refuse]) -> None:
-        """Place what fits now because of what was decided before."""
-        while self.board.stir or self.board.woken:
-            self.place(out)
+        if ready.size_classes is not None and ready.size_classes.more:
+            ready.stir = True
 
     def assign(
-        self, function: Function, worker: Worker, out: list[Place | Refuse], ahead: bool = False
+        self, function: Function, worker: Worker, out: list[Decision], ahead: bool = False
     ) -> None:
         """Give a queued function to a worker."""
         queue = function.queue
@@ -139,14 +151,15 @@ class Placer:
         queue.debt = 0.0
         if queue.reservations:
             mine = worker.reservation
-            self.board.cancel(mine if mine in queue.reservations else queue.reservations[-1])
-        self.board.dequeue(function)
+            self.ready.cancel(mine if mine in queue.reservations else queue.reservations[-1])
+        self.ready.dequeue(function)
         function.state = PLACED
         function.stamp += 1
         function.worker = worker
         function.holder = None
-        function.started = self.board.now
-        function.run.placed += 1
+        function.started = self.ready.now
+        function.run.placed[function] = None
+        function.ahead = ahead
         group = function.group
         if group is not None:
             if group.worker is None:
@@ -161,8 +174,8 @@ class Placer:
             if reservation is not None:
                 reservation.take(function)
             worker.claim(function)
-            self.keeper.refresh(worker)
-        self.cluster.index.changed[worker] = None
+            self.soft_reserver.refresh(worker)
+        self.fleet.index.changed[worker] = None
         target = None
         if function.binds is not None:
             bound = function.binds.group
@@ -176,7 +189,7 @@ class Placer:
         worker.groups[group] = None
         for member in group.members:
             if member.state == QUEUED:
-                self.board.requeue(member)
+                self.ready.requeue(member)
 
     def unbind(self, group: Group) -> None:
         """Let a group be bound anew."""
@@ -187,7 +200,7 @@ class Placer:
             group.worker = None
             for member in group.members:
                 if member.state == QUEUED:
-                    self.board.requeue(member)
+                    self.ready.requeue(member)
 
     def _bind_target(self, function: Function, worker: Worker) -> bool:
         """Bind the group of the function that this one binds; False if no worker is able."""
@@ -196,27 +209,27 @@ class Placer:
         assert group is not None
         if group.worker is not None or group is function.group:
             return True
-        chosen = self.cluster.promise(group.need, group.pin, worker)
+        chosen = self.fleet.promise(group.need, group.pin, worker)
         if chosen is None:
-            self.board.dequeue(function)
+            self.ready.dequeue(function)
             function.state = FRESH
-            if self.cluster.finding(group.need, group.pin):
+            if self.fleet.finding(group.need, group.pin):
                 function.stuck_at = None  # it is only paused
             elif function.stuck_at is None:
-                function.stuck_at = self.board.now
+                function.stuck_at = self.ready.now
             self.unbound[function] = None
             return False
         chosen.promised[group] = group.need
         self.bind(group, chosen)
         return True
 
-    def refuse(self, out: list[Place | Refuse]) -> None:
+    def refuse(self, out: list[Decision]) -> None:
         """Give up what waited long enough for a worker that could hold it."""
-        now = self.board.now
-        for queue in list(self.board.stuck):
+        now = self.ready.now
+        for queue in list(self.ready.stuck):
             if now < queue.due:
                 continue
-            finding = self.cluster.finding(queue.need, queue.answers_to)
+            finding = self.fleet.finding(queue.need, queue.answers_to)
             for function in [f for f in queue.functions() if now >= queue.deadline(f)]:
                 self.give_up(function)
                 out.append(Refuse(function.key, finding))
@@ -225,7 +238,7 @@ class Placer:
             if now >= self.unbound_until(function):
                 assert function.binds is not None and function.binds.group is not None
                 group = function.binds.group
-                out.append(Refuse(function.key, self.cluster.finding(group.need, group.pin)))
+                out.append(Refuse(function.key, self.fleet.finding(group.need, group.pin)))
                 self.give_up(function)
 
     def unbound_until(self, function: Function) -> float:
@@ -237,12 +250,12 @@ class Placer:
             return since + function.run.patience
         assert function.binds is not None and function.binds.group is not None
         group = function.binds.group
-        return max(since, self.cluster.hope(group.need, group.pin))
+        return max(since, self.fleet.hope(group.need, group.pin))
 
     def give_up(self, function: Function) -> None:
-        """Take a ready function back: it waits for nothing any more."""
+        """Remove a ready function from where it waits."""
         if function.state == QUEUED:
-            self.board.dequeue(function)
+            self.ready.dequeue(function)
         self.unbound.pop(function, None)
         function.state = WAITING
         function.stamp += 1
@@ -250,27 +263,27 @@ class Placer:
 
     def forget_holder(self, worker: Worker) -> None:
         """Let functions that wait for a worker's data go elsewhere: it is gone."""
-        for queue in [q for q in self.board.tied if q.deferred and q.bound is worker]:
+        for queue in [q for q in self.ready.tied if q.deferred and q.bound is worker]:
             for function in queue.functions():
                 function.holder = None
-                self.board.requeue(function)
+                self.ready.requeue(function)
 
     def wake_at(self) -> float | None:
         """Return the next time at which something happens by itself."""
-        timers = self.board.timers
+        timers = self.ready.timers
         while timers and timers[0][2].stamp != timers[0][3]:
             heappop(timers)
         times = [timers[0][0]] if timers else []
-        times += [queue.due for queue in self.board.stuck]
+        times += [queue.due for queue in self.ready.stuck]
         times += map(self.unbound_until, self.unbound)
         first = min(times, default=_NEVER)
         return None if first == _NEVER else first
 
     def _open_woken(self, open_: list[_Open]) -> None:
-        for queue in self.board.woken:
-            if not queue.opened and queue.live and self.board.usable(queue):
+        for queue in self.ready.woken:
+            if not queue.opened and queue.live and self.ready.usable(queue):
                 head = queue.head()
                 assert head is not None
                 queue.opened = True
                 heappush(open_, (head, id(queue), queue))
-        self.board.woken.clear()
+        self.ready.woken.clear()

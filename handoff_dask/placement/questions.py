@@ -1,44 +1,48 @@
-"""What one may ask an engine; asking changes nothing."""
+"""What one may ask an engine. Asking changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from heapq import nlargest
 from itertools import chain
-from typing import TYPE_CHECKING
 
-from handoff_dask.placement.board import Board
-from handoff_dask.placement.choice import Chooser
-from handoff_dask.placement.cluster import Cluster
+from handoff_dask.placement import remaining
+from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
 from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.events import Backlog, Counts, Finding, Waiting
-from handoff_dask.placement.ledger import SLOT, UNIT
+from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Queue, Run, Worker
+from handoff_dask.placement.events import Backlog, Finding, Waiting
 from handoff_dask.placement.placer import Placer
-from handoff_dask.placement.runs import DELAYED, DONE, FRESH, PLACED, QUEUED
 
-if TYPE_CHECKING:
-    from handoff_dask.placement.ledger import Cost, Resources, Worker
-    from handoff_dask.placement.queues import Queue
-    from handoff_dask.placement.runs import Function, Run
-
-__all__ = ["Answers"]
+__all__ = ["Questions"]
 
 
-class Answers:
-    """An engine's state, and what can be read off it."""
+class Questions:
+    """Everything that can be read off an engine's state.
 
-    def __init__(self, *, horizon: float, bandwidth: float, latency: float) -> None:
-        self._cluster = Cluster()
-        self._durations = Durations()
-        self._board = Board(self._cluster, short=horizon / 4)
-        chooser = Chooser(self._board, bandwidth=bandwidth, latency=latency, worth=horizon)
-        self._placer = Placer(self._board, chooser)
-        self._runs: dict[Hashable, Run] = {}
-        self._functions: dict[Hashable, Function] = {}
+    Parameters
+    ----------
+    runs, functions, durations
+        The engine's.
+    placer
+        What it places functions with.
+    """
+
+    def __init__(
+        self,
+        runs: Mapping[Hashable, Run],
+        functions: Mapping[Hashable, Function],
+        durations: Durations,
+        placer: Placer,
+    ) -> None:
+        self._runs = runs
+        self._functions = functions
+        self._durations = durations
+        self._placer = placer
+        self._fleet = placer.fleet
 
     def feasibility(self, cost: Mapping[str, float], pin: str | None = None) -> Finding:
         """Which registered workers could ever hold a cost, by what they declare."""
-        return self._cluster.finding(self._cluster.cost(cost), pin)
+        return self._fleet.finding(self._fleet.cost(cost), pin)
 
     def verdicts(self, run: Hashable) -> Iterator[tuple[Hashable, Finding]]:
         """For each function of a run: which registered workers could ever hold it.
@@ -46,40 +50,41 @@ class Answers:
         Functions that are collocated are judged as the one they must be.
         """
         findings: dict[object, Finding] = {}
-        for key, function in self._run(run).functions.items():
+        for key, function in self._runs[run].functions.items():
             needs = _needs(function)
             finding = findings.get(needs)
             if finding is None:
-                finding = findings[needs] = self._cluster.finding(*needs)
+                finding = findings[needs] = self._fleet.finding(*needs)
             yield key, finding
 
     def hopeless(self, run: Hashable, now: float) -> tuple[Hashable, Finding] | None:
         """Return a function of a run that neither a worker nor one that may come back can hold."""
         for key, finding in self.verdicts(run):
-            if not finding and self._cluster.hope(*_needs(self._functions[key])) <= now:
+            if not finding and self._fleet.hope(*_needs(self._functions[key])) <= now:
                 return key, finding
         return None
 
     def free(self, worker: str) -> dict[str, float]:
         """Return what is free of each resource a worker declares; below 0 if it shrank."""
-        return _amounts(self._worker(worker), self._cluster.resources)[0]
+        return _amounts(self._fleet.worker(worker), self._fleet.resources)[0]
 
     def claimed(self, worker: str) -> dict[str, float]:
         """Return what is claimed of each resource a worker declares, by us and others."""
-        return _amounts(self._worker(worker), self._cluster.resources)[1]
+        return _amounts(self._fleet.worker(worker), self._fleet.resources)[1]
 
     def capacity(self, worker: str) -> dict[str, float]:
         """Return what a worker declares."""
-        return dict(self._worker(worker).spec_capacity)
+        return dict(self._fleet.worker(worker).spec_capacity)
 
     def slots(self, worker: str) -> tuple[int, int]:
         """Return how many slots of a worker are free, and how many it has."""
-        found = self._worker(worker)
-        return found.free[SLOT] // UNIT, found.slots
+        registered = self._fleet.worker(worker)
+        return registered.free[SLOT] // UNIT, registered.slots
 
     def placed(self, worker: str) -> list[Hashable]:
-        """Return the keys of the functions that run on a worker, in order of placement."""
-        return [function.key for function in self._worker(worker).placed]
+        """Return the keys of the functions that run on a worker, then of those handed ahead."""
+        state = self._fleet.worker(worker)
+        return [function.key for function in chain(state.placed, state.ahead)]
 
     def backlog(self, most: int) -> Backlog:
         """Return what is ready and not placed; goes through queues, not through functions.
@@ -111,34 +116,25 @@ class Answers:
         Functions of one queue wait for the same: only one of them is asked about.
         """
         kinds: dict[tuple[object, ...], list[Function]] = {}
-        for function in self._run(run).functions.values():
+        for function in self._runs[run].functions.values():
             state = function.state
             if state == QUEUED:
                 kinds.setdefault((state, function.queue), []).append(function)
             elif state in (DELAYED, FRESH):
                 kinds.setdefault((state, function.cost, function.binds), []).append(function)
-        found = []
+        held = []
         for alike in kinds.values():
             why = _why(alike[0], self._placer)
             if why is not None:
-                found.append((alike[0].key, len(alike), why))
-        return found
+                held.append((alike[0].key, len(alike), why))
+        return held
 
-    def counts(self, run: Hashable) -> Counts:
-        """How many functions of a run are where."""
-        return _counts(self._run(run))
+    def remaining(self, run: Hashable, now: float) -> float | None:
+        """Estimate how long a run still takes (s); None while too little is known.
 
-    def _worker(self, address: str) -> Worker:
-        worker = self._cluster.workers.get(address)
-        if worker is None:
-            raise KeyError(f"no worker {address!r}")
-        return worker
-
-    def _run(self, run: Hashable) -> Run:
-        found = self._runs.get(run)
-        if found is None:
-            raise KeyError(f"no run {run!r}")
-        return found
+        As if it had the workers to itself. Costs as much as the run has codes, not functions.
+        """
+        return remaining.estimate(self._runs[run], self._fleet, self._durations, now)
 
 
 def _needs(function: Function) -> tuple[Cost, str | None]:
@@ -159,25 +155,25 @@ def _amounts(worker: Worker, resources: Resources) -> tuple[dict[str, float], di
 
 
 def _backlog(placer: Placer, most: int) -> Backlog:
-    board, cluster = placer.board, placer.cluster
-    names = cluster.resources.names
+    ready, fleet = placer.ready, placer.fleet
+    names = fleet.resources.names
     sums = [0] * len(names)
     asked_of: dict[str, dict[str, float]] = {}
-    for queue in chain(board.anywhere, board.tied):
+    for queue in chain(ready.anywhere, ready.tied):
         for i, amount in queue.cost.items:
             sums[i] += queue.live * amount
-    for queue in board.tied:
-        only = list(cluster.candidates(queue.pin, queue.bound))
+    for queue in ready.tied:
+        only = list(fleet.candidates(queue.pin, queue.bound))
         if len(only) == 1:
             sums_of = asked_of.setdefault(only[0].address, {})
             for i, amount in queue.cost.items:
                 sums_of[names[i]] = sums_of.get(names[i], 0) + queue.live * amount / UNIT
     largest = [
-        (queue.live, head[4].key)
-        for queue in nlargest(most, chain(board.anywhere, board.tied), key=_live)
+        (queue.live, head.function.key)
+        for queue in nlargest(most, chain(ready.anywhere, ready.tied), key=_live)
         if (head := queue.head()) is not None
     ]
-    delayed = [f for _, _, f, stamp in board.timers if f.state == DELAYED and stamp == f.stamp]
+    delayed = [f for _, _, f, stamp in ready.timers if f.state == DELAYED and stamp == f.stamp]
     for waiting in (delayed, list(placer.unbound)):
         if waiting:
             largest.append((len(waiting), waiting[0].key))
@@ -190,39 +186,22 @@ def _live(queue: Queue) -> int:
     return queue.live
 
 
-def _counts(run: Run) -> Counts:
-    """Count the functions of a run by where they are."""
-    held = delayed = ahead = done = 0
-    for function in run.functions.values():
-        state = function.state
-        if state == PLACED:
-            assert function.worker is not None
-            ahead += function in function.worker.ahead
-        elif state == DONE:
-            done += 1
-        elif state in (DELAYED, FRESH, QUEUED):
-            held += 1
-            delayed += state == DELAYED
-    waiting = len(run.functions) - held - run.placed - done
-    return Counts(waiting, held, delayed, run.placed - ahead, ahead, done)
-
-
 def _why(function: Function, placer: Placer) -> Waiting | None:
     """Say why a ready function is not placed; None if it is not ready, or placed."""
     if function.state not in (DELAYED, FRESH, QUEUED):
         return None
-    cluster = placer.cluster
+    fleet = placer.fleet
     if function.state == DELAYED:
         until = next(
             (
                 when
-                for when, _, f, stamp in placer.board.timers
+                for when, _, f, stamp in placer.ready.timers
                 if f is function and stamp == f.stamp
             ),
             None,
         )
         return Waiting("delay", until=until)
-    if not cluster.workers:
+    if not fleet.workers:
         return Waiting("no workers")
     if function in placer.unbound:
         assert function.binds is not None and function.binds.group is not None
@@ -230,19 +209,19 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
         return Waiting(
             "binding",
             until=None if function.stuck_at is None else placer.unbound_until(function),
-            finding=cluster.finding(group.need, group.pin),
+            finding=fleet.finding(group.need, group.pin),
         )
     queue = function.queue
     if queue is None:
         return Waiting("next")
-    if not cluster.able(queue):
+    if not fleet.able(queue):
         until = None if queue.since is None else queue.deadline(function)
-        finding = cluster.finding(queue.need, queue.answers_to)
+        finding = fleet.finding(queue.need, queue.answers_to)
         return Waiting("impossible", until=until, finding=finding)
     if function.run.saturated:
         return Waiting("max_concurrency")
-    candidates = cluster.workers.values() if queue.able is None else queue.able
-    barred = cluster.barred(queue)
+    candidates = fleet.workers.values() if queue.able is None else queue.able
+    barred = fleet.barred(queue)
     able = [w for w in candidates if queue.need.fits(w.shape.capacity)]
     if all(w.address in barred for w in able):
         return Waiting("excluded", tuple(w.address for w in able))
@@ -252,7 +231,7 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
         until = next(
             (
                 when
-                for when, _, f, stamp in placer.board.timers
+                for when, _, f, stamp in placer.ready.timers
                 if f is function and stamp == f.stamp
             ),
             None,
@@ -267,7 +246,7 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     if roomy:
         reason = "reserved" if any(w.reservation is not None for w in roomy) else "ahead"
         return Waiting(reason, tuple(w.address for w in roomy))
-    names = cluster.resources.names
+    names = fleet.resources.names
     short = {
         names[i]: (amount / UNIT, max(0, *(w.free[i] for w in running)) / UNIT)
         for i, amount in queue.cost.items

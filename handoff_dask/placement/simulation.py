@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from random import Random
 
 from handoff_dask.placement.engine import Engine
-from handoff_dask.placement.events import Finding, FunctionSpec, Place, Refuse, WorkerSpec
+from handoff_dask.placement.events import Finding, FunctionSpec, Refuse, Started, WorkerSpec
 
 __all__ = ["Simulated", "SimulatedRun", "simulate"]
 
@@ -81,8 +80,8 @@ class _Simulation:
         self.refused: dict[Hashable, Finding] = {}
         self._ends: list[tuple[float, int, Hashable]] = []
         self._count = 0
-        #: Functions handed to each worker ahead, in order.
-        self._ahead: dict[str, deque[Hashable]] = {}
+        #: Functions handed to a worker ahead, which starts them as the engine says.
+        self._ahead: dict[Hashable, str] = {}
 
     def run(self) -> None:
         engine = self.engine
@@ -104,12 +103,14 @@ class _Simulation:
 
     def _ready(self, key: Hashable) -> None:
         inputs: dict[str, float] = {}
+        total = 0.0
         for dependency in self.specs[key].dependencies:
             size = self.sizes.get(dependency, 0.0)
             if size and dependency in self.placements:
                 worker = self.placements[dependency].worker
                 inputs[worker] = inputs.get(worker, 0.0) + size
-        self.engine.function_ready(key, self.now, inputs=inputs)
+                total += size
+        self.engine.function_ready(key, self.now, inputs=inputs, input_total=total)
 
     def _start(self, key: Hashable, worker: str, overhead: float) -> None:
         missing = sum(
@@ -130,10 +131,6 @@ class _Simulation:
     def _end(self, key: Hashable) -> None:
         done = self.placements[key]
         self.engine.attempt_ended(key, self.now, duration=done.stop - done.start, done=True)
-        # The worker starts what it was handed ahead by itself, as the engine knows.
-        waiting = self._ahead.get(done.worker)
-        while waiting and not self.engine.waits_ahead(waiting[0]):
-            self._start(waiting.popleft(), done.worker, 0.0)
         for after in self.dependents.get(key, ()):
             self.missing[after] -= 1
             if not self.missing[after]:
@@ -143,10 +140,11 @@ class _Simulation:
         for decision in self.engine.poll(self.now):
             if isinstance(decision, Refuse):
                 self.refused[decision.key] = decision.finding
+            elif isinstance(decision, Started):
+                self._start(decision.key, self._ahead.pop(decision.key), 0.0)
             elif decision.ahead:
-                self._ahead.setdefault(decision.worker, deque()).append(decision.key)
+                self._ahead[decision.key] = decision.worker
             else:
-                assert isinstance(decision, Place)
                 self._start(decision.key, decision.worker, self.overhead)
 
 

@@ -4,7 +4,8 @@
 
 Prints microseconds, medians of three: per decision (an end, a new ready function, a poll) with
 full workers and 100,000 ready functions of 20 costs; per placement when all workers are idle; and
-per function when there is one cost, two workers and 10,000 short functions.
+per function when there is one cost, two workers and 10,000 short functions; and per function of
+runs of 10,000 and of 100,000 ready functions whose durations are being learned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, Place, WorkerSpec
 from tests.benchmarks.tables import Table
 
 READY = 100_000
@@ -67,12 +69,12 @@ def fill_and_steady(n_workers: int, decisions: int = 5_000) -> tuple[float, floa
     gc.collect()
     gc.freeze()
     # Queueing 100,000 functions is not what is measured here.
-    engine._placer.settle()
+    engine._placer.settle([])
     engine._rank()
     for function in engine._fresh:
-        engine._board.enqueue(function)
+        engine._ready.enqueue(function)
     engine._fresh.clear()
-    engine._board.stir = True
+    engine._ready.stir = True
     started = time.process_time()
     places = engine.poll(0.0)
     fill = (time.process_time() - started) / len(places)
@@ -114,9 +116,53 @@ def one_class(functions: int = 10_000, batch: int = 16) -> float:
         for key in running[head : head + batch]:
             engine.attempt_ended(key, now, duration=0.001, done=True)
         head += batch
-        running += [place.key for place in engine.poll(now)]
+        running += [d.key for d in engine.poll(now) if isinstance(d, Place)]
     assert len(running) == functions
     return (time.process_time() - started) / functions * 1e6
+
+
+def learning(functions: int, *, codes: int = 8, batch: int = 16) -> float:
+    """Return microseconds per function of a run that learns what its functions take.
+
+    All are ready at once. How long those of a code take varies by a factor of about two, and codes
+    differ in it, so that the ranks change again and again.
+    """
+    rng = random.Random(0)
+    seconds = [rng.lognormvariate(i % codes, 0.7) * 0.01 for i in range(functions)]
+    specs = [
+        FunctionSpec(i, COSTS[i % 5], code=f"code-{i % codes}", token=i) for i in range(functions)
+    ]
+    gc.collect()
+    gc.freeze()
+    started = time.process_time()
+    engine = Engine()
+    for worker in workers(4):
+        engine.worker_added(worker)
+    engine.run_opened("run")
+    engine.functions_added("run", specs)
+    for i in range(functions):
+        engine.function_ready(i, 0.0)
+    running = [place.key for place in engine.poll(0.0) if isinstance(place, Place)]
+    now, head = 0.0, 0
+    while head < len(running):
+        now += 0.01
+        ended = running[head : head + batch]
+        for key in ended:
+            engine.attempt_ended(key, now, duration=seconds[key], done=True)
+        head += len(ended)
+        running += [d.key for d in engine.poll(now) if isinstance(d, Place)]
+    assert len(running) == functions
+    engine.run_closed("run")
+    taken = time.process_time() - started
+    gc.unfreeze()
+    return taken / functions * 1e6
+
+
+def scaling(rounds: int = 3) -> tuple[float, float]:
+    """Return microseconds per function of runs of 10,000 and of 100,000, which take turns."""
+    pairs = [(learning(10_000), learning(100_000)) for _ in range(rounds)]
+    few, many = map(median, zip(*pairs, strict=True))
+    return few, many
 
 
 def measure(rounds: int = 3) -> Table:
@@ -130,8 +176,8 @@ def measure(rounds: int = 3) -> Table:
         body,
         title="A decision",
         note="Microseconds per placement by the engine alone, without Dask, with 100,000 ready\n"
-        "functions of 20 costs; while workers are full, of an end, of a function that becomes\n"
-        "ready, and of what is decided about them.",
+        "functions of 20 costs. While workers are full, a placement includes the end of one\n"
+        "function and another one becoming ready.",
     )
 
 
@@ -139,10 +185,15 @@ def main() -> None:
     """Print the table, and what short functions of one cost take."""
     print(measure().text())
     for batch in (1, 16):
-        found = median(one_class(batch=batch) for _ in range(3))
+        each = median(one_class(batch=batch) for _ in range(3))
         print(
-            f"one class, 2 workers, 10,000 functions, {batch:2} ends per poll: {found:.1f} us each"
+            f"one class, 2 workers, 10,000 functions, {batch:2} ends per poll: {each:.1f} us each"
         )
+    few, many = scaling()
+    print(
+        f"a run that learns, 4 workers: 10,000 functions {few:.1f} us each,"
+        f" 100,000 functions {many:.1f} us each, {many / few:.2f} times as much"
+    )
 
 
 if __name__ == "__main__":

@@ -195,7 +195,9 @@ def simulated(workload: Workload, *, overhead: float = 0.0, rounds: int = 5) -> 
         ``first``: nothing is known at first. ``second``: by the engine that saw that run.
         ``plan``: as `planned`.
     """
-    from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec, simulate
+    from handoff_dask.placement.engine import Engine
+    from handoff_dask.placement.events import FunctionSpec, WorkerSpec
+    from handoff_dask.placement.simulation import simulate
 
     specs = [
         FunctionSpec(t.id, t.cost, t.parents, code=t.code, token=(t.code, t.id))

@@ -42,25 +42,25 @@ def scaled(names: Sequence[str]) -> list[Workload]:
     """Return the workloads, scaled so that the best schedule known takes `GOAL` seconds."""
     if not TRACES.is_dir():
         print(f"without the workflow traces: there is no {TRACES}")
-    found = workloads(names)
-    if not found:
+    results = workloads(names)
+    if not results:
         raise SystemExit(f"no workload is called {' or '.join(names)}")
-    return [workload.scaled(GOAL / best_known(workload).makespan) for workload in found]
+    return [workload.scaled(GOAL / best_known(workload).makespan) for workload in results]
 
 
 def simulate(suite: Sequence[Workload], overhead: float) -> list[Figures]:
     """Fill the table from the simulation."""
-    found = []
+    results = []
     for workload in suite:
         columns = measuring.simulated(workload, overhead=overhead)
-        found.append(Figures(workload.name, len(workload.tasks), columns))
-    return found
+        results.append(Figures(workload.name, len(workload.tasks), columns))
+    return results
 
 
 def measure(suite: Sequence[Workload], rounds: int, systems: Sequence[str]) -> list[Figures]:
     """Fill the table from real runs. Nothing learned in a round is known in the next."""
-    found = [Figures(workload.name, len(workload.tasks)) for workload in suite]
-    work = list(zip(suite, found, strict=True))
+    results = [Figures(workload.name, len(workload.tasks)) for workload in suite]
+    work = list(zip(suite, results, strict=True))
     for number in range(1, rounds + 1):
         print(f"round {number} of {rounds}", flush=True)
         for workload, figures in work:
@@ -76,7 +76,7 @@ def measure(suite: Sequence[Workload], rounds: int, systems: Sequence[str]) -> l
         with measuring.ray_cluster() as ray:
             for workload, figures in work * rounds:
                 note(figures, ("ray",), functools.partial(with_ray, ray, workload))
-    return found
+    return results
 
 
 def plain(workload: Workload) -> list[Measured]:
@@ -132,8 +132,8 @@ def facts(figures: Sequence[Figures], rounds: int) -> dict[str, str]:
         "on": f"{date.today()}, Python {platform.python_version()}, {', '.join(packages)}, "
         f"{os.cpu_count()} cores",
         "rounds": str(rounds),
-        "disturbed by other work": f"{sum(x > LATE for x in late)} of {len(late)} runs (a tenth of "
-        f"the functions woke {1000 * LATE:g} ms late or more; done again, twice at most)",
+        "disturbed runs": f"{sum(x > LATE for x in late)} of {len(late)} (a tenth of the functions "
+        f"woke at least {1000 * LATE:g} ms late; such runs are repeated at most twice)",
         "workers": workers,
     }
 
@@ -158,8 +158,8 @@ def main() -> None:
     costs: list[Table] = []
     if not args.workloads:
         costs = [bench_overhead.measure(pairs=args.rounds), bench_engine.measure(args.rounds)]
-    for found in (table(figures), *costs):
-        print(f"\n{found.text()}")
+    for shown in (table(figures), *costs):
+        print(f"\n{shown.text()}")
     if args.save is not None:
         args.save.mkdir(parents=True, exist_ok=True)
         (args.save / PAGE).write_text(markdown(figures, facts(figures, args.rounds), PLOT, costs))

@@ -49,11 +49,11 @@ def workloads(names: Sequence[str] = (), folder: Path = TRACES) -> list[Workload
     folder
         Where the traces lie.
     """
-    found = [load_trace(path) for path in sorted(folder.glob("*.json"))]
-    found += [random_dag(seed, layered=layered) for layered in (False, True) for seed in (0, 1)]
+    loaded = [load_trace(path) for path in sorted(folder.glob("*.json"))]
+    loaded += [random_dag(seed, layered=layered) for layered in (False, True) for seed in (0, 1)]
     if not names:
-        return found
-    return [workload for workload in found if workload.name.startswith(tuple(names))]
+        return loaded
+    return [workload for workload in loaded if workload.name.startswith(tuple(names))]
 
 
 def load_trace(path: Path) -> Workload:

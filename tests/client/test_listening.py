@@ -24,7 +24,7 @@ from handoff_dask import (
     forget,
     submit,
 )
-from handoff_dask.wire.events import topic
+from handoff_dask.wire.run_events import topic
 from tests.support import assert_clean, dag_of
 
 ATTEMPT = Attempt(1, "tcp://a", "a", "host", 1.0, 2.0)
@@ -155,7 +155,7 @@ def test_on_a_plain_thread():
     events = []
     with (
         LocalCluster(
-            n_workers=1, processes=False, threads_per_worker=2, dashboard_address="localhost:0"
+            n_workers=1, processes=False, threads_per_worker=2, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):

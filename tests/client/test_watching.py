@@ -83,13 +83,13 @@ async def test_holds(c, s, a, b):
     run = await submit(dag_of(*functions), max_concurrency=3)
     await started.wait()
     engine, (key,) = s.plugins["handoff"].engine, s.plugins["handoff"].runs
-    found = engine.holds(key)
+    found = engine.questions.holds(key)
     assert sorted(number for _, number, _ in found) in ([4], [1, 3])
     assert {why.reason for _, _, why in found} == {"resources"}
-    assert engine.holds(key) == found
+    assert engine.questions.holds(key) == found
     await go.set()
     await run.result()
-    assert engine.holds(key) == []
+    assert engine.questions.holds(key) == []
     del run
     await assert_clean(s, a, b)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import Decision, FunctionSpec, Place, WorkerSpec
 
 
 class Driver:
@@ -40,10 +41,13 @@ class Driver:
         self.engine.functions_added("run", specs)
 
     def ready(self, *keys: Any, **options: Any) -> None:
+        """Let functions become ready; without a total, each of their inputs lies on one worker."""
+        if "inputs" in options:
+            options.setdefault("input_total", sum(options["inputs"].values()))
         for key in keys:
             self.engine.function_ready(key, self.now, **options)
 
-    def poll(self, *, after: float = 0.0) -> list[Place | Refuse]:
+    def poll(self, *, after: float = 0.0) -> list[Decision]:
         self.now += after
         return self.engine.poll(self.now)
 
@@ -52,6 +56,13 @@ class Driver:
         return {
             d.key: d.worker for d in self.poll(after=after) if isinstance(d, Place) and not d.ahead
         }
+
+    def count(self) -> tuple[int, int, int]:
+        """Return how many functions run, wait ahead, and are held."""
+        keys, ask = self.engine._functions, self.engine.questions
+        ahead = sum(map(ask.waits_ahead, keys))
+        placed = sum(function.worker is not None for function in keys.values())
+        return placed - ahead, ahead, sum(ask.why(key) is not None for key in keys)
 
     def end(self, *keys: Any, after: float = 0.0, duration: float | None = None) -> None:
         self.now += after

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from handoff_dask.placement import Engine, keeping
-from handoff_dask.placement.runs import PLACED, QUEUED
+from handoff_dask.placement import soft_reservations
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.entities import PLACED, QUEUED
 
 
 def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
@@ -14,9 +15,9 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
 
     `excess`: workers whose claims may exceed their capacity, as it shrank or others took it.
     """
-    board, cluster = engine._board, engine._cluster
+    ready, fleet = engine._ready, engine._fleet
     placed: dict[Any, int] = {}
-    for worker in cluster.workers.values():
+    for worker in fleet.workers.values():
         free = list(worker.shape.capacity)
         counts: dict[Any, int] = {}
         for f in worker.placed:
@@ -48,30 +49,31 @@ def invariants(engine: Engine, excess: Set[str] = frozenset()) -> None:
         for queue in worker.watchers:
             assert worker in queue.watched and queue.live
         if worker.reservation is not None:
-            assert board.reserved[worker] is worker.reservation
+            assert ready.reserved[worker] is worker.reservation
             assert worker.reservation in worker.reservation.queue.reservations
             if worker.reservation.soft:
                 assert worker.running
                 assert worker.reservation.queue.reservations == [worker.reservation]
-        if worker.bucket is not None and worker not in cluster.index.changed | cluster.touched:
-            assert worker.open and worker.bucket.free == tuple(worker.free)
+        bucket = fleet.index.where.get(worker)
+        if bucket is not None and worker not in fleet.index.changed | fleet.touched:
+            assert worker.open and bucket.free == tuple(worker.free)
     for run in engine._runs.values():
-        assert run.placed == placed.get(run, 0)
-        assert run.limit is None or run.placed <= run.limit
+        assert len(run.placed) == placed.get(run, 0)
+        assert run.limit is None or len(run.placed) <= run.limit
         for f in run.functions.values():
             assert (f.queue is not None) == (f.state == QUEUED)
-            assert (f.worker is not None) == (f.state == PLACED)
-    live = [*board.anywhere, *board.tied]
+            assert (f.worker is not None) == (f.state == PLACED) == (f in run.placed)
+    live = [*ready.anywhere, *ready.tied]
     assert sum(q.live for q in live) == sum(f.state == QUEUED for f in engine._functions.values())
-    assert board.unclosed.keys() == {q for q in board.anywhere if not q.closed}
+    assert ready.unclosed.keys() == {q for q in ready.anywhere if not q.closed}
     for queue in live:
         functions = queue.functions()
         assert queue.live == len(functions) > 0
         assert all(f.queue is queue and f.cost is queue.cost for f in functions)
-        assert queue.head() is functions[0].entry
+        assert queue.head() == queue.entry(functions[0])
         assert not queue.opened
-    assert {r.worker for q in live for r in q.reservations} == board.reserved.keys()
-    assert sum(r.soft for r in board.reserved.values()) <= keeping._KEPT
+    assert {r.worker for q in live for r in q.reservations} == ready.reserved.keys()
+    assert sum(r.soft for r in ready.reserved.values()) <= soft_reservations._KEPT
     for group, worker in {
         (f.group, f.group.worker) for f in engine._functions.values() if f.group is not None
     }:
@@ -83,18 +85,18 @@ def nothing_overlooked(engine: Engine) -> None:
 
     Not on a worker that is free for all, nor on one that is softly kept for a less urgent one.
     """
-    board, cluster = engine._board, engine._cluster
-    for queue in [*board.anywhere, *board.tied]:
+    ready, fleet = engine._ready, engine._fleet
+    for queue in [*ready.anywhere, *ready.tied]:
         if queue.run is not None and queue.run.saturated:
             continue
-        names = cluster.workers.values() if queue.pin is None else cluster.names.get(queue.pin, {})
+        names = fleet.workers.values() if queue.pin is None else fleet.names.get(queue.pin, {})
         for worker in names:
             if queue.bound is not None and worker is not queue.bound:
                 continue
             kept = worker.reservation
             if kept is not None and kept.soft:
                 # Of very many queues, some are looked at when a worker changes, not all.
-                passes = queue.head() < kept.queue.head() and board.bins is None
+                passes = queue.head() < kept.queue.head() and ready.size_classes is None
                 mine = kept.queue is queue
                 room = (passes or mine) and worker.running and not worker.ahead
                 room = room and min(worker.free) >= 0
@@ -102,4 +104,4 @@ def nothing_overlooked(engine: Engine) -> None:
                 room = worker.open
             if room and queue.cost.fits(worker.free):
                 if queue.need.fits(worker.shape.capacity):
-                    assert worker.address in cluster.barred(queue), (queue, worker)
+                    assert worker.address in fleet.barred(queue), (queue, worker)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from handoff_dask.placement import FunctionSpec, Place
+from handoff_dask.placement.events import FunctionSpec, Place, Started
 
 
 def short(d: Any, keys: Any, cost: dict[str, float], seconds: float | None = 0.001, **extra: Any):
@@ -21,9 +21,8 @@ def test_short_functions_are_handed_over_ahead(drive) -> None:
     decisions = d.poll()
     assert [p.ahead for p in decisions[:2]] == [False, False]
     assert len(ahead(decisions)) == 10, "0.05 s of two slots"
-    assert d.engine.claimed("a") == {"cpu": 2}
-    counts = d.engine.counts("run")
-    assert (counts.running, counts.ahead, counts.held) == (2, 10, 988)
+    assert d.engine.questions.claimed("a") == {"cpu": 2}
+    assert d.count() == (2, 10, 988)
 
 
 def test_ahead_is_bounded_by_number(drive) -> None:
@@ -50,15 +49,42 @@ def test_an_end_promotes_one_that_waits(drive) -> None:
     d = drive({"a": {"cpu": 1}}, max_ahead=4)
     short(d, range(20), {"cpu": 1})
     d.poll()
-    assert d.engine.counts("run").ahead == 4
+    assert d.count() == (1, 4, 15)
     d.end(2)  # the engine thought that one waiting
-    assert d.engine.claimed("a") == {"cpu": 1}
-    counts = d.engine.counts("run")
-    assert (counts.running, counts.ahead) == (1, 3)
+    assert d.engine.questions.claimed("a") == {"cpu": 1}
+    assert d.count() == (1, 3, 15)
     d.end(0, 1, 3)
-    assert d.engine.claimed("a") == {"cpu": 1}
+    assert d.engine.questions.claimed("a") == {"cpu": 1}
     d.end(4)
-    assert d.engine.claimed("a") == {"cpu": 0}
+    assert d.engine.questions.claimed("a") == {"cpu": 0}
+
+
+def test_what_starts_after_waiting_ahead_is_reported_once(drive) -> None:
+    """The next poll says which function has a claim now, unless that one ended meanwhile."""
+    d = drive({"a": {"cpu": 1}}, max_ahead=4)
+    short(d, range(5), {"cpu": 1})
+    assert not any(isinstance(decision, Started) for decision in d.poll())
+    d.end(0)
+    assert d.poll() == [Started(1)]
+    assert d.poll() == []
+    d.end(1, 2)
+    assert d.poll() == [Started(3)], "2 has ended"
+    d.engine.attempt_ended(3, d.now)
+    d.engine.worker_removed("a")
+    d.ready(3)
+    assert d.poll() == []
+
+
+def test_one_that_secedes_has_started(drive) -> None:
+    """A function that gives its slot back runs; no other is reported twice because of it."""
+    d = drive({"a": {"cpu": 1}}, max_ahead=4)
+    short(d, range(3), {"cpu": 1})
+    d.poll()
+    d.end(0)
+    assert d.poll() == [Started(1)]
+    d.engine.slot_released(2)  # so that 1 still waits
+    d.end(2)
+    assert d.poll() == []
 
 
 def test_idle_workers_come_first(drive) -> None:
@@ -73,8 +99,8 @@ def test_what_is_left_is_shared(drive) -> None:
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, horizon=10.0)
     short(d, range(22), {"cpu": 1})
     d.poll()
-    assert abs(len(d.engine._cluster.workers["a"].ahead) - 10) <= 2
-    assert abs(len(d.engine._cluster.workers["b"].ahead) - 10) <= 6
+    assert abs(len(d.engine._fleet.workers["a"].ahead) - 10) <= 2
+    assert abs(len(d.engine._fleet.workers["b"].ahead) - 10) <= 6
 
 
 def test_a_trickle_goes_ahead_as_well(drive) -> None:
@@ -84,7 +110,7 @@ def test_a_trickle_goes_ahead_as_well(drive) -> None:
     d.poll()
     short(d, range(100, 110), {"cpu": 1})
     d.poll()
-    assert d.engine.counts("run").held <= 4
+    assert d.count()[2] <= 4
 
 
 def test_only_one_kind_waits_on_a_worker(drive) -> None:
@@ -92,14 +118,14 @@ def test_only_one_kind_waits_on_a_worker(drive) -> None:
     d = drive({"a": {"cpu": 1, "gpu": 1}})
     short(d, range(40), {"cpu": 1})
     assert ahead(d.poll())
-    worker = d.engine._cluster.workers["a"]
+    worker = d.engine._fleet.workers["a"]
     short(d, ["other"], {"gpu": 1})
     assert d.poll() == [], "it would stand behind what it does not compete with"
-    assert d.engine.why("other").reason == "ahead"
+    assert d.engine.questions.why("other").reason == "ahead"
     waiting = len(worker.ahead)
     for _ in range(waiting):
         d.end(next(iter(worker.placed)).key, after=0.001)
-        decisions = d.poll()
+        decisions = [p for p in d.poll() if isinstance(p, Place)]
         if decisions:
             break
     assert next(p.key for p in decisions) == "other", "the queue is not topped up meanwhile"
@@ -137,4 +163,4 @@ def test_ten_thousand_short_functions_end(drive) -> None:
         d.end(*(p.key for p in running), after=0.01, duration=0.001)
         running = d.poll()
     assert total == 2000 and handed > 1800
-    assert d.engine.claimed("a") == {"cpu": 0}
+    assert d.engine.questions.claimed("a") == {"cpu": 0}

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from handoff_dask.placement import FunctionSpec, Place, WorkerSpec, simulate
+import pytest
+
+from handoff_dask.placement.events import FunctionSpec, Place, WorkerSpec
+from handoff_dask.placement.simulation import simulate
+from tests.placement.conftest import Driver
 
 TWO = {"a": {"cpu": 1}, "b": {"cpu": 1}}
 
@@ -43,7 +47,7 @@ def test_large_inputs_are_waited_for(drive) -> None:
     assert d.places() == {"busy": "a"}
     d.ready("f", inputs={"a": 1e9})  # 10 s to move
     assert d.places() == {}
-    assert d.engine.why("f").reason == "data"
+    assert d.engine.questions.why("f").reason == "data"
     d.end("busy", after=3.0)
     assert d.places() == {"f": "a"}
 
@@ -80,6 +84,37 @@ def test_a_lost_holder_is_not_waited_for(drive) -> None:
     assert d.places() == {}
     d.engine.worker_removed("a")
     assert d.places() == {"f": "b"}
+
+
+def test_a_shrunk_holder_is_not_waited_for(drive) -> None:
+    """What waits for the data of a worker that becomes too small goes elsewhere."""
+    d = drive({"a": {"cpu": 2}, "b": {"cpu": 2}}, slots=1)
+    d.specs(FunctionSpec("busy", {"cpu": 1}), FunctionSpec("f", {"cpu": 2}))
+    d.ready("busy", inputs={"a": 1.0})
+    d.places()
+    d.ready("f", inputs={"a": 1e9})
+    assert d.places() == {}
+    d.join("a", {"cpu": 1}, slots=1)
+    assert d.poll() == [Place("f", "b")]
+
+
+def test_an_input_that_many_workers_hold_is_weighed_once(drive) -> None:
+    """Copies make a function no less urgent where one of them lies."""
+    d = drive({"a": {"cpu": 1}}, bandwidth=100e6)
+    d.specs(FunctionSpec("g", {"cpu": 1}, expected=4.0, code="g"))
+    d.specs(FunctionSpec("f", {"cpu": 1}, expected=5.0, code="f"))
+    d.ready("g", inputs={"a": 1e9})
+    d.ready("f", inputs={"b": 1e9, "c": 1e9, "a": 1e9}, input_total=1e9)
+    assert d.places() == {"f": "a"}
+
+
+def test_the_size_of_all_inputs_must_be_given() -> None:
+    """It cannot be forgotten: a worker's share of the inputs is never more than all of them."""
+    d = Driver({"a": {"cpu": 1}})
+    d.specs(FunctionSpec("f", {}))
+    with pytest.raises(ValueError, match="more than all the inputs of 'f'"):
+        d.engine.function_ready("f", 0.0, inputs={"a": 1.0})
+    assert d.engine.questions.why("f") is None
 
 
 def test_a_worker_prefers_what_it_holds(drive) -> None:

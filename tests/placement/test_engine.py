@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, Place, Refuse, Waiting, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, Place, Refuse, Waiting, WorkerSpec
 
 
 def test_a_cost_waits_until_it_is_free(drive) -> None:
@@ -16,8 +17,8 @@ def test_a_cost_waits_until_it_is_free(drive) -> None:
     d.end(3)
     second = d.places()
     assert set(second) == {1, 2}
-    assert d.engine.free("a") == {"cpu": 1, "memory": 2}
-    assert d.engine.claimed("a") == {"cpu": 3, "memory": 8}
+    assert d.engine.questions.free("a") == {"cpu": 1, "memory": 2}
+    assert d.engine.questions.claimed("a") == {"cpu": 3, "memory": 8}
     d.end(1)
     assert set(d.places()) == {0}
 
@@ -27,7 +28,7 @@ def test_a_function_takes_a_slot_whatever_it_costs(drive) -> None:
     d = drive({"a": {"cpu": 100}}, slots=2)
     d.add({key: {} for key in range(3)})
     assert len(d.places()) == 2
-    assert d.engine.slots("a") == (0, 2)
+    assert d.engine.questions.slots("a") == (0, 2)
     d.end(0)
     assert len(d.places()) == 1
 
@@ -58,7 +59,7 @@ def test_max_concurrency_counts_what_is_placed(drive) -> None:
     d.add({key: {"cpu": 1} for key in range(5)})
     placed = list(d.places())
     assert len(placed) == 2
-    assert d.engine.why(4).reason == "max_concurrency"
+    assert d.engine.questions.why(4).reason == "max_concurrency"
     d.end(*placed)
     assert len(d.places()) == 2
 
@@ -79,7 +80,7 @@ def test_a_delay_is_waited_out(drive) -> None:
     d.ready("f", not_before=3.0)
     assert d.places() == {}
     assert d.engine.wake_at() == 3.0
-    assert d.engine.why("f").until == 3.0
+    assert d.engine.questions.why("f").until == 3.0
     assert d.places(after=2.9) == {}
     assert d.places(after=0.1) == {"f": "a"}
     assert d.engine.wake_at() is None
@@ -121,7 +122,7 @@ def busy_elsewhere(drive, *, expected: float | None = None, **options):
 def test_another_worker_is_waited_for_no_longer_than_it_helps(drive, expected, wait) -> None:
     """For as long as the function takes; if nobody knows, as long as its last attempt took."""
     d = busy_elsewhere(drive, expected=expected)
-    assert d.engine.why("f").workers == ("b",)
+    assert d.engine.questions.why("f").workers == ("b",)
     assert d.engine.wake_at() == 2.0 + wait
     assert d.places(after=wait - 0.1) == {}
     assert d.places(after=0.1) == {"f": "a"}
@@ -171,7 +172,7 @@ def test_who_insists_waits_while_there_is_another_worker(drive) -> None:
     assert d.engine.wake_at() is None
     assert d.places(after=1e6) == {}
     d.engine.worker_running("b", False)
-    assert d.places() == {} and d.engine.why("f").reason == "paused"
+    assert d.places() == {} and d.engine.questions.why("f").reason == "paused"
     d.engine.worker_removed("b")
     assert d.places() == {"f": "a"}
 
@@ -183,11 +184,11 @@ def test_an_excluded_worker_is_never_used(drive) -> None:
     assert d.places() == {"fill": "a"}
     d.specs(FunctionSpec("f", {"cpu": 1}, expected=0.1), FunctionSpec("g", {"cpu": 1}, pin="b"))
     d.ready("f", "g", exclude=("b",))
-    assert d.places() == {} and d.engine.why("f").workers == ("a",)
-    assert d.engine.why("g") == Waiting("excluded", ("b",))
+    assert d.places() == {} and d.engine.questions.why("f").workers == ("a",)
+    assert d.engine.questions.why("g") == Waiting("excluded", ("b",))
     d.engine.worker_removed("a")
     assert d.poll(after=100.0) == []
-    assert d.engine.why("f") == Waiting("excluded", ("b",))
+    assert d.engine.questions.why("f") == Waiting("excluded", ("b",))
     d.engine.exclusion_ended("f", "b")
     d.engine.exclusion_ended("nobody knows", "b")
     assert d.places() == {"f": "b"}
@@ -195,6 +196,41 @@ def test_an_excluded_worker_is_never_used(drive) -> None:
     assert d.places() == {}
     d.engine.exclusion_ended("g", "b")
     assert d.places() == {"g": "b"}
+
+
+@pytest.mark.parametrize("kind", ["plain", "pinned", "collocated", "bound", "limited"])
+def test_every_kind_of_function_keeps_off_excluded_workers(drive, kind: str) -> None:
+    """It is held, never refused; it goes on with a new worker or the end of an exclusion."""
+    limit = 2 if kind == "limited" else None
+    d = drive({"a": {"cpu": 2}}, run={"max_concurrency": limit}, lost_grace=1.0)
+    d.specs(
+        FunctionSpec("mate", {"cpu": 1}, binds="f" if kind == "bound" else None),
+        FunctionSpec(
+            "f",
+            {"cpu": 1},
+            pin="host" if kind == "pinned" else None,
+            collocated="mate" if kind == "collocated" else None,
+        ),
+    )
+    d.ready("mate")
+    assert d.places() == {"mate": "a"}
+    d.ready("f", exclude=("a", "b"))
+    assert d.poll() == [] and d.poll(after=1e6) == []
+    assert d.engine.questions.why("f") == Waiting("excluded", ("a",))
+    assert "an earlier attempt still runs on a" in str(d.engine.questions.why("f"))
+    assert d.engine.questions.holds("run") == [("f", 1, Waiting("excluded", ("a",)))]
+    d.join("b", {"cpu": 2})
+    assert d.poll() == []
+    if kind in ("collocated", "bound"):  # the group stays where it is
+        d.engine.exclusion_ended("f", "a")
+        assert d.places() == {"f": "a"}
+        return
+    d.engine.exclusion_ended("f", "b")
+    assert d.places() == {"f": "b"}
+    d.ready("f", exclude=("a", "b"))
+    assert d.places() == {}
+    d.join("c", {"cpu": 1})
+    assert d.places() == {"f": "c"}
 
 
 def test_to_exclude_comes_before_to_avoid(drive) -> None:
@@ -216,12 +252,12 @@ def test_inputs_and_a_worker_to_avoid(drive) -> None:
     d.ready("hold")
     assert d.places() == {"hold": "b"}
     d.ready("f", avoid=("a",), inputs={"b": 1e9})
-    assert d.places() == {} and d.engine.why("f").reason == "data"
+    assert d.places() == {} and d.engine.questions.why("f").reason == "data"
     d.ready("fill")
     assert d.places() == {"fill": "c"}
     d.now = d.engine.wake_at()
     assert 9 < d.now < 11, "moving the inputs takes so long"
-    assert d.places() == {} and d.engine.why("f").reason == "resources"
+    assert d.places() == {} and d.engine.questions.why("f").reason == "resources"
     assert d.engine.wake_at() == 15.0
     d.now = 15.0
     assert d.places() == {"f": "a"}
@@ -235,10 +271,10 @@ def test_an_attempt_may_cost_more_than_the_function(drive) -> None:
     d.engine.attempt_ended("f", 0.0)
     d.ready("f", cost={"memory": 6})
     d.places()
-    assert d.engine.free("a") == {"memory": 2}
+    assert d.engine.questions.free("a") == {"memory": 2}
     d.ready("f")  # that attempt ended: it is ready again
     d.places()
-    assert d.engine.free("a") == {"memory": 6}
+    assert d.engine.questions.free("a") == {"memory": 6}
 
 
 def test_an_end_told_twice_counts_once(drive) -> None:
@@ -249,7 +285,7 @@ def test_an_end_told_twice_counts_once(drive) -> None:
     d.end("f")
     d.end("f")
     d.end("nobody knows")
-    assert d.engine.free("a") == {"cpu": 2}
+    assert d.engine.questions.free("a") == {"cpu": 2}
     d.ready("f")
     d.engine.attempt_ended("f", 0.0)
     assert d.places() == {"f": "a"}
@@ -262,7 +298,7 @@ def test_a_withdrawn_function_is_not_placed(drive) -> None:
     d.engine.function_withdrawn("f")
     assert d.places() == {"g": "a"}
     d.engine.function_withdrawn("g")
-    assert d.engine.free("a") == {"cpu": 1}
+    assert d.engine.questions.free("a") == {"cpu": 1}
 
 
 def test_a_seceded_function_gives_its_slot_back(drive) -> None:
@@ -272,7 +308,7 @@ def test_a_seceded_function_gives_its_slot_back(drive) -> None:
     (first,) = d.places()
     d.engine.slot_released(first)
     (second,) = d.places()
-    assert d.engine.free("a") == {"cpu": 0} and d.engine.slots("a") == (0, 1)
+    assert d.engine.questions.free("a") == {"cpu": 0} and d.engine.questions.slots("a") == (0, 1)
     d.end(first)
     assert d.places() == {}, "the slot is the second one's"
     d.end(second)
@@ -290,7 +326,7 @@ def test_a_closed_run_leaves_nothing(drive) -> None:
     d.engine.run_closed("run")
     d.end(0)
     assert d.poll() == []
-    assert d.engine.free("a") == {"cpu": 2}
+    assert d.engine.questions.free("a") == {"cpu": 2}
     d.engine.run_opened("run")
     d.add({"s": {"cpu": 2}})
     assert d.places() == {"s": "a"}
@@ -327,16 +363,16 @@ def test_a_cost_that_capacity_was_lost_for_is_refused_in_the_end(drive) -> None:
     d.now = 10.0
     add_run(d, "f")
     assert d.poll() == []
-    assert d.engine.why("f").reason == "impossible"
-    assert d.engine.why("f").until == d.engine.wake_at() == 60.0
-    assert d.engine.hopeless("f", d.now) is None
+    assert d.engine.questions.why("f").reason == "impossible"
+    assert d.engine.questions.why("f").until == d.engine.wake_at() == 60.0
+    assert d.engine.questions.hopeless("f", d.now) is None
     assert d.poll(after=49.9) == []
     (refusal,) = d.poll(after=0.1)
     assert isinstance(refusal, Refuse) and refusal.key == "f"
     lacks = "needs gpu 1, offers 0"
     assert str(refusal.finding) == f"no worker can hold it; nearest is b (b-name): {lacks}"
     assert d.engine.wake_at() is None
-    assert d.engine.hopeless("f", d.now) == ("f", refusal.finding)
+    assert d.engine.questions.hopeless("f", d.now) == ("f", refusal.finding)
 
 
 def test_capacity_that_comes_back_in_time_is_used(drive) -> None:
@@ -358,12 +394,12 @@ def test_capacity_that_went_on_purpose_is_not_waited_for(drive, how: str) -> Non
     if how == "left":
         d.engine.worker_removed("a")
     elif how == "shrank":
-        d.engine.worker_changed("a", capacity={"gpu": 0})
+        d.join("a", {"gpu": 0})
     elif how == "came back with less":
         d.engine.worker_removed("a", lost_at=0.0)
         d.join("a", {"gpu": 0})
     add_run(d, "f")
-    assert d.engine.hopeless("f", d.now)
+    assert d.engine.questions.hopeless("f", d.now)
     assert [decision.key for decision in d.poll()] == ["f"]
 
 
@@ -374,7 +410,7 @@ def test_a_pin_to_a_worker_that_was_lost(drive) -> None:
     d.engine.run_opened("pins")
     pins = ("a", "a-name", "host", "nobody")
     d.engine.functions_added("pins", [FunctionSpec(p, {"cpu": 1}, pin=p) for p in pins])
-    assert d.engine.hopeless("pins", 0.0)[0] == "nobody"
+    assert d.engine.questions.hopeless("pins", 0.0)[0] == "nobody"
     d.ready(*pins)
     decisions = {decision.key: decision for decision in d.poll()}
     assert isinstance(decisions["nobody"], Refuse) and decisions["host"].worker == "b"
@@ -433,7 +469,7 @@ def test_an_empty_cluster_is_waited_for(drive) -> None:
     d.add({"f": {"gpu": 1}})
     assert d.poll() == [] and d.poll(after=1e6) == []
     assert d.engine.wake_at() is None
-    assert d.engine.why("f").reason == "no workers"
+    assert d.engine.questions.why("f").reason == "no workers"
     d.join("a", {"gpu": 1})
     assert d.places() == {"f": "a"}
 

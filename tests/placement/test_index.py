@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 COSTS = [{"cpu": 1 + i % 4, "memory": 100 * (1 + i)} for i in range(20)]
 
@@ -20,7 +21,7 @@ def checks_per_decision(n_workers: int, ready: int) -> tuple[float, float]:
     for i in range(ready):
         engine.function_ready(i, 0.0)
     placed = [d.key for d in engine.poll(0.0)]
-    index = engine._cluster.index
+    index = engine._fleet.index
     fill = index.checks / len(placed)
     before = index.checks
     for i in range(500):
@@ -48,7 +49,7 @@ def test_equal_workers_are_compared_once() -> None:
     engine.function_ready("f", 0.0)
     engine.poll(0.0)
     # Once in the index, by kind; a worker each time it is looked at would be 1,000.
-    assert engine._cluster.index.checks <= 10
+    assert engine._fleet.index.checks <= 10
 
 
 @pytest.mark.parametrize("strategy", ["packed", "load_balanced", "first_available"])
@@ -63,4 +64,4 @@ def test_every_strategy_scales(strategy: str) -> None:
     for i in range(3000):
         engine.function_ready(i, 0.0)
     placed = engine.poll(0.0)
-    assert engine._cluster.index.checks / len(placed) < 40
+    assert engine._fleet.index.checks / len(placed) < 40

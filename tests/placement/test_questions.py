@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from handoff_dask.placement import Engine, Finding, FunctionSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import Finding, FunctionSpec
 
 TWO = {"a": {"cpu": 4}, "b": {"cpu": 2, "gpu": 1}}
 
@@ -15,14 +16,14 @@ def test_feasibility_is_by_what_is_declared(drive) -> None:
     d.add({0: {"cpu": 4}})
     d.places()
     d.engine.worker_running("b", False)
-    finding = d.engine.feasibility({"cpu": 2})
+    finding = d.engine.questions.feasibility({"cpu": 2})
     assert finding and finding.able == ("a", "b")
     assert str(finding) == "can run on a, b"
 
 
 def test_an_impossible_cost_names_the_nearest(drive) -> None:
     """The finding says which worker comes closest and what it lacks."""
-    finding = drive(TWO).engine.feasibility({"cpu": 3, "gpu": 1})
+    finding = drive(TWO).engine.questions.feasibility({"cpu": 3, "gpu": 1})
     assert not finding
     assert finding.nearest == "b" and finding.shortfall == {"cpu": (3, 2)}
     assert str(finding) == "no worker can hold it; nearest is b (b-name): needs cpu 3, offers 2"
@@ -32,11 +33,11 @@ def test_an_impossible_cost_names_the_nearest(drive) -> None:
 def test_a_pin_narrows_the_finding(drive) -> None:
     """Only workers that answer to the pin are judged; an unknown pin is told as such."""
     engine = drive(TWO).engine
-    assert engine.feasibility({"cpu": 3}, "a-name").able == ("a",)
-    finding = engine.feasibility({"cpu": 3}, "b")
+    assert engine.questions.feasibility({"cpu": 3}, "a-name").able == ("a",)
+    finding = engine.questions.feasibility({"cpu": 3}, "b")
     assert finding.nearest == "b" and "pinned to 'b'" in str(finding)
-    assert not engine.feasibility({}, "nobody").pin_known
-    assert str(Engine().feasibility({})) == "no workers"
+    assert not engine.questions.feasibility({}, "nobody").pin_known
+    assert str(Engine().questions.feasibility({})) == "no workers"
 
 
 def test_why_names_the_short_resources(drive) -> None:
@@ -46,42 +47,29 @@ def test_why_names_the_short_resources(drive) -> None:
     d.places()
     d.add({2: {"cpu": 2}})
     d.poll()
-    why = d.engine.why(2)
+    why = d.engine.questions.why(2)
     assert why.reason == "resources" and why.workers == ("a", "b")
     assert why.resources == {"cpu": (2, 1)}
     assert str(why) == "resources: cpu 2, at most 1 free on a, b"
-    assert d.engine.why(0) is None and d.engine.why("unknown") is None
+    assert d.engine.questions.why(0) is None and d.engine.questions.why("unknown") is None
 
 
 def test_why_knows_what_the_next_poll_does(drive) -> None:
     """A function that was not polled for yet is said to be next."""
     d = drive(TWO)
     d.add({0: {"cpu": 1}})
-    assert d.engine.why(0).reason == "next"
-
-
-def test_counts_add_up(drive) -> None:
-    """Every function of a run is counted once."""
-    d = drive({"a": {"cpu": 1}})
-    d.add({key: {"cpu": 1} for key in range(3)})
-    d.specs(FunctionSpec("waiting", {}), FunctionSpec("delayed", {}))
-    d.ready("delayed", not_before=9.0)
-    (placed,) = d.places()
-    d.end(placed)
-    d.places()
-    counts = d.engine.counts("run")
-    assert (counts.waiting, counts.held, counts.delayed) == (1, 2, 1)
-    assert (counts.running, counts.ahead, counts.done) == (1, 0, 1)
+    assert d.engine.questions.why(0).reason == "next"
 
 
 def test_unknown_names_are_errors(drive) -> None:
     """Asking about a worker or run that does not exist names it."""
     engine = drive({}).engine
-    for ask in (engine.free, engine.capacity, engine.claimed, engine.slots):
+    asks = engine.questions
+    for ask in (asks.free, asks.capacity, asks.claimed, asks.slots):
         with pytest.raises(KeyError, match="nobody"):
             ask("nobody")
     with pytest.raises(KeyError, match="nothing"):
-        engine.counts("nothing")
+        engine.questions.holds("nothing")
 
 
 def test_verdicts_judge_groups_as_one(drive) -> None:
@@ -92,6 +80,6 @@ def test_verdicts_judge_groups_as_one(drive) -> None:
         FunctionSpec("y", {"gpu": 1}, collocated="x"),
         FunctionSpec("z", {"gpu": 1}),
     )
-    verdicts = dict(d.engine.verdicts("run"))
+    verdicts = dict(d.engine.questions.verdicts("run"))
     assert isinstance(verdicts["x"], Finding)
     assert not verdicts["x"] and not verdicts["y"] and verdicts["z"].able == ("b",)

@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec, simulate
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
+from handoff_dask.placement.simulation import simulate
 
 WORKERS = [WorkerSpec(w, w, "h", {"cpu": 2, "memory": 4}, 4) for w in ("a", "b")]
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from handoff_dask.placement import STRATEGIES, Engine, strategy
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.strategies import STRATEGIES, strategy
 
 GPU = {"cpu": 8, "memory": 100, "gpu": 1}
 CPU = {"cpu": 8, "memory": 100}

@@ -6,7 +6,8 @@ import dataclasses
 from collections import deque
 from typing import Any
 
-from handoff_dask.placement import Engine, FunctionSpec, WorkerSpec
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 
 COSTS: list[dict[str, float]] = [
     {}, {"cpu": 1}, {"cpu": 1}, {"cpu": 2}, {"cpu": 4}, {"cpu": 0.1}, {"cpu": 1 / 3, "memory": 1},
@@ -50,6 +51,8 @@ class World:
         self.bound: dict[int, str] = {}
         self.foreign: dict[int, str] = {}
         self.seceded: set[int] = set()
+        #: Functions sent ahead that the engine has not said to have started.
+        self.unstarted: set[int] = set()
         #: Ends that the engine was not told yet, in order.
         self.news: deque[tuple[int, bool]] = deque()
         self.serial = 0
@@ -90,13 +93,11 @@ class World:
     def add_again(self) -> None:
         address = self.small()
         if address is not None:
-            spec = dataclasses.replace(self.workers[address], name=f"w{self.draw(4)}")
-            if address in self.paused:
-                spec = dataclasses.replace(spec, running=False)
-            self.bound = {k: a for k, a in self.bound.items() if a != address}
-            self.engine.worker_added(spec)
             # Nothing that was placed is asked again whether its pin still holds.
-            self.workers[address] = dataclasses.replace(spec, running=True)
+            name = f"w{self.draw(4)}"
+            self.workers[address] = dataclasses.replace(self.workers[address], name=name)
+            self.bound = {k: a for k, a in self.bound.items() if a != address}
+            self.declare(address)
 
     def small(self) -> str | None:
         return self.pick([a for a in self.workers if a != BIG.address])
@@ -137,7 +138,12 @@ class World:
             self.excess.add(address)
             # A group that no longer fits is bound anew.
             self.bound = {k: a for k, a in self.bound.items() if a != address}
-            self.engine.worker_changed(address, capacity=capacity, slots=slots)
+            self.declare(address)
+
+    def declare(self, address: str) -> None:
+        """Let the engine know what a worker offers now."""
+        running = address not in self.paused
+        self.engine.worker_added(dataclasses.replace(self.workers[address], running=running))
 
     def claim_foreign(self) -> None:
         key = self.draw(3)
@@ -229,7 +235,8 @@ class World:
             for address in list(self.workers)[: self.draw(3)]:
                 inputs[address] = [10.0, 1e6, 1e9][self.draw(3)]
             self.state[key] = "ready"
-            self.engine.function_ready(key, self.now, inputs=inputs, **options)
+            total = max(inputs.values(), default=0.0)
+            self.engine.function_ready(key, self.now, inputs=inputs, input_total=total, **options)
 
     def start(self, address: str) -> None:
         """Let a worker start what fits, looking at the head of its queue only, as Dask's does."""
@@ -280,7 +287,7 @@ class World:
                 options["avoid"] = tuple({address, self.pick(self.workers)})
                 options["insist"] = self.draw(2) == 1
             if self.draw(4) == 3:
-                options["exclude"] = (address,)
+                options["exclude"] = tuple({address, self.pick(self.workers)})
             if self.draw(3) == 0:
                 options["cost"] = COSTS[self.draw(len(COSTS))]
             self.ready(key, **options)
@@ -298,7 +305,7 @@ class World:
         key = self.any_running()
         if key is not None and key not in self.seceded:
             self.seceded.add(key)
-            if self.engine.waits_ahead(key):
+            if self.engine.questions.waits_ahead(key):
                 # It runs, so it has a claim, even if its worker shrank since it started.
                 self.excess.add(self.where[key])
             self.engine.slot_released(key)

@@ -102,7 +102,7 @@ async def test_tasks_of_others_count(c, s, a, b):
     plain = c.submit(hold, resources={"gpu": 1}, pure=False)
     await (await Event("started-go")).wait()
     run = await submit(dag_of(Function(id=1, args=[], code=where, cost={"gpu": 1})))
-    await until(lambda: s.plugins["handoff"].engine.claimed(b.address)["gpu"] == 1)
+    await until(lambda: s.plugins["handoff"].engine.questions.claimed(b.address)["gpu"] == 1)
     await one_held(run)
     assert (await run.explain())[1].resources == {"gpu": (1, 0)}
     await go.set()

@@ -192,10 +192,10 @@ async def test_timeout_is_a_failed_attempt(c, s, a, b):
     (first, _, _), (second, _, _) = SEEN
     assert first != second
     engine = s.plugins["handoff"].engine
-    assert engine.claimed(first)["cpu"] == 2
+    assert engine.questions.claimed(first)["cpu"] == 2
     await go.set()
     await assert_clean(s, a, b)
-    assert engine.slots(first) == (2, 2)
+    assert engine.questions.slots(first) == (2, 2)
 
 
 @on_cluster()

@@ -38,7 +38,7 @@ from handoff_dask import (
     submit,
     uninstall,
 )
-from handoff_dask.wire.events import Event
+from handoff_dask.wire.run_events import Event
 
 
 class FirstWorker:
