@@ -135,6 +135,52 @@ async def test_only_the_submitter_of_a_detached_run_hears(c, s, a, b):
     await assert_clean(s, a, b)
 
 
+def fail_once(path):
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return "done"
+    raise LookupError("the first time")
+
+
+@gen_cluster(client=True)
+async def test_all_events_of_a_run(c, s, a, b, tmp_path):
+    """When execute() returns, everything from the opening to the closing has been heard."""
+    events = []
+    dag = dag_of(
+        Function("flaky", [], fail_once, extra_args=[tmp_path / "ran"]),
+        Function("after", ["flaky"], str),
+    )
+    await execute(dag, on_event=events.append)
+    assert isinstance(events[0], RunOpened) and isinstance(events[-1], RunClosed)
+    assert len({event.run_id for event in events}) == 1
+    life = [
+        (type(event), event.function)
+        for event in events
+        if isinstance(event, FunctionPlaced | AttemptEnded | FunctionEnded)
+    ]
+    once = [FunctionPlaced, AttemptEnded]
+    assert [kind for kind, id_ in life if id_ == "flaky"] == [*once, *once, FunctionEnded]
+    assert [kind for kind, id_ in life if id_ == "after"] == [*once, FunctionEnded]
+    assert [e.attempt.outcome for e in events if isinstance(e, AttemptEnded)] == [
+        "error",
+        "ok",
+        "ok",
+    ]
+
+
+@gen_cluster(client=True)
+async def test_a_stopped_run_says_why(c, s, a, b):
+    """A run that is cancelled tells that it was stopped, then that it is closed."""
+    events = []
+    run = await submit(with_transform(), on_event=events.append)
+    await run.cancel()
+    await heard(events, RunClosed)
+    (stopped,) = [event for event in events if isinstance(event, RunStopped)]
+    assert stopped.kind == "cancelled"
+    await Event("go").set()
+
+
 @gen_cluster(client=True)
 async def test_a_run_that_never_begins(c, s, a, b):
     """Nobody hears of a run that the scheduler refuses, also if something is on its way still."""

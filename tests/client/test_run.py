@@ -236,3 +236,23 @@ async def test_waiting_for_a_run_may_be_given_up(c, s, a, b):
     status = await run.status()
     assert status["done"] == 1
     assert len(status["attempts"][1]) == 1
+
+
+def wait_for_go(index):
+    if index >= 2:
+        Event("go").wait()
+
+
+@on_cluster()
+async def test_the_time_remaining(c, s, a, b):
+    """Seconds, once it is known how long functions of that code take; none is left at the end."""
+    functions = [Function(i, [], wait_for_go, extra_args=[i]) for i in range(8)]
+    run = await submit(dag_of(*functions))
+    while (await run.progress())["done"] < 2:
+        await asyncio.sleep(0.01)
+    remaining = await run.remaining()
+    assert remaining is not None and remaining >= 0
+    await Event("go").set()
+    await run.result()
+    while await run.remaining():
+        await asyncio.sleep(0.01)
