@@ -27,6 +27,7 @@ __all__ = [
     "claimed_names",
     "declare",
     "died_under",
+    "drop_topic",
     "ended_by_worker",
     "exact",
     "fail_orphan",
@@ -56,6 +57,11 @@ _NOWHERE: Any = frozenset(("held://handoff",))
 #: Initial count of workers that died while running a task: so low that Dask never gives up. The
 #: plugin does.
 _NEVER_SUSPICIOUS = -(2**31)
+
+
+def drop_topic(scheduler: Scheduler, topic: str) -> None:
+    """Forget a topic and its subscribers. Dask keeps the latest events of each topic for ever."""
+    scheduler._broker._topics.pop(topic, None)
 
 
 def hold(ts: TaskState) -> None:

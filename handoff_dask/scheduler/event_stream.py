@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from handoff_dask.compat.scheduler import drop_topic
 from handoff_dask.scheduler.records import RunRecord
 from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, topic
 
@@ -38,7 +39,7 @@ class EventStream:
             spec = self._runs[event.run_id].spec
             if spec.events:
                 self._open.add(event.run_id)
-                # Before the first event; the client's own message may come later.
+                # Before the first event. A message of the client's might come later.
                 self._scheduler.subscribe_topic(topic(event.run_id), spec.client)
         if event.run_id not in self._open:
             return
@@ -52,3 +53,5 @@ class EventStream:
         events, self._events = self._events, {}
         for run_id, some in events.items():
             self._scheduler.log_event(topic(run_id), pickle.dumps(some))
+            if isinstance(some[-1], RunClosed):
+                drop_topic(self._scheduler, topic(run_id))
