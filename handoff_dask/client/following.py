@@ -118,8 +118,6 @@ class Follower:
             )
             self._watch(annotating.without(keys, get))
         except BaseException:
-            if self._listener is not None:
-                self._listener.close()
             # No graph will follow.
             with contextlib.suppress(OSError, ClusterLostError):
                 await self.call("close", run_id=self.outline.run_id)

@@ -35,15 +35,10 @@ class Listener:
         self._outline = outline
         self._on_event = on_event
         self._has_raised = False
-        #: Set once nothing will follow.
+        #: Set once the run has closed: nothing will follow.
         self.closed = asyncio.Event()
-        client.subscribe_topic(topic(outline.run_id), self._receive)
-
-    def close(self, *, ended: bool = False) -> None:
-        """Stop listening: the run has closed, or it never began."""
-        if not self.closed.is_set():
-            self.closed.set()
-            compat.unsubscribe(self._client, topic(self._outline.run_id), ended=ended)
+        # The scheduler subscribes the client as it opens the run: nothing can come too early.
+        compat.handle_events(client, topic(outline.run_id), self._receive)
 
     def _receive(self, message: tuple[float, bytes]) -> None:
         _, packed = message
@@ -52,7 +47,8 @@ class Listener:
             if known is not None:
                 self._call(known)
             if isinstance(event, RunClosed):
-                self.close(ended=True)
+                self.closed.set()
+                compat.drop_handler(self._client, topic(self._outline.run_id))
 
     def _in_users_terms(self, event: Event) -> Event | None:
         """Replace the scheduler's names by the user's ids; None for a transform of an argument."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Nanny, Worker
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "close_clients",
+    "drop_handler",
     "end_workers",
+    "handle_events",
     "on_loop",
     "settle_future",
-    "unsubscribe",
 ]
 
 #: Seconds for worker processes to end by themselves.
@@ -38,26 +40,14 @@ def settle_future(future: Future[Any], state: str) -> None:
         future_state.set_error(RuntimeError("its error could not be read"), None)
 
 
-def unsubscribe(client: Client, topic: str, *, ended: bool) -> None:
-    """Stop hearing of a topic, and let go of the handler, which Dask keeps.
-
-    Parameters
-    ----------
-    client, topic
-        The client and the topic.
-    ended
-        Whether nothing is on its way any more: Dask fails if it finds no handler for an event.
-    """
-    if client.status == "running":
-        client.unsubscribe_topic(topic)
-    if ended:
-        client._event_handlers.pop(topic, None)
-    else:
-        client._event_handlers[topic] = _ignore
+def handle_events(client: Client, topic: str, handler: Callable[[Any], None]) -> None:
+    """Set what a client does with the events of a topic to which the scheduler subscribed it."""
+    client._event_handlers[topic] = handler
 
 
-def _ignore(event: Any) -> None:
-    """Handle an event that nobody waits for any more."""
+def drop_handler(client: Client, topic: str) -> None:
+    """Remove the handler of a topic, once nothing will follow: Dask fails if it finds none."""
+    client._event_handlers.pop(topic, None)
 
 
 def on_loop(client: Client) -> bool:
