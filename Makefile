@@ -27,7 +27,7 @@ NOTEBOOKS = $(patsubst notebooks/%,docs/notebooks/%,$(wildcard notebooks/*.ipynb
 CODE = $(shell find handoff_dask -name "*.py") $(wildcard notebooks/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint test-oldest test-newest test-browser chromium notebooks docs
+.PHONY: help demo test chaos soak lint test-oldest test-newest test-browser chromium notebooks docs
 .PHONY: constraints newest clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
@@ -43,6 +43,9 @@ test: $(VENV)/.installed-test  ## Run the tests
 
 chaos: $(VENV)/.installed-test  ## Kill workers under 240 random DAGs; SEED=7 for another seed
 	CHAOS_SEED=$(SEED) CHAOS_ROUNDS=12 $(VENV)/bin/python -m pytest tests/chaos $(ARGS)
+
+soak: $(VENV)/.installed-test  ## Play 20,000 random lives of functions against the engine
+	SOAK=20000 $(VENV)/bin/python -m pytest tests/attempts --timeout 7200 $(ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(VENV)/bin/ruff check

@@ -30,7 +30,7 @@ source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-# `make notebooks` ran them; what stands in docs/notebooks has its outputs.
+# `make notebooks` has run them: the copies in docs/notebooks contain the outputs.
 nb_execution_mode = "off"
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -43,16 +43,16 @@ autosummary_generate = False
 numpydoc_show_class_members = False
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
-# Docstrings that drift from the code are errors: parameters that are unknown, or in another order.
+# Docstrings that differ from the code are errors: unknown parameters, or another order.
 numpydoc_validation_checks = {"PR02", "PR03"}
 
-# Every reference to something of ours must lead somewhere. Others' documentation is not at hand
+# Every reference to one of our names must resolve. Other projects' documentation cannot be resolved
 # without a network.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!handoff_dask).*"),
-    # What users read but do not write.
-    (r"py:class", r"handoff_dask\.(explaining\.Verdict|model\.function\.Collocated)"),
+    # Types that users see but do not write.
+    (r"py:class", r"handoff_dask\.(client\.explaining\.Verdict|model\.function\.Collocated)"),
 ]
 
 # Looks

@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal
 
-#: Seconds that a notebook may take: several times what the slowest does on two cores.
+#: Seconds that a notebook may take: several times as long as the slowest takes on two cores.
 DEADLINE = 180
 
 

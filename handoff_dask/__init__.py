@@ -40,6 +40,14 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Function, collocated
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.scheduler.plugin import HandoffPlugin
+from handoff_dask.wire.run_events import (
+    AttemptEnded,
+    FunctionEnded,
+    FunctionPlaced,
+    RunClosed,
+    RunOpened,
+    RunStopped,
+)
 from handoff_dask.worker.task import Current, current
 
 __all__ = [
@@ -48,6 +56,7 @@ __all__ = [
     "Allocator",
     "Argument",
     "Attempt",
+    "AttemptEnded",
     "ClusterLostError",
     "Current",
     "CyclicDependencyError",
@@ -56,7 +65,9 @@ __all__ = [
     "ExecutionResult",
     "Explanation",
     "Function",
+    "FunctionEnded",
     "FunctionFailedError",
+    "FunctionPlaced",
     "HandoffError",
     "HandoffPlugin",
     "InvalidFunctionError",
@@ -65,8 +76,11 @@ __all__ = [
     "RetryPolicy",
     "Run",
     "RunCancelledError",
+    "RunClosed",
     "RunExplanation",
     "RunInfo",
+    "RunOpened",
+    "RunStopped",
     "RunTimeoutError",
     "StandInError",
     "TransferError",

@@ -1,4 +1,4 @@
-"""Rest for the garbage collector."""
+"""Pausing the garbage collector."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Pause the collector where many objects are made and none becomes garbage.
+    """Pause the collector while many objects are created and none becomes garbage.
 
-    It would go over all of them again and again, at a third of the cost of making them.
+    Otherwise it would scan all of them again and again, at a third of the cost of creating them.
     """
     on = gc.isenabled()
     gc.disable()

@@ -22,21 +22,21 @@ dask.config.update_defaults(_DEFAULTS)
 
 def get(name: str) -> Any:
     """Return a setting of the ``handoff`` namespace."""
-    # Whoever replaced the configuration as a whole, as Dask's own test tools do, lost our defaults.
+    # The defaults are gone if somebody replaced the whole configuration, as Dask's test tools do.
     default = dask.config.get(f"handoff.{name}", config=_DEFAULTS)
     return dask.config.get(f"handoff.{name}", default)
 
 
 def seconds(name: str) -> float:
-    """Return a setting that is a time, in seconds."""
+    """Return a duration setting, in seconds."""
     return float(parse_timedelta(get(name)))
 
 
 def problems() -> list[str]:
-    """Return what is wrong with the settings of the ``handoff`` namespace, by its schema."""
+    """Check the settings of the ``handoff`` namespace against its schema; return the problems."""
     settings = dask.config.get("handoff", _DEFAULTS["handoff"])
     if settings == _DEFAULTS["handoff"]:
-        return []  # to read the schema takes time
+        return []  # reading the schema takes time
     schema = _read("handoff-schema.yaml")
     return list(_misfits("handoff", settings, schema["properties"]["handoff"]))
 
@@ -62,7 +62,7 @@ def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
             yield f"the setting {name} must be a time such as 60s or 50ms, not {value!r}"
     known = schema.get("properties", {})
     for key, inner in value.items() if schema["type"] == "object" else ():
-        # Dask takes both spellings, and environment variables know only this one.
+        # Dask accepts both spellings; environment variables can only have underscores.
         canonical = str(key).replace("_", "-")
         if canonical in known:
             yield from _misfits(f"{name}.{canonical}", inner, known[canonical])

@@ -1,4 +1,4 @@
-"""The errors of this project: each names its culprit, carries its facts and survives pickle."""
+"""The errors that users see: each names its culprit, carries its facts and survives pickling."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class MissingFunctionError(DAGError):
     references
         Pairs of (id of the function that refers, id that does not exist).
     similar
-        An id of the DAG that resembles the first missing one, if there is one.
+        An id of the DAG that resembles the first missing one, if any.
 
     Attributes
     ----------
     function_id : Hashable
-        The first function with a reference to nowhere.
+        The first function that refers to a missing id.
     missing : tuple of Hashable
-        Every id that does not exist, each once.
+        Every missing id, each once.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class MissingFunctionError(DAGError):
 
 
 class CyclicDependencyError(DAGError):
-    """Functions wait for each other in a circle.
+    """Functions depend on each other in a cycle.
 
     Parameters
     ----------
     cycle
-        The functions of the circle, each once, in the order in which results would flow.
+        The functions of the cycle, each once, in the order in which results would flow.
     relation
-        What ties them: ``"depends on"`` or ``"is collocated with"``.
+        How they are connected: ``"depends on"`` or ``"is collocated with"``.
     """
 
     def __init__(self, cycle: Sequence[Hashable], relation: str = "depends on") -> None:
@@ -120,14 +120,14 @@ class DuplicateFunctionError(DAGError):
 
 
 class InvalidFunctionError(DAGError):
-    """A function is not well formed.
+    """A field of a function is invalid.
 
     Parameters
     ----------
     function_id
         The function.
     field
-        The field of it that is wrong.
+        The invalid field.
     problem
         What is wrong with the field, and what to do.
     """
@@ -143,7 +143,7 @@ class InvalidFunctionError(DAGError):
 
 
 class UnknownFunctionError(HandoffError, KeyError):
-    """A function id that the run does not know, or whose result it does not keep."""
+    """The run has no function with this id, or does not keep its result."""
 
     def __init__(self, function_id: Hashable, problem: str) -> None:
         super().__init__(function_id, problem)
@@ -155,7 +155,7 @@ class UnknownFunctionError(HandoffError, KeyError):
 
 
 class UnknownRunError(HandoffError, KeyError):
-    """A dag_id that no run kept on the cluster answers to."""
+    """The cluster keeps no run with this dag_id."""
 
     def __init__(self, dag_id: Hashable) -> None:
         super().__init__(dag_id)
@@ -169,7 +169,7 @@ class UnknownRunError(HandoffError, KeyError):
 
 
 class UnknownWorkerError(HandoffError, KeyError):
-    """A worker that the cluster does not have."""
+    """The cluster has no worker with this name, address or host."""
 
     def __init__(self, worker: str, known: Sequence[str] = ()) -> None:
         super().__init__(worker, known)
@@ -178,11 +178,11 @@ class UnknownWorkerError(HandoffError, KeyError):
 
     def __str__(self) -> str:
         known = _list(self.known) or "none"
-        return f"no worker answers to {self.worker!r}; the cluster's workers are: {known}"
+        return f"there is no worker {self.worker!r}; the cluster's workers are: {known}"
 
 
 class VersionError(HandoffError, RuntimeError):
-    """The cluster has a version of handoff_dask that does not fit the client's.
+    """The cluster has a version of handoff_dask that does not match the client's.
 
     Parameters
     ----------
@@ -200,9 +200,9 @@ class VersionError(HandoffError, RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"{self.where} has handoff_dask {self.found}, this client {self.own}: their first two "
-            "numbers must be equal. Install the same version on both sides; if a client brought "
-            "the other one, uninstall(client) with that version takes it off the cluster."
+            f"{self.where} has handoff_dask {self.found}, this client has {self.own}: the first "
+            "two numbers must match. Install the same version on both sides. If a client brought "
+            "the other version to the cluster, remove it by uninstall(client) with that version."
         )
 
 
@@ -216,9 +216,9 @@ class AllocationError(HandoffError, RuntimeError):
     cost
         What it asks for: {resource: amount}; memory in MB.
     problem
-        What stands in the way, in a sentence.
+        Why no worker can hold it, in a sentence.
     nearest
-        Address of the worker that comes nearest to the cost, if there is one.
+        Address of the worker that comes nearest to the cost, if any.
     shortfall
         What that worker lacks: {resource: (asked for, offered)}.
     node
@@ -257,9 +257,9 @@ class FunctionFailedError(HandoffError, RuntimeError):
     attempts
         Every start of it, as :class:`~handoff_dask.Attempt` records.
     problem
-        The last failure in a line.
+        The last failure, in one line.
     partial
-        The :class:`~handoff_dask.ExecutionResult` of what did finish.
+        The :class:`~handoff_dask.ExecutionResult` of the functions that finished.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class FunctionFailedError(HandoffError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         make, args, _ = self._alone()
-        # Exceptions leave their cause behind when pickled; for this one it is half the message.
+        # Pickling an exception drops its cause, which here is half of the message.
         cause = None if self.__cause__ is None else pickle.dumps(packed(self.__cause__))
         partial = None
         with suppress(Exception):  # some results cannot be pickled
@@ -304,7 +304,7 @@ class FunctionFailedError(HandoffError, RuntimeError):
     def _with_partial(self) -> tuple[Any, ...]:
         return *self._alone()[:2], {"partial": self.partial}
 
-    #: How to pickle it without its cause, which travels beside it: the first way that works.
+    #: Ways to pickle it without its cause, which is sent separately; the first that works is used.
     reductions = (_with_partial, _alone)
 
 
@@ -319,7 +319,8 @@ class WorkerLostError(HandoffError, RuntimeError):
         Addresses and names of the workers, one for each death.
     reasons
         How each of them ended: ``"killed by signal 9 (SIGKILL)"``, ``"exited with status 1"``,
-        ``"out of memory: ..."`` if its nanny ended it at its memory limit, or that nobody knows.
+        ``"out of memory: ..."`` if its nanny killed it at its memory limit, or that the reason is
+        unknown.
     """
 
     def __init__(
@@ -351,7 +352,7 @@ class TransferError(HandoffError, RuntimeError):
     Parameters
     ----------
     producer
-        Id of the function whose result it is; the key of the Dask task if it is not of the run.
+        Id of the function that made the result; the key of the Dask task if it is not in the run.
     type_name
         The type of the result, such as ``"builtins.generator"``; empty if unknown.
     problem
@@ -369,10 +370,10 @@ class TransferError(HandoffError, RuntimeError):
 
 
 class _RunEndedError(HandoffError):
-    """What the errors that end a whole run have in common."""
+    """Base of the errors that end a whole run."""
 
     def __init__(self, dag_id: Hashable, problem: str, partial: Any = None) -> None:
-        # Not super(): an OSError, as RunTimeoutError is one, would take these for its own fields.
+        # Not super(): RunTimeoutError is an OSError, which would treat these as its own fields.
         Exception.__init__(self, dag_id, problem, partial)
         self.dag_id = dag_id
         self.problem = problem
@@ -383,16 +384,17 @@ class _RunEndedError(HandoffError):
 
 
 class ClusterLostError(_RunEndedError, RuntimeError):
-    """The scheduler went away while a run was under way, or could not be reached."""
+    """The connection to the scheduler was lost during a run, or could not be made."""
 
 
 class RunCancelledError(_RunEndedError, RuntimeError):
     """The run was cancelled.
 
-    By ``run.cancel()``, by cancelling one of its futures, by Ctrl-C, because its client went away,
-    because the function that submitted it was given up, or because the cluster was restarted.
+    By ``run.cancel()``, by cancelling one of its futures, by Ctrl-C, because its client
+    disconnected, because the function that submitted it was given up, or because the cluster was
+    restarted.
     """
 
 
 class RunTimeoutError(_RunEndedError, TimeoutError):
-    """The run did not end within the time it was given."""
+    """The run did not end within its time limit."""

@@ -1,8 +1,8 @@
-"""Exceptions on their way to another process: complete if possible, and small in any case.
+"""Packs exceptions for another process: complete if possible, and always small.
 
-An exception, the chain of its causes, and the exceptions that these hold travel as a list, each
-pickled by itself. So deep stacks and long chains need no recursion. The user's exceptions are never
-changed.
+An exception, the chain of its causes, and the exceptions inside them are sent as a list, each
+pickled separately. So deep stacks and long chains need no recursion. The user's exceptions are
+never changed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["PackedError", "packed"]
 
 #: Exceptions kept at each end of a long chain of causes.
 KEPT = 10
-#: Most exceptions that travel together, and most bytes of their pickles.
+#: Most exceptions that are sent together, and most bytes of their pickles.
 MOST, SIZE = 200, 10_000_000
-#: Seconds that the user's code may take to pickle an exception.
+#: Seconds that users' code may take to pickle an exception.
 PATIENCE = 3.0
 
 _Reduce = Callable[[BaseException], Any]
 
 
 class _Record(NamedTuple):
-    """An exception as it travels; it refers to others by their place in the list."""
+    """An exception as it is sent; it refers to others by their place in the list."""
 
     type_name: str
     message: str
@@ -47,7 +47,7 @@ class _Record(NamedTuple):
 
 
 class PackedError(StandInError):
-    """Stands in for an exception that travels: unpickling it returns that exception.
+    """Replaces an exception while it is sent; unpickling it returns that exception.
 
     So Dask and asyncio never see the user's type, which they might treat as a signal.
     """
@@ -60,29 +60,29 @@ class PackedError(StandInError):
         return f"{self.type_name}({self.message!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Dask pickles exceptions through tblib, which gives the exception that arrives the cause,
-        # the context and the traceback of this stand-in. So they are set again after that.
+        # Dask pickles exceptions through tblib, which gives the unpickled exception the cause, the
+        # context and the traceback of this replacement. So they are set again afterwards.
         parcel = _Parcel(self.records)
         return _Parcel.open, (parcel,), parcel, None, None, _Parcel.link
 
 
 def packed(error: BaseException) -> PackedError:
-    """Return what to raise in place of an exception that has to reach another process."""
-    # Not by its own methods: these are the user's.
+    """Return what to raise instead of an exception that has to reach another process."""
+    # Its own methods could be the user's code.
     lines = lines_of(without_ours(object.__getattribute__(error, "__traceback__")))
-    records = [_Record(type_of(error), "(its text cannot be had)", lines)]
+    records = [_Record(type_of(error), "(its text is not available)", lines)]
 
     def pack() -> None:
-        with suppress(BaseException):  # then the record made so far is used
+        with suppress(BaseException):  # the record made so far is then used
             text = text_of(error)
             records[0] = records[0]._replace(message=text)
             records[:] = _Packing(error, text).records()
 
-    # In a thread, since this runs the user's code, such as __str__ and __reduce__, which may hang.
+    # In a thread, because this runs users' code, such as __str__ and __reduce__, which may hang.
     thread = threading.Thread(target=pack, name="handoff-packing", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # no more threads can be started, which may be the error at hand
+    except RuntimeError:  # no thread can be started, which may even be the error to pack
         pack()
     else:
         thread.join(PATIENCE)
@@ -90,7 +90,7 @@ def packed(error: BaseException) -> PackedError:
 
 
 class _Packing:
-    """Makes records of an exception and of all that go with it."""
+    """Makes the records of an exception and of all that belong to it."""
 
     def __init__(self, error: BaseException, text: str) -> None:
         self._text = text
@@ -103,11 +103,11 @@ class _Packing:
         self._place(error)
 
     def records(self) -> list[_Record]:
-        # Exceptions that others hold are appended meanwhile.
+        # Exceptions inside others are appended meanwhile.
         return [self._record(place, error) for place, error in enumerate(self._errors)]
 
     def _place(self, error: BaseException) -> int:
-        """Return the place of an exception; it and its chain get places if they have none."""
+        """Return the place of an exception; give it and its chain places if they have none."""
         if len(self._errors) >= MOST and id(error) not in self._places:
             error = self._rest
         if id(error) not in self._places:
@@ -146,7 +146,7 @@ class _Packing:
         )
 
     def _pickled(self, error: BaseException) -> bytes | None:
-        """Pickle an exception without its causes; None if it cannot be pickled or unpickled."""
+        """Pickle an exception without its causes; return None if that or unpickling fails."""
         if not isinstance(error, Exception):
             return None
         for reduce in _reductions(type(error)):
@@ -157,7 +157,7 @@ class _Packing:
                 _checked(_ErrorUnpickler(data, self._errors.__getitem__).load())
                 self._room -= len(data)
                 return data
-            except BaseException:  # raised by the user's code
+            except BaseException:  # raised by users' code
                 continue
         return None
 
@@ -171,7 +171,7 @@ def _checked(arrived: Any) -> Exception:
 
 
 def _next(error: BaseException) -> BaseException | None:
-    """Return the exception that Python prints before this one, if there is one."""
+    """Return the exception that Python prints before this one, if any."""
     if error.__cause__ is not None or error.__suppress_context__:
         return error.__cause__
     return error.__context__
@@ -200,7 +200,7 @@ class _Bounded(io.BytesIO):
 
 
 class _ErrorPickler(Pickler):
-    """Pickles one exception: others that it holds by their places, tracebacks by their lines."""
+    """Pickles one exception; those inside it by their places, tracebacks by their lines."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class _ErrorPickler(Pickler):
         return self._place(obj)
 
     def reducer_override(self, obj: Any) -> Any:
-        # Not through copyreg: what tblib registered there takes the causes along.
+        # Not through copyreg: what tblib registers there also pickles the causes.
         if obj is self._error:
             return self._reduce(obj)
         if type(obj) is TracebackType:
@@ -233,7 +233,7 @@ class _ErrorPickler(Pickler):
 
 
 def _reductions(kind: type[BaseException]) -> Sequence[_Reduce]:
-    """Return the ways to pickle exceptions of a type without their causes, the best first."""
+    """Return the ways to pickle exceptions of a type without their causes, best first."""
     if issubclass(kind, HandoffError) and hasattr(kind, "reductions"):
         own: Sequence[_Reduce] = kind.reductions
         return own
@@ -250,7 +250,7 @@ def _rebuilt(error: BaseException) -> Any:
 
 
 def _has_own_init(kind: type[BaseException]) -> bool:
-    """Whether an exception must be rebuilt without the `__init__` of its type.
+    """Whether exceptions of a type must be rebuilt without calling its `__init__`.
 
     Unpickling would call it with `args`, which are the arguments of its base's `__init__`.
     """
@@ -276,7 +276,7 @@ def _rebuild(
 
 
 class _ErrorUnpickler(pickle.Unpickler):
-    """Unpickles an exception; `held` gives it the others."""
+    """Unpickles an exception; `held` returns those inside it."""
 
     def __init__(self, data: bytes, held: Callable[[int], BaseException]) -> None:
         super().__init__(io.BytesIO(data))
@@ -287,7 +287,7 @@ class _ErrorUnpickler(pickle.Unpickler):
 
 
 class _Parcel:
-    """The records of an exception and, where they arrive, the exceptions made of them."""
+    """The records of an exception and, in the receiving process, the exceptions made of them."""
 
     def __init__(self, records: tuple[_Record, ...]) -> None:
         self._records = records
@@ -299,7 +299,7 @@ class _Parcel:
 
     def open(self) -> Exception:
         """Return the exception."""
-        # From the last to the first: exceptions come before those that they hold.
+        # Backwards, because exceptions stand before those inside them.
         for place in reversed(range(len(self._records))):
             self._error(place)
         for place, error in self._errors.items():
@@ -323,7 +323,7 @@ class _Parcel:
         self._begun.add(place)
         try:
             return _checked(_ErrorUnpickler(pickled, self._error).load())
-        except BaseException:  # raised by the user's code, or a module is missing here
+        except BaseException:  # raised by users' code, or a module is missing here
             return None
 
     def _link(self, place: int, error: Exception) -> None:

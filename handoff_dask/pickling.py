@@ -1,4 +1,4 @@
-"""Pickling what users wrote, so that errors in it name its file and line."""
+"""Pickles users' code so that errors in it name its file and line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _reduce_code(code: CodeType) -> tuple[Any, ...]:
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
-    """Pickles as cloudpickle does, and keeps the file names of code that travels by value.
+    """Pickles as cloudpickle does, and keeps the file names of code that is pickled by value.
 
     Since 3.1.3, cloudpickle replaces them by ``<dynamic-code>``.
     """
@@ -34,7 +34,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no t
 
 
 def dumps(value: object) -> bytes:
-    """Pickle a value, by value what cannot be imported.
+    """Pickle a value; what cannot be imported is pickled by value.
 
     Examples
     --------

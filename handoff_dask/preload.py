@@ -1,8 +1,8 @@
-"""Handoff on a scheduler from its start, for clusters whose operator wants it there.
+"""Installs Handoff when a scheduler starts.
 
-``dask scheduler --preload handoff_dask.preload``, or the same name under
-``distributed.scheduler.preload`` in Dask's configuration. It has the effect of a client's first
-:func:`handoff_dask.execute`, and both may happen.
+Use ``dask scheduler --preload handoff_dask.preload``, or list the module under
+``distributed.scheduler.preload`` in Dask's configuration. The effect is that of a client's first
+:func:`handoff_dask.execute`; using both is fine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from handoff_dask.scheduler.plugin import HandoffPlugin
 async def dask_setup(server: Scheduler | Worker) -> None:
     """Start the plugin; Dask calls this with the server that preloads the module.
 
-    On a worker there is nothing to do: the scheduler gives workers what they need.
+    Workers need no preload: the scheduler sends them their plugins.
     """
     if isinstance(server, Scheduler):
         await server.register_scheduler_plugin(

@@ -1,10 +1,10 @@
-"""What stands in for an exception that cannot be sent or raised as it is."""
+"""Replacements for exceptions that cannot be sent or raised as they are."""
 
 from __future__ import annotations
 
 __all__ = ["HandoffError", "StandInError", "shortened", "text_of", "type_of"]
 
-#: Characters of an exception's text that are kept where the text stands for the exception.
+#: Characters of an exception's text that are kept.
 TEXT = 2000
 
 
@@ -13,10 +13,10 @@ class HandoffError(Exception):
 
 
 class StandInError(HandoffError):
-    """Stands in for an exception that cannot be raised here as it was.
+    """Replaces an exception that cannot be raised here as it was.
 
     For example, it cannot be pickled or unpickled, is too large to be sent, or would end more than
-    a function, as ``SystemExit`` does.
+    the function, as ``SystemExit`` does.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ def text_of(error: BaseException) -> str:
     """Return the text of an exception, shortened; a substitute if its own code fails."""
     try:
         return shortened(str(error))
-    except BaseException as problem:  # it is the user's code that runs here
-        return f"(its text cannot be had: {type_of(problem)})"
+    except BaseException as problem:  # str() runs the user's code
+        return f"(no text: str() raised {type_of(problem)})"
 
 
 def shortened(text: str) -> str:
-    """Return a text short enough to be sent, and without lone surrogates."""
+    """Shorten a text so that it can be sent, and escape lone surrogates."""
     plain = text[:TEXT].encode(errors="backslashreplace").decode()
     return plain if len(text) <= TEXT else f"{plain}... ({len(text):,} characters)"

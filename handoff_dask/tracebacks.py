@@ -1,4 +1,4 @@
-"""Tracebacks as data: what users need to see, small however deep the stack was."""
+"""Tracebacks as data: the lines that users need, few even if the stack was deep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Line", "lines_of", "traceback_of", "users_frame", "without_ours"]
 #: Lines kept at each end of a long traceback.
 KEPT = 20
 
-#: Packages whose frames lie between the worker's call and the user's code.
+#: Packages whose frames stand between the worker's call and the user's code.
 _MACHINERY = ("handoff_dask", "asyncio", "concurrent")
 
 
@@ -43,7 +43,7 @@ def users_frame() -> tuple[FrameType, int]:
     Returns
     -------
     tuple
-        The frame, and how far it is from the caller of this: the `stacklevel` of a warning.
+        The frame, and its distance from the caller of this: the `stacklevel` of a warning.
     """
     frame, level = sys._getframe(2), 2
     while frame.f_back is not None and _package(frame) == _MACHINERY[0]:
@@ -60,7 +60,7 @@ def _package(frame: FrameType) -> str:
 
 
 def lines_of(traceback: TracebackType | None) -> tuple[Line, ...]:
-    """Return the lines of a traceback, the outermost first; only both ends of a long one."""
+    """Return the lines of a traceback, outermost first; of a long one only both ends."""
     lines: list[Line] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
@@ -69,13 +69,13 @@ def lines_of(traceback: TracebackType | None) -> tuple[Line, ...]:
         traceback = traceback.tb_next
     left_out = len(lines) - 2 * KEPT
     if left_out > 1:
-        # In place of a file's name, so that whatever prints tracebacks shows it.
+        # Stands where a file name would, so that everything that prints tracebacks shows it.
         lines[KEPT:-KEPT] = [Line(f"<{left_out:,} calls left out>", 1, "...", "")]
     return tuple(lines)
 
 
 def traceback_of(lines: Iterable[Line]) -> TracebackType | None:
-    """Return a traceback of lines, for raising and printing."""
+    """Return a traceback made of lines, for raising and printing."""
 
     def before(rest: dict[str, Any] | None, line: Line) -> dict[str, Any]:
         frame = {

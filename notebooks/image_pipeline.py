@@ -1,9 +1,8 @@
-"""Photographs through four effects, a quality report and a collage, on three unlike workers.
+"""Apply four effects to photographs; write a collage and a quality report. On three workers.
 
-Every photograph is resized, then made gray, sepia, blurred and reduced to its edges. Each
-picture gets a thumbnail, for the collage, and each effect is measured against the resized
-photograph, for the report. Run it with the photographs that scikit-image carries, or with
-your own::
+Every photograph is resized, then turned gray and sepia, blurred, and reduced to its edges. Each
+picture gets a thumbnail for the collage, and each effect is compared with the resized photograph
+for the report. Run it with the photographs that come with scikit-image, or with your own::
 
     python notebooks/image_pipeline.py
     python notebooks/image_pipeline.py ~/Pictures/holiday --output holiday
@@ -39,7 +38,7 @@ from handoff_dask import (
     execute,
 )
 
-#: Photographs of scikit-image that come with its package; the others it would download.
+#: Photographs that come with scikit-image; it would download the others.
 PACKAGED = (
     "astronaut.png",
     "chelsea.png",
@@ -50,8 +49,8 @@ PACKAGED = (
 )
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
-#: What each worker of the embedded cluster offers: cores, MB, units. The GPU is a unit on
-#: paper, which the gate hands out like a real one.
+#: What each worker of the embedded cluster offers: cores, MB, units. The GPU is only a number here,
+#: but it is assigned like a real one.
 CAPABILITIES = {
     "large": {"cpu": 4, "memory": 4000},
     "small": {"cpu": 1, "memory": 1000},
@@ -64,11 +63,11 @@ Metrics: TypeAlias = dict[str, float]
 
 
 class PictureError(ValueError):
-    """A photograph that cannot be had; the message names the file or folder."""
+    """A photograph that cannot be read; the message names the file or folder."""
 
 
-# The functions of the DAG: plain ones, that know nothing of Handoff. Between them pictures
-# travel as bytes, a quarter of the floats that the algorithms compute with.
+# The functions of the DAG are plain functions that know nothing about Handoff. They pass pictures
+# as bytes, which take a quarter of the space of the floats that the algorithms compute with.
 
 
 def read(path: str) -> Picture:
@@ -201,7 +200,7 @@ def save_table(rows: Sequence[Mapping[str, object]], path: str) -> str:
     return path
 
 
-#: The effects, what they are told, and what they cost: cores, MB, units.
+#: The effects, their extra arguments, and their costs: cores, MB, units.
 EFFECTS: dict[str, tuple[Callable[..., Picture], list[float], dict[str, float]]] = {
     "grayscale": (grayscale, [], {"cpu": 1, "memory": 200}),
     "sepia": (sepia, [], {"cpu": 1, "memory": 200}),
@@ -226,7 +225,7 @@ def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int =
     names = [path.name for path in paths]
     dag = DAG("image_pipeline")
     for photograph, name in zip(paths, names, strict=True):
-        # Inline: read inside resize, so that the full size never is a result of its own.
+        # Inline: read inside resize, so that the full size is never a result.
         dag.add_function(
             Function(
                 id=("read", name), args=[], code=read, extra_args=[str(photograph)], type="inline"
@@ -252,7 +251,7 @@ def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int =
                 )
             )
         for picture in ("resize", *EFFECTS):
-            # Where the picture is: only the thumbnail travels on.
+            # Collocated with the picture, so that only the thumbnail is sent.
             dag.add_function(
                 Function(
                     id=("thumbnail", picture, name),
@@ -320,25 +319,25 @@ def make_cluster() -> SpecCluster:
 
 
 def find_photographs(folder: Path | None) -> list[Path]:
-    """List the pictures of a folder, or those that scikit-image carries.
+    """List the pictures of a folder, or those that come with scikit-image.
 
     Raises
     ------
     PictureError
-        There is no such folder, or no picture in it.
+        The folder does not exist, or has no pictures.
     """
     if folder is None:
         return [Path(str(files("skimage") / "data" / name)) for name in PACKAGED]
     if not folder.is_dir():
         raise PictureError(f"{folder} is not a folder")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise PictureError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return found
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise PictureError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
+    return pictures
 
 
 def show(result: ExecutionResult) -> str:
-    """Lay the report and the allocations out for a terminal."""
+    """Format the report and the allocations for a terminal."""
     rows = result.results["report"]
     numbers = [name for name in rows[0] if name not in ("photograph", "effect")]
     lines = ["quality against the resized photograph", ""]
@@ -397,5 +396,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 else:
-    # Imported by a notebook or a test: workers have no such module, so its code travels with it.
+    # Imported by a notebook or a test: workers lack this module, so its code is sent to them.
     register_pickle_by_value(sys.modules[__name__])

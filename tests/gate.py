@@ -1,4 +1,4 @@
-"""What the tests of the gate share: the cluster, and functions that tell what they see."""
+"""The cluster and the functions that tests of the gate share."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def track(i):
 
 
 async def until(condition):
-    """Wait for what is going to be so; the test's own limit ends it if not."""
+    """Wait until a condition holds; otherwise the test's time limit ends it."""
     while not condition():
         await asyncio.sleep(0.01)
 

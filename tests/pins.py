@@ -1,4 +1,4 @@
-"""Writes down what this environment has as the versions that are tested: ``make constraints``."""
+"""Writes the versions in this environment as the tested versions: ``make constraints``."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def pins(packages: Iterable[tuple[str, str, str | None]]) -> list[str]:
     dask==2026.8.0; python_full_version >= "3.11.0"
     numpy==2.4.6; python_full_version >= "3.11.0"
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     oldest = 0
     for name, version, pythons in packages:
         if canonicalize_name(name) in UNPINNED:
             continue
-        found[canonicalize_name(name)] = version
+        versions[canonicalize_name(name)] = version
         accepts = SpecifierSet(pythons or "")
         least = next(i for i, python in enumerate(PYTHONS) if python in accepts)
         oldest = max(oldest, least)
     marker = f'; python_full_version >= "{PYTHONS[oldest]}"' if oldest else ""
-    return [f"{name}=={version}{marker}" for name, version in sorted(found.items())]
+    return [f"{name}=={version}{marker}" for name, version in sorted(versions.items())]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Helpers of several test modules."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ def dag_of(*functions, id="a dag"):
 
 
 def where(*_):
-    """Tell on which worker this runs."""
+    """Return the worker that this runs on."""
     return get_worker().address
 
 
 async def assert_clean(scheduler, *workers, timeout=10):
-    """Nothing of any run is left: no task, no record, no claim, no resource in use."""
+    """Check that nothing of any run is left: no task, record, claim or resource in use."""
     plugin = scheduler.plugins.get("handoff")
 
     def leftovers():
-        found = {}
+        remains = {}
         if scheduler.tasks:
-            found["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
+            remains["tasks"] = {key: ts.state for key, ts in scheduler.tasks.items()}
         if plugin is not None:
-            found["runs"], found["records"] = plugin.runs, plugin.records
-            found["foreign"], found["ending"] = plugin.foreign, plugin.endings
+            remains["runs"], remains["records"] = plugin.runs, plugin.functions
+            remains["foreign"], remains["ending"] = plugin.foreign, plugin.endings
             for worker in workers:
                 claimed = plugin.engine.questions.claimed(worker.address)
-                found[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
+                remains[f"claimed on {worker.address}"] = {n: v for n, v in claimed.items() if v}
         for worker in workers:
             if worker.state.available_resources != worker.state.total_resources:
-                found[f"resources of {worker.address}"] = worker.state.available_resources
+                remains[f"resources of {worker.address}"] = worker.state.available_resources
             if worker.state.tasks:
-                found[f"tasks on {worker.address}"] = worker.state.tasks
-        return {what: left for what, left in found.items() if left}
+                remains[f"tasks on {worker.address}"] = worker.state.tasks
+        return {what: left for what, left in remains.items() if left}
 
     async def settle():
         while leftovers():

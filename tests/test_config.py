@@ -28,10 +28,10 @@ def test_the_defaults_fit_their_schema():
     ],
 )
 def test_settings_that_are_none(settings, problem):
-    """Named with their place, with what they should be or what was meant."""
+    """Errors name the setting, what it should be, and what was probably meant."""
     with dask.config.set(settings):
-        (found,) = config.problems()
-    assert problem in found
+        (message,) = config.problems()
+    assert problem in message
 
 
 def test_both_spellings():

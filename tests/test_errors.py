@@ -1,4 +1,4 @@
-"""Errors name their culprits, carry their facts and survive every journey."""
+"""Errors name their culprits, carry their facts and survive pickling."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ EXAMPLES = [
     (
         errors.VersionError("the scheduler", "0.2.0", "0.1.0"),
         {"where": "the scheduler", "found": "0.2.0", "own": "0.1.0"},
-        ["the scheduler has handoff_dask 0.2.0", "this client 0.1.0", "uninstall(client)"],
+        ["the scheduler has handoff_dask 0.2.0", "this client has 0.1.0", "uninstall(client)"],
     ),
     (
         errors.AllocationError(
@@ -129,7 +129,7 @@ def name(value):
 
 
 def test_every_error_has_an_example():
-    """No error is added without these tests."""
+    """Every error has these tests."""
     assert {type(error).__name__ for error, _, _ in EXAMPLES} == set(errors.__all__)
 
 
@@ -154,7 +154,7 @@ def test_facts_and_text(error, facts, words):
 @pytest.mark.parametrize(("error", "facts", "words"), EXAMPLES, ids=name)
 @pytest.mark.parametrize("with_traceback", [False, True])
 def test_journeys(error, facts, words, journey, with_traceback, monkeypatch):
-    """An error arrives as it left, also with the traceback that Dask sends along."""
+    """An error arrives unchanged, also with the traceback that Dask adds."""
     monkeypatch.delitem(copyreg.dispatch_table, type(error), raising=False)
     if with_traceback:
         monkeypatch.setitem(copyreg.dispatch_table, type(error), pickling_support.pickle_exception)
@@ -166,7 +166,7 @@ def test_journeys(error, facts, words, journey, with_traceback, monkeypatch):
 
 @pytest.mark.parametrize("with_traceback", [False, True])
 def test_the_cause_of_a_failed_function_travels(with_traceback, monkeypatch):
-    """The original exception, and what came of the run after the error was made, arrive."""
+    """The original exception and the partial result arrive."""
     table, own = copyreg.dispatch_table, errors.FunctionFailedError
     monkeypatch.delitem(table, own, raising=False)
     if with_traceback:
@@ -183,7 +183,7 @@ def test_the_cause_of_a_failed_function_travels(with_traceback, monkeypatch):
 
 
 def test_a_failure_caused_by_a_failure():
-    """A chain of our own errors arrives whole."""
+    """A chain of our own errors arrives complete."""
     inner = errors.FunctionFailedError("inner")
     inner.__cause__ = ValueError("root")
     outer = errors.FunctionFailedError("outer")
@@ -194,7 +194,7 @@ def test_a_failure_caused_by_a_failure():
 
 
 def test_a_failure_without_cause():
-    """No cause is invented on the way."""
+    """An error without a cause arrives without one."""
     assert pickle.loads(pickle.dumps(errors.FunctionFailedError("a"))).__cause__ is None
 
 
@@ -220,7 +220,7 @@ def test_a_failure_without_cause():
     ],
 )
 def test_hierarchy(error, bases):
-    """One `except HandoffError` catches all, and each is the builtin one would look for."""
+    """`except HandoffError` catches all, and each error is also the matching builtin one."""
     error = getattr(errors, error)
     for base in (errors.HandoffError, *bases):
         assert issubclass(error, base)
@@ -251,7 +251,7 @@ def test_failures_of_a_run_are_no_mistakes_in_a_dag(error):
         ),
         (
             errors.UnknownWorkerError("bob"),
-            "no worker answers to 'bob'; the cluster's workers are: none",
+            "there is no worker 'bob'; the cluster's workers are: none",
         ),
     ],
 )
@@ -261,7 +261,7 @@ def test_one_and_none(error, text):
 
 
 def test_many_culprits():
-    """Of hundreds of culprits the text names a few and counts the rest; the facts hold all."""
+    """The text names a few of hundreds of culprits and counts the rest; the attributes have all."""
     error = errors.MissingFunctionError([(i, "x") for i in range(500)])
     assert "4 refers to 'x' and 495 more" in str(error)
     assert "5 refers" not in str(error)

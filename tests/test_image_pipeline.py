@@ -1,4 +1,4 @@
-"""The image pipeline: its algorithms, its command line, and the whole on worker processes."""
+"""The image pipeline: its algorithms, its command line, and a run on worker processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def photograph():
 
 
 def test_resize_keeps_the_shape(photograph):
-    """The longer side is as asked for, and the other in proportion."""
+    """The longer side has the requested size, and the other is in proportion."""
     assert photograph.shape == (80, 120, 3)
     assert photograph.dtype == np.uint8
 
@@ -54,24 +54,24 @@ def test_blur_removes_detail_and_keeps_brightness(photograph):
 
 
 def test_edges_are_where_the_picture_changes():
-    """A white square on black has its outline as edges, and nothing else."""
+    """The edges of a white square on black are its outline."""
     square = np.zeros((40, 40, 3), dtype=np.uint8)
     square[10:30, 10:30] = 255
-    found = pipeline.edges(square, 1.0)[..., 0] > 0
-    assert found.any()
-    assert not found[14:26, 14:26].any()
-    assert not found[:6].any()
+    outline = pipeline.edges(square, 1.0)[..., 0] > 0
+    assert outline.any()
+    assert not outline[14:26, 14:26].any()
+    assert not outline[:6].any()
 
 
 def test_quality_of_a_picture_against_itself(photograph):
-    """A picture is as good as itself."""
+    """A picture has perfect quality compared with itself."""
     itself = pipeline.quality(photograph, photograph)
     assert itself["ssim"] == itself["sharpness"] == itself["entropy"] == itself["colour"] == 1
 
 
 @pytest.mark.parametrize("make", [lambda tmp: tmp / "nowhere", lambda tmp: tmp])
 def test_a_folder_without_pictures(tmp_path, capsys, make):
-    """A folder that is not there, or holds no pictures, is one line and exit code 2."""
+    """A folder that is missing or has no pictures gives one line and exit code 2."""
     folder = make(tmp_path)
     assert pipeline.main([str(folder), "--output", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
@@ -82,7 +82,7 @@ def test_a_folder_without_pictures(tmp_path, capsys, make):
 
 
 def test_a_corrupt_picture_is_named(tmp_path, capfd):
-    """A file that is no picture ends the run with its name, in one line, and exit code 1."""
+    """A file that is not a picture ends the run with its name in one line and exit code 1."""
     (tmp_path / "broken.png").write_text("not a picture")
     assert pipeline.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     out, err = capfd.readouterr()
@@ -92,7 +92,7 @@ def test_a_corrupt_picture_is_named(tmp_path, capfd):
 
 
 def test_the_pipeline_on_three_worker_processes(tmp_path, capsys):
-    """Pictures of one's own: edges run on the GPU worker only; collage and report are written."""
+    """With own pictures, edges run only on the GPU worker; collage and report are written."""
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for path in pipeline.find_photographs(None)[:2]:

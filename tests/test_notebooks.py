@@ -1,4 +1,4 @@
-"""The notebooks, and what runs them. They themselves are run by ``make notebooks``."""
+"""The notebooks and the script that runs them; ``make notebooks`` runs them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_committed_without_outputs(path):
-    """Outputs are made where the documentation is; in the repository they would grow old."""
+    """The documentation creates the outputs; in the repository they would become outdated."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert sum(cell["cell_type"] == "markdown" for cell in cells) >= 5
     for cell in cells:
@@ -60,7 +60,7 @@ def test_there_are_six_notebooks():
 
 
 def test_the_copy_has_the_outputs(write, tmp_path):
-    """Cells run in order in one kernel; the copy has what they showed, the notebook stays."""
+    """Cells run in order in one kernel; the copy has the outputs, the notebook is unchanged."""
     source, target = write("a = 20", "print(a)\na + 1"), tmp_path / "out" / "some.ipynb"
     before = source.read_bytes()
     run(source, target)
@@ -70,7 +70,7 @@ def test_the_copy_has_the_outputs(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "expected"),
     [
         ("1 / 0", "ZeroDivisionError"),
         ("import sys; print('a warning', file=sys.stderr)", "on stderr: a warning"),
@@ -78,11 +78,11 @@ def test_the_copy_has_the_outputs(write, tmp_path):
         ("import os; os._exit(1)", "died"),
     ],
 )
-def test_what_is_wrong_names_notebook_and_cell(write, tmp_path, code, told):
-    """A cell that fails, warns, does not end or kills the kernel is named; no copy is left."""
+def test_what_is_wrong_names_notebook_and_cell(write, tmp_path, code, expected):
+    """The error names a cell that fails, warns, hangs or kills the kernel; no copy is left."""
     source, target = write("fine = True", code), tmp_path / "copy.ipynb"
     with pytest.raises(NotebookError) as caught:
         run(source, target, seconds=10)
     assert "some.ipynb, cell 2" in str(caught.value)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert not target.exists()

@@ -1,14 +1,20 @@
-"""The README and the documentation tell the truth."""
+"""The examples and tables in the README and the documentation are correct."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+
+from tests.test_rooms import WINGS
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -73,10 +79,52 @@ def script_of(text):
     ],
 )
 def test_these_tests_see(text, right):
-    """What a page says that its code shows is compared; what is no output is left alone."""
+    """Outputs that a page states are compared; other comments are ignored."""
     script = script_of(f"```python\n{text}```\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode == 0) == right
+
+
+def rows_below(page, heading):
+    """Return the cells of each row of the first table below a heading."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    lines = table.group().splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_contributors_see_all_wings():
+    """The table of wings in CONTRIBUTING.md lists those that the imports are checked against."""
+    assert tuple(row[0] for row in rows_below("CONTRIBUTING.md", "## Wings")) == WINGS
+
+
+@pytest.mark.parametrize(
+    "row", rows_below("docs/architecture.md", "## Where is it decided?"), ids=lambda row: row[0]
+)
+def test_decisions_are_where_the_architecture_page_says(row):
+    """Each function that the page names for a decision exists."""
+    _, module, name = row
+    path = module.removesuffix(".py").replace("/", ".")
+    attrgetter(name)(importlib.import_module(f"handoff_dask.{path}"))
+
+
+def test_state_diagram():
+    """The diagram of a table of transitions is valid XML and has every state and event."""
+    spec = importlib.util.spec_from_file_location(
+        "state_diagram", ROOT / "docs" / "_ext" / "state_diagram.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    life = {
+        ("held", "placed"): "running",
+        ("running", "failed & late"): "held",
+        ("running", "seceded"): "running",
+        ("running", "succeeded"): "done",
+        **{(state, "dropped"): "gone" for state in ("held", "running", "done", "lost")},
+    }
+    texts = "".join(ElementTree.fromstring(module.drawing(life)).itertext())
+    for name in {name for pair, after in life.items() for name in (*pair, after)}:
+        assert name in texts
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""The preload and clients: whoever comes first, the other does no harm."""
+"""The preload and clients can install the plugin in either order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def small():
 
 @gen_cluster(client=True, config={"distributed.scheduler.preload": ["handoff_dask.preload"]})
 async def test_in_the_configuration(c, s, a, b):
-    """It stands in Dask's configuration; a client's first run finds the plugin there."""
+    """The preload can be set in Dask's configuration; a client's first run finds the plugin."""
     plugin = s.plugins["handoff"]
     assert (await execute(small())).results == {"f": 42}
     assert s.plugins["handoff"] is plugin
@@ -26,7 +26,7 @@ async def test_in_the_configuration(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_after_a_client(c, s, a, b):
-    """Preloading a scheduler that has the plugin changes nothing; on a worker it does nothing."""
+    """Preloading does nothing on a worker, or on a scheduler that already has the plugin."""
     await execute(small())
     plugin = s.plugins["handoff"]
     await dask_setup(s)
@@ -37,7 +37,7 @@ async def test_after_a_client(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_clients_at_the_same_time(c, s, a, b):
-    """First runs of several clients at one moment share one plugin."""
+    """Simultaneous first runs of several clients share one plugin."""
     async with Client(s.address, asynchronous=True) as other:
         runs = [execute(small(), client=client) for client in (c, other, c, other)]
         results = await asyncio.gather(*runs, dask_setup(s))

@@ -1,4 +1,4 @@
-"""Exceptions that cannot travel, on a cluster with Dask's validation on."""
+"""Exceptions that cannot be sent, on a cluster with Dask's validation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Locked(Exception):
 
 
 class Demanding(Exception):
-    """Can be pickled, not unpickled: what it asks for is not passed on."""
+    """Can be pickled but not unpickled: its arguments are not passed on."""
 
     def __init__(self, one, two):
         super().__init__("demanding")
@@ -63,12 +63,12 @@ def for_a_reason():
     [
         (locked, "Locked", "locked"),
         (demanding, "Demanding", "demanding"),
-        (mute, "Mute", "text cannot be had: RuntimeError"),
+        (mute, "Mute", "no text: str() raised RuntimeError"),
     ],
 )
 @gen_cluster(client=True)
 async def test_what_arrives(c, s, a, b, code, name, text):
-    """Type name, message and traceback of an exception that cannot travel; retried like others."""
+    """An exception that cannot be sent arrives as a stand-in, and its function is retried."""
     dag = DAG().add_function(Function(id="f", args=[], code=code, max_retries=1))
     with pytest.raises(FunctionFailedError, match=f"'f' failed after 2 attempts: {name}") as caught:
         await execute(dag)
@@ -89,7 +89,7 @@ async def test_what_arrives(c, s, a, b, code, name, text):
 
 @gen_cluster(client=True)
 async def test_a_reason_that_cannot_travel(c, s, a, b):
-    """An exception arrives as it is though its own cause cannot."""
+    """An exception arrives unchanged even if its cause cannot be sent."""
     dag = DAG().add_function(Function(id="f", args=[], code=for_a_reason, max_retries=0))
     with pytest.raises(FunctionFailedError, match="ValueError: because of it") as caught:
         await execute(dag)
@@ -98,7 +98,7 @@ async def test_a_reason_that_cannot_travel(c, s, a, b):
 
 @pytest.mark.parametrize("by_dask", [False, True])
 def test_errors_travel_without_what_cannot(monkeypatch, by_dask):
-    """A FunctionFailedError survives pickle whatever its cause and its partial result hold."""
+    """A FunctionFailedError can be pickled, whatever its cause and its partial result contain."""
     dumps, table = pickle.dumps, copyreg.dispatch_table
     if by_dask:
         dumps = dask_pickle.dumps

@@ -1,4 +1,4 @@
-"""Two unlike workers, and functions that take down that they ran."""
+"""Two different workers, and functions that record that they ran."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What these pages need of Sphinx beyond its own: parts that are made from the code itself."""
+"""Sphinx directives for the parts of the pages that are generated from the code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from state_diagram import drawing
 
 import handoff_dask
+from handoff_dask.attempts.states import TRANSITIONS
 
 logger = logging.getLogger(__name__)
 PACKAGE = Path(handoff_dask.__file__).parent
@@ -51,11 +53,11 @@ class Settings(Directive):
 
 def _leaves(schema: dict[str, Any], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
     """Return (path, schema) of each setting below a schema."""
-    found = []
+    leaves = []
     for name, about in schema["properties"].items():
         below = (*path, name)
-        found += _leaves(about, below) if "properties" in about else [(below, about)]
-    return found
+        leaves += _leaves(about, below) if "properties" in about else [(below, about)]
+    return leaves
 
 
 def _yaml(value: Any) -> str:
@@ -63,9 +65,9 @@ def _yaml(value: Any) -> str:
 
 
 class Api(Directive):
-    """A table of names of the package, and the reference of each below it.
+    """A table of public names, and below it the reference of each one.
 
-    A line is a name, or ``name without member, member``; ``name alone`` documents no members.
+    Each line is a name, or ``name without member, member``; ``name alone`` documents no members.
     """
 
     has_content = True
@@ -89,14 +91,14 @@ class Api(Directive):
 
 
 def _reference(name: str, how: str = "", members: str = "") -> list[str]:
-    """Return what documents a name."""
+    """Return the reStructuredText that documents a name."""
     thing = attrgetter(name)(handoff_dask)
     if not inspect.isclass(thing):
         return [f".. autofunction:: handoff_dask.{name}"]
     kind = "exception" if issubclass(thing, BaseException) else "class"
     lines = [f".. auto{kind}:: handoff_dask.{name}"]
     if how != "alone":
-        # Of what a class inherits, only what is ours.
+        # Inherited members only if they are the package's own.
         bases = {b.__name__ for b in thing.__mro__ if not b.__module__.startswith(PACKAGE.name)}
         lines += ["   :members:", f"   :inherited-members: {', '.join(sorted(bases))}"]
     if how == "without":
@@ -104,8 +106,15 @@ def _reference(name: str, how: str = "", members: str = "") -> list[str]:
     return lines
 
 
+class Life(Directive):
+    """The picture of a function's states, drawn from the table of transitions."""
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.raw("", drawing(TRANSITIONS), format="html")]
+
+
 class ClickHelp(Directive):
-    """What a command of ours prints for ``--help``: ``{click-help} dask handoff run``."""
+    """The output of a command's ``--help``: ``{click-help} dask handoff run``."""
 
     required_arguments = 1
     final_argument_whitespace = True
@@ -125,7 +134,7 @@ class ClickHelp(Directive):
 
 
 def resolve(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node | None:
-    """Lead names by the module that defines them to the face, where they are documented."""
+    """Resolve names in their defining module to the public names, which are documented."""
     target = node.get("reftarget", "")
     name = target.rpartition(".")[2]
     if node.get("refdomain") != "py" or not target.startswith("handoff_dask."):
@@ -133,22 +142,22 @@ def resolve(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> nodes.Nod
     if name not in handoff_dask.__all__ or target == f"handoff_dask.{name}":
         return None
     domain = env.get_domain("py")
-    found: nodes.Node | None = domain.resolve_xref(
+    reference: nodes.Node | None = domain.resolve_xref(
         env, node["refdoc"], app.builder, "obj", f"handoff_dask.{name}", node, contnode
     )
-    return found
+    return reference
 
 
 def hide_constructor(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, None] | None:
-    """Leave out how to make what users do not make: classes that describe no parameters."""
+    """Hide the constructor of classes that document no parameters: users do not create them."""
     made = what != "class" or "Parameters\n" in (inspect.getdoc(obj) or "")
     return None if made else ("", None)
 
 
 def check_complete(app: Sphinx, env: Any) -> None:
-    """Warn, which fails the build, of public names that the API reference lacks."""
+    """Warn about public names that the API reference lacks; with -W this fails the build."""
     described = env.get_domain("py").objects
     for name in handoff_dask.__all__:
         if not name.startswith("__") and f"handoff_dask.{name}" not in described:
@@ -156,8 +165,9 @@ def check_complete(app: Sphinx, env: Any) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Tell Sphinx."""
+    """Register the directives and hooks."""
     app.add_directive("handoff-api", Api)
+    app.add_directive("handoff-life", Life)
     app.add_directive("handoff-settings", Settings)
     app.add_directive("click-help", ClickHelp)
     app.connect("missing-reference", resolve)

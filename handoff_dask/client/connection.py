@@ -18,7 +18,8 @@ from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from handoff_dask import config
 from handoff_dask._version import __version__, fits
-from handoff_dask.compat import client as compat
+from handoff_dask.compat import client_side as compat
+from handoff_dask.compat.streams import bound_log
 from handoff_dask.compat.worker import process_client
 from handoff_dask.errors import (
     ClusterLostError,
@@ -128,6 +129,8 @@ async def install(client: Client) -> None:
         The client has lost its scheduler.
     """
     facts = await installed(client)
+    if client.scheduler_comm is not None:
+        bound_log(client.scheduler_comm)
     if facts is None:
         try:
             plugin = HandoffPlugin()
@@ -216,14 +219,14 @@ def ended(client: Client, futures: Any, timeout: float | None = None) -> Awaitab
     return ending
 
 
-def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+def sync(client: Client, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Run a coroutine function on the client's loop; with an asynchronous client, return it.
 
     Tracebacks of our own errors leave out the frames of Dask and of this package.
     """
     __tracebackhide__ = True
 
-    async def answer() -> T:
+    async def answer() -> Any:
         __tracebackhide__ = True
         try:
             return await method(*args)
@@ -231,10 +234,9 @@ def sync(client: Client, method: Callable[..., Awaitable[T]], *args: Any) -> T:
             raise error.with_traceback(None) from error.__cause__
 
     try:
-        result: T = client.sync(answer)
+        return client.sync(answer)
     except HandoffError as error:
         raise error.with_traceback(None) from error.__cause__
-    return result
 
 
 async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from distributed import Client
 
 from handoff_dask import collector
 from handoff_dask.client import annotating
-from handoff_dask.client.connection import EmbeddedCluster, current_client
+from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
+from handoff_dask.client.following import Follower
 from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
-from handoff_dask.client.results import ExecutionResult
-from handoff_dask.client.run import Run
+from handoff_dask.client.results import ExecutionResultAnswer
+from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.submission import Submission
+from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.wire.run_events import Event
+from handoff_dask.worker.task import waiting_task
 
 
 def execute(
@@ -30,7 +36,8 @@ def execute(
     timeout: float | None = None,
     placement_timeout: float = 0,
     priority: float = 0,
-) -> ExecutionResult:
+    on_event: Callable[[Event], Any] | None = None,
+) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
     Parameters
@@ -63,6 +70,11 @@ def execute(
         for what the cluster lost within the last ``handoff.lost-capacity-grace`` (60 s).
     priority
         Functions of runs with a higher priority are placed first.
+    on_event
+        Called with each event of the run as it happens, in order: :class:`RunOpened`,
+        :class:`FunctionPlaced`, :class:`AttemptEnded`, :class:`FunctionEnded`, :class:`RunStopped`
+        and :class:`RunClosed`. It is called on the client's event loop, so it must be quick and
+        must not wait for anything. What it raises is logged once and does not harm the run.
 
     Returns
     -------
@@ -98,9 +110,7 @@ def execute(
     {'source': 42, 'double': 84}
     """
     __tracebackhide__ = True
-    run: Any = submit(
-        dag,
-        client=client,
+    options = RunOptions(
         max_retries=max_retries,
         retry=retry,
         max_concurrency=max_concurrency,
@@ -110,15 +120,29 @@ def execute(
         timeout=timeout,
         placement_timeout=placement_timeout,
         priority=priority,
+        on_event=on_event,
     )
-    outcome: Any = run.complete() if isinstance(run, Run) else _complete(run)
-    return cast("ExecutionResult", outcome)
+    started = _started(dag, options, client)
+    answer: Any = _completed(started) if isinstance(started, Follower) else _awaited(started)
+    return cast("ExecutionResultAnswer", answer)
 
 
-async def _complete(run: Any) -> ExecutionResult:
+def _completed(run: Follower) -> Any:
+    """Return the result of a run and leave nothing behind."""
     __tracebackhide__ = True
-    outcome: ExecutionResult = await (await run).complete()
-    return outcome
+    try:
+        return wait_for(run.client, run.complete, run_id=run.outline.run_id)
+    except KeyboardInterrupt:
+        # It ended the wait, not the run.
+        run.cancel()
+        raise
+    finally:
+        run.close()
+
+
+async def _awaited(started: Awaitable[Follower]) -> Any:
+    __tracebackhide__ = True
+    return await _completed(await started)
 
 
 def submit(
@@ -135,13 +159,14 @@ def submit(
     placement_timeout: float = 0,
     priority: float = 0,
     detach: bool = False,
-) -> Run:
+    on_event: Callable[[Event], Any] | None = None,
+) -> RunAnswer:
     """Run a DAG without waiting for it.
 
     Parameters
     ----------
     dag, client, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, \
-timeout, placement_timeout, priority
+timeout, placement_timeout, priority, on_event
         As for :func:`execute`.
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
@@ -177,22 +202,53 @@ timeout, placement_timeout, priority
         placement_timeout=placement_timeout,
         priority=priority,
         detach=detach,
+        on_event=on_event,
     )
+    started = _started(dag, options, client)
+    if isinstance(started, Follower):
+        return cast("RunAnswer", Run(started))
+
+    async def run() -> Run:
+        __tracebackhide__ = True
+        return Run(await started)
+
+    return cast("RunAnswer", run())
+
+
+def _started(
+    dag: DAG, options: RunOptions, client: Client | None
+) -> Follower | Awaitable[Follower]:
+    """Send a run on its way, on an embedded cluster if there is no other."""
+    __tracebackhide__ = True
     with collector.paused():
         submission = Submission(dag, options)
     annotating.warn(submission.translation.keys)
     found = current_client(client)
     submission.check_futures(found)
     if found is not None:
-        started: Run = Run(submission.outline, found).start(submission)
-        return started
-    if detach:
+        return _sent(submission, Follower(submission.outline, found))
+    if options.detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
     try:
-        run: Run = Run(submission.outline, embedded.client).start(submission)
+        run = Follower(submission.outline, embedded.client)
+        _sent(submission, run)
     except BaseException:
         embedded.close()
         raise
-    run.owns(embedded)
+    # The cluster stops when nobody refers to the run any more and it has ended.
+    run.close = weakref.finalize(run, embedded.close)
     return run
+
+
+def _sent(submission: Submission, run: Follower) -> Follower | Awaitable[Follower]:
+    __tracebackhide__ = True
+    try:
+        outer = waiting_task(run.client)
+        started: Follower | Awaitable[Follower] = sync(
+            run.client, run.start, submission, None if outer is None else outer.key
+        )
+        return started
+    except KeyboardInterrupt:
+        run.cancel()
+        raise

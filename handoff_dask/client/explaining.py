@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from distributed import Client
 
-from handoff_dask.client import connection, gathering
-from handoff_dask.client.submission import dag_label, function_rows
+from handoff_dask.client import connection
+from handoff_dask.client.describing import dag_label, function_rows
+from handoff_dask.client.outcomes import producer
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
@@ -90,6 +91,10 @@ class Explanation(_Report[Finding]):
         return reports.report("Explanation", summary, head, rows)
 
 
+class ExplanationAnswer(Explanation, Awaitable[Explanation]):
+    """An Explanation, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
+
+
 def _finding_cells(finding: Finding) -> tuple[object, ...]:
     if finding:
         number = markup.count(len(finding.able), "worker")
@@ -145,8 +150,7 @@ class Fetching:
         """Make one of inputs that are given by the index of their node, or by a key of Dask."""
         return cls(
             tuple(
-                (i if isinstance(i, str) else gathering.producer(nodes, i), workers)
-                for i, workers in inputs
+                (i if isinstance(i, str) else producer(nodes, i), workers) for i, workers in inputs
             )
         )
 
@@ -157,12 +161,18 @@ class RunExplanation(_Report[Waiting | Unready | Fetching]):
     def __str__(self) -> str:
         if not self._verdicts:
             return "nothing waits"
-        return "\n".join([f"{len(self)} functions wait", *(f"  {line}" for line in self._lines())])
+        verb = "waits" if len(self) == 1 else "wait"
+        head = f"{markup.count(len(self), 'function')} {verb}"
+        return "\n".join([head, *(f"  {line}" for line in self._lines())])
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _reason_cells)
         head = ("held for", "workers")
         return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+
+
+class RunExplanationAnswer(RunExplanation, Awaitable[RunExplanation]):
+    """A RunExplanation, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
 
 
 def _reason_cells(why: Waiting | Unready | Fetching) -> tuple[object, ...]:
@@ -181,7 +191,7 @@ def hold_cells(why: Waiting) -> tuple[str, str]:
     return what, markup.names(why.workers)
 
 
-def explain(dag: DAG, client: Client | None = None) -> Explanation:
+def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
     """Tell, before a run, which workers could ever run each function, or what is missing.
 
     Parameters
@@ -227,7 +237,7 @@ def explain(dag: DAG, client: Client | None = None) -> Explanation:
             client=client.id,
             rows=function_rows(nodes, code_prefixes(nodes)),
         )
-        answer = await connection.call(client, "explain", spec=pickle.dumps(spec))
+        answer = await connection.call(client, "explain", spec=spec.packed())
         findings, ending = pickle.loads(answer)
         return Explanation(
             {
@@ -238,4 +248,5 @@ def explain(dag: DAG, client: Client | None = None) -> Explanation:
             ending,
         )
 
-    return connection.sync(client, ask)
+    answer: ExplanationAnswer = connection.sync(client, ask)
+    return answer

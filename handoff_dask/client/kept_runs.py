@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -10,14 +9,15 @@ from typing import Any
 
 from distributed import Client, Future
 
-from handoff_dask.client import ends, gathering
+from handoff_dask.client import gathering, outcomes
+from handoff_dask.client.answers import ListAnswer, ScalarAnswer
 from handoff_dask.client.connection import call, install, installed, require_client, sync
-from handoff_dask.client.outline import Outline
-from handoff_dask.client.run import Run
-from handoff_dask.client.submission import dag_label, function_label
-from handoff_dask.client.waiting import wait_for
-from handoff_dask.compat import client as compat
+from handoff_dask.client.describing import Outline, dag_label, function_label
+from handoff_dask.client.following import Follower
+from handoff_dask.client.run import Run, RunAnswer
+from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
+from handoff_dask.wire.messages import RunSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RunInfo:
     counts: Mapping[str, int]
 
 
-def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[RunInfo]:
+def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAnswer[RunInfo]:
     """Return the runs on a cluster, everybody's, the oldest first.
 
     Parameters
@@ -83,7 +83,8 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> list[Ru
             if run["alive"] or stopped
         ]
 
-    return sync(client, listed)
+    answer: ListAnswer[RunInfo] = sync(client, listed)
+    return answer
 
 
 def _own_id(run: Mapping[str, Any]) -> Hashable:
@@ -94,11 +95,11 @@ def _own_id(run: Mapping[str, Any]) -> Hashable:
     return own
 
 
-def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
+def get_run(dag_id: Hashable, *, client: Client | None = None) -> RunAnswer:
     """Return a run on a cluster, whoever submitted it.
 
-    It is as good as the one that :func:`submit` returned, but that the code and the arguments of
-    its functions stayed where they came from.
+    Equivalent to what :func:`submit` returned, except that the code and the arguments of its
+    functions are not included.
 
     Parameters
     ----------
@@ -122,9 +123,10 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> Run:
     async def followed() -> Run:
         await install(client)
         _, outline = await _outline(client, dag_id)
-        return await Run(outline, client).follow()
+        return Run(await Follower(outline, client).follow())
 
-    return sync(client, followed)
+    answer: RunAnswer = sync(client, followed)
+    return answer
 
 
 def get_result(
@@ -175,47 +177,23 @@ def get_result(
             key = outline.keys[outline.awaited[function_id]]
         future: Future[Any] = Future(key, client)
         try:
-            if not await _wait_for(client, run_id, future, timeout):
+            if not await ended(client, run_id, [future], timeout, again=True):
                 raise TimeoutError(
                     f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
                 )
+            await settle(client, [future])
             values, problems = await gathering.finished(client, {function_id: future})
             if values:
                 return values[function_id]
             _, outline = await _outline(client, dag_id, run_id)
-            raise await Run(outline, client).failure_of(function_id, problems.get(function_id))
+            report, causes = await Follower(outline, client).report()
+            unfetched = problems.get(function_id)
+            raise outcomes.failure_of(outline, report, causes, function_id, unfetched)
         finally:
             # An error's traceback would keep the future, and with it the result, on the cluster.
             future.release()
 
     return wait_for(client, get, dag_id=dag_label(dag_id))
-
-
-async def _wait_for(
-    client: Client, run_id: str, future: Future[Any], timeout: float | None
-) -> bool:
-    """Wait until a function has ended or will not run any more; return whether that is so."""
-    loop = asyncio.get_running_loop()
-    deadline = float("inf") if timeout is None else loop.time() + timeout
-    waiting = asyncio.ensure_future(gathering.settled(client, {None: future}))
-    try:
-        while True:
-            # Now that the future listens: the scheduler answers with its state. And again: that an
-            # earlier future of this key was released may reach the scheduler after this.
-            await call(client, "want", keys=[future.key], client=client.id)
-            left = deadline - loop.time()
-            await asyncio.wait([waiting], timeout=max(0, min(left, ends.INTERVAL)))
-            if waiting.done():
-                return True
-            if left <= 0:
-                return False
-            if await call(client, "over", run_ids=[run_id]):
-                state = dict(await call(client, "states", keys=[future.key])).get(future.key)
-                if state not in ("memory", "erred"):
-                    return True
-                compat.settle_future(future, state)  # the message is lost
-    finally:
-        waiting.cancel()
 
 
 async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
@@ -239,10 +217,10 @@ async def _outline(
     """Return a run of a DAG, the latest unless told, and what it takes to follow it."""
     if run_id is None:
         run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
-    packed = await call(client, "outline", run_id=run_id)
-    if packed is None:
+    spec = await call(client, "described", run_id=run_id)
+    if spec is None:
         raise UnknownRunError(dag_id)
-    return run_id, Outline.unpacked(packed)
+    return run_id, Outline.of(RunSpec.unpacked(spec))
 
 
 def _is_plain(id_: Hashable) -> bool:
@@ -252,7 +230,7 @@ def _is_plain(id_: Hashable) -> bool:
     return type(id_) in (str, int, bytes)
 
 
-def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
+def forget(dag_id: Hashable, *, client: Client | None = None) -> ScalarAnswer:
     """Let a detached run go: its results, and whatever of it still runs.
 
     Parameters
@@ -279,7 +257,7 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> None:
     return sync(client, let_go)
 
 
-def uninstall(client: Client | None = None, *, force: bool = False) -> None:
+def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAnswer:
     """Take everything of Handoff off a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared

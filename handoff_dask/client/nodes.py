@@ -11,6 +11,7 @@ from typing import Any, cast
 from distributed import Client, Worker, get_worker
 
 from handoff_dask.client import connection
+from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.errors import UnknownWorkerError
 from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.validation import cost_problem
@@ -20,7 +21,7 @@ from handoff_dask.worker.worker_plugin import HandoffWorkerPlugin
 
 def register_node(
     worker: str, capabilities: Mapping[str, float], *, client: Client | None = None
-) -> dict[str, float]:
+) -> DictAnswer[str, float]:
     """Declare what a worker offers (``Handoff.SimpleResourceTracker.register``).
 
     Parameters
@@ -67,12 +68,13 @@ def register_node(
         offered: dict[str, float] = _found(worker, answer)
         return offered
 
-    return connection.sync(client, register)
+    answer: DictAnswer[str, float] = connection.sync(client, register)
+    return answer
 
 
 def register_local_node(
     capabilities: Mapping[str, float], *, dask_worker: Worker | None = None
-) -> dict[str, float]:
+) -> DictAnswer[str, float]:
     """Declare what this worker offers (``Handoff.DistributedExecutor.register_local_node``).
 
     Called from code that runs on a worker: ``client.run(register_local_node, {"licence": 1})``, or
@@ -108,14 +110,14 @@ def register_local_node(
     if threading.get_ident() != worker.thread_id:
         loop: Any = worker.loop
         offered = asyncio.run_coroutine_threadsafe(offered, loop.asyncio_loop).result()
-    return cast("dict[str, float]", offered)
+    return cast("DictAnswer[str, float]", offered)
 
 
 # On an event loop it returns an awaitable: so told, client.run waits for it.
 register_local_node.__tornado_coroutine__ = True  # type: ignore[attr-defined]
 
 
-def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
+def discover_nodes(client: Client | None = None) -> DictAnswer[str, dict[str, float]]:
     """Return what each worker offers (``Handoff.DistributedExecutor.discover_nodes``).
 
     Parameters
@@ -135,12 +137,13 @@ def discover_nodes(client: Client | None = None) -> dict[str, dict[str, float]]:
         nodes = await connection.call(client, "nodes")
         return {address: dict(node["capabilities"]) for address, node in nodes.items()}
 
-    return connection.sync(client, discover)
+    answer: DictAnswer[str, dict[str, float]] = connection.sync(client, discover)
+    return answer
 
 
 def resources_available(
     worker: str, cost: Mapping[str, float], *, client: Client | None = None
-) -> bool:
+) -> ScalarAnswer:
     """Tell whether a worker has a cost free at this moment (``ResourceTracker.available?``).
 
     Free, not declared: what runs now is subtracted.

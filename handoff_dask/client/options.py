@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.amounts import as_count, as_number
@@ -16,6 +17,7 @@ from handoff_dask.model.retry import (
     time_limit_problem,
 )
 from handoff_dask.placement.strategies import STRATEGIES
+from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]
 #: Which results are kept and gathered: all, those that no function needs, or these.
@@ -60,6 +62,7 @@ class RunOptions:
     placement_timeout: float = 0.0
     priority: float = 0
     detach: bool = False
+    on_event: Callable[[Event], Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
@@ -82,6 +85,10 @@ class RunOptions:
                 None if self.max_concurrency else "must be at least 1, not 0: nothing could run"
             )
         problems["priority"] = number_problem(self.priority, -math.inf)
+        if self.on_event is not None and not callable(self.on_event):
+            problems["on_event"] = f"must be a callable or None, not {self.on_event!r}"
+        elif iscoroutinefunction(self.on_event):
+            problems["on_event"] = f"must not be a coroutine function, as {self.on_event!r} is"
         if self.on_error not in get_args(OnError):
             problems["on_error"] = f"must be one of {get_args(OnError)}, not {self.on_error!r}"
         strategy = self.allocation_strategy

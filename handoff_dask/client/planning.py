@@ -9,9 +9,9 @@ from functools import partial
 from statistics import mean
 from typing import Any, NamedTuple
 
+from handoff_dask.client.describing import function_rows
 from handoff_dask.client.options import RunOptions
 from handoff_dask.client.results import ExecutionResult
-from handoff_dask.client.submission import function_rows
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import as_number
 from handoff_dask.model.dag import DAG
@@ -20,7 +20,7 @@ from handoff_dask.model.retry import number_problem
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
 from handoff_dask.widgets import markup, plots, reports
-from handoff_dask.wire.messages import FunctionRow, allocation_error, function_specs
+from handoff_dask.wire.messages import allocation_error, function_specs
 from handoff_dask.wire.offers import check_capabilities
 
 #: Threads of a worker whose capabilities tell of no cpu.
@@ -174,8 +174,7 @@ def plan(
     if problem := number_problem(overhead):
         raise ValueError(f"overhead {problem}")
     overhead = as_number(overhead)
-    rows = [FunctionRow(*row) for row in function_rows(nodes, prefixes)]
-    specs = function_specs(rows, range(len(nodes)))
+    specs = function_specs(function_rows(nodes, prefixes), range(len(nodes)))
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
     longest = max(seconds.values(), default=0.0)
     # Odd, so that there is a median.

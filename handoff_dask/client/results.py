@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -121,6 +121,10 @@ class ExecutionResult(Comparable):
             "errors": {id_: jsonable.text(error) for id_, error in self.errors.items()},
             "makespan": self.makespan,
         }
+
+
+class ExecutionResultAnswer(ExecutionResult, Awaitable[ExecutionResult]):
+    """An ExecutionResult, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
 
 
 def failed_or_not_run(

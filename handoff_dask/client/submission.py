@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -10,82 +9,17 @@ from uuid import uuid4
 import cloudpickle
 from distributed import Client, Future
 
-from handoff_dask import pickling
+from handoff_dask.client.describing import Outline, dag_label, function_rows, packed_outlines
 from handoff_dask.client.options import Allocator, RunOptions
-from handoff_dask.client.outline import Outline
 from handoff_dask.client.results import select
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
 from handoff_dask.graph.translation import Translation, translate
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
-from handoff_dask.model.expansion import Node, expand
+from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Function, given_by_field
-from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding
 from handoff_dask.wire.messages import RunSpec, allocation_error
-
-
-def dag_label(dag_id: Hashable) -> str:
-    """Return the name that the scheduler has for a DAG, whose id may be of the user's own type."""
-    return dag_id if isinstance(dag_id, str) else repr(dag_id)
-
-
-def function_label(function_id: Hashable) -> str:
-    """Return the name that the scheduler has for a function."""
-    return repr(function_id)
-
-
-def function_rows(
-    nodes: Sequence[Node],
-    prefixes: Sequence[str],
-    policies: Sequence[RetryPolicy] | None = None,
-    pins: Mapping[Hashable, str] | None = None,
-) -> tuple[tuple[Any, ...], ...]:
-    """Return the fields of a ``FunctionRow`` for each node.
-
-    Parameters
-    ----------
-    nodes, prefixes
-        The nodes, and the names of their code.
-    policies
-        How each node is retried, if it is going to run.
-    pins
-        An allocator's word, which stands above pins and collocations of the DAG.
-    """
-    # One object for each distinct policy, so that it travels once.
-    numbers: dict[int, RetryPolicy] = {}
-    escalations: dict[int, bytes] = {}
-
-    def terms(node: Node) -> tuple[Any, ...]:
-        if policies is None:
-            return ()
-        policy = policies[node.index]
-        if id(policy) not in numbers:
-            numbers[id(policy)] = policy.numbers
-            if policy.escalate is not None:
-                escalations[id(policy)] = pickling.dumps(policy)
-        return numbers[id(policy)], node.function.timeout, escalations.get(id(policy))
-
-    rows = []
-    for node, prefix in zip(nodes, prefixes, strict=True):
-        pin, collocated = node.pin, node.collocated
-        if pins and node.kind == "function":
-            pin, collocated = pins[node.function.id], None
-        rows.append(
-            (
-                prefix,
-                function_label(node.function.id),
-                node.cost,
-                node.dependencies,
-                pin,
-                collocated,
-                node.binds,
-                node.source,
-                node.target,
-                *terms(node),
-            )
-        )
-    return tuple(rows)
 
 
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
@@ -102,14 +36,10 @@ class Submission:
 
     Attributes
     ----------
-    run_id : str
-        Tells this run from every other on the cluster.
-    nodes : list of Node
-        What the DAG expands to.
-    wanted : list of Hashable
-        The functions whose results are asked for.
-    awaited : dict
-        {function id: index} of those, and of the functions that run only for what they do.
+    outline : Outline
+        The run, as its client follows it.
+    options : RunOptions
+        As the user chose them.
     translation : Translation
         The Dask graph.
 
@@ -121,28 +51,34 @@ class Submission:
 
     def __init__(self, dag: DAG, options: RunOptions) -> None:
         dag.validate()
-        self.dag_id = dag.id
-        self.functions: dict[Hashable, Function] = dict(dag.functions)
         self.options = options
-        self.run_id = uuid4().hex
-        self.nodes = expand(self.functions)
-        self.wanted = select(self.functions, self.nodes, options.results)
-        wanted = set(self.wanted)
-        used = {i for node in self.nodes for i in node.dependencies}
-        regular = [node for node in self.nodes if node.kind == "function"]
+        functions = dict(dag.functions)
+        nodes = expand(functions)
+        selected = select(functions, nodes, options.results)
+        wanted = set(selected)
+        used = {i for node in nodes for i in node.dependencies}
+        regular = [node for node in nodes if node.kind == "function"]
         # Functions that nobody needs run for what they do; what they return is dropped.
         discard = frozenset(
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
-        self.awaited = {
-            n.function.id: n.index for n in regular if n.function.id in wanted or n.index in discard
-        }
+        run_id = uuid4().hex
         self.translation: Translation = translate(
-            self.nodes,
-            self.run_id,
-            dag_id=self.dag_id,
-            policy=options.policy,
-            discard=discard,
+            nodes, run_id, dag_id=dag.id, policy=options.policy, discard=discard
+        )
+        self.outline = Outline(
+            run_id=run_id,
+            dag_id=dag.id,
+            functions=functions,
+            nodes=nodes,
+            keys=self.translation.keys,
+            wanted=selected,
+            awaited={
+                n.function.id: n.index
+                for n in regular
+                if n.function.id in wanted or n.index in discard
+            },
+            on_error=options.on_error,
         )
 
     def check_futures(self, client: Client | None) -> None:
@@ -168,30 +104,10 @@ class Submission:
                 problem = f"was {future.status}: nobody has its result"
             else:
                 continue
-            function, field = _holder(self.functions.values(), future)
+            function, field = _holder(self.outline.functions.values(), future)
             raise InvalidFunctionError(
                 function.id, field, f"holds the future {future.key!r}, which {problem}"
             )
-
-    @property
-    def outline(self) -> Outline:
-        """What it takes to follow the run."""
-        return Outline(
-            run_id=self.run_id,
-            dag_id=self.dag_id,
-            functions=self.functions,
-            nodes=self.nodes,
-            wanted=self.wanted,
-            awaited=self.awaited,
-            keys=self.translation.keys,
-            on_error=self.options.on_error,
-            detach=self.options.detach,
-        )
-
-    @property
-    def regular(self) -> list[Function]:
-        """The functions that are scheduled."""
-        return [f for f in self.functions.values() if f.type == "regular"]
 
     def pins(
         self,
@@ -209,8 +125,9 @@ class Submission:
         """
         allocator = self.options.allocation_strategy
         assert isinstance(allocator, Allocator)
-        answer = dict(allocator.allocate(self.regular, capabilities))
-        for function in self.regular:
+        regular = [f for f in self.outline.functions.values() if f.type == "regular"]
+        answer = dict(allocator.allocate(regular, capabilities))
+        for function in regular:
             if function.id not in answer:
                 raise AllocationError(
                     function.id,
@@ -225,7 +142,7 @@ class Submission:
     def spec(
         self, client: str, pins: Mapping[Hashable, str] | None = None, within: Any = None
     ) -> bytes:
-        """Return what the scheduler's plugin is told, pickled.
+        """Return the description of the run, pickled.
 
         Parameters
         ----------
@@ -236,31 +153,29 @@ class Submission:
         within
             Key of the task that submits it, if one does.
         """
-        translation = self.translation
-        rows = function_rows(self.nodes, translation.prefixes, translation.policies, pins)
-        strategy = self.options.allocation_strategy
-        return pickle.dumps(
-            RunSpec(
-                run_id=self.run_id,
-                dag_id=dag_label(self.dag_id),
-                own_id=cloudpickle.dumps(self.dag_id),
-                outline=self.outline.packed(),
-                client=client,
-                rows=rows,
-                strategy=strategy if isinstance(strategy, str) else "packed",
-                max_concurrency=self.options.max_concurrency,
-                placement_timeout=self.options.placement_timeout,
-                priority=self.options.priority,
-                detach=self.options.detach,
-                timeout=self.options.timeout,
-                wanted=frozenset(self.awaited[id_] for id_ in self.wanted),
-                awaited=frozenset(self.awaited.values()),
-                stops_at_failure=self.options.on_error == "raise",
-                within=within,
-            )
-        )
+        outline, options, translation = self.outline, self.options, self.translation
+        strategy = options.allocation_strategy
+        return RunSpec(
+            run_id=outline.run_id,
+            dag_id=dag_label(outline.dag_id),
+            client=client,
+            rows=function_rows(outline.nodes, translation.prefixes, translation.policies, pins),
+            own_id=cloudpickle.dumps(outline.dag_id),
+            functions=packed_outlines(outline.functions),
+            strategy=strategy if isinstance(strategy, str) else "packed",
+            max_concurrency=options.max_concurrency,
+            placement_timeout=options.placement_timeout,
+            priority=options.priority,
+            detach=options.detach,
+            timeout=options.timeout,
+            wanted=tuple(outline.awaited[id_] for id_ in outline.wanted),
+            awaited=frozenset(outline.awaited.values()),
+            stops_at_failure=options.on_error == "raise",
+            within=within,
+            events=options.on_event is not None,
+        ).packed()
 
     def allocation_error(self, index: int, finding: Finding) -> AllocationError:
         """Return the error for a node that no worker can hold."""
-        node = self.nodes[index]
+        node = self.outline.nodes[index]
         return allocation_error(node.function.id, node.cost, finding)

@@ -1,4 +1,9 @@
-"""Waiting for a run: giving up the thread meanwhile, and warning if the run makes no progress."""
+"""How a client learns that a run, or one function of it, has ended, and how it waits for that.
+
+Dask reports the end of each task to a client in one message, which may be late or unreadable. The
+scheduler's plugin knows which runs are over. So a client waits for whichever comes first
+(:func:`ended`), and then asks for what it has not heard (:func:`settle`).
+"""
 
 from __future__ import annotations
 
@@ -7,28 +12,174 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-from distributed import Client
+from distributed import Client, Future, wait
 
 from handoff_dask.client import connection
+from handoff_dask.compat import client_side as compat
 from handoff_dask.tracebacks import users_frame
 from handoff_dask.worker.task import seceded
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+#: Seconds between questions to the scheduler, each for all runs of a client.
+INTERVAL = 1.0
+#: Seconds that a client waits for messages that should arrive soon.
+PATIENCE = 2.0
 #: Seconds between looks at a run that somebody waits for.
 LOOK = 5.0
 #: Seconds without progress before the first warning, and between later ones.
 FIRST, AGAIN = 10.0, 60.0
 
 
-def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **run: Any) -> T:
+async def ended(
+    client: Client,
+    run_id: str,
+    futures: Collection[Future[Any]],
+    timeout: float | None = None,
+    *,
+    again: bool = False,
+) -> bool:
+    """Wait until all futures have ended, one was cancelled, or the run is over.
+
+    Parameters
+    ----------
+    client, run_id, futures
+        The client, the run, and futures of functions of it.
+    timeout
+        Seconds; None waits without end.
+    again
+        Whether to tell the scheduler repeatedly that this client wants these results. That an
+        earlier future of the same key was released may reach the scheduler later than the first
+        time.
+
+    Returns
+    -------
+    bool
+        Whether it happened in time.
+
+    Raises
+    ------
+    ClusterLostError
+        The client has lost its scheduler.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = float("inf") if timeout is None else loop.time() + timeout
+    over = _over(client, run_id)
+    with client.as_current():
+        waiting = outcome_of(wait(list(futures)))
+    every = INTERVAL if again else float("inf")
+    try:
+        while True:
+            if again:
+                await want(client, futures)
+            left = deadline - loop.time()
+            pause = max(0.0, min(left, every))
+            await asyncio.wait(
+                [over, waiting],
+                timeout=None if pause == float("inf") else pause,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if over.done():
+                over.result()
+            if over.done() or waiting.done():
+                return True
+            if left <= 0:
+                return False
+    finally:
+        over.cancel()
+        waiting.cancel()
+
+
+async def settle(client: Client, futures: Collection[Future[Any]]) -> None:
+    """Bring futures up to date with the scheduler, once their run is over.
+
+    Messages may be late, or lost. A future whose function did not run stays as it is.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE
+    while pending := {f.key: f for f in futures if f.status in ("pending", "lost")}:
+        states = await connection.call(client, "states", keys=list(pending))
+        unheard = {key: state for key, state in states if state in ("memory", "erred")}
+        if not unheard:
+            return
+        if loop.time() > deadline:
+            for key, state in unheard.items():
+                compat.settle_future(pending[key], state)
+            return
+        await want(client, [pending[key] for key in unheard])
+        await asyncio.sleep(PATIENCE / 10)
+
+
+async def want(client: Client, futures: Collection[Future[Any]]) -> None:
+    """Have the scheduler keep the results of futures for a client, and send it their states."""
+    await connection.call(client, "want", keys=[f.key for f in futures], client=client.id)
+
+
+def outcome_of(waiting: Awaitable[T]) -> asyncio.Future[T]:
+    """Return the future of an awaitable; nobody need retrieve its exception."""
+    future = asyncio.ensure_future(waiting)
+    future.add_done_callback(lambda f: f.cancelled() or f.exception())
+    return future
+
+
+_watchers: WeakKeyDictionary[Client, _Watcher] = WeakKeyDictionary()
+
+
+def _over(client: Client, run_id: str) -> asyncio.Future[None]:
+    """Return a future that is done when a run is over or not known to the scheduler.
+
+    It raises ``ClusterLostError`` if the client loses its scheduler.
+    """
+    watcher = _watchers.get(client)
+    if watcher is None:
+        watcher = _watchers[client] = _Watcher()
+    return watcher.add(client, run_id)
+
+
+class _Watcher:
+    """Asks the scheduler which of a client's runs are over, while somebody waits for them."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Future[None], str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, client: Client, run_id: str) -> asyncio.Future[None]:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiting] = run_id
+        waiting.add_done_callback(self._waiting.pop)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch(client))
+        return waiting
+
+    async def _watch(self, client: Client) -> None:
+        try:
+            while await self._pause():
+                run_ids = sorted(set(self._waiting.values()))
+                over = set(await connection.call(client, "over", run_ids=run_ids))
+                for waiting, run_id in list(self._waiting.items()):
+                    if run_id in over and not waiting.done():
+                        waiting.set_result(None)
+        except Exception as error:
+            for waiting in list(self._waiting):
+                if not waiting.done():
+                    waiting.set_exception(error)
+                    waiting.exception()  # retrieved, in case nobody waits any more
+
+    async def _pause(self) -> bool:
+        await asyncio.sleep(INTERVAL)
+        return bool(self._waiting)
+
+
+def wait_for(client: Client, method: Callable[..., Awaitable[Any]], *args: Any, **run: Any) -> Any:
     """Run a coroutine function that waits for a run; with an asynchronous client, return it.
 
-    A function of a run that waits here gives up its thread meanwhile.
+    A function of a run that waits here gives up its thread meanwhile. Whoever waits is warned if
+    the run makes no progress.
 
     Parameters
     ----------
@@ -44,9 +195,9 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
     where = frame.f_code.co_filename, frame.f_lineno
     del frame
 
-    async def watched() -> T:
+    async def watched() -> Any:
         __tracebackhide__ = True
-        watch = asyncio.create_task(_watch(client, run, where))
+        watch = asyncio.create_task(_warn_of_stalls(client, run, where))
         try:
             return await method(*args)
         finally:
@@ -55,7 +206,7 @@ def wait_for(client: Client, method: Callable[..., Awaitable[T]], *args: Any, **
     return connection.sync(client, seceded(client, watched))
 
 
-async def _watch(client: Client, run: dict[str, str], where: tuple[str, int]) -> None:
+async def _warn_of_stalls(client: Client, run: dict[str, str], where: tuple[str, int]) -> None:
     """Warn when a run makes no progress, and again while it makes none."""
     moved, limit = time.monotonic(), FIRST
     # If the scheduler does not answer, whoever waits for the run learns that anyway.

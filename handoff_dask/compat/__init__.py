@@ -1,1 +1,1 @@
-"""Every touch of Dask that is not public API. It knows nothing of Handoff."""
+"""Every use of Dask that is not public API. This wing knows nothing about Handoff."""

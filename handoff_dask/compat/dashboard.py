@@ -1,4 +1,4 @@
-"""What the scheduler's dashboard does not offer as public API."""
+"""The scheduler's dashboard, beyond its public API."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = [
     "metric_name",
 ]
 
-#: A function that fills a Bokeh document: called with scheduler, template variables, document.
+#: A function that fills a Bokeh document; called with scheduler, template variables, document.
 Page = Callable[["Scheduler", dict[str, Any], Any], None]
 
 
 class Pages:
     """Pages on the dashboard of a scheduler that was started without them.
 
-    They are a Bokeh application of their own. The first one, Dask's, gets to know their paths,
-    since that is where dask-labextension looks.
+    They form a separate Bokeh application. Their paths are also entered into Dask's application,
+    where dask-labextension looks for them.
 
     Parameters
     ----------
     pages
         By path. A scheduler without a dashboard shows none.
     tab
-        The path of the page that the navigation bar names.
+        The path of the page that appears in the navigation bar.
     """
 
     def __init__(self, scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> None:
@@ -68,7 +68,7 @@ class Pages:
         self._first._applications.update(self._own.applications)
 
     def remove(self) -> None:
-        """Take the pages away. One that is open stays until it is closed."""
+        """Remove the pages. An open page stays until it is closed."""
         if self._own is None:
             return
         own = self._own
@@ -82,7 +82,7 @@ class Pages:
 
 
 def _dashboard(scheduler: Scheduler) -> Any:
-    """Return the Bokeh application of a scheduler, if it has one."""
+    """Return the Bokeh application of a scheduler, if any."""
     module = sys.modules.get("bokeh.server.tornado")
     if module is None:
         return None
@@ -95,19 +95,19 @@ def _stop_unwatched(application: Any) -> None:
     if any(context.sessions for context in application.applications.values()):
         IOLoop.current().call_later(1, _stop_unwatched, application)
     else:
-        # No session is left to wait for, and the loop is running: newer Bokeh refuses to wait.
+        # There is no session to wait for, and newer Bokeh refuses to wait on a running loop.
         application.stop(wait=False)
 
 
 def dashboard_look() -> tuple[Any, Any]:
-    """Return Dask's Bokeh theme, and its template for a page with the navigation bar."""
+    """Return Dask's Bokeh theme, and its template of a page with the navigation bar."""
     from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
     return BOKEH_THEME, env.get_template("simple.html")
 
 
 def http_prefix(scheduler: Scheduler) -> str:
-    """Return what the operator put before the paths of a scheduler's pages: ``""`` or ``"/x"``."""
+    """Return the operator's prefix of the paths of a scheduler's pages: ``""`` or ``"/x"``."""
     page = "/individual-plots.json$"
     for rule in scheduler.http_application.wildcard_router.rules:
         regex = getattr(rule.matcher, "regex", None)
@@ -117,6 +117,6 @@ def http_prefix(scheduler: Scheduler) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Return the full name of a metric, in the operator's namespace for Dask's."""
+    """Return the full name of a metric, in the namespace that the operator set for Dask."""
     namespace = dask.config.get("distributed.dashboard.prometheus.namespace", "dask")
     return f"{namespace}_handoff_{name}" if namespace else f"handoff_{name}"

@@ -1,6 +1,6 @@
-"""What the scheduler does not offer as public API.
+"""The scheduler, beyond its public API.
 
-Tried with dask and distributed 2025.1.0 and 2026.8.0.
+Tested with dask and distributed 2025.1.0 and 2026.8.0.
 """
 
 from __future__ import annotations
@@ -47,31 +47,32 @@ __all__ = [
     "watch_clients",
 ]
 
-#: The address that no worker answers to. A task restricted to it waits in ``no-worker``. One set
-#: for all, since one for each of 100,000 tasks keeps the garbage collector busy; frozen, so that
-#: nobody opens the gate for all.
+#: An address that no worker has. A task restricted to it waits in ``no-worker``. All tasks share
+#: one set, because one for each of 100,000 tasks would keep the garbage collector busy. It is
+#: frozen, so that no change can open the gate for all of them.
 _NOWHERE: Any = frozenset(("held://handoff",))
 
 
-#: Where the count of workers that died under a task starts: Dask never gives up, the plugin does.
+#: Initial count of workers that died while running a task: so low that Dask never gives up. The
+#: plugin does.
 _NEVER_SUSPICIOUS = -(2**31)
 
 
 def hold(ts: TaskState) -> None:
-    """Keep a task from every worker until it is placed.
+    """Keep a task away from every worker until it is placed.
 
-    Its resources are put aside too: Dask would compare them with every worker each time one joins.
+    Its resources are removed too: Dask would compare them with every worker each time one joins.
     """
     ts.worker_restrictions = _NOWHERE
     ts.host_restrictions = None
     ts.resource_restrictions = None
-    # Else Dask takes any worker where no allowed one exists.
+    # Otherwise Dask uses any worker if no allowed one exists.
     ts.loose_restrictions = False
     ts.suspicious = _NEVER_SUSPICIOUS
 
 
 def is_held(ts: TaskState) -> bool:
-    """Whether a task is as :func:`hold` left it."""
+    """Whether a task is still as :func:`hold` left it."""
     return (
         ts.worker_restrictions is _NOWHERE
         and ts.host_restrictions is None
@@ -89,8 +90,8 @@ def free(ts: TaskState) -> None:
 
 
 def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, float]) -> None:
-    """Let a held task run on the one worker of a set, claiming resources of it."""
-    ts.worker_restrictions = workers  # type: ignore[assignment] # Dask only looks into it
+    """Let a held task run on the only worker of a set, and claim resources there."""
+    ts.worker_restrictions = workers  # type: ignore[assignment] # Dask only reads it
     ts.host_restrictions = None
     ts.resource_restrictions = resources
     ts.loose_restrictions = False
@@ -101,7 +102,7 @@ def install_handlers(
     handlers: Mapping[str, Callable[..., Any]],
     on_streams: Mapping[str, Callable[..., Any]],
 ) -> Callable[[], None]:
-    """Install handlers on a scheduler, for calls and for messages on its workers' streams.
+    """Install handlers on a scheduler, for calls and for messages on workers' streams.
 
     Returns
     -------
@@ -109,25 +110,25 @@ def install_handlers(
         Restores the former handlers.
     """
     undo = []
-    known: dict[str, Any]
-    for known, new in ((scheduler.handlers, handlers), (scheduler.stream_handlers, on_streams)):
-        undo.append((known, new, {name: known[name] for name in new if name in known}))
-        known.update(new)
+    table: dict[str, Any]
+    for table, new in ((scheduler.handlers, handlers), (scheduler.stream_handlers, on_streams)):
+        undo.append((table, new, {name: table[name] for name in new if name in table}))
+        table.update(new)
 
     def restore() -> None:
-        for known, new, before in undo:
+        for table, new, before in undo:
             for name in new:
-                known.pop(name, None)
-            known.update(before)
+                table.pop(name, None)
+            table.update(before)
 
     return restore
 
 
 def declare(scheduler: Scheduler, worker: str, resources: Mapping[str, float]) -> None:
-    """Record on the scheduler what a worker declares; the amounts in use stay as they are.
+    """Record on the scheduler what a worker declares; the amounts in use are unchanged.
 
-    Dask's own ``add_resources`` resets them to 0 although tasks may be running, and does not
-    reconsider tasks that waited for such a declaration.
+    Dask's own ``add_resources`` resets these to 0 although tasks may be running, and does not
+    reconsider tasks that wait for such a declaration.
     """
     ws = scheduler.workers[worker]
     for name, amount in resources.items():
@@ -158,27 +159,27 @@ def claimed_names(ts: TaskState) -> Iterable[str]:
 
 
 def exact(amount: float) -> float:
-    """Round an amount down so that a worker can add and subtract it without ever being off.
+    """Round an amount down so that a worker can add and subtract it without rounding errors.
 
-    Workers sum claims as floats. After 1.5 and 1.8 of 4 cores came and went, 3.9999999999999996
-    would be free for as long as the worker lives, and a fourth core never again.
+    Workers sum claims as floats. After claims of 1.5 and 1.8 on 4 cores, 3.9999999999999996 would
+    be free for the rest of the worker's life, and a function that needs 4 could never run there.
     """
-    # What is larger has no more digits than that, and a division could round it up.
+    # Larger amounts have no fraction that fine, and the division could round them up.
     return amount if amount >= 2**37 else math.floor(amount * 65536) / 65536
 
 
 def seceded(ts: TaskState) -> bool:
-    """Whether the function of a task that runs has given up its thread."""
+    """Whether the function of a running task has given up its thread."""
     return ts.processing_on is not None and ts in ts.processing_on.long_running
 
 
 def died_under(ts: TaskState) -> bool:
-    """Whether a worker was lost, out of order, under a task since it was held."""
+    """Whether a worker died while running a task, since the task was held."""
     return ts.suspicious != _NEVER_SUSPICIOUS
 
 
 def input_sizes(ts: TaskState) -> tuple[dict[str, float], float]:
-    """Return how many bytes of a task's inputs each worker has, and how many there are."""
+    """Return how many bytes of a task's inputs each worker has, and how many there are in total."""
     sizes: dict[str, float] = {}
     total = 0.0
     for dependency in ts.dependencies:
@@ -190,7 +191,7 @@ def input_sizes(ts: TaskState) -> tuple[dict[str, float], float]:
 
 
 def placement_number(ts: TaskState) -> int:
-    """Return the scheduler's number of the last time that a task was given to a worker."""
+    """Return the scheduler's number of the latest time that a task was sent to a worker."""
     assert ts.run_id is not None
     return ts.run_id
 
@@ -201,17 +202,17 @@ def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retrie
     Parameters
     ----------
     finish, facts
-        The state that it is in, and the other arguments of the transition.
+        Its new state, and the other arguments of the transition.
     retried
         Whether it failed and Dask was told to retry it once.
     """
     if finish == "memory" or "startstops" in facts:
         return True
-    return retried and not ts.retries  # Dask has used up the one it was given
+    return retried and not ts.retries  # Dask has used up its one retry
 
 
 def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
-    """Return the worker of a task in processing and what it claims there, if it claims anything."""
+    """Return the worker of a task in processing and its claim there; None if it claims nothing."""
     if ts.resource_restrictions and ts.processing_on:
         return ts.processing_on.address, ts.resource_restrictions
     return None
@@ -220,7 +221,7 @@ def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
 async def ask_once(
     scheduler: Scheduler, address: str, connect: float, answer: float, **message: Any
 ) -> Any:
-    """Send a message over a connection of its own; return the answer.
+    """Send a message over a new connection; return the answer.
 
     A pooled connection may outlive the process on the other side.
 
@@ -232,9 +233,9 @@ async def ask_once(
     Raises
     ------
     OSError, asyncio.TimeoutError
-        It does not.
+        The other side does not answer.
     """
-    # Dask's own limit does not cover the handshake, which a stopped process never answers.
+    # Dask's own time limit does not cover the handshake, which a stopped process never answers.
     opening = open_comm(address, timeout=connect, **scheduler.rpc.connection_args)
     comm = await asyncio.wait_for(opening, connect)
     try:
@@ -251,12 +252,12 @@ def fail_task(
     *,
     worker: str | None = None,
 ) -> None:
-    """Fail a task that is held, or that a worker runs, with an error of ours."""
+    """Fail a task that is held, or that a worker runs, with a given error."""
     where = {} if worker is None else {"worker": worker}
     recommendations = scheduler.transition(
         key, "erred", exception=pickle.dumps(error), cause=key, stimulus_id=stimulus_id, **where
     )
-    # Without these, dependents and clients hear nothing and wait for ever.
+    # Without these, dependents and clients would not notice and wait forever.
     scheduler.transitions(recommendations, stimulus_id)
 
 
@@ -266,7 +267,7 @@ def lacks_failed(ts: TaskState) -> bool:
 
 
 def failed_input(ts: TaskState) -> TaskState | None:
-    """Return the direct dependency because of which a task erred, if there is one."""
+    """Return the direct dependency that made a task err, if any."""
     return ts.exception_blame if ts.exception_blame in ts.dependencies else None
 
 
@@ -278,9 +279,9 @@ def adopt_exception(ts: TaskState, culprit: TaskState) -> None:
 
 
 def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
-    """Fail a task that is to be done again and whose dependency failed since it was done.
+    """Fail a task that must run again and whose dependency has failed since its first run.
 
-    Dask would have it wait for ever.
+    Dask would let it wait forever.
     """
     ts = scheduler.tasks.get(key)
     if ts is None or ts.state not in ("released", "waiting"):
@@ -299,14 +300,14 @@ def watch_clients(
 ) -> Callable[[], None]:
     """Intercept the keys that clients cancel or retry.
 
-    When Dask cancels, it follows dependents, and fails on one that no client wants. Then the client
-    that cancelled loses its stream, and with it everything that it has on the cluster.
+    When Dask cancels, it follows dependents, and raises on one that no client wants. The client
+    that cancelled then loses its stream, and with it everything that it has on the cluster.
 
     Parameters
     ----------
     cancel
-        Called with the keys, the client's id, and whether to cancel what others want, too. Returns
-        the keys that Dask is to cancel.
+        Called with the keys, the client's id, and whether to cancel what other clients want, too.
+        Returns the keys that Dask shall cancel.
     check_retry
         Called with the keys that a client retries; may raise.
 
@@ -328,7 +329,7 @@ def watch_clients(
         return retry(keys=keys, client=client)
 
     def install(cancelling: Any, retrying: Any) -> None:
-        # Dask calls itself for dependents: by the attribute.
+        # For dependents, Dask calls itself through the attribute.
         scheduler.stimulus_cancel = cancelling  # type: ignore[method-assign]
         scheduler.stream_handlers["cancel-keys"] = cancelling
         scheduler.handlers["retry"] = retrying
@@ -338,14 +339,14 @@ def watch_clients(
 
 
 def replace_exception(ts: TaskState, error: BaseException | None) -> None:
-    """Have a task that erred say so with another exception."""
-    ts.exception = pickle.dumps(error)  # type: ignore[assignment] # bytes are what Dask uses itself
+    """Replace the exception of a task that erred."""
+    ts.exception = pickle.dumps(error)  # type: ignore[assignment] # Dask uses bytes, too
 
 
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
-    """Spare tasks the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
+    """Exempt tasks from the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
-    They wait on purpose; the limit is meant for tasks that no worker can take. Their clock is reset
+    They wait on purpose; the limit is meant for tasks that no worker can run. Their clock is reset
     periodically.
 
     Parameters
@@ -361,7 +362,7 @@ def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
     def refresh() -> None:
         now = time.monotonic()
         for ts in [ts for ts in scheduler.unrunnable if mark in (ts.annotations or ())]:
-            # At the end again: Dask expects the oldest first.
+            # Moves it to the end: Dask expects the oldest first.
             del scheduler.unrunnable[ts]
             scheduler.unrunnable[ts] = now
 

@@ -1,4 +1,4 @@
-"""What the transfers between workers do not offer as public API."""
+"""Transfers between workers, beyond the public API."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 
-#: The name of a connection on which a worker fetches results from another.
+#: Name of the connections on which a worker fetches results from another.
 _TRANSFER = "Ephemeral Worker->Worker for gather"
 #: Characters of an error's text that are reported.
 _SHOWN = 1000
-#: Threads that serialize and open large values.
+#: Prefix of the names of threads that serialize and open large values.
 _OFFLOAD = "Dask-Offload"
 
 
@@ -50,7 +50,7 @@ class UnusableError(Exception):
     phase
         ``"sent"`` or ``"opened"``.
     problem
-        What was raised, by type and text.
+        Type and text of the exception.
     """
 
     def __init__(self, phase: str, problem: str) -> None:
@@ -62,8 +62,8 @@ class UnusableError(Exception):
 async def fetch(worker: Worker, key: Any, peer: str) -> None:
     """Fetch a value from another worker, open it, and drop it.
 
-    Unlike the worker's own transfers, this distinguishes a failed connection from a bad value:
-    unpickling may raise ``OSError`` just as a broken connection does.
+    Unlike the worker's own transfers, this tells a failed connection from a bad value: unpickling
+    may raise ``OSError`` just as a broken connection does.
 
     Raises
     ------
@@ -91,20 +91,20 @@ async def fetch(worker: Worker, key: Any, peer: str) -> None:
 
 
 def open_value(value: Serialized) -> Any:
-    """Open a value that arrived as it was sent.
+    """Deserialize a value that arrived.
 
     Raises
     ------
     UnusableError
-        It could not be sent, and the error arrived instead; or it cannot be opened.
+        It could not be sent and the error arrived instead, or it cannot be opened.
     """
     try:
         return loads(dumps(value))
-    except BaseException as error:  # whatever unpickling does, it must not end the worker
+    except BaseException as error:  # whatever unpickling raises must not end the worker
         text = text_of(error)
         if not _refused(value.header):
             raise UnusableError("opened", f"{type(error).__name__}: {text}"[:_SHOWN]) from None
-        # The text is a traceback, and its last lines are the exception.
+        # The text is a traceback; its last lines are the exception.
         lines = text.splitlines()
         heads = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(: |$)", line)]
         problem = "\n".join(lines[heads[-1] :] if heads else lines[:1])
@@ -112,7 +112,7 @@ def open_value(value: Serialized) -> Any:
 
 
 def _refused(header: Mapping[str, Any]) -> bool:
-    """Whether what arrived, or a part of it, is the text of an error on the other side."""
+    """Whether a value that arrived is, in whole or in part, the text of an error on the sender."""
     return header.get("serializer") == "error" or any(map(_refused, header.get("sub-headers", ())))
 
 
@@ -122,8 +122,8 @@ def transfer(worker: Worker, key: Any) -> tuple[str, str | None, float] | None:
     Returns
     -------
     tuple
-        The phase, the worker that it comes from if it is on its way, and an amount that changes
-        as long as there is progress in that phase.
+        The phase, the sending worker if there is one yet, and an amount that changes as long as the
+        phase makes progress.
     """
     ts = worker.state.tasks.get(key)
     if ts is None or ts.state == "memory":
@@ -131,7 +131,7 @@ def transfer(worker: Worker, key: Any) -> tuple[str, str | None, float] | None:
     if ts.coming_from is not None:
         for comm in _transfers(worker.rpc.occupied.get(ts.coming_from, ())):
             stream = getattr(comm, "stream", None)
-            if stream is None:  # no means to tell
+            if stream is None:  # progress cannot be measured
                 return "receiving", ts.coming_from, time.monotonic()
             if not stream.reading():
                 return "opening", ts.coming_from, offload_seconds()
@@ -147,14 +147,14 @@ def transfer(worker: Worker, key: Any) -> tuple[str, str | None, float] | None:
 
 
 def offload_seconds() -> float:
-    """Return the CPU time that this process has spent on serializing and opening large values."""
+    """Return the CPU seconds that this process has spent serializing and opening large values."""
     ids = {t.native_id for t in threading.enumerate() if t.name.startswith(_OFFLOAD)}
     spent = [t.user_time + t.system_time for t in psutil.Process().threads() if t.id in ids]
     return float(sum(spent))
 
 
 def abandon_transfers(worker: Worker, peer: str) -> None:
-    """Abort what a worker fetches from another; it retries by itself, elsewhere first."""
+    """Abort a worker's transfers from another; it retries by itself, from other workers first."""
     for comm in _transfers(worker.rpc.occupied.get(peer, ())):
         comm.abort()
     for cancel in list(worker.rpc._connecting.get(peer, ())):
@@ -162,10 +162,10 @@ def abandon_transfers(worker: Worker, peer: str) -> None:
 
 
 def drop_unfinished(worker: Worker) -> None:
-    """Close idle connections on which a transfer may have failed half way.
+    """Close idle connections on which a transfer may have failed halfway.
 
-    A worker that cannot open a value does not tell the sender, which waits for a confirmation. The
-    next transfer on the same connection would fail because of that.
+    A worker that cannot open a value does not confirm it, and the sender keeps waiting for that. So
+    the next transfer on the same connection would fail.
     """
     for comms in worker.rpc.available.values():
         for comm in _transfers(comms):
@@ -191,9 +191,9 @@ def refetch(worker: Worker, who_has: Mapping[Any, list[str]]) -> None:
 
 
 def drop_replica(scheduler: Scheduler, key: Any, worker: str, stimulus_id: str) -> None:
-    """Consider a value on a worker lost. If no other worker has it, it is computed again."""
+    """Treat a value on a worker as lost. If no other worker has it, it is computed again."""
     scheduler.release_worker_data(key=key, worker=worker, stimulus_id=stimulus_id)
-    # If the worker answers after all, it must not keep what the scheduler does not know of.
+    # If the worker answers after all, it must not keep a value that the scheduler has forgotten.
     scheduler.worker_send(
         worker, {"op": "remove-replicas", "keys": [key], "stimulus_id": stimulus_id}
     )

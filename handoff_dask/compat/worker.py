@@ -1,4 +1,4 @@
-"""What workers and nannies do not offer as public API."""
+"""Workers and nannies, beyond their public API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
@@ -17,9 +17,6 @@ from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from distributed.worker_state_machine import SecedeEvent
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "WORKER_ANY_RUNNING",
@@ -45,7 +42,7 @@ WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 
 
 def worker_address() -> str:
-    """Return the address of the worker that runs this task, or ``"local"`` where there is none."""
+    """Return the address of the worker that runs this task, or ``"local"`` if there is none."""
     try:
         worker = get_worker()
         return worker.contact_address or worker.address
@@ -54,7 +51,7 @@ def worker_address() -> str:
 
 
 def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
-    """Have a worker declare an amount of a resource; what its tasks hold of it stays held.
+    """Make a worker declare an amount of a resource; what its tasks hold of it stays held.
 
     Returns
     -------
@@ -77,7 +74,7 @@ def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
 
 
 class StartsRecord(Protocol):
-    """What records which placements a worker has started."""
+    """A record of the placements that a worker has started."""
 
     def begin(self, number: int) -> int | None:
         """Record a start; return its place, or None if the placement must not start."""
@@ -88,31 +85,31 @@ class StartsRecord(Protocol):
         ...
 
     def withdrawn(self, number: int) -> bool:
-        """Whether a placement was taken back."""
+        """Whether a placement was withdrawn."""
         ...
 
 
 class TaskEnds(WorkerPlugin):
-    """Calls back when the thread of a task is free again, whatever became of the task."""
+    """Calls back when the thread of a task is free again, however the task ended."""
 
-    #: The worker has one under this name.
+    #: The name of the plugin on the worker.
     name = "handoff"
     worker: Worker
 
     def __init__(self) -> None:
         self._calls: dict[Any, list[Callable[[], None]]] = {}
         self._failures = _FailureFilter()
-        #: What the worker started, if somebody wants to know.
+        #: What the worker has started; None if this is not recorded.
         self.starts: StartsRecord | None = None
 
     def busy(self, key: Any) -> bool:
-        """Whether a task has a thread of the worker. To be called on its loop."""
+        """Whether a task has a thread of the worker. Call this on the worker's loop."""
         state = self.worker.state
         ts = state.tasks.get(key)
         return ts is not None and (ts in state.executing or ts in state.long_running)
 
     def at_end(self, key: Any, call: Callable[[], None]) -> None:
-        """Have something called on the worker's loop when the worker is done with a task."""
+        """Call something on the worker's loop when the worker is done with a task."""
         self._calls.setdefault(key, []).append(call)
 
     def silence_failure(self, key: Any) -> None:
@@ -131,7 +128,7 @@ class TaskEnds(WorkerPlugin):
         """Follow a task from one state to the next."""
         if finish not in _BUSY:
             self._failures.keys.discard(key)
-        # `finish` is not its state: a task that is taken back while it runs becomes cancelled.
+        # Do not rely on `finish`: a task that is withdrawn while it runs becomes cancelled.
         if key in self._calls and not self.busy(key):
             for call in self._calls.pop(key):
                 call()
@@ -141,20 +138,20 @@ _worker_logger = logging.getLogger("distributed.worker")
 
 
 def _shown(logger: logging.Logger | None, level: int) -> bool:
-    """Whether somebody sees what a logger logs: Dask's `silence_logs` changes the handlers."""
+    """Whether a logger's output is shown anywhere: Dask's `silence_logs` changes the handlers."""
     if logger is None or not logger.isEnabledFor(level):
         return False
     handlers = list(logger.handlers)
     while logger.propagate and logger.parent is not None:
         logger = logger.parent
         handlers += logger.handlers
-    # Each worker also keeps its last lines in memory.
+    # Each worker also keeps its latest lines in memory, which does not count.
     shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
     return not shows or any(handler.level <= level for handler in shows)
 
 
 class _FailureFilter(logging.Filter):
-    """Drops Dask's reports of failed tasks, for some tasks."""
+    """Drops Dask's reports of failure for some tasks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +169,7 @@ _BUSY = ("executing", "long-running", "cancelled", "resumed")
 
 
 class NotStarted(Reschedule):
-    """The function of a task must not start: it was taken back, or its worker closes."""
+    """The function of a task must not start: it was withdrawn, or its worker is closing."""
 
 
 #: How many threads wait on behalf of a task: {(worker, key): number}.
@@ -199,21 +196,21 @@ class ThisTask:
         return self._worker.plugins.get(TaskEnds.name)
 
     def at_end(self, call: Callable[[], None]) -> None:
-        """Have something called on the worker's loop when the worker is done with the task."""
+        """Call something on the worker's loop when the worker is done with the task."""
         if self.plugin is not None:
             self.plugin.at_end(self.key, call)
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
-        """Send an event about it, from any thread, ahead of Dask's word of the task's end."""
+        """Send an event about it, from any thread, before Dask's message about the task's end."""
         self._worker.log_event(topic, {**message, "key": self.key, "run_id": self._run_id})
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let the worker run another task while this one waits; any thread may call this.
 
-        The worker counts the task as long-running from here to its end, as after ``secede()``. Its
-        thread stays in the pool, which gets one more meanwhile. So the function can still call
-        ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
+        From here to its end, the worker counts the task as long-running, as after ``secede()``. Its
+        thread stays in the pool, which gets one more thread meanwhile. So the function can still
+        call ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
         """
         place = self._worker, self.key
         pool = self._worker.executors.get(self.facts.get("executor", "default"))
@@ -222,7 +219,7 @@ class ThisTask:
             _waits[place] += 1
             if _waits[place] == 1:
                 _enlarge(pool, extra)
-                # In a new context, because the worker starts other tasks in the context of this.
+                # In a new context: the worker starts other tasks in the context of this call.
                 Context().run(self._worker.loop.add_callback, self._secede)
         try:
             yield
@@ -257,7 +254,7 @@ def _enlarge(pool: Any, threads: int) -> None:
 
 
 def this_task() -> ThisTask | None:
-    """Return the task that this thread runs; None where it runs none."""
+    """Return the task that this thread runs; None if it runs none."""
     try:
         worker = get_worker()
         key = thread_state.key
@@ -275,7 +272,7 @@ def task_nearby(client: Client | None = None) -> ThisTask | None:
     """Guess which task started this thread; None if none did.
 
     For threads that use a client without the context of a function. If several functions run on the
-    worker, one that does not wait yet is chosen: the wrong function may give up its thread, but
+    worker, one that is not waiting yet is chosen: the wrong function may give up its thread, but
     none hangs.
     """
     worker = _worker_nearby(client)
@@ -290,7 +287,7 @@ def task_nearby(client: Client | None = None) -> ThisTask | None:
 def _worker_nearby(client: Client | None = None) -> Worker | None:
     """Return the worker of this thread's context or, without one, the worker that it belongs to.
 
-    That is known if the worker has a process of its own, or made the client.
+    The latter is known if the worker is alone in its process, or created the client.
     """
     try:
         return get_worker()
@@ -303,17 +300,17 @@ def _worker_nearby(client: Client | None = None) -> Worker | None:
 
 @contextmanager
 def started() -> Iterator[Callable[[], None]]:
-    """Note that the function of this thread's task starts here, and that it ends.
+    """Record that the function of this thread's task starts here, and that it ends.
 
     Yields
     ------
     callable
-        To be called after what may have taken long: it raises if the start was taken back.
+        Call it after steps that may take long: it raises if the start was withdrawn meanwhile.
 
     Raises
     ------
     NotStarted
-        It must not.
+        The function must not start.
     """
     starts = worker = None
     try:
@@ -326,7 +323,7 @@ def started() -> Iterator[Callable[[], None]]:
         pass
     if starts is None:
         if worker is not None and worker.status not in WORKER_ANY_RUNNING:
-            raise NotStarted  # it closes, and has said what it started
+            raise NotStarted  # it is closing, and has already reported what it started
         yield lambda: None
         return
     place = starts.begin(number)
@@ -344,7 +341,7 @@ def started() -> Iterator[Callable[[], None]]:
 
 
 def failures_shown() -> bool:
-    """Whether this process logs failures of tasks: not if somebody wants quiet workers."""
+    """Whether this process logs failures of tasks, which users can switch off."""
     return _shown(_worker_logger, logging.ERROR)
 
 
@@ -354,7 +351,7 @@ def silence_failure() -> bool:
     Returns
     -------
     bool
-        Whether there would have been one.
+        Whether Dask would have logged one.
     """
     task = this_task()
     if task is None or not isinstance(task.plugin, TaskEnds):
@@ -372,12 +369,12 @@ def task_annotations() -> Mapping[str, Any]:
 
 
 def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
-    """Have the exit code told of each process that a nanny's worker ran in, before it has another.
+    """Call something with the exit code of each process of a nanny's worker, before a restart.
 
     Returns
     -------
     Callable
-        Ends that.
+        Stops watching.
     """
     inner = nanny._on_worker_exit_sync
 
@@ -395,11 +392,11 @@ def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], Non
 
 
 def killed_for_memory(nanny: Nanny, pid: int) -> bool:
-    """Whether a nanny ended a process because it had more memory than it may."""
+    """Whether a nanny killed a process because it exceeded its memory limit."""
     return getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid
 
 
 def process_client() -> Client | None:
-    """Return the client of the worker that this thread belongs to; None if it belongs to none."""
+    """Return the client of this thread's worker; None if the thread belongs to no worker."""
     worker = _worker_nearby()
     return None if worker is None else worker._get_client()

@@ -12,11 +12,11 @@ from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
 from handoff_dask.graph.pictures import Engine, choose_engine, looks, write_svg
-from handoff_dask.graph.translation import Key, code_names, translate_plain
+from handoff_dask.graph.translation import code_names, translate_plain
 from handoff_dask.model import dag as model
 from handoff_dask.model.function import Function
-from handoff_dask.widgets import dag as drawing
-from handoff_dask.widgets import markup
+from handoff_dask.widgets import dag_drawing, markup
+from handoff_dask.wire.keys import Key
 
 
 class DAG(model.DAG, DaskMethodsMixin):
@@ -89,10 +89,10 @@ class DAG(model.DAG, DaskMethodsMixin):
 
     def _repr_html_(self) -> str:
         title = f"DAG {markup.plain(self.id)}"
-        return drawing.show(title, self.functions, self._codes(), self._fault())
+        return dag_drawing.show(title, self.functions, self._codes(), self._fault())
 
     def _repr_svg_(self) -> str:
-        return drawing.draw(self.functions, self._codes(), self._fault(), alone=True)
+        return dag_drawing.draw(self.functions, self._codes(), self._fault(), alone=True)
 
     def visualize(
         self,

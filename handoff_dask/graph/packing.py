@@ -14,7 +14,7 @@ import cloudpickle
 from distributed import Future
 
 from handoff_dask import pickling
-from handoff_dask.compat.graph import GraphNode, Task, TaskRef
+from handoff_dask.compat.task_spec import GraphNode, Task, TaskRef
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.contents import Replacing, contents
 from handoff_dask.model.expansion import Call, Node, given, map_given

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 
 import dask
 
-from handoff_dask.graph.translation import Key
 from handoff_dask.model.function import Function
 from handoff_dask.widgets import markup
+from handoff_dask.wire.keys import Key
 
 Engine = Literal["graphviz", "cytoscape", "handoff"]
 

@@ -17,19 +17,15 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import funcname
 from distributed import Future
 
-from handoff_dask.compat.graph import GraphNode, Task, TaskRef
+from handoff_dask.compat.task_spec import GraphNode, Task, TaskRef
 from handoff_dask.graph.packing import Packer
 from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
 from handoff_dask.model.function import Function, effective_policy
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.wire.keys import Key, node_key, shared_key
 from handoff_dask.worker.task import Terms, run, run_and_discard, run_on_terms, run_transform
 
 NO_RETRIES = RetryPolicy(0)
-
-#: Keys of this project: (code name and run, index of the node).
-Key = tuple[str, int]
-#: The name, in place of a code's, of data that functions share.
-SHARED = "handoff_shared"
 
 
 @dataclass(frozen=True)
@@ -86,12 +82,11 @@ def translate(
         The code or the arguments of a function cannot be pickled.
     """
     prefixes = code_prefixes(nodes)
-    keys = tuple((f"{prefix}-{run_id}", index) for index, prefix in enumerate(prefixes))
-    pack = Packer((node.call for node in nodes), partial(_shared_key, run_id))
+    keys = tuple(node_key(prefix, run_id, index) for index, prefix in enumerate(prefixes))
+    pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
     policies = tuple(effective_policy(node.function, policy) for node in nodes)
     packed = [pack(node, node.call, (node.function.id, dag_id)) for node in nodes]
     dsk: dict[Key, GraphNode] = pack.nodes()
-    marks: dict[Key, dict[str, Any]] = {key: {"run": run_id} for key in dsk}
     resources: dict[Key, Mapping[str, float]] = {}
     for node, key, (names, call) in zip(nodes, keys, packed, strict=True):
         refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in node.dependencies)]
@@ -115,13 +110,13 @@ def translate(
         for own, key in zip(policies, keys, strict=True)
         if own.max_retries
     }
-    marks.update((key, {"run": run_id, "index": index}) for index, key in enumerate(keys))
     layer = MaterializedLayer(
         dsk,
         annotations={
             "resources": resources.get,
             "retries": budgets.get,
-            "handoff": marks.get,
+            # The key says which node it is.
+            "handoff": {"run": run_id},
         },
     )
     graph = _single_layer(f"handoff-{run_id}", layer)
@@ -139,9 +134,9 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
     nodes = expand(functions)
     regular = [node for node in nodes if node.kind == "function"]
     prefixes = code_prefixes(nodes)
-    keys = [(f"{prefixes[node.index]}-{token}", node.index) for node in regular]
+    keys = [node_key(prefixes[node.index], token, node.index) for node in regular]
     calls = [_without_transforms(node, nodes) for node in regular]
-    pack = Packer((call for call, _ in calls), partial(_shared_key, token))
+    pack = Packer((call for call, _ in calls), partial(shared_key, token))
     packed = [
         pack(node, call, (node.function.id, None))
         for node, (call, _) in zip(regular, calls, strict=True)
@@ -151,14 +146,6 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
         refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in dependencies)]
         dsk[key] = Task(key, run, names, call, *refs)
     return _single_layer(f"handoff-{token}", MaterializedLayer(dsk)), keys
-
-
-def _shared_key(token: str, number: int) -> Key:
-    """Return the key of a part that functions of a graph share.
-
-    Each is a task group of its own: Dask makes tasks of large groups wait for idle workers.
-    """
-    return f"{SHARED}-{token}-{number}", 0
 
 
 def _single_layer(name: str, layer: MaterializedLayer) -> HighLevelGraph:

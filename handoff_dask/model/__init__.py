@@ -1,1 +1,1 @@
-"""The model: functions, DAGs, policies and records. It knows nothing of Dask."""
+"""The model: functions, DAGs, retry policies and attempts. No Dask."""

@@ -1,4 +1,4 @@
-"""Numbers as users write them, such as numpy's or fractions; internally, int or float."""
+"""Converts numbers that users write, such as numpy's or fractions, to int or float."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
-#: Where whole numbers begin that a message of Dask cannot hold: the connection breaks over one.
+#: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
 TOO_LARGE = 2**63
 
 
 def as_number(value: Any) -> Any:
-    """Return a number as int or float; anything else unchanged, to be checked by the caller.
+    """Return a number as int or float; the caller checks anything else, which is unchanged.
 
     Whole numbers that Dask's messages cannot hold become floats.
 
@@ -32,7 +32,7 @@ def as_number(value: Any) -> Any:
 
 
 def as_count(value: Any) -> Any:
-    """Return a whole number as int; anything else unchanged, to be checked by the caller."""
+    """Return a whole number as int; the caller checks anything else, which is unchanged."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     return value

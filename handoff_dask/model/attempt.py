@@ -22,11 +22,11 @@ class Attempt:
     started, stopped : float
         Seconds since the epoch.
     cost : Mapping
-        What was claimed: {resource: amount}.
+        What it claimed: {resource: amount}.
     outcome : str
         ``"ok"``, ``"error"``, ``"worker-lost"``, ``"timeout"`` or ``"cancelled"``.
     error_type, message : str or None
-        The failure, when there was one.
+        The failure, if any.
     """
 
     number: int

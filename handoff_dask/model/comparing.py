@@ -1,4 +1,4 @@
-"""Equality of records that hold users' values."""
+"""Equality of records that contain users' values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 
 
 class Comparable:
-    """Equal if all fields are. A value that ``==`` cannot judge, as an array, equals itself only.
+    """Equal if all fields are; values that ``==`` cannot judge, such as arrays, if identical.
 
     A dataclass that inherits this needs ``eq=False``.
     """

@@ -1,4 +1,4 @@
-"""The objects in what a function is given: as they are, or in lists, tuples, sets and dicts."""
+"""Finds and replaces objects in a function's arguments, also inside lists, tuples, sets, dicts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
-    """Yield values and what they hold, however deep, except plain numbers, text and None.
+    """Yield values and what they contain, at any depth, except plain numbers, text and None.
 
-    This looks, once each, into lists, tuples, sets, the values of dicts, partial calls, and the
-    objects of bound methods. Objects of other types are not looked into.
+    Visits the contents of lists, tuples, sets, partial calls, the values of dicts, and the objects
+    of bound methods, each once. Objects of other types are not opened.
 
     Parameters
     ----------
     values
         The values.
     closures
-        Whether to look into the closures of functions, too.
+        Whether to visit the closures of functions, too.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
         if kind in _PLAIN:
             continue
         yield value
-        # Not isinstance(), which trusts an object's __class__.
+        # Not isinstance(), which believes an object's __class__.
         inner: Iterable[Any]
         if issubclass(kind, (list, tuple, set, frozenset)):
             inner = value
@@ -64,10 +64,10 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 
 
 class Replacing:
-    """Replaces objects of a type, wherever they are in the contents of a value.
+    """Replaces objects of a type anywhere in the contents of a value.
 
-    A container without any of them stays the same object; what is one object stays one. Bound
-    methods are not looked into, because their object cannot be replaced.
+    A container without any such object is returned unchanged. An object that occurs twice is
+    replaced by one object. Bound methods are not opened, because their object cannot be replaced.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Replacing:
     def __init__(self, kind: type, replace: Callable[[Any], Any]) -> None:
         self._kind = kind
         self._replace = replace
-        #: By id: the object, which is kept alive, and its replacement.
+        #: {id of an object: (the object, to keep it alive, its replacement)}.
         self._replaced: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
@@ -95,7 +95,7 @@ class Replacing:
         if type(value) in _PLAIN:
             return value
         if id(value) not in self._replaced:
-            self._replaced[id(value)] = value, value  # for containers that hold themselves
+            self._replaced[id(value)] = value, value  # for containers that contain themselves
             self._replaced[id(value)] = value, self._inside(value)
         return self._replaced[id(value)][1]
 
@@ -121,7 +121,7 @@ class Replacing:
         if all(new is old for new, old in zip(parts, value, strict=True)):
             return value
         if issubclass(kind, tuple):
-            return tuple.__new__(kind, parts)  # a named one too
+            return tuple.__new__(kind, parts)  # also for named tuples
         if kind in (list, set) or issubclass(kind, frozenset):
             return kind(parts)
         changed = copy.copy(value)

@@ -17,7 +17,7 @@ class DAG:
     Parameters
     ----------
     id
-        Name of the DAG; None draws a fresh one.
+        Name of the DAG; None generates one.
     """
 
     def __init__(self, id: Hashable = None) -> None:
@@ -32,19 +32,19 @@ class DAG:
         Raises
         ------
         DuplicateFunctionError
-            The DAG has a function of that id.
+            The DAG already has a function with that id.
         InvalidFunctionError
             The id cannot be hashed.
         """
         if not isinstance(function, Function):
             raise TypeError(f"add_function() takes a Function, not {function!r}")
         try:
-            known = function.id in self._functions
+            taken = function.id in self._functions
         except TypeError:
             raise InvalidFunctionError(
                 repr(function.id), "id", "must be hashable: use a string, number or tuple"
             ) from None
-        if known:
+        if taken:
             raise DuplicateFunctionError(function.id)
         self._functions[function.id] = function
         return self
@@ -62,7 +62,7 @@ class DAG:
         MissingFunctionError
             Functions refer to ids that the DAG lacks.
         CyclicDependencyError
-            Functions depend on, or are collocated with, each other in a circle.
+            Functions depend on each other, or are collocated with each other, in a cycle.
         InvalidFunctionError
             A field of a function is wrong.
         """

@@ -1,8 +1,8 @@
-"""From the functions a user wrote to the nodes that are scheduled.
+"""Expands the functions of a DAG into the nodes that are scheduled.
 
-Inline functions disappear into the calls of the functions that use them; the transforms of an
-``Argument`` become nodes of their own. What is left is a plain graph of calls, which the Dask
-graph, the simulation and the local executor are all made from.
+Inline functions become part of the calls that use them; each transform of an ``Argument`` becomes a
+node of its own. The result is a plain graph of calls: the Dask graph, the simulation and the local
+executor are all made from it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ NodeKind = Literal["function", "serializer", "deserializer"]
 
 
 class Listed(NamedTuple):
-    """Values that arrive as one list."""
+    """Values that are passed as one list."""
 
     items: tuple[Entry, ...]
 
 
 class Transformed(NamedTuple):
-    """A value that passes transforms in the place where it is used, having been made there."""
+    """A value whose transforms are applied where it is used, because it is also made there."""
 
     item: Entry
     transforms: tuple[tuple[Any, tuple[Any, ...]], ...]
 
 
 class Call(NamedTuple):
-    """A function and where its arguments come from."""
+    """A callable, and where its arguments come from."""
 
     code: Any
     args: tuple[Entry, ...]
@@ -57,7 +57,7 @@ def map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
 
 def map_given(call: Call, change: Callable[[Any], Any]) -> Call:
     """Return a call with a change made to all codes and arguments in it."""
-    # What is one object in the call must stay one: it is evaluated once.
+    # An entry that occurs twice must stay one object, because it is evaluated once.
     changed: dict[int, Entry] = {}
 
     def entry(old: Any) -> Any:
@@ -105,31 +105,31 @@ def given(call: Call) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One schedulable call.
+    """A call that is scheduled.
 
     Attributes
     ----------
     index : int
         Its place in the expansion; regular functions come first, in the order of the DAG.
     kind : str
-        ``"function"``, or the transform it is.
+        ``"function"``, ``"serializer"`` or ``"deserializer"``.
     function : Function
-        The function it runs; for a transform, the consumer that asked for it.
+        The function that it runs; for a transform, the consumer.
     call : Call
-        What to call; its positions count `dependencies`.
+        What to call; positions in it count `dependencies`.
     dependencies : tuple of int
         Nodes whose results the call needs.
     cost : Mapping
-        Its own claim or, resource by resource, that of an inline function in it, if larger. Lower
-        case names, no zeros.
+        What it claims. For each resource, the larger amount of its own and its inline functions'
+        costs counts. Lower case names, no zeros.
     pin : str or None
         Name, address or host of a worker.
     collocated : int or None
-        The node whose worker it shares.
+        The node whose worker it must share.
     source, target : int or None
         For a transform: the producer and the consumer.
     inlined : tuple of Function
-        The inline functions that the call holds; for a transform, the one whose argument it is.
+        The inline functions in the call; for a transform, the one whose argument it is.
     """
 
     index: int
@@ -146,7 +146,7 @@ class Node:
 
     @property
     def binds(self) -> int | None:
-        """The node that must have a worker before this one may start."""
+        """The node that must be bound to a worker before this one may start."""
         return self.target if self.kind == "serializer" else None
 
 
@@ -155,7 +155,7 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     regular = [f for f in functions.values() if f.type == "regular"]
     indices = {f.id: i for i, f in enumerate(regular)}
     transforms: list[Node] = []
-    # One object for each distinct cost: there are few, and they travel.
+    # One object for each distinct cost: there are few, and they are sent to the cluster.
     costs: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
     nodes = [
         _Expansion(functions, indices, function, transforms, costs).node() for function in regular
@@ -170,7 +170,7 @@ def sinks(nodes: Sequence[Node]) -> list[Hashable]:
 
 
 def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
-    """Return a cost map with lower case names and without what costs nothing."""
+    """Return a cost with lower case names and without zeros."""
     return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
 
 
@@ -220,7 +220,7 @@ class _Expansion:
             self.cost[name] = max(amount, self.cost.get(name, 0))
         entries: list[Entry] = []
         listing: list[Entry] | None = None
-        # One inline function that a function names twice is evaluated once for it.
+        # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}
         for arg in function.args:
             entry = self.entry(function, arg, inline)
@@ -301,7 +301,7 @@ def _step(transform: Transform) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
-    """Make a call; coroutines that it returns, or that anything in it returns, are run.
+    """Evaluate a call, and run the coroutines that it or any call inside it returns.
 
     Parameters
     ----------
@@ -310,9 +310,9 @@ def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
     values
         Results of the node's dependencies.
     here
-        Tells the worker it is made on: source and target of transforms applied in place.
+        Returns the address of this worker: source and target of transforms applied in place.
     """
-    # An inline function that one function names twice is one object: made once, passed twice.
+    # An inline function that is named twice is one object: evaluated once, passed twice.
     made: dict[int, Any] = {}
 
     def value(entry: Entry) -> Any:
@@ -334,7 +334,7 @@ def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
 
 
 def finish(result: Any) -> Any:
-    """Run what a coroutine function returned to its end and return its result; pass on all else."""
+    """Run a coroutine to its end and return its result; return anything else unchanged."""
     if not inspect.iscoroutine(result):
         return result
     try:
@@ -342,8 +342,8 @@ def finish(result: Any) -> Any:
         running = True
     except RuntimeError:
         running = False
-    if not running:  # not in the handler, whose error would be the context of the user's
+    if not running:  # outside the handler, whose error would become the context of the user's
         return asyncio.run(result)
-    # A loop runs in this thread already, as in a notebook: the coroutine needs one elsewhere.
+    # A loop already runs in this thread, as in a notebook, so the coroutine needs another thread.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(contextvars.copy_context().run, asyncio.run, result).result()

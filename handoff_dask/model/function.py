@@ -12,7 +12,7 @@ from handoff_dask.model.comparing import Comparable
 if TYPE_CHECKING:
     from handoff_dask.model.retry import RetryPolicy
 
-#: A transform: a callable, or a callable and the static arguments that follow the fixed three.
+#: A transform: a callable, or a callable and the static arguments after the three fixed ones.
 Transform = Callable[..., Any] | tuple[Callable[..., Any], Sequence[Any]]
 ArgumentInclusion = Literal["variadic", "as_list"]
 FunctionType = Literal["regular", "inline"]
@@ -20,7 +20,7 @@ FunctionType = Literal["regular", "inline"]
 
 @dataclass(frozen=True, slots=True)
 class Collocated:
-    """A pin to wherever another function runs; made by :func:`collocated`."""
+    """A pin to the worker where another function runs; made by :func:`collocated`."""
 
     id: Hashable
 
@@ -46,21 +46,21 @@ def collocated(id: Hashable) -> Collocated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Argument(Comparable):
-    """A dependency whose value is transformed on its way (``Handoff.Function.Argument``).
+    """A dependency whose value is transformed in transit (``Handoff.Function.Argument``).
 
     The serializer runs on the producer's worker, the deserializer on the consumer's. Each is a
-    callable, or a pair ``(callable, static_args)``, and is called as
-    ``fn(data, source_node, target_node, *static_args)``, the nodes being worker addresses.
+    callable or a pair ``(callable, static_args)``, and is called as
+    ``fn(data, source_node, target_node, *static_args)``, where the nodes are worker addresses.
 
     Parameters
     ----------
     id
         The function whose result is passed.
     serialization_fn, deserialization_fn
-        The transforms; None passes the value as it is.
+        The transforms; None passes the value unchanged.
     argument_inclusion
-        ``"variadic"``: an argument of its own. ``"as_list"``: arrives in a list, together with the
-        as_list arguments next to it.
+        ``"variadic"``: an argument by itself. ``"as_list"``: adjacent as_list arguments arrive
+        together in one list.
 
     Examples
     --------
@@ -96,27 +96,28 @@ class Function(Comparable):
     args
         The functions whose results are passed, in order: ids, or :class:`Argument` objects.
     code
-        What is called, with the dependencies' results, then `extra_args`, then `extra_kwargs`.
-        A coroutine function is run to its end.
+        The callable. It gets the dependencies' results, then `extra_args`, then `extra_kwargs`.
+        The coroutine of a coroutine function is run to its end.
     extra_args, extra_kwargs
-        Further arguments, fixed when the DAG is built. A Dask future among them, or in lists,
+        Further arguments, fixed when the DAG is built. A Dask future among them, or inside lists,
         tuples, sets, dicts or partial calls, is replaced by its result. Like `code`, they are
-        pickled once for a run and unpickled at every start, so each start has its own objects.
+        pickled once per run and unpickled at every start, so each start has its own objects.
     cost
-        What one attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
-        (10**6 bytes) and units; any further name is a custom resource. Names are compared without
-        case, fractions are allowed, None costs nothing.
+        What an attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
+        (10**6 bytes) and units; any other name is a custom resource. Names are case-insensitive,
+        fractions are allowed, None costs nothing.
     node
         A pin: a worker's name, address or host, or ``collocated(id)``.
     type
-        ``"regular"``, or ``"inline"``: evaluated again inside every function that uses it, never
-        scheduled alone. A consumer claims the larger of its own and its inline functions' costs.
+        ``"regular"``, or ``"inline"``: evaluated inside every function that uses it, and never
+        scheduled by itself. A function that uses it claims, for each resource, the larger of the
+        two costs.
     argument_inclusion
         ``"variadic"``, or ``"as_list"``: the dependencies' results arrive as one list, first.
     max_retries
-        Further attempts after the first; None inherits the run's.
+        Attempts after the first; None uses the run's value.
     retry
-        The full :class:`RetryPolicy`, of which `max_retries` is the shorthand.
+        A full :class:`RetryPolicy`; `max_retries` is its shorthand.
     timeout
         Seconds an attempt may run; None is no limit.
     results
@@ -124,7 +125,7 @@ class Function(Comparable):
 
     Notes
     -----
-    A function is checked when its DAG is validated, so that every mistake is found in one place.
+    Mistakes are reported when the DAG is validated.
 
     Examples
     --------
@@ -150,8 +151,8 @@ class Function(Comparable):
     results: Any = None
 
     def __post_init__(self) -> None:
-        # Copies, so that a list changed after the fact does not change the function. What is not a
-        # list or tuple stays as it is, for validate() to complain about.
+        # Copies, so that later changes to a list do not change the function. Other types stay as
+        # they are, so that validate() can report them.
         for name in ("args", "extra_args"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -188,7 +189,7 @@ def given_by_field(function: Function) -> dict[str, Iterable[Any]]:
 
 
 def effective_policy(function: Function, default: RetryPolicy) -> RetryPolicy:
-    """Return the retry policy of a function in a run whose own is `default`."""
+    """Return the retry policy of a function in a run whose policy is `default`."""
     policy = function.retry or default
     if function.max_retries is None or function.max_retries == policy.max_retries:
         return policy

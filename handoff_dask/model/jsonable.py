@@ -1,4 +1,4 @@
-"""Arbitrary values as JSON."""
+"""Converts arbitrary values to JSON."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-#: Most levels of nesting: a deeper value is likely to contain itself.
+#: Most levels of nesting: a deeper value probably contains itself.
 _DEPTH = 100
-#: What this package reports is nested less deeply.
+#: The reports of this package are nested less deeply.
 _LOOSE_DEPTH = 8
-#: Larger arrays are for other formats.
+#: Most items of an array; larger ones belong in other formats.
 _ARRAY_SIZE = 10_000
 #: Numpy's kinds of numbers, truth values and text.
 _ARRAY_KINDS = "biufU"
@@ -23,14 +23,14 @@ class NotJSONError(ValueError):
 
 
 def exact(value: Any) -> Any:
-    """Return a value as JSON, if nothing but its type gets lost.
+    """Return a value as JSON if that loses nothing but its type.
 
     Tuples and small arrays become lists, numbers of any type int or float.
 
     Raises
     ------
     NotJSONError
-        JSON cannot hold it, or something in it.
+        JSON cannot hold the value, or something in it.
 
     Examples
     --------
@@ -71,21 +71,21 @@ def _exact(value: Any, depth: int) -> Any:
 def _number(value: Any) -> int | float:
     number = int(value) if isinstance(value, Integral) else float(value)
     if number != value or not math.isfinite(number):
-        raise ValueError("not a number of JSON's")
+        raise ValueError("not a JSON number")
     if isinstance(number, int) and number.bit_length() > 64:
-        str(number)  # Python refuses to write the largest
+        str(number)  # raises for numbers that Python refuses to write
     return number
 
 
 def loose(value: Any, depth: int = _LOOSE_DEPTH) -> Any:
-    """Return a value as JSON: what JSON cannot hold becomes text, or null if it is a number.
+    """Return a value as JSON; what JSON cannot hold becomes text, or null for numbers.
 
     Parameters
     ----------
     value
         Anything.
     depth
-        Levels of lists and dicts that are converted; deeper ones become text.
+        How many levels of lists and dicts are converted; deeper ones become text.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def loose(value: Any, depth: int = _LOOSE_DEPTH) -> Any:
 
 
 def text(value: Any) -> str:
-    """Return a value as text: a string as it is, anything else as `shown` does.
+    """Return a string unchanged, and anything else as `shown` does.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def text(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of a value or, if it has none, what stands in for it."""
+    """Return the `repr` of a value, or a substitute if that raises."""
     try:
         return repr(value)
     except Exception as problem:

@@ -22,7 +22,7 @@ class RetryPolicy:
     ----------
     max_retries
         Attempts after the first, whatever ended the earlier ones: an exception, a timeout or the
-        death of the worker. 0 means one attempt.
+        death of the worker. 0 means a single attempt.
     delay
         Seconds before the first retry.
     backoff
@@ -30,18 +30,18 @@ class RetryPolicy:
     max_delay
         Seconds that no delay exceeds.
     jitter
-        Fraction of a delay by which it varies at random, so that retries do not come in step.
+        Fraction of a delay by which it varies at random, so that retries do not come all at once.
     retry_on
         Exception types that are retried; ``(Exception,)`` retries whatever a function raises.
     give_up_on
-        Exception types that are not, though `retry_on` holds them.
+        Exception types that are never retried, even if `retry_on` includes them.
     avoid_last_worker
-        Prefer a worker other than the last one for a retry. If all of those are busy, the retry
-        waits for one, but no longer than the function is expected to run; then it may use the last
-        worker again. ``"always"`` waits without that limit, as long as the cluster has another
-        worker that could hold the function. False: no preference.
+        Prefer a worker other than the last one for a retry. If all others are busy, the retry waits
+        for one, but no longer than the function is expected to run; then it may use the last worker
+        again. ``"always"`` waits without that limit, as long as the cluster has another worker that
+        could hold the function. False: no preference.
     escalate
-        ``(attempt, cost, last_error) -> cost``: what the next attempt claims.
+        ``(attempt, cost, last_error) -> cost``: returns what the next attempt claims.
 
     Examples
     --------
@@ -67,14 +67,14 @@ class RetryPolicy:
             object.__setattr__(self, name, as_number(getattr(self, name)))
 
     def delay_before(self, attempt: int, random: float = 0.5) -> float:
-        """Seconds to wait before an attempt.
+        """Return the seconds to wait before an attempt.
 
         Parameters
         ----------
         attempt
-            Number of the attempt to come: 2 for the first retry.
+            Number of the next attempt: 2 for the first retry.
         random
-            A number in [0, 1) that picks the jitter; 0.5 is none.
+            A number in [0, 1) that selects the jitter; 0.5 means no jitter.
         """
         try:
             delay = min(self.delay * float(self.backoff) ** max(attempt - 2, 0), self.max_delay)
@@ -88,24 +88,24 @@ class RetryPolicy:
 
     @property
     def numbers(self) -> RetryPolicy:
-        """The policy without what is the user's own code: its exception types and `escalate`."""
+        """The policy without users' code: its exception types and `escalate`."""
         return replace(self, retry_on=(Exception,), give_up_on=(), escalate=None)
 
     @property
     def has_code(self) -> bool:
-        """Whether a failure has to be judged where the user's code is."""
+        """Whether only a process with the user's code can judge a failure."""
         return self.retry_on != (Exception,) or bool(self.give_up_on) or self.escalate is not None
 
     def retries(self, error: BaseException) -> bool:
-        """Tell whether an error is of a type that is retried."""
-        # By default, whatever a function raises: SystemExit, for example, ends it and no more.
+        """Return whether an error is of a type that is retried."""
+        # By default everything: SystemExit, for example, is just the failure of a function.
         anything = self.retry_on == (Exception,)
         return (anything or isinstance(error, self.retry_on)) and not isinstance(
             error, self.give_up_on
         )
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (field, what is wrong with it) for each field that is wrong."""
+        """Yield (field, what is wrong with it) for each invalid field."""
         if problem := count_problem(self.max_retries):
             yield "max_retries", problem
         for name, least in (("delay", 0), ("backoff", 1), ("max_delay", 0), ("jitter", 0)):
@@ -125,14 +125,14 @@ class RetryPolicy:
 
 
 def count_problem(value: object) -> str | None:
-    """Say why a value is not a whole number >= 0, or return None."""
+    """Return why a value is not a whole number >= 0, or None."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return f"must be a whole number >= 0, not {value!r}"
     return None
 
 
 def number_problem(value: object, least: float = 0) -> str | None:
-    """Say why a value is not a finite number >= `least`, or return None."""
+    """Return why a value is not a finite number >= `least`, or None."""
     bound = "" if least == -math.inf else f" >= {least}"
     if isinstance(value, bool) or not isinstance(value, Real):
         return f"must be a number{bound}, not {value!r}"
@@ -146,7 +146,7 @@ def number_problem(value: object, least: float = 0) -> str | None:
 
 
 def time_limit_problem(value: object) -> str | None:
-    """Say why a value is not a number of seconds > 0, or return None."""
+    """Return why a value is not a number of seconds > 0, or None."""
     if problem := number_problem(value):
         return f"{problem} (seconds)"
-    return None if value else "must be more than 0 seconds: nothing ends in no time"
+    return None if value else "must be greater than 0 seconds"

@@ -1,4 +1,4 @@
-"""Every check that a DAG goes through before anything is sent to a cluster."""
+"""Checks a DAG before anything is sent to a cluster."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem,
 _INCLUSIONS = ("variadic", "as_list")
 _TYPES = ("regular", "inline")
 _COMPUTE = (
-    "call .compute() first, or pass the future that client.compute() returns, whose result takes "
-    "its place"
+    "call .compute() first, or pass the future that client.compute() returns, which is replaced "
+    "by its result"
 )
 
 
@@ -53,7 +53,7 @@ def validate(functions: Mapping[Hashable, Function]) -> None:
 
 
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the fields of one function, seen by itself."""
+    """Yield what is wrong with the fields of a function, regardless of the others."""
     if not isinstance(function.args, tuple):
         yield "args", f"must be a list of function ids, not {function.args!r}"
         return
@@ -81,7 +81,7 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
 
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield the problems of Dask collections, including DAGs, in place of values."""
+    """Yield a problem for each Dask collection, including DAGs, where a value is expected."""
     given = given_by_field(function)
     if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
         return
@@ -91,7 +91,7 @@ def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
                 problem = "which is computed, not called: pass the plain function"
                 yield field, f"is a {_kind(value)}, {problem}"
             else:
-                yield field, f"holds a {_kind(value)}, which has yet to be computed: {_COMPUTE}"
+                yield field, f"contains a {_kind(value)}, which is not computed yet: {_COMPUTE}"
 
 
 def _kind(value: object) -> str:
@@ -99,7 +99,7 @@ def _kind(value: object) -> str:
 
 
 def _is_collection(value: object) -> bool:
-    """Whether a value follows Dask's protocol for collections, and has a graph."""
+    """Whether a value implements Dask's collection protocol and has a graph."""
     if not hasattr(type(value), "__dask_graph__"):
         return False
     try:
@@ -118,11 +118,11 @@ def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
     try:
         hash(id_)
     except TypeError:
-        yield "args", f"holds {id_!r}, which is no id: ids are hashable"
+        yield "args", f"contains {id_!r}, which is not an id: ids must be hashable"
     if _is_collection(id_):
-        yield "args", f"holds a {_kind(id_)}, which is no id: {_COMPUTE}, in extra_args"
+        yield "args", f"contains a {_kind(id_)}, which is not an id: {_COMPUTE}, in extra_args"
     elif hasattr(type(id_), "add_done_callback"):
-        yield "args", f"holds {id_!r}, a future, which is no id: pass it in extra_args"
+        yield "args", f"contains {id_!r}, a future, which is not an id: pass it in extra_args"
     if not isinstance(arg, Argument):
         return
     for name in ("serialization_fn", "deserialization_fn"):
@@ -153,14 +153,14 @@ def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
     if function.type == "inline":
         yield (
             "node",
-            "an inline function runs inside each function that uses it: it cannot have a node or "
-            "be collocated",
+            "an inline function runs inside each function that uses it, so it cannot have a node "
+            "or be collocated",
         )
     elif isinstance(node, Collocated):
         try:
             hash(node.id)
         except TypeError:
-            yield "node", f"collocated({node.id!r}) is no id: ids are hashable"
+            yield "node", f"collocated({node.id!r}) does not refer to an id: ids must be hashable"
     elif isinstance(node, bool) or not isinstance(node, (str, int)) or node == "":
         yield (
             "node",
@@ -188,20 +188,20 @@ LARGEST = 1e100
 
 
 def cost_problem(cost: object) -> str | None:
-    """Say why a value is not a cost map, or return None."""
+    """Return why a value is not a valid cost, or None."""
     if not isinstance(cost, Mapping):
         return f"must be a mapping such as {{'cpu': 2, 'memory': 2048}} or None, not {cost!r}"
     seen: dict[str, str] = {}
     for name, amount in cost.items():
         if not isinstance(name, str) or not name:
-            return f"resource names are strings, not {name!r}"
+            return f"resource names must be strings, not {name!r}"
         if problem := number_problem(amount):
             return f"the amount of {name!r} {problem}"
         if as_number(amount) > LARGEST:
             return f"the amount of {name!r} must be at most {LARGEST:g}, not {amount!r}"
         twin = seen.setdefault(name.lower(), name)
         if twin != name:
-            return f"{twin!r} and {name!r} are one resource: names are compared without case"
+            return f"{twin!r} and {name!r} are the same resource: names are case-insensitive"
     return None
 
 
@@ -220,8 +220,8 @@ def _check_references(functions: Mapping[Hashable, Function]) -> None:
                 raise InvalidFunctionError(
                     function.id,
                     "node",
-                    f"is collocated with {target.id!r}, an inline function, which has no place of "
-                    "its own",
+                    f"is collocated with {target.id!r}, an inline function, which does not run on "
+                    "a worker of its own",
                 )
     if missing:
         known = {str(i): i for i in functions}
@@ -230,38 +230,38 @@ def _check_references(functions: Mapping[Hashable, Function]) -> None:
 
 
 def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str) -> None:
-    """Raise for the first cycle met; `towards` leads from a function to what it waits for."""
+    """Raise for the first cycle; `towards` leads from a function to those it waits for."""
     done: set[Hashable] = set()
     for start in towards:
         if start in done:
             continue
-        # Depth first without recursion: chains may be longer than Python's stack.
+        # Depth first, without recursion: chains may be longer than Python's stack.
         path: dict[Hashable, Iterator[Hashable]] = {start: iter(towards[start])}
         while path:
             here = next(reversed(path))
             for there in path[here]:
                 if there in path:
                     ids = list(path)
-                    # The path leads against the flow of results: turned, it reads in order.
+                    # The path runs against the flow of results, so it is reversed.
                     raise CyclicDependencyError(ids[ids.index(there) :][::-1], relation)
                 if there not in done:
                     path[there] = iter(towards[there])
                     break
             else:
                 done.add(here)
-                # Not `del`: the next look at the end would walk past every entry deleted so far.
+                # Not `del`: reversed() would then step over every entry deleted so far.
                 path.popitem()
 
 
 class _SignatureCheck:
-    """Binds each kind of call to its code once: DAGs repeat the same few calls many times."""
+    """Binds each kind of call to its code once: DAGs repeat a few kinds of calls many times."""
 
     def __init__(self) -> None:
         self._known: dict[Any, str | None] = {}
         self._signatures: dict[int, inspect.Signature | None] = {}
 
     def problem(self, function: Function) -> str | None:
-        """Say why a function's arguments do not fit its code, or return None."""
+        """Return why a function's arguments do not fit its code, or None."""
         positional = self._positional(function) + len(function.extra_args)
         shape = (id(function.code), positional, *function.extra_kwargs)
         if shape not in self._known:
@@ -298,9 +298,9 @@ class _SignatureCheck:
 
 
 def _signature(code: Any) -> inspect.Signature | None:
-    """Return what a callable takes, or None where only a call can tell, as for some builtins."""
-    # A decorator may fill in arguments: its own signature says what the caller gives. What has
-    # none, such as a cached function, takes what it wraps.
+    """Return the signature of a callable, or None if it has none, like some builtins."""
+    # A decorator may add arguments, so its own signature comes first. Without one, as for a cached
+    # function, the signature of the wrapped function applies.
     for follow in (False, True):
         try:
             return inspect.signature(code, follow_wrapped=follow)

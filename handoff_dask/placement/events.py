@@ -189,8 +189,7 @@ class Waiting:
         ``"paused"`` (those that could hold it don't run), ``"reserved"`` (a worker with room
         is kept for another), ``"ahead"`` (a worker with room works off what it was handed
         ahead first), ``"resources"`` or ``"next"`` (the next poll places it). On a cluster also
-        ``"last attempt"`` (the thread of an earlier attempt has not ended), or who is being asked
-        whether an attempt had started.
+        who is being asked whether an attempt had started.
     workers
         The workers it waits for.
     resources

@@ -82,8 +82,9 @@ class Questions:
         return registered.free[SLOT] // UNIT, registered.slots
 
     def placed(self, worker: str) -> list[Hashable]:
-        """Return the keys of the functions that run on a worker, in order of placement."""
-        return [function.key for function in self._fleet.worker(worker).placed]
+        """Return the keys of the functions that run on a worker, then of those handed ahead."""
+        state = self._fleet.worker(worker)
+        return [function.key for function in chain(state.placed, state.ahead)]
 
     def backlog(self, most: int) -> Backlog:
         """Return what is ready and not placed; goes through queues, not through functions.

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.compat import scheduler as compat
+from handoff_dask.placement.engine import Engine
 from handoff_dask.wire.offers import claimed_resources
 
 if TYPE_CHECKING:
-    from handoff_dask.scheduler.plugin import HandoffPlugin
+    from distributed import Scheduler
 
 
 class Foreign:
-    """Counts in a plugin's engine what tasks claim that are not of its runs."""
+    """Counts in the engine what tasks claim that are not of Handoff's runs.
 
-    def __init__(self, plugin: HandoffPlugin) -> None:
-        self.plugin = plugin
+    Parameters
+    ----------
+    scheduler, engine
+        Where the tasks are, and where their claims are counted.
+    names
+        {address: {resource in lower case: the worker's own names for it}}.
+    ask
+        Has the engine decide soon.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        names: Mapping[str, Mapping[str, tuple[str, ...]]],
+        ask: Callable[[], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._engine = engine
+        self._names = names
+        self._ask = ask
         self._keys: set[Any] = set()
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def follow(self, key: Any, finish: str) -> None:
-        """Take in that a task starts or stops being processed."""
+        """Count a task that is being processed now, or is no longer."""
         if finish == "processing":
-            claim = compat.claimed_by_task(self.plugin.scheduler.tasks[key])
+            claim = compat.claimed_by_task(self._scheduler.tasks[key])
             if claim is not None:
                 worker, claimed = claim
                 self._keys.add(key)
-                names = self.plugin.registry.names.get(worker, {})
-                amounts = claimed_resources(names, claimed)
-                self.plugin.engine.foreign_claimed(key, worker, amounts)
+                amounts = claimed_resources(self._names.get(worker, {}), claimed)
+                self._engine.foreign_claimed(key, worker, amounts)
         elif key in self._keys:
             self._keys.discard(key)
-            self.plugin.engine.foreign_released(key)
-            self.plugin.ask()
+            self._engine.foreign_released(key)
+            self._ask()

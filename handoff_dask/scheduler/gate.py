@@ -5,83 +5,90 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask.attempts.states import PLACED, Placement
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.events import Place
 from handoff_dask.scheduler.claims import Claims
 from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.registry import Registry
 
 if TYPE_CHECKING:
+    from distributed import Scheduler
     from distributed.scheduler import TaskState, WorkerState
-
-    from handoff_dask.scheduler.plugin import HandoffPlugin
 
 logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """Lets the tasks of a plugin's functions run, each on the worker that it was given.
+    """Lets the tasks of functions run, each on the worker that it was given.
 
     Other changes of where they may run are undone, and logged once for each run.
+
+    Parameters
+    ----------
+    scheduler, registry, claims
+        Where the tasks are, the workers, and what a task claims of them.
+    functions
+        The functions by the keys of their tasks.
     """
 
-    def __init__(self, plugin: HandoffPlugin) -> None:
-        self.plugin = plugin
-        self.scheduler = plugin.scheduler
-        self.claims = Claims(plugin.registry.names)
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        registry: Registry,
+        claims: Claims,
+        functions: Mapping[Any, FunctionRecord],
+    ) -> None:
+        self._scheduler = scheduler
+        self._registry = registry
+        self._claims = claims
+        self._functions = functions
 
-    def open(self, record: FunctionRecord, place: Place, ws: WorkerState) -> None:
-        """Let a held function run where it was placed."""
+    def open(self, record: FunctionRecord, place: Place, ws: WorkerState) -> Placement:
+        """Let a held function run where the engine placed it."""
         self.keep(record.key)
-        ts, row = self.scheduler.tasks[record.key], record.row
-        compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
+        ts, row = self._scheduler.tasks[record.key], record.row
+        compat.release_hold(ts, *self._claims.of(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
-        self._begin(record, ws)
-        if row.source is not None or record.attempt > 1:
+        if row.source is not None or record.entries:
             self._annotate(ts, record, place)
+        return self.placement(record, ws)
+
+    def placement(self, record: FunctionRecord, ws: WorkerState) -> Placement:
+        """Record which worker a function is sent to now."""
+        record.run.workers.setdefault(ws.address, (str(ws.name), ws.host))
+        return Placement(ws.address, time.time())
 
     def keep(self, key: Any) -> None:
         """Undo changes that somebody made to a held task; other tasks are left alone."""
-        record = self.plugin.records.get(key)
-        if record is None or record.state not in ("waiting", "held", "cancelled"):
+        record = self._functions.get(key)
+        if record is None or record.state.name in ("done", "failed"):
             return
-        ts = self.scheduler.tasks[key]
-        if not compat.is_held(ts):
+        ts = self._scheduler.tasks[key]
+        if not isinstance(record.state, PLACED) and not compat.is_held(ts):
             compat.hold(ts)
             self._overruled(record)
 
-    def slipped(self, record: FunctionRecord) -> None:
-        """Take back a function that Dask sent to a worker although it was held."""
-        ts = self.scheduler.tasks[record.key]
-        ws = ts.processing_on
-        assert ws is not None
+    def refuse(self, record: FunctionRecord, ts: TaskState, ws: WorkerState) -> None:
+        """Take back a function that Dask sends to a worker although it was held."""
         self._overruled(record)
-        self.plugin.engine.function_withdrawn(record.key)
-        self._begin(record, ws)
-        registry = self.plugin.registry
-        if ws.address in registry.names and ws.address not in registry.strangers:
+        if ws.address in self._registry.names and ws.address not in self._registry.strangers:
             # Dask sends the task after this transition: the worker must not start it.
             message = {"op": "handoff-withdraw", "number": compat.placement_number(ts)}
-            self.scheduler.worker_send(ws.address, message)
+            self._scheduler.worker_send(ws.address, message)
 
         def take_back() -> None:
             stimulus_id = f"handoff-back-{time.time()}"
-            self.scheduler.transitions({record.key: "released"}, stimulus_id)
+            self._scheduler.transitions({record.key: "released"}, stimulus_id)
 
         asyncio.get_running_loop().call_soon(take_back)
 
-    def _begin(self, record: FunctionRecord, ws: WorkerState) -> None:
-        record.attempt += 1
-        record.worker = ws.address
-        record.placed = time.time()
-        record.seceded = False
-        record.move("running")
-        record.run.workers.setdefault(ws.address, (str(ws.name), ws.host))
-
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
         """Annotate a task with the attempt's number and the two ends of a transform."""
-        mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": record.attempt}
+        mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": len(record.entries) + 1}
         if record.cost is not record.row.cost:
             mark["cost"] = record.cost
         if record.row.source is not None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from handoff_dask import config
-from handoff_dask.compat import transfers as transfers
+from handoff_dask.attempts.losses import Lost
+from handoff_dask.compat import transfers
 from handoff_dask.errors import TransferError
 from handoff_dask.scheduler.records import FunctionRecord
 
 if TYPE_CHECKING:
+    from distributed import Scheduler
     from distributed.scheduler import TaskState
-
-    from handoff_dask.scheduler.plugin import HandoffPlugin
 
 #: Seconds between two looks at transfers, at most.
 PERIOD = 10.0
@@ -80,8 +80,15 @@ class Inputs:
     was sent to have died: whatever opens it may end with that.
     """
 
-    def __init__(self, plugin: HandoffPlugin) -> None:
-        self.plugin = plugin
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        functions: Mapping[Any, FunctionRecord],
+        able: Callable[[FunctionRecord], Collection[str]],
+    ) -> None:
+        self._scheduler = scheduler
+        self._functions = functions
+        self._able = able
         self.limit = config.seconds("fetch-timeout")
         self._period = min(PERIOD, max(self.limit / 6, 0.01))
         #: Functions that were placed where an input was not.
@@ -116,8 +123,8 @@ class Inputs:
 
     def _missing(self, record: FunctionRecord) -> Iterator[TaskState]:
         """Yield the inputs of a function that its worker has yet to receive."""
-        ts = self.plugin.scheduler.tasks.get(record.key)
-        known = self.plugin.records.get(record.key) is record
+        ts = self._scheduler.tasks.get(record.key)
+        known = self._functions.get(record.key) is record
         if ts is None or ts.processing_on is None or not known:
             return
         for dependency in ts.dependencies:
@@ -132,7 +139,7 @@ class Inputs:
         if record.key not in self._watched:
             return []
         inputs = list(self._missing(record))
-        nodes = [self.plugin.records.get(ts.key) for ts in inputs]
+        nodes = [self._functions.get(ts.key) for ts in inputs]
         names = [str(ts.key) if r is None else r.index for ts, r in zip(inputs, nodes, strict=True)]
         return list(zip(names, map(_holders, inputs), strict=True))
 
@@ -152,21 +159,21 @@ class Inputs:
 
     def _give_up(self, record: FunctionRecord, ts: TaskState, problem: str, advice: str) -> None:
         """Take a function back from its worker; it fails once the worker has given it up."""
-        record.unreachable = self._error(ts, problem, advice)
+        record.doom = self._error(ts, problem, advice)
         stimulus_id = f"handoff-unfetched-{time.time()}"
-        self.plugin.scheduler.transitions({record.key: "waiting"}, stimulus_id)
+        self._scheduler.transitions({record.key: "waiting"}, stimulus_id)
 
     def _error(self, ts: TaskState, problem: str, advice: str) -> TransferError:
         """Return the error of a function that an input cannot be brought to."""
         producer, what = self._named(ts)
-        if ts.key not in self.plugin.records:
+        if ts.key not in self._functions:
             advice = ""
         text = f"{what} {problem}{advice.format(producer=producer)}"
         return TransferError(producer, ts.type or "", text)
 
     def _named(self, ts: TaskState) -> tuple[str, str]:
         """Return who made an input, and what to call it."""
-        maker = self.plugin.records.get(ts.key)
+        maker = self._functions.get(ts.key)
         if maker is None:
             producer, what = str(ts.key), f"the result of the Dask task {ts.key!r}"
         elif maker.row.source is None:
@@ -184,28 +191,27 @@ class Inputs:
         watch = self._watched.get(record.key)
         return () if watch is None else watch.inputs
 
-    def died(self, record: FunctionRecord, inputs: Iterable[TaskState], reason: str) -> None:
-        """Take in that a worker died before a function started there for which inputs had to come.
+    def died(self, record: FunctionRecord, lost: Lost, reason: str) -> None:
+        """Record that a worker died before a function started there whose inputs had to be sent.
 
-        It gets another try: nobody knows whether opening one of them has ended the worker.
+        It gets another try: opening one of them may have ended the worker, or not.
         """
-        assert record.worker is not None
-        for ts in inputs:
+        for ts in lost.inputs:
             deaths = self._deaths.setdefault(ts, {})
-            deaths[record.worker] = f"({record.run.workers[record.worker][0]}) {reason}"
-        record.unreachable = record.unreachable or self._deadly(inputs)
+            deaths[lost.worker] = f"({record.run.workers[lost.worker][0]}) {reason}"
+        record.doom = record.doom or self._deadly(lost.inputs)
 
     def refusal(self, record: FunctionRecord, worker: str) -> TransferError | None:
         """Return why a function is not to be sent to a worker: the error that it ends with."""
         if not self._deaths:
             return None
-        inputs = self.plugin.scheduler.tasks[record.key].dependencies
+        inputs = self._scheduler.tasks[record.key].dependencies
         return self._deadly(ts for ts in inputs if worker not in _holders(ts))
 
     def trust(self, key: Any) -> None:
         """Forget the deaths of workers on the way of a function's inputs: it has got them."""
         if self._deaths:
-            for ts in self.plugin.scheduler.tasks[key].dependencies:
+            for ts in self._scheduler.tasks[key].dependencies:
                 self._deaths.pop(ts, None)
 
     def _deadly(self, inputs: Iterable[TaskState]) -> TransferError | None:
@@ -283,14 +289,14 @@ class Inputs:
     async def _ask(self, worker: str, handler: str, **kwargs: Any) -> Any:
         """Return the answer of a worker's plugin; None if there is none in time."""
         try:
-            call = getattr(self.plugin.scheduler.rpc(worker), f"handoff_{handler}")(**kwargs)
+            call = getattr(self._scheduler.rpc(worker), f"handoff_{handler}")(**kwargs)
             return await asyncio.wait_for(call, max(self._period, 1))
         except Exception:  # an RPC raises what the other side raised
             return None
 
     def _stalled(self, record: FunctionRecord, ts: TaskState, peer: str | None) -> None:
         """Consider an input lost: it gets one more try."""
-        producer = self.plugin.records.get(ts.key)
+        producer = self._functions.get(ts.key)
         holders = [peer] if peer in _holders(ts) else _holders(ts)
         if record.refetched or (producer is not None and producer.avoid is not None):
             problem = f"does not arrive from {', '.join(_holders(ts))}: twice it made no progress"
@@ -302,14 +308,12 @@ class Inputs:
 
     def _recompute(self, producer: FunctionRecord, holders: Sequence[str]) -> None:
         """Have a result that cannot be fetched computed again, if another worker can do it."""
-        row = producer.row
-        able = self.plugin.engine.questions.feasibility(producer.cost, row.pin).able
-        if row.collocated is not None or not set(able).difference(holders):
+        if producer.row.collocated is not None or not set(self._able(producer)).difference(holders):
             return  # only another transfer can help
         producer.avoid = holders[0]
         for holder in holders:
             stimulus_id = f"handoff-stalled-{time.time()}"
-            transfers.drop_replica(self.plugin.scheduler, producer.key, holder, stimulus_id)
+            transfers.drop_replica(self._scheduler, producer.key, holder, stimulus_id)
 
 
 def _holders(ts: TaskState) -> tuple[str, ...]:

@@ -1,70 +1,104 @@
-"""What the scheduler remembers of a run: its functions, their attempts, what became of them."""
+"""What the scheduler remembers of a run: its functions, and what became of them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from handoff_dask.attempts.states import STATES, UNENDED
-from handoff_dask.model.attempt import Outcome
-from handoff_dask.wire.messages import FATES, FunctionRow, RunReport, RunSpec, Stop
+from handoff_dask.attempts.ledger import Entry
+from handoff_dask.attempts.life import Life
+from handoff_dask.attempts.states import STATES, UNENDED, State
+from handoff_dask.errors import AllocationError
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.placement.events import Finding
+from handoff_dask.wire.messages import (
+    FATES,
+    AttemptRow,
+    FunctionRow,
+    RunReport,
+    RunSpec,
+    Stop,
+    allocation_error,
+)
+from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded
 
 
-@dataclass(slots=True, eq=False)
-class FunctionRecord:
-    """One node of a run on the scheduler."""
+class FunctionRecord(Life):
+    """One node of a run: a function, or a transform of an argument.
 
-    key: Any
-    index: int
-    run: RunRecord
+    Attributes
+    ----------
+    index
+        Its index in the run.
+    run
+        The run.
+    refetched
+        Whether an input that did not arrive got a second try.
+    """
+
+    __slots__ = ("index", "refetched", "run")
     row: FunctionRow
-    state: str = "waiting"
-    #: Starts so far, and how many of them count against `max_retries`.
-    attempt: int = 0
-    failures: int = 0
-    #: Where it was placed last, and when.
-    worker: str | None = None
-    placed: float = 0.0
-    #: What a worker said of the attempt that failed, until Dask's own message comes.
-    failure: dict[str, Any] | None = None
-    #: What an attempt claims, if not the function's own cost.
-    cost: Mapping[str, float] = field(default_factory=dict)
-    #: Whether the attempt gave its slot back.
-    seceded: bool = False
-    #: What is wrong with the retry policy: the field and the problem.
-    problem: tuple[str, str] | None = None
-    #: Whether the next start is a retry.
-    retrying: bool = False
-    #: Workers where an attempt that was given up still holds a thread.
-    late: tuple[str, ...] = ()
-    #: Whether the next start waits for such a thread to end.
-    parked: bool = False
-    #: Worker and start of each attempt that made a result.
-    made: tuple[tuple[str | None, float], ...] = ()
-    #: The attempt whose end is not known yet.
-    lost: Any = None
-    #: (address and name of the worker, how it ended) of each death that counts.
-    deaths: tuple[tuple[str, str], ...] = ()
-    #: Whether an input that did not arrive got a second try.
-    refetched: bool = False
-    #: Why an input cannot reach it.
-    unreachable: Exception | None = None
-    #: The worker from which its result could not be fetched; it is computed again elsewhere.
-    avoid: str | None = None
 
-    def move(self, state: str) -> None:
-        """Change the state, and the run's counts with it."""
-        run = self.run
-        if self.row.source is None:  # transforms are not what users count
-            run.counts[self.state] -= 1
-            run.counts[state] += 1
+    def __init__(self, key: Any, index: int, run: RunRecord, row: FunctionRow) -> None:
+        super().__init__(key, row)
+        self.index = index
+        self.run = run
+        self.refetched = False
+
+    @property
+    def whose(self) -> str:
+        """Of which run it is, and what became of that run."""
+        return f"of a run that {self.run.fate} ({self.run.spec.dag_id!r})"
+
+    @property
+    def is_transform(self) -> bool:
+        """Whether it is a transform, which is not what users count."""
+        return self.row.source is not None
+
+    def unplaceable(self, finding: Finding) -> AllocationError:
+        """Return the error for a function whose next attempt no worker can hold."""
+        escalated = self.cost is not self.row.cost
+        context = f"retry.escalate asked for {dict(self.cost)}: " if escalated else ""
+        return allocation_error(self.row.label, self.cost, finding, context)
+
+    def moved(self, before: State) -> None:
+        """Keep the run's counts, and announce an end."""
+        run, left, entered = self.run, before.shown, self.state.shown
+        if left == entered:
+            return
+        if not self.is_transform:
+            run.counts[left] -= 1
+            run.counts[entered] += 1
+        ended = entered not in UNENDED
         if self.index in run.spec.awaited:
-            run.unended += (state in UNENDED) - (self.state in UNENDED)
-        self.state = state
+            run.unended += (not ended) - (left in UNENDED)
+        if ended:
+            problem = run.failed.get(self.index)
+            run.emit(FunctionEnded(run.spec.run_id, time.time(), self.index, entered, problem))
+
+    def recorded(self, entry: Entry, replaced: Entry | None) -> None:
+        """Announce the end of an attempt."""
+        run = self.run
+        if entry.number > 1 and replaced is None and not self.is_transform:
+            run.retries += 1
+        name, host = run.workers[entry.worker]
+        attempt = Attempt(
+            entry.number,
+            entry.worker,
+            name,
+            host,
+            entry.started,
+            entry.stopped,
+            entry.cost,
+            entry.outcome,
+            entry.error_type,
+            entry.message,
+        )
+        run.emit(AttemptEnded(run.spec.run_id, time.time(), self.index, attempt))
 
 
 @dataclass(eq=False)
@@ -72,12 +106,14 @@ class RunRecord:
     """A run on the scheduler."""
 
     spec: RunSpec
+    #: `spec` as it came, for clients that follow the run.
+    opening: bytes
+    #: Hears of what happens in it.
+    emit: Callable[[Event], None]
     functions: list[FunctionRecord] = field(default_factory=list)
-    #: (index, number, worker, started, stopped, outcome, error type, message, cost) of each start.
-    attempts: list[tuple[Any, ...]] = field(default_factory=list)
-    #: address: (name, host) of every worker that ran something.
+    #: {address: (name, host)} of every worker that something was sent to.
     workers: dict[str, tuple[str, str]] = field(default_factory=dict)
-    #: Nodes that failed for good by themselves.
+    #: {index: problem} of nodes that failed for good by themselves.
     failed: dict[int, str] = field(default_factory=dict)
     #: Those of them that failed by the plugin's decision, not by what they raised.
     decided: set[int] = field(default_factory=set)
@@ -86,13 +122,13 @@ class RunRecord:
     retries: int = 0
     #: Nodes that Dask has not forgotten.
     alive: int = 0
-    #: What stops it when its time is up.
+    #: Stops it when its time is up.
     limit: asyncio.TimerHandle | None = None
-    #: Set when the graph has come.
+    #: Set when the graph has arrived.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
-    #: Whether somebody changed, on the scheduler, where its functions may run.
+    #: Whether it was logged that others changed where its functions may run.
     overruled: bool = False
     #: Why it was stopped, if it was.
     stop: Stop | None = None
@@ -120,60 +156,14 @@ class RunRecord:
         """Whether everything in it that somebody waits for has ended."""
         return self.stop is not None or not self.unended
 
-    def index(self, key: Any) -> int:
-        """Return the index of the node with a key."""
-        index: int = key[1]
-        return index
-
-    def ended(
-        self,
-        record: FunctionRecord,
-        outcome: Outcome,
-        started: float,
-        stopped: float,
-        error_type: str | None = None,
-        message: str | None = None,
-    ) -> None:
-        """Record the end of an attempt."""
-        self.attempts.append(
-            (
-                record.index,
-                record.attempt,
-                record.worker,
-                started,
-                stopped,
-                outcome,
-                error_type,
-                message,
-                record.cost,
-            )
-        )
-
-    def corrected(self, record: FunctionRecord, started: float, stopped: float) -> None:
-        """Record that the last attempt ended well after all: its result came and was taken."""
-        for i in range(len(self.attempts) - 1, -1, -1):
-            if self.attempts[i][0] == record.index:
-                cost = self.attempts[i][8]
-                del self.attempts[i]
-                self.attempts.append(
-                    (
-                        record.index,
-                        record.attempt,
-                        record.worker,
-                        started,
-                        stopped,
-                        "ok",
-                        None,
-                        None,
-                        cost,
-                    )
-                )
-                return
-
     def report(self) -> RunReport:
         """Return what the client is told."""
         return RunReport(
-            attempts=tuple(self.attempts),
+            attempts=tuple(
+                AttemptRow(record.index, *entry[:-1])
+                for record in self.functions
+                for entry in record.entries
+            ),
             workers=dict(self.workers),
             failed=dict(self.failed),
             counts=self.counted(),

@@ -14,15 +14,16 @@ from distributed import Status
 
 from handoff_dask._version import __version__
 from handoff_dask.compat import scheduler as compat
+from handoff_dask.compat.streams import bound_log
 from handoff_dask.errors import HandoffError
+from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.scheduler.withdrawal import Withdrawal
 from handoff_dask.wire.offers import Declaration, check_capabilities, is_detected, names_of, offered
 
 if TYPE_CHECKING:
+    from distributed import Scheduler
     from distributed.scheduler import WorkerState
-
-    from handoff_dask.scheduler.plugin import HandoffPlugin
 
 #: Seconds that a question waits for workers that have joined but not said what they offer.
 PATIENCE = 10.0
@@ -57,12 +58,29 @@ def _identity(ws: WorkerState) -> Hashable:
 
 
 class Registry:
-    """The workers of a plugin's scheduler, and the handlers about them."""
+    """The workers of a scheduler, and the handlers about them.
 
-    def __init__(self, plugin: HandoffPlugin) -> None:
-        self.plugin = plugin
-        self.scheduler = plugin.scheduler
-        self.engine = plugin.engine
+    Parameters
+    ----------
+    scheduler, engine
+        Where the workers are, and what is told of them.
+    joined
+        Hears of a worker that may be given functions, or whose declarations changed.
+    left
+        Hears of a worker that is given no functions any more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        joined: Callable[[WorkerState], None],
+        left: Callable[[str], None],
+    ) -> None:
+        self.scheduler = scheduler
+        self.engine = engine
+        self._joined = joined
+        self._left = left
         #: {address: {resource in lower case: the worker's own names for it}}
         self.names: dict[str, dict[str, tuple[str, ...]]] = {}
         #: By address and name: what workers declare on our behalf.
@@ -143,6 +161,7 @@ class Registry:
             return
         if version != __version__:
             self.strangers[worker] = version
+        bound_log(self.scheduler.stream_comms[worker])
         self.ours[worker] = {name: Declaration(*facts) for name, facts in ours.items()}
         self._remember(ws, self.ours[worker])
         if returns:
@@ -152,8 +171,6 @@ class Registry:
             withdrawal.keep(worker, self.ours[worker])
             leaving = withdrawal.leaving.get(worker, {})
         self.names[worker] = names_of(capabilities)
-        self.plugin.losses.nannies[worker] = ws.nanny, ws.server_id
-        self.plugin.gate.claims.changed(worker)
         self.engine.worker_added(
             WorkerSpec(
                 address=worker,
@@ -168,12 +185,8 @@ class Registry:
         # What the worker is to take back it still has: it counts for Dask, until then.
         declared = {name: v for name, v in capabilities.items() if name not in leaving}
         compat.declare(self.scheduler, worker, declared)
-        # Plain tasks may have started before it was known what they claim.
-        for ts in ws.processing:
-            if ts.key not in self.plugin.records:
-                self.plugin.foreign.follow(ts.key, "processing")
+        self._joined(ws)
         self._news.set()
-        self.plugin.ask()
 
     async def unable(self, worker: str, problem: str) -> None:
         """Record that a worker reports that it cannot be given functions."""
@@ -227,7 +240,7 @@ class Registry:
             self.scheduler.add_plugin(withdrawal, name=Withdrawal.name)
         withdrawal.add(self.ours)
         for worker in list(self.names):
-            self.plugin.remove_worker(self.scheduler, worker)  # it is given no functions any more
+            self._left(worker)
         number = time.monotonic_ns()
         answers = [
             self.scheduler.rpc(worker).handoff_taken_back(number=number)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask.attempts.states import PLACED
 from handoff_dask.compat import scheduler as compat
+from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.scheduler.runs import Runs
 
 if TYPE_CHECKING:
-    from handoff_dask.scheduler.plugin import HandoffPlugin
+    from distributed import Scheduler
 
 #: Reasons to hold a function that only a change of the cluster resolves.
 LACKING = ("no workers", "impossible", "binding", "paused")
@@ -19,7 +22,7 @@ SHOWN = 3
 
 
 class Stalls:
-    """A snapshot of a plugin's runs: which of them make no progress, and why.
+    """A snapshot of all runs: which of them make no progress, and why.
 
     A function that waits for a run of its own, started by :func:`execute` or ``Run.result``, keeps
     its cost. If its run needs that cost, both wait for ever; so do functions that wait for each
@@ -27,8 +30,10 @@ class Stalls:
     whose runs can go on, until none is left to remove.
     """
 
-    def __init__(self, plugin: HandoffPlugin) -> None:
-        self._plugin = plugin
+    def __init__(self, scheduler: Scheduler, engine: Engine, runs: Runs) -> None:
+        self._scheduler = scheduler
+        self._questions = engine.questions
+        self._runs = runs
         #: {run: [(key of a held function, how many are held for the same, why)]}
         self._holds: dict[str, list[tuple[Any, int, Waiting]]] = {}
         #: The runs that functions wait for: {key: (function, its runs)}.
@@ -46,10 +51,10 @@ class Stalls:
 
     def _find_nested(self) -> dict[Hashable, tuple[FunctionRecord, list[RunRecord]]]:
         found: dict[Hashable, tuple[FunctionRecord, list[RunRecord]]] = {}
-        for run in self._plugin.runs.values():
-            outer = self._plugin.records.get(run.spec.within)
-            if outer is not None and outer.state == "running":
-                if compat.seceded(self._plugin.scheduler.tasks[outer.key]):
+        for run in self._runs.values():
+            outer = self._runs.functions.get(run.spec.within)
+            if outer is not None and isinstance(outer.state, PLACED):
+                if compat.seceded(self._scheduler.tasks[outer.key]):
                     found.setdefault(outer.key, (outer, []))[1].append(run)
         return found
 
@@ -62,7 +67,7 @@ class Stalls:
         return "; ".join(reasons[:SHOWN] + more) or None
 
     def _still(self, run: RunRecord) -> bool:
-        running = [record for record in run.functions if record.state == "running"]
+        running = [record for record in run.functions if isinstance(record.state, PLACED)]
         if any(record.key not in self._nested for record in running):
             return False
         holds = self._holds_of(run)
@@ -73,7 +78,7 @@ class Stalls:
     def _holds_of(self, run: RunRecord) -> list[tuple[Any, int, Waiting]]:
         run_id = run.spec.run_id
         if run_id not in self._holds:
-            self._holds[run_id] = self._plugin.engine.questions.holds(run_id)
+            self._holds[run_id] = self._questions.holds(run_id)
         return self._holds[run_id]
 
     def _may_run(self, key: Any, why: Waiting) -> bool:
@@ -84,17 +89,17 @@ class Stalls:
 
     def _short(self, key: Any, worker: str) -> dict[str, float]:
         """Return what a function needs but a worker lacks beside the functions that wait."""
-        free = self._plugin.engine.questions.capacity(worker)
+        free = self._questions.capacity(worker)
         for outer, _ in self._nested.values():
             if outer.worker == worker:
                 for name, amount in outer.cost.items():
                     free[name] = free.get(name, 0) - amount
-        cost = self._plugin.records[key].cost
+        cost = self._runs.functions[key].cost
         return {name: needs for name, needs in cost.items() if needs > free.get(name, 0) + 1e-9}
 
     def _reasons(self, run: RunRecord) -> Iterator[str]:
         for key, number, why in self._holds_of(run):
-            who = _name(self._plugin.records[key]) + (f" and {number - 1} more" * (number > 1))
+            who = _name(self._runs.functions[key]) + (f" and {number - 1} more" * (number > 1))
             if why.reason == "no workers":
                 yield self._without_workers()
             elif why.reason == "paused":
@@ -104,13 +109,13 @@ class Stalls:
             else:
                 yield from self._blocked(who, key, why)
         for record in run.functions:
-            if record.state == "running":
+            if isinstance(record.state, PLACED):
                 for inner in self._nested[record.key][1]:
                     if self._still(inner):
                         yield from self._reasons(inner)
 
     def _without_workers(self) -> str:
-        if number := len(self._plugin.scheduler.workers):
+        if number := len(self._scheduler.workers):
             return f"none of the cluster's {number} workers can run functions"
         return "the cluster has no workers; the run waits for one"
 

@@ -1,1 +1,1 @@
-"""The package's own copy, for clusters that lack it."""
+"""Sends the package's own copy to clusters that lack it."""

@@ -1,7 +1,7 @@
 """Makes the package importable where it is not installed, from files in memory.
 
-This text travels to schedulers and workers and is executed there, so it needs the standard library
-only. Nothing is written to their disks.
+The source of this module is sent to schedulers and workers and executed there, so it may only use
+the standard library. Nothing is written to their disks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: The one package that is ever shipped, and where its files seem to lie.
+#: The only package that is shipped, and the folder in which its files seem to be.
 NAME = "handoff_dask"
 PLACE = "shipped"
 
@@ -31,7 +31,7 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
         {path from the package's parent, with slashes: content}.
     """
 
-    #: How another copy of this class is recognised.
+    #: Identifies instances of other copies of this class.
     ships = NAME
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -40,7 +40,7 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module of the package; of others it knows nothing."""
+        """Find a module of the package, and no other."""
         if fullname.partition(".")[0] != NAME:
             return None
         stem = fullname.replace(".", "/")
@@ -54,7 +54,7 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
         return None
 
     def get_filename(self, fullname: str) -> str:
-        """Return where a module seems to lie."""
+        """Return the file in which a module seems to be."""
         spec = self.find_spec(fullname)
         if spec is None or spec.origin is None:
             raise ImportError(f"{fullname} was not shipped", name=fullname)
@@ -69,7 +69,7 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
 
 
 def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -> Any:
-    """Unpack a parcel, with the package found here or else the copy that came with it.
+    """Unpack a parcel, with the installed package or else with the copy that was sent along.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -
     version
         The version of those files.
     base
-        For a plugin that its server can do without: its base class in distributed. If the package
-        cannot be used, a plugin that only reports this is returned.
+        For a plugin that its server can do without: the name of its base class in distributed. If
+        the package cannot be used, the result is a plugin that only reports this.
 
     Raises
     ------
@@ -99,12 +99,12 @@ def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -
             sys.meta_path.append(ShippedPackage(pickle.loads(zlib.decompress(files))))
         here = importlib.import_module(f"{NAME}._version").__version__
         if base is not None and here.split(".")[:2] != version.split(".")[:2]:
-            raise ImportError(f"it has version {here}, which does not go with {version}")
+            raise ImportError(f"its version {here} does not match {version}")
         make, arguments = pickle.loads(parcel)
         return make(*arguments)
     except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
-        problem = f"the copy of {NAME} {_place()} cannot be used, repair or remove it: {what}"
+        problem = f"the copy of {NAME} {_place()} cannot be used; repair or remove it: {what}"
         if came_along:
             remove()
         if base is None:
@@ -113,23 +113,23 @@ def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -
 
 
 def _place() -> str:
-    """Say where the package that is found here lies."""
+    """Describe where the package here was imported from."""
     if shipped():
-        return "that it was sent"
+        return "that was sent along"
     for folder in sys.path:
         if os.path.isdir(place := os.path.join(folder or os.curdir, NAME)):
             return f"in {os.path.abspath(place)}"
-    return "that is found there"
+    return "that is installed there"
 
 
 def _idle(base: str, problem: str) -> Any:
-    """Return a plugin that does nothing, and says why."""
+    """Return a plugin that does nothing but report why."""
 
     class Idle(getattr(importlib.import_module("distributed"), base)):  # type: ignore[misc]
         async def setup(self, worker: Any = None, nanny: Any = None) -> None:
             server = worker or nanny
             log = logging.getLogger(f"distributed.{NAME}")
-            log.warning("%s gets no functions of Handoff: %s", server.address, problem)
+            log.warning("%s gets no Handoff functions: %s", server.address, problem)
             if worker is not None:
                 await worker.scheduler.handoff_unable(
                     worker=worker.contact_address, problem=problem
@@ -139,15 +139,15 @@ def _idle(base: str, problem: str) -> Any:
 
 
 def shipped() -> list[Any]:
-    """Return what finds the package here if it was shipped: one or none."""
+    """Return the finders of a shipped package: one or none."""
     return [finder for finder in sys.meta_path if getattr(finder, "ships", None) == NAME]
 
 
 def remove() -> None:
     """Forget the package if it was shipped here."""
-    found = shipped()
-    for finder in found:
+    finders = shipped()
+    for finder in finders:
         sys.meta_path.remove(finder)
-    if found:
+    if finders:
         for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
             del sys.modules[name]

@@ -1,4 +1,4 @@
-"""Our own copy of the package, in the luggage of what is sent to a cluster."""
+"""Objects that carry a copy of the package to clusters that lack it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from handoff_dask._version import __version__
 from handoff_dask.shipping import bootstrap
 
-#: What runs on the other side; its names are the keys of the scope that comes along.
+#: What runs on the other side; its names are the keys of the scope that is sent along.
 _UNPACK = "exec(bootstrap, globals()) or unpack(files, parcel, version, base)"
 
 
 class Shipped:
-    """Pickles so that it can be loaded where the package is not installed.
+    """Pickles in a form that can be loaded where the package is not installed.
 
-    If the package is found there, it is used. Subclasses list their constructor's arguments in
+    An installed package is used if there is one. Subclasses list their constructor's arguments in
     `arguments`, and may name a `base` in distributed: see ``bootstrap.unpack``.
     """
 
@@ -36,7 +36,7 @@ class Shipped:
             "version": __version__,
             "base": self.base,
         }
-        # Text, not code objects: these differ between versions of Python.
+        # Text, because code objects differ between versions of Python.
         return eval, (_UNPACK, scope)
 
 
@@ -48,7 +48,7 @@ def _source() -> str:
 
 @cache
 def _package() -> bytes:
-    """Return the files of this very package, also if it was itself shipped here."""
+    """Return the files of this package, even if it was itself shipped here."""
     for finder in bootstrap.shipped():
         return zlib.compress(pickle.dumps(finder.files))
     return zlib.compress(pickle.dumps(dict(_files(files(bootstrap.NAME), bootstrap.NAME))))

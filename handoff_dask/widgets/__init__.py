@@ -1,4 +1,4 @@
-"""What notebooks show: data in, HTML and SVG text out. It knows nothing of Dask.
+"""What notebooks and panels show: data in, HTML and SVG out, without Dask.
 
-Text that came from users is escaped by ``markup``; colours hold on light and dark backgrounds.
+``markup`` escapes the text of users. Colours work on light and dark backgrounds.
 """

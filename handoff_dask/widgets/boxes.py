@@ -1,4 +1,4 @@
-"""From the functions of a DAG, valid or not, to the boxes and lines of its drawing."""
+"""The boxes and lines of a DAG's drawing. The DAG need not be valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from handoff_dask.widgets.layout import Edge, levels
 
 #: More functions than this are drawn as boxes of functions that share their code.
 MOST_SINGLE = 100
-#: More groups than this are not told apart by how deep in the graph they are, and then not at all.
+#: More groups than this are not split by depth in the graph; of those, the largest get boxes.
 MOST_GROUPS = 48
 #: Of more lines than this between groups, the thickest are drawn.
 MOST_LINES = 300
@@ -26,17 +26,17 @@ class Box:
     Attributes
     ----------
     title, lines
-        What stands in it.
+        Its text.
     tooltip
-        What is told when the pointer rests on it.
+        The text shown while the pointer rests on it.
     kind : str
-        ``"box"``, ``"inline"``, or ``"missing"`` for what the DAG refers to and lacks.
+        ``"box"``, ``"inline"``, or ``"missing"`` for ids that are not in the DAG.
     wrong : bool
-        Whether something is the matter with it.
+        Whether an error is about it.
     size : int
         How many functions it stands for.
     place : Hashable
-        What it shares with functions that are collocated with it; None if there are none.
+        The same for all functions that are collocated; None for others.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Box:
 
 @dataclass(slots=True)
 class Line:
-    """One line of the drawing: how many dependencies it stands for, and whether they may be."""
+    """One line of the drawing: how many dependencies it stands for, and how it looks."""
 
     size: int = 1
     wrong: bool = False
@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Picture:
-    """The boxes, and the lines between them by the numbers of the boxes."""
+    """The boxes, and the lines between them by the indices of the boxes."""
 
     boxes: list[Box]
     lines: dict[Edge, Line]
@@ -73,7 +73,7 @@ def picture(
     codes: Sequence[str],
     error: DAGError | None = None,
 ) -> Picture:
-    """Return what to draw of a DAG.
+    """Return the boxes and lines of a DAG.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def picture(
     codes
         The name of each function's code, in the same order.
     error
-        What is wrong with the DAG: its culprits are marked.
+        What is wrong with the DAG; its culprits are marked.
     """
     numbers: dict[Hashable, int] = {id_: i for i, id_ in enumerate(functions)}
     lines: dict[Edge, Line] = {}
@@ -129,7 +129,7 @@ def _is_transformed(arg: Hashable | Argument) -> bool:
 def _culprits(
     error: DAGError | None, numbers: Mapping[Hashable, int], lines: Mapping[Edge, Line]
 ) -> set[Hashable]:
-    """Mark the lines that an error is about; return the functions that it is about."""
+    """Mark the lines that an error is about; return the ids of the functions it is about."""
     if not isinstance(error, CyclicDependencyError):
         culprit = getattr(error, "function_id", None)
         return {culprit} if _number(culprit, numbers) is not None else set()
@@ -141,7 +141,7 @@ def _culprits(
 
 
 def _places(functions: Mapping[Hashable, Function]) -> dict[Hashable, Hashable]:
-    """Return, for functions that share their worker with others, whose worker that is."""
+    """Return, for collocated functions, the function whose worker they share."""
     numbers = dict.fromkeys(functions, 0)
     towards = {
         f.id: f.node.id
@@ -197,7 +197,7 @@ def _collapsed(
     missing: Mapping[str, int],
     wrong: set[Hashable],
 ) -> Picture:
-    """Draw functions of one code as one box, at each depth of the graph if that is not too many."""
+    """Draw functions that share their code as one box: one for each depth, if those are few."""
     nothing = "not in the DAG"
     total = len(functions) + len(missing)
     kinds = [str(f.type) for f in functions.values()] + ["missing"] * len(missing)
@@ -210,29 +210,25 @@ def _collapsed(
         if len(sizes) > MOST_GROUPS:
             kept = {group for group, _ in sizes.most_common(MOST_GROUPS - 1)}
             groups = [group if group in kept else None for group in by_code]
-    numbers: dict[Hashable, int] = {}
-    members: list[list[int]] = []
-    of: list[int] = []
+    members: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
-        number = numbers.setdefault(group, len(numbers))
-        if number == len(members):
-            members.append([])
-        members[number].append(i)
-        of.append(number)
-    everyone = list(functions.values())
+        members.setdefault(group, []).append(i)
+    numbers = {group: number for number, group in enumerate(members)}
+    box_of = [numbers[group] for group in groups]
+    all_functions = list(functions.values())
     boxes = []
-    for group, inside in zip(numbers, members, strict=True):
-        if inside[0] >= len(everyone):
+    for group, inside in members.items():
+        if inside[0] >= len(all_functions):
             texts = list(missing)[: len(inside)]
             boxes.append(Box(nothing, [], markup.names(texts, 8), "missing", True, len(inside)))
             continue
-        mine = [everyone[i] for i in inside if i < len(everyone)]
+        stacked = [all_functions[i] for i in inside if i < len(all_functions)]
         different = len({by_code[i] for i in inside})
         title = f"{different:,} other codes" if group is None else codes[inside[0]]
-        boxes.append(_stack(title, mine, any(f.id in wrong for f in mine)))
+        boxes.append(_stack(title, stacked, any(f.id in wrong for f in stacked)))
     merged: dict[Edge, Line] = {}
     for (a, b), line in lines.items():
-        into = merged.setdefault((of[a], of[b]), Line(0))
+        into = merged.setdefault((box_of[a], box_of[b]), Line(0))
         into.size += line.size
         into.wrong = into.wrong or line.wrong
         into.transformed = into.transformed or line.transformed
@@ -241,7 +237,7 @@ def _collapsed(
 
 
 def _stack(title: str, functions: Sequence[Function], wrong: bool) -> Box:
-    """Return the box of many functions."""
+    """Return a box that stands for many functions."""
     lines = []
     costs = [f.cost for f in functions if isinstance(f.cost, Mapping) and f.cost]
     if costs:

@@ -1,4 +1,4 @@
-"""Where the boxes of a graph go: layers by longest path, few crossings, short lines."""
+"""The layout of a graph: layers by longest path, few crossings, short lines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Edge = tuple[int, int]
 #: Pixels between layers, to the right and downwards, and between boxes of one layer.
 LAYER_GAPS = (44.0, 30.0)
 BOX_GAP = 14.0
-#: Room that a line takes which passes a layer.
+#: Breadth that is kept free for a line that passes through a layer.
 _LINE = 6.0
-#: A line that passes layers goes between their boxes; not so if that takes more places than this.
+#: Lines go around the boxes of layers that they pass, unless that takes more bends than this.
 _BENDS = 3000
 _SWEEPS = 8
 
@@ -28,13 +28,13 @@ class Layout:
     Attributes
     ----------
     centres : list of (float, float)
-        The middle of each box, pixels.
+        The middle of each box (pixels).
     lines : dict
-        {edge: points that its line goes through, from box to box}.
+        {edge: the points of its line, from box to box}.
     size : (float, float)
-        Width and height of it all.
+        Width and height of the graph.
     downwards : bool
-        Whether it flows downwards, not to the right.
+        Whether it flows downwards instead of to the right.
     """
 
     centres: list[Point]
@@ -44,9 +44,9 @@ class Layout:
 
 
 def levels(count: int, edges: Sequence[Edge]) -> list[int]:
-    """Return for each node the longest way to it from a node without dependencies.
+    """Return for each node the length of the longest path to it from a node without dependencies.
 
-    Where there is a circle, the edge that closes it does not count.
+    In a cycle, the edge that closes it does not count.
     """
     users: list[list[int]] = [[] for _ in range(count)]
     sources: list[list[int]] = [[] for _ in range(count)]
@@ -74,7 +74,7 @@ def levels(count: int, edges: Sequence[Edge]) -> list[int]:
         stuck = next((i for i in rest if not placed[i]), None)
         if stuck is None:
             return level
-        # Against the arrows, from what waits for a circle to the circle itself.
+        # Follow the edges backwards, from a node behind a cycle into the cycle.
         seen: set[int] = set()
         start = stuck
         while start not in seen:
@@ -86,16 +86,16 @@ def levels(count: int, edges: Sequence[Edge]) -> list[int]:
 
 
 def arrange(count: int, edges: Sequence[Edge], box: Point, view: float = 1000.0) -> Layout:
-    """Lay out a graph, from left to right or, if that suits the view better, downwards.
+    """Lay out a graph from left to right or, if it fits the view better, downwards.
 
     Parameters
     ----------
     count, edges
-        The nodes are the numbers below `count`; an edge leads from what is needed to its user.
+        The nodes are the numbers below `count`; edges lead to the node that depends on the other.
     box
-        Width and height of each box, pixels.
+        Width and height of each box (pixels).
     view
-        Width that can be seen without scrolling.
+        Width that is visible without scrolling (pixels).
     """
     edges = list(dict.fromkeys(edges))
     level = _near_users(levels(count, edges), edges)
@@ -108,7 +108,7 @@ def arrange(count: int, edges: Sequence[Edge], box: Point, view: float = 1000.0)
 
 
 def _near_users(level: list[int], edges: Sequence[Edge]) -> list[int]:
-    """Move what depends on nothing to just before its first user."""
+    """Move nodes without dependencies to just before their first user."""
     first: dict[int, int] = {}
     fed = {b for a, b in edges if a != b}
     for a, b in edges:
@@ -118,7 +118,7 @@ def _near_users(level: list[int], edges: Sequence[Edge]) -> list[int]:
 
 
 class _Drawing:
-    """One layout in the making: places are counted along the flow and across it."""
+    """A layout in progress, in coordinates along the flow and across it."""
 
     def __init__(
         self, level: list[int], edges: Sequence[Edge], box: Point, downwards: bool
@@ -132,7 +132,7 @@ class _Drawing:
         self.layers: list[list[int]] = [[] for _ in range(max(level, default=-1) + 1)]
         for node, at in enumerate(level):
             self.layers[at].append(node)
-        #: The nodes that an edge passes, its ends included; against the flow for those that do.
+        #: The nodes that an edge passes, its ends included, always in the direction of the flow.
         self.chains: dict[Edge, list[int]] = {}
         bends = sum(max(0, abs(level[b] - level[a]) - 1) for a, b in edges)
         for a, b in edges:
@@ -179,7 +179,7 @@ class _Drawing:
         return points if chain[0] == edge[0] else points[::-1]
 
     def _order(self) -> None:
-        """Sort each layer by where its neighbours stand, back and forth; keep the best order."""
+        """Sort each layer by the places of its neighbours, back and forth; keep the best order."""
         best, fewest = [list(layer) for layer in self.layers], self._crossings()
         for sweep in range(_SWEEPS):
             if not fewest:
@@ -212,7 +212,7 @@ class _Drawing:
             place = {n: i for i, n in enumerate(there)}
             seen: list[int] = []
             for node in here:
-                # Lines over several layers at once have no place in the next one.
+                # Lines without bends may skip the next layer.
                 ends = sorted(place[n] for n in self.after[node] if n in place)
                 total += sum(len(seen) - bisect_right(seen, end) for end in ends)
                 for end in ends:
@@ -236,7 +236,7 @@ class _Drawing:
                     else across[node]
                     for node in layer
                 ]
-                # A line is kept straight before a box is kept near.
+                # Straight lines matter more than boxes near their neighbours.
                 weights = [1.0 if node < self.count else 2.0 for node in layer]
                 breadths = [self._breadth(node) for node in layer]
                 for node, x in zip(layer, spread(wanted, weights, breadths), strict=True):
@@ -248,14 +248,14 @@ class _Drawing:
 def spread(
     wanted: Sequence[float], weights: Sequence[float], breadths: Sequence[float]
 ) -> list[float]:
-    """Return places in the given order, as near as can be to those wanted, without overlap.
+    """Return places in the given order, as near as possible to those wanted, without overlap.
 
     Parameters
     ----------
     wanted, weights
-        Where each would stand alone, and how much it matters.
+        The place that each would have alone, and how much that matters.
     breadths
-        The room that each takes; ``BOX_GAP`` is left between them.
+        The breadth of each; ``BOX_GAP`` is left between them.
 
     Examples
     --------
@@ -268,7 +268,7 @@ def spread(
         if i:
             shift += (breadths[i - 1] + breadth) / 2 + BOX_GAP
         shifts.append(shift)
-    # Without the room they take, the places must only not decrease: those that would are pooled.
+    # Less their breadths, places must not decrease: those that would are pooled at their mean.
     pools: list[tuple[float, float, int]] = []
     for goal, weight, offset in zip(wanted, weights, shifts, strict=True):
         mean, total, size = goal - offset, weight, 1

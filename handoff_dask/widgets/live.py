@@ -1,4 +1,4 @@
-"""What keeps changing in a notebook while one looks."""
+"""Output that changes in a notebook while it is on display."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-#: Draws anew; the answer is the HTML, and whether it is the last one.
+#: Returns the current HTML, and whether it is final.
 Draw = Callable[[], Awaitable[tuple[str, bool]]]
 
-#: Seconds between two drawings at least; and how many times as long as the last one took.
+#: Least time between two drawings: in seconds, and as a multiple of what the last one took.
 PAUSE, SHARE = 0.5, 20.0
 
 _following: set[asyncio.Task[None]] = set()
@@ -19,21 +19,21 @@ _following: set[asyncio.Task[None]] = set()
 def bundle(
     html: str, text: str, draw: Callable[[], Draw | None], loop: asyncio.AbstractEventLoop
 ) -> dict[str, Any]:
-    """Return what IPython displays of something that changes.
+    """Return a MIME bundle that changes while IPython displays it.
 
     Parameters
     ----------
     html, text
-        How it looks now.
+        Its current content.
     draw
-        Returns what draws it anew, or None once it is gone.
+        Returns a function that draws it, or None once it is gone.
     loop
-        Where it is drawn.
+        The loop to draw on.
 
     Returns
     -------
     dict
-        Nothing if ipywidgets is not there.
+        Empty if ipywidgets is not installed.
     """
     try:
         import ipywidgets
@@ -52,10 +52,10 @@ def bundle(
 
 
 async def follow(widget: Any, draw: Callable[[], Draw | None]) -> None:
-    """Draw until there is nothing new to come, or the widget is closed."""
+    """Draw until the content is final or the widget is closed."""
     pause = PAUSE
     while widget.comm is not None:
-        # What is drawn must not be kept alive by being looked at: no name for it while waiting.
+        # No name refers to what is drawn while this waits: displaying it must not keep it alive.
         await asyncio.sleep(pause)
         again = draw()
         if again is None or widget.comm is None:

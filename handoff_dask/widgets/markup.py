@@ -1,13 +1,17 @@
-"""What every drawing is made of: escaped text, numbers for people, tables, colours."""
+"""What every drawing is made of: escaped text, readable numbers, tables, colours."""
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-#: Colours that people with any eyesight tell apart, on white and on black.
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from handoff_dask.widgets import templates
+
+#: Colours that colour-blind people can tell apart, on white and on black.
 OUTCOME_COLOURS: dict[str, str] = {
     "ok": "#009e73",
     "error": "#d55e00",
@@ -18,6 +22,7 @@ OUTCOME_COLOURS: dict[str, str] = {
 STATE_COLOURS = {
     "done": "#009e73",
     "running": "#3f97d6",
+    "assigned": "#9ccbee",
     "held": "#e69f00",
     "waiting": "#b9bec4",
     "failed": "#d55e00",
@@ -28,25 +33,25 @@ WRONG = "#d94f3a"
 
 FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif)"
 
-#: What XML cannot hold.
+#: Characters that XML cannot contain.
 _UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 _DIGITS = re.compile("([0-9]+)")
 
 
-class Html(str):
+class Html(Markup):
     """Text that is markup already: it is not escaped again."""
 
     __slots__ = ()
 
 
 def plain(value: object) -> str:
-    """Return what a value reads as: a text is itself, anything else its repr."""
+    """Return a string as it is, and the repr of anything else."""
     return value if isinstance(value, str) else repr(value)
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text in its middle: what tells ids apart is often their end."""
+    """Shorten a text in its middle, since ids often differ only at their end."""
     if len(text) <= limit:
         return text
     tail = limit // 3
@@ -54,26 +59,32 @@ def shorten(text: str, limit: int) -> str:
 
 
 def escaped(value: object, limit: int = 300) -> Html:
-    """Return a value as markup.
+    """Return a value as markup, shortened to `limit` characters.
 
     Examples
     --------
-    >>> escaped("<b>")
-    '&lt;b&gt;'
-    >>> escaped(Html("<b>"))
-    '<b>'
+    >>> print(escaped("<b>"))
+    &lt;b&gt;
+    >>> print(escaped(Html("<b>")))
+    <b>
     """
     if isinstance(value, Html):
         return value
-    return Html(html.escape(_UNSPEAKABLE.sub("\N{REPLACEMENT CHARACTER}", _cut(value, limit))))
+    text = shorten(plain(value), limit)
+    return Html(escape(_UNSPEAKABLE.sub("\N{REPLACEMENT CHARACTER}", text)))
 
 
-def _cut(value: object, limit: int) -> str:
-    return shorten(plain(value), limit)
+#: Templates of the HTML. Values are escaped by `escaped`.
+_TEMPLATES = Environment(
+    loader=DictLoader(templates.TEMPLATES),
+    autoescape=True,
+    finalize=escaped,
+    undefined=StrictUndefined,
+)
 
 
 def width(text: str, size: float = 12) -> float:
-    """Return about how wide a text is drawn: pixels, for a font size in pixels."""
+    """Return about how wide a text is drawn (pixels), at a font size (pixels)."""
     units = 0.0
     for character in text:
         if unicodedata.east_asian_width(character) in "WF":
@@ -88,7 +99,7 @@ def width(text: str, size: float = 12) -> float:
 
 
 def number(value: float) -> str:
-    """Return an amount as people write it.
+    """Return an amount with separators.
 
     Examples
     --------
@@ -99,7 +110,7 @@ def number(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a duration, given in seconds, as people say it.
+    """Return a duration, given in seconds, in readable units.
 
     Examples
     --------
@@ -120,7 +131,7 @@ def seconds(value: float) -> str:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Return what sorts texts as people do: ``worker-2`` comes before ``worker-10``."""
+    """Return a sort key that puts ``worker-2`` before ``worker-10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(text)]
 
 
@@ -130,7 +141,7 @@ def cost(amounts: Mapping[str, float]) -> str:
 
 
 def cost_range(costs: Iterable[Mapping[str, float]]) -> str:
-    """Return the costs of many functions as one line, from the least to the most."""
+    """Return the costs of many functions as one line of ranges."""
     ends: dict[str, tuple[float, float]] = {}
     for each in costs:
         for name, amount in each.items():
@@ -148,7 +159,7 @@ def _amount(name: str, amount: str) -> str:
 
 def names(ids: Sequence[object], shown: int = 3) -> str:
     """Name the first few of many functions."""
-    first = ", ".join(_cut(id_, 60) for id_ in ids[:shown])
+    first = ", ".join(shorten(plain(id_), 60) for id_ in ids[:shown])
     more = len(ids) - shown
     return f"{first} and {more:,} more" if more > 0 else first
 
@@ -164,7 +175,14 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> Html:
+def render(template: str, /, **values: object) -> Html:
+    """Fill in a template; values that are not `Html` are escaped."""
+    return Html(_TEMPLATES.get_template(template).render(values))
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], right: str = "", remark: str = ""
+) -> Html:
     """Return a table.
 
     Parameters
@@ -172,61 +190,38 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: str = ""
     head
         The columns' names.
     rows
-        The cells; what is not `Html` is escaped.
+        The cells.
     right
-        Of the columns, those whose numbers stand to the right: an ``r`` in their place.
+        An ``r`` in the place of each column of numbers, which is aligned right.
+    remark
+        A note below it, if any.
     """
     looks = {True: "text-align:right;white-space:nowrap", False: "text-align:left"}
-    aligned = [f' style="{looks[right[i : i + 1] == "r"]}"' for i in range(len(head))]
-    top = "".join(f"<th{a}>{escaped(h)}</th>" for h, a in zip(head, aligned, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{a}>{escaped(cell)}</td>" for cell, a in zip(row, aligned, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return Html(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
+    styles = [looks[right[i : i + 1] == "r"] for i in range(len(head))]
+    return render("table", head=head, rows=rows, styles=styles, value=remark)
 
 
 def dot(colour: str, label: str) -> Html:
     """Return a word with its colour before it."""
-    return Html(
-        f'<span style="display:inline-block;width:.65em;height:.65em;border-radius:50%;'
-        f'background:{colour};margin-right:.4em"></span>{escaped(label)}'
-    )
+    return render("dot", colour=colour, label=label)
 
 
-def panel(title: object, summary: object, *parts: str) -> str:
+def legend(colours: Mapping[str, str], title: str = "", remarks: Sequence[str] = ()) -> Html:
+    """Return what colours mean: {word: colour}, after a title and before remarks."""
+    return render("legend", colours=colours, title=title, remarks=remarks)
+
+
+def panel(title: object, summary: object, *parts: str) -> Html:
     """Return a block of output: a bold title, a summary beside it, the parts below."""
-    inner = "".join(f'<div style="margin-top:6px">{part}</div>' for part in parts if part)
-    return (
-        f'<div style="{FONT};font-size:13px;line-height:1.4"><div><b>{escaped(title)}</b> '
-        f'<span style="opacity:.75">{escaped(summary)}</span></div>{inner}</div>'
-    )
+    return render("panel", title=title, summary=summary, parts=parts, font=FONT)
 
 
 def note(value: object) -> Html:
     """Return a remark in small print."""
-    return Html(f'<span style="opacity:.75;font-size:12px">{escaped(value, 1000)}</span>')
+    return render("note", value=escaped(value, 1000))
 
 
-def warning(value: object) -> Html:
-    """Return what is wrong, so that it is seen."""
-    return Html(
-        f'<div style="border-left:3px solid {WRONG};padding:2px 8px;white-space:pre-wrap">'
-        f"{escaped(value, 1000)}</div>"
-    )
-
-
-def folded(title: object, inner: str, opened: bool = False) -> Html:
-    """Return a part that opens with a click."""
-    return Html(
-        f"<details{' open' if opened else ''}><summary style='cursor:pointer'>{escaped(title)}"
-        f"</summary>{inner}</details>"
-    )
-
-
-def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: str = "") -> str:
+def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: str = "") -> Html:
     """Return a drawing.
 
     Parameters
@@ -234,22 +229,17 @@ def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: st
     size
         Width and height in pixels.
     inner
-        What it holds.
+        The elements in it.
     alone
-        Whether it stands by itself, as in a file: with a background of its own.
+        Whether it is for a file of its own, and so needs a background.
     label
-        What readers who cannot see it are told.
+        The description for screen readers.
     """
     wide, high = (f"{x:.0f}" for x in size)
     colour = "color:#24292f;" if alone else ""
     ground = '<rect width="100%" height="100%" fill="#ffffff"/>' if alone else ""
-    return (
+    return Html(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
         f'viewBox="0 0 {wide} {high}" role="img" aria-label="{escaped(label)}" '
         f'style="{colour}{FONT}" font-size="12" fill="currentColor">{ground}{inner}</svg>'
     )
-
-
-def scrolled(drawing: str, height: int = 640) -> str:
-    """Return a drawing that scrolls inside the notebook if it is larger than that."""
-    return f'<div style="overflow:auto;max-height:{height}px">{drawing}</div>'

@@ -8,7 +8,7 @@ from typing import Any
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.timeline import Bar, lanes
 
-#: Pixels of a lane, and of the least and the highest figure.
+#: Height of a lane, and of the lowest and the highest figure (pixels).
 _LANE, _LOW, _HIGH = 18, 160, 900
 
 
@@ -20,7 +20,7 @@ def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, s
     rows
         {worker: its bars}.
     title
-        What stands above it.
+        The title above it.
     legend
         {word: colour}.
 
@@ -37,27 +37,22 @@ def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, s
             "plot() needs bokeh: pip install 'handoff_dask[notebook]' (or bokeh itself)"
         ) from error
 
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("left", "right", "y", "colour", "outcome", "function", "worker", "detail")
-    }
     words = {colour: word for word, colour in legend.items()}
+    names = ("left", "right", "y", "colour", "outcome", "function", "worker", "detail")
+    cells: list[tuple[object, ...]] = []
     middles: dict[float, str] = {}
     top = 0
     for worker, bars in rows.items():
         at = lanes(bars)
         for bar, lane in zip(bars, at, strict=True):
-            columns["left"].append(bar.start)
-            columns["right"].append(bar.stop)
-            columns["y"].append(top + lane)
-            columns["colour"].append(bar.colour)
-            columns["outcome"].append(words.get(bar.colour, ""))
-            columns["function"].append(bar.label)
-            columns["worker"].append(worker)
-            columns["detail"].append(markup.shorten(bar.tooltip, 300))
+            word, detail = words.get(bar.colour, ""), markup.shorten(bar.tooltip, 300)
+            cells.append(
+                (bar.start, bar.stop, top + lane, bar.colour, word, bar.label, worker, detail)
+            )
         deep = max(at, default=0) + 1
         middles[top + (deep - 1) / 2] = worker
         top += deep + 1
+    columns = {name: [cell[i] for cell in cells] for i, name in enumerate(names)}
     plot: Any = new_figure(
         title=title,
         height=min(max(_LANE * top + 90, _LOW), _HIGH),

@@ -1,4 +1,4 @@
-"""What notebooks show of a result, a plan and what explains them."""
+"""What notebooks show of results, plans, explanations and runs in progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, PLAIN, STATE_COLOURS, Html, seconds
 from handoff_dask.widgets.timeline import Bar, draw
 
-#: Rows of a table; what is left out is said.
+#: Rows of a table at most; a note says how many are left out.
 MOST_ROWS = 50
 #: A table of more rows than this is folded.
 _OPEN = 20
@@ -30,21 +30,22 @@ def attempt_bars(attempts: Attempts) -> tuple[dict[str, list[Bar]], float]:
     for id_, a in everything:
         name = markup.plain(id_)
         label = name if a.number == 1 else f"{name} #{a.number}"
-        told = [f"{label}: {a.outcome}, {seconds(a.duration)}", f"on {a.worker_name} {a.worker}"]
+        head = f"{label}: {a.outcome}, {seconds(a.duration)}"
+        tooltip = [head, f"on {a.worker_name} {a.worker}"]
         if a.cost:
-            told.append(markup.cost(a.cost))
+            tooltip.append(markup.cost(a.cost))
         if a.message:
-            told.append(f"{a.error_type}: {a.message}")
+            tooltip.append(f"{a.error_type}: {a.message}")
         bar = Bar(
             label,
             a.started - origin,
             a.stopped - origin,
             OUTCOME_COLOURS[a.outcome],
-            "\n".join(told),
+            "\n".join(tooltip),
         )
         rows.setdefault(a.worker, []).append(bar)
         titles[a.worker] = a.worker_name
-    # Names are what people know; where two workers share one, the address tells them apart.
+    # Workers go by their names. Those that share a name go by their addresses.
     names = list(titles.values())
     shown = {w: n if n and names.count(n) == 1 else w for w, n in titles.items()}
     rows = {shown[worker]: bars for worker, bars in rows.items()}
@@ -94,11 +95,13 @@ def _attempt_table(attempts: Attempts, errors: Mapping[Hashable, BaseException])
     shown = sorted(ids, key=start) if few else sorted(ids, key=urgency)[:MOST_ROWS]
     rows = [_attempt_row(id_, attempts.get(id_, ()), errors.get(id_), origin) for id_ in shown]
     head = ("function", "worker", "attempts", "start", "duration", "outcome", "error")
-    inner = markup.table(head, rows, "  rrr")
+    remark = ""
     if len(ids) > len(shown):
-        rest = f"{len(ids) - len(shown):,} functions more; failed, retried and slow ones come first"
-        inner = Html(inner + markup.note(rest))
-    return markup.folded(markup.count(len(ids), "function"), inner, len(shown) <= _OPEN)
+        rest = f"{len(ids) - len(shown):,} functions more"
+        remark = f"{rest}; failed, retried and slow ones come first"
+    inner = markup.table(head, rows, "  rrr", remark)
+    title, opened = markup.count(len(ids), "function"), len(shown) <= _OPEN
+    return markup.render("folded", title=title, inner=inner, opened=opened)
 
 
 def _attempt_row(
@@ -144,7 +147,7 @@ def plan(
     timeline: Mapping[str, Sequence[tuple[Hashable, float, float]]],
     utilisation: Mapping[str, float],
 ) -> str:
-    """Return how a DAG would run: a timeline, and what is used of workers and resources."""
+    """Return a plan: its timeline, and how much resources and workers are used."""
     count = sum(map(len, timeline.values()))
     summary = (
         f"{markup.count(count, 'function')} on {markup.count(len(timeline), 'worker')}, "
@@ -159,43 +162,32 @@ def plan(
         busy = sum(stop - start for _, start, stop in slots)
         last = max((stop for _, _, stop in slots), default=0.0)
         rows.append((worker, f"{len(slots):,}", seconds(busy), seconds(last)))
-    busiest = markup.table(("worker", "functions", "work", "last end"), rows[:MOST_ROWS], " rrr")
-    if len(rows) > MOST_ROWS:
-        busiest = Html(busiest + markup.note(f"{len(rows) - MOST_ROWS:,} workers more"))
-    tables = _beside(used if utilisation else "", busiest)
+    rest = f"{len(rows) - MOST_ROWS:,} workers more" if len(rows) > MOST_ROWS else ""
+    head = ("worker", "functions", "work", "last end")
+    busiest = markup.table(head, rows[:MOST_ROWS], " rrr", rest)
+    tables = markup.render("beside", parts=(used if utilisation else "", busiest))
     return markup.panel("Plan", summary, draw(slot_bars(timeline), makespan, {}), tables)
-
-
-def _beside(*parts: str) -> Html:
-    inner = "".join(f"<div>{part}</div>" for part in parts if part)
-    return Html(
-        f'<div style="display:flex;gap:28px;flex-wrap:wrap;align-items:flex-start">{inner}</div>'
-    )
 
 
 def _gauge(share: float) -> Html:
     """Return a share of 1 as a small bar."""
-    return Html(
-        '<div style="display:inline-block;width:90px;height:.7em;border-radius:3px;'
-        'background:rgba(128,128,128,.25)">'
-        f'<div style="width:{min(max(share, 0), 1):.1%};height:100%;border-radius:3px;'
-        f'background:{PLAIN}"></div></div> {share:.1%}'
-    )
+    width = f"{min(max(share, 0), 1):.1%}"
+    return markup.render("gauge", width=width, text=f"{share:.1%}", colour=PLAIN)
 
 
 class Verdict(NamedTuple):
-    """One row of a report: the functions that share it, and the cells that say what is so."""
+    """One row of a report: the functions that share it, and its cells."""
 
     ids: list[Hashable]
     cells: tuple[object, ...]
 
 
 def verdicts(
-    found: Mapping[Hashable, Any], cells: Callable[[Any], tuple[object, ...]]
+    findings: Mapping[Hashable, Any], cells: Callable[[Any], tuple[object, ...]]
 ) -> list[Verdict]:
-    """Return a row for each distinct verdict, the most frequent first."""
+    """Return a row for each distinct verdict, in the order of their first functions."""
     rows: dict[str, Verdict] = {}
-    for id_, verdict in found.items():
+    for id_, verdict in findings.items():
         row = rows.get(text := str(verdict))
         if row is None:
             row = rows[text] = Verdict([], cells(verdict))
@@ -210,23 +202,22 @@ def report(
     if not rows:
         return markup.panel(title, summary)
     cells = [(markup.names(v.ids), f"{len(v.ids):,}", *v.cells) for v in rows[:MOST_ROWS]]
-    inner = markup.table(("functions", "number", *head), cells, f" r{right}")
-    if len(rows) > MOST_ROWS:
-        rest = sum(len(v.ids) for v in rows[MOST_ROWS:])
-        inner = Html(inner + markup.note(f"and {rest:,} functions more"))
+    rest = sum(len(v.ids) for v in rows[MOST_ROWS:])
+    remark = f"and {rest:,} functions more" if rest else ""
+    inner = markup.table(("functions", "number", *head), cells, f" r{right}", remark)
     return markup.panel(title, summary, inner)
 
 
 def yes_no(good: bool, word: str) -> Html:
-    """Return a word in the colour of what is well or is not."""
+    """Return a word with the colour of success or failure before it."""
     return markup.dot(OUTCOME_COLOURS["ok" if good else "error"], word)
 
 
 def resources(pairs: Mapping[str, tuple[float, float]], second: str) -> str:
-    """Return what is needed and, after the word `second`, what there is of each resource."""
+    """List how much of each resource is needed and, after the word `second`, available."""
     return "; ".join(
-        f"{name}: {markup.number(needed)} needed, {second} {markup.number(there)}"
-        for name, (needed, there) in pairs.items()
+        f"{name}: {markup.number(needed)} needed, {second} {markup.number(available)}"
+        for name, (needed, available) in pairs.items()
     )
 
 
@@ -236,7 +227,7 @@ def progress(
     held: Sequence[tuple[int, str, object, object]] = (),
     remark: str = "",
 ) -> str:
-    """Return how far a run is, and what its functions are held for.
+    """Return the progress of a run, and what its functions are held for.
 
     Parameters
     ----------
@@ -245,35 +236,26 @@ def progress(
     counts
         Functions by state.
     held
-        Of each kind of function that is held: how many, what they cost, why, and for what.
+        For each kind of held function: how many, what one costs, what they wait for, and where.
     remark
-        What else is to be said.
+        A note below.
     """
     total = sum(counts.values())
-    stretch = "".join(
-        f'<div title="{n:,} {state}" style="width:{n / total:.4%};background:{colour}"></div>'
-        for state, colour in STATE_COLOURS.items()
-        if (n := counts.get(state, 0))
-    )
-    bar = (
-        '<div style="display:flex;height:14px;width:100%;max-width:600px;border-radius:4px;'
-        f'overflow:hidden;background:rgba(128,128,128,.2)">{stretch}</div>'
-    )
-    words = "&ensp;".join(
-        markup.dot(colour, f"{counts.get(state, 0):,} {state}")
-        for state, colour in STATE_COLOURS.items()
-        if counts.get(state, 0) or state == "done"
-    )
-    holds = ""
-    if held:
-        rows = [(f"{n:,}", *rest) for n, *rest in held[:MOST_ROWS]]
-        holds = markup.table(("held", "cost", "for", "on"), rows, "r")
-    done = counts.get("done", 0)
-    summary = f"{done:,} of {markup.count(total, 'function')} done" if total else ""
+    shown = {state: counts.get(state, 0) for state in STATE_COLOURS}
+    stretches = [
+        (f"{n:,} {state}", f"{n / total:.4%}", STATE_COLOURS[state])
+        for state, n in shown.items()
+        if n
+    ]
+    legend = {
+        f"{n:,} {state}": STATE_COLOURS[state] for state, n in shown.items() if n or state == "done"
+    }
+    rows = [(f"{n:,}", *rest) for n, *rest in held[:MOST_ROWS]]
+    summary = f"{shown['done']:,} of {markup.count(total, 'function')} done" if total else ""
     return markup.panel(
         f"Run of {markup.plain(dag_id)}",
         summary,
-        bar + f'<div style="font-size:12px;margin-top:3px">{words}</div>',
-        holds,
+        markup.render("bar", stretches=stretches) + markup.legend(legend),
+        markup.table(("held", "cost", "for", "on"), rows, "r") if rows else "",
         markup.note(remark) if remark else "",
     )

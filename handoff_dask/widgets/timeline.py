@@ -1,17 +1,19 @@
-"""Who worked on what when: bars by worker, in lanes."""
+"""Timelines: bars by worker, in lanes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush
 from typing import NamedTuple
 
 from handoff_dask.widgets import markup
-from handoff_dask.widgets.markup import escaped, seconds
+from handoff_dask.widgets.lanes import lay_out
+from handoff_dask.widgets.markup import Html, escaped, seconds
 
 #: More bars than this are drawn as how many run at a time.
 MOST_BARS = 800
+#: So are rows of more lanes than this.
+MOST_LANES = 40
 #: More workers than this share one row.
 MOST_ROWS = 40
 
@@ -20,7 +22,7 @@ _AXIS = 22.0
 _LANE = 17.0
 _ROW_GAP = 7.0
 _PROFILE = 34.0
-#: What times are told in, by how long the timeline is: seconds of the unit, its name.
+#: Units of the axis for a timeline at least that long (s), and their names.
 _UNITS = ((180.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "\N{MICRO SIGN}s"))
 #: Steps of a profile.
 _STEPS = 300
@@ -37,31 +39,12 @@ class Bar(NamedTuple):
 
 
 def lanes(bars: Sequence[Bar]) -> list[int]:
-    """Return a lane for each bar, the lowest that is free when it starts.
-
-    Examples
-    --------
-    >>> lanes([Bar("a", 0, 2, ""), Bar("b", 1, 3, ""), Bar("c", 2, 4, "")])
-    [0, 1, 0]
-    """
-    found = [0] * len(bars)
-    free: list[int] = []
-    busy: list[tuple[float, int]] = []
-    used = 0
-    for i in sorted(range(len(bars)), key=lambda i: (bars[i].start, bars[i].stop)):
-        # Clocks and rounding let an end and the start after it overlap by nothing that one sees.
-        while busy and busy[0][0] <= bars[i].start + 1e-6:
-            heappush(free, heappop(busy)[1])
-        if not free:
-            heappush(free, used)
-            used += 1
-        found[i] = heappop(free)
-        heappush(busy, (bars[i].stop, found[i]))
-    return found
+    """Return a lane for each bar; bars of one lane do not overlap."""
+    return lay_out([(bar.start, bar.stop) for bar in bars])
 
 
-def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, str]) -> str:
-    """Return a timeline as HTML.
+def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, str]) -> Html:
+    """Return a timeline as HTML; nothing if it has no bars.
 
     Parameters
     ----------
@@ -74,7 +57,7 @@ def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, 
     """
     total = sum(map(len, rows.values()))
     if not total:
-        return ""
+        return Html()
     length = max(length, *(bar.stop for bars in rows.values() for bar in bars), 1e-9)
     remarks = []
     if len(rows) > MOST_ROWS:
@@ -83,8 +66,9 @@ def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, 
         remarks.append(f"the last {len(names) - MOST_ROWS:,} workers share the last row")
         rows = {name: rows[name] for name in names[:MOST_ROWS]}
         rows[f"{len(names) - MOST_ROWS:,} other workers"] = rest
-    placed = {name: lanes(bars) for name, bars in rows.items()}
-    profiles = total > MOST_BARS or any(max(at, default=0) >= 40 for at in placed.values())
+    profiles = total > MOST_BARS
+    placed = {} if profiles else {name: lanes(bars) for name, bars in rows.items()}
+    profiles = profiles or any(max(at, default=0) >= MOST_LANES for at in placed.values())
     if profiles:
         remarks.append(f"{total:,} spans: the height shows how many run at a time")
     left = min(max(markup.width(markup.shorten(n, 28)) for n in rows) + 14, 200.0)
@@ -94,8 +78,7 @@ def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, 
     order = list(dict.fromkeys([*legend.values(), *colours]))
     y = _AXIS
     for name, bars in rows.items():
-        deepest = max(placed[name], default=0) + 1
-        high = _PROFILE if profiles else deepest * _LANE
+        high = _PROFILE if profiles else (max(placed[name], default=0) + 1) * _LANE
         parts.append(
             f'<text x="{left - 8:.1f}" y="{y + high / 2 + 4:.1f}" text-anchor="end">'
             f"<title>{escaped(name)}</title>{escaped(markup.shorten(name, 28))}</text>"
@@ -116,9 +99,8 @@ def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, 
     drawing = markup.svg(
         (_WIDE, y), axis + "".join(parts), label=f"timeline of {len(rows)} workers"
     )
-    words = [markup.dot(colour, word) for word, colour in legend.items() if colour in colours]
-    below = "&ensp;".join([*words, *(markup.note(r) for r in remarks)])
-    return markup.scrolled(drawing) + f'<div style="font-size:12px">{below}</div>'
+    words = {word: colour for word, colour in legend.items() if colour in colours}
+    return markup.render("scrolled", drawing=drawing) + markup.legend(words, remarks=remarks)
 
 
 def _bar(bar: Bar, lane: int, left: float, top: float, scale: float) -> str:
@@ -173,8 +155,8 @@ def _profile(
         ]
         parts.append(f'<path d="{_columns(edges, step * scale)}" fill="{colour}"/>')
         below = above
-    told = f"at most {most:.3g} at a time"
-    return f'<g fill-opacity=".85"><title>{told}</title>{"".join(parts)}</g>'
+    title = f"<title>at most {most:.3g} at a time</title>"
+    return f'<g fill-opacity=".85">{title}{"".join(parts)}</g>'
 
 
 def _columns(edges: Sequence[tuple[float, float, float]], wide: float) -> str:

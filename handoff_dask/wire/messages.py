@@ -1,16 +1,18 @@
-"""What a client tells the scheduler of a run, and what it is told."""
+"""What client and scheduler tell each other about a run."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from handoff_dask.errors import AllocationError
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Outcome
 from handoff_dask.model.expansion import Node
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding, FunctionSpec
+from handoff_dask.wire.keys import Key, node_key
 
 #: Why a run was stopped: a function failed for good, it was cancelled, its time was up, or its
 #: client went away.
@@ -34,11 +36,33 @@ class Stop(NamedTuple):
 ONE_ATTEMPT = RetryPolicy(0)
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionRow:
-    """One node of a run, as it travels to the scheduler. Other nodes go by their index.
+class FunctionRow(NamedTuple):
+    """One node of a run. Other nodes go by their index.
 
-    Rows are built from tuples in this order, since there are many.
+    Parameters
+    ----------
+    prefix
+        The name of its code.
+    label
+        How messages name its function, whose id may be of the user's own type.
+    cost
+        {resource: amount}.
+    dependencies
+        The nodes whose results it needs.
+    pin
+        Name, address or host of a worker.
+    collocated
+        The node whose worker it shares.
+    binds
+        For a serializer: the node that must have a worker before it may start.
+    source, target
+        For a transform: the producer and the consumer.
+    policy
+        How it is retried, without the user's code.
+    timeout
+        Seconds that an attempt may take.
+    escalation
+        The policy with the user's code, pickled, if it escalates: asked when a worker died.
     """
 
     prefix: str
@@ -52,7 +76,6 @@ class FunctionRow:
     target: int | None = None
     policy: RetryPolicy = ONE_ATTEMPT
     timeout: float | None = None
-    #: The policy with the user's code, pickled, if it escalates: asked when a worker died.
     escalation: bytes | None = None
 
 
@@ -105,44 +128,164 @@ def allocation_error(
     )
 
 
+class FunctionOutline(NamedTuple):
+    """A function of the user's, without what only workers need: code and arguments.
+
+    Parameters
+    ----------
+    id
+        The user's own id.
+    args
+        Ids of the functions whose results are its arguments.
+    code
+        The name of its code.
+    cost, node, type
+        As the user gave them.
+    """
+
+    id: Hashable
+    args: tuple[Hashable, ...]
+    code: str
+    cost: Mapping[str, float] | None
+    node: Any
+    type: str
+
+
 @dataclass(frozen=True)
 class RunSpec:
-    """What a client tells the scheduler of a run before its graph arrives."""
+    """A run, described once: for the scheduler and for clients that follow the run.
+
+    Parameters
+    ----------
+    run_id
+        Distinguishes it from every other run; 32 hexadecimal digits.
+    dag_id
+        How the scheduler calls its DAG, whose id may be of the user's own type.
+    client
+        Id of the client that submits it.
+    rows
+        The nodes.
+    own_id
+        The DAG's id as the user has it, pickled. The scheduler does not open it.
+    functions
+        The fields of a :class:`FunctionOutline` for each function of the DAG, pickled. The
+        scheduler does not open it. Those that are nodes come in the order of the first rows.
+    strategy, max_concurrency, placement_timeout, priority
+        As the user chose them.
+    detach
+        Whether the cluster keeps the run without a client.
+    timeout
+        Seconds that the run may take.
+    wanted
+        Nodes whose results are kept for whoever asked for them, in the order asked for.
+    awaited
+        Nodes whose end the run waits for: these, and those that run only for their effects.
+    stops_at_failure
+        Whether the first function that fails for good stops the run.
+    within
+        Key of the function that submitted the run, if one did.
+    events
+        Whether its client wants to hear of its events.
+    """
 
     run_id: str
     dag_id: str
     client: str
-    rows: tuple[tuple[Any, ...], ...]
-    #: For clients that look at the run later: the DAG's id as the user has it, and the outline.
+    rows: Sequence[FunctionRow]
     own_id: bytes = b""
-    outline: bytes = b""
+    functions: bytes = b""
     strategy: str = "packed"
     max_concurrency: int | None = None
     placement_timeout: float = 0.0
     priority: float = 0
     detach: bool = False
-    #: Seconds that the run may take.
     timeout: float | None = None
-    #: Nodes whose results are kept for who asked for them.
-    wanted: frozenset[int] = frozenset()
-    #: Nodes whose end the run waits for: these, and those that run only for their effects.
+    wanted: tuple[int, ...] = ()
     awaited: frozenset[int] = frozenset()
-    #: Whether the first function that fails for good stops the run.
     stops_at_failure: bool = True
-    #: Key of the function that submitted the run, if any.
     within: Any = None
+    events: bool = False
 
     @property
     def keeper(self) -> str:
-        """Name of the client, so to speak, that keeps the results of a detached run."""
+        """Name under which the scheduler keeps the results of a detached run, as for a client."""
         return f"handoff-{self.run_id}"
+
+    def packed(self) -> bytes:
+        """Return it pickled.
+
+        Rows go as plain tuples: pickling a named tuple takes several times as long.
+        """
+        rows: Any = [tuple(row) for row in self.rows]
+        return pickle.dumps(replace(self, rows=rows))
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> RunSpec:
+        """Return what :meth:`packed` pickled."""
+        spec: RunSpec = pickle.loads(packed)
+        return replace(spec, rows=[FunctionRow(*fields) for fields in spec.rows])
+
+    @property
+    def keys(self) -> list[Key]:
+        """The key of each node."""
+        return [node_key(row.prefix, self.run_id, index) for index, row in enumerate(self.rows)]
+
+
+class AttemptRow(NamedTuple):
+    """One start of a node; see :class:`~handoff_dask.model.attempt.Attempt`.
+
+    Parameters
+    ----------
+    node
+        Its index.
+    number
+        1 for the first attempt.
+    worker
+        Address of the worker that ran it.
+    started, stopped
+        Seconds since the epoch.
+    outcome, error_type, message
+        How it ended, and the failure if it failed.
+    cost
+        What it claimed.
+    """
+
+    node: int
+    number: int
+    worker: str
+    started: float
+    stopped: float
+    outcome: Outcome
+    error_type: str | None
+    message: str | None
+    cost: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What happened in a run, by the index of the node."""
+    """What happened in a run, by the index of the node.
 
-    attempts: tuple[tuple[Any, ...], ...] = ()
+    Parameters
+    ----------
+    attempts
+        Each start that has ended, in the order in which they ended.
+    workers
+        {address: (name, host)} of every worker that ran something.
+    failed
+        {index: problem} of the nodes that failed for good by themselves.
+    counts
+        How many functions are in which state.
+    stop
+        Why it was stopped, if it was.
+    over
+        Whether everything that it waits for has ended.
+    arrived
+        Whether the scheduler has its graph.
+    decided
+        Those of the failed nodes whose error is the scheduler's own.
+    """
+
+    attempts: Sequence[AttemptRow] = ()
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     failed: Mapping[int, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -153,29 +296,29 @@ class RunReport:
 
     def attempts_by_index(self) -> dict[int, list[Attempt]]:
         """Return the attempts of each node, the first first."""
-        found: dict[int, list[Attempt]] = {}
-        for index, number, worker, started, stopped, outcome, error, message, cost in self.attempts:
-            name, host = self.workers[worker]
-            found.setdefault(index, []).append(
+        attempts: dict[int, list[Attempt]] = {}
+        for row in self.attempts:
+            name, host = self.workers[row.worker]
+            attempts.setdefault(row.node, []).append(
                 Attempt(
-                    number,
-                    worker,
+                    row.number,
+                    row.worker,
                     name,
                     host,
-                    started,
-                    stopped,
-                    cost,
-                    outcome,
-                    error,
-                    message,
+                    row.started,
+                    row.stopped,
+                    row.cost,
+                    row.outcome,
+                    row.error_type,
+                    row.message,
                 )
             )
-        return found
+        return attempts
 
     def allocations(self, nodes: Sequence[Node]) -> dict[Hashable, str]:
         """Return the worker that made the result of each function."""
         return {
-            nodes[a[0]].function.id: a[2]
-            for a in self.attempts
-            if a[5] == "ok" and nodes[a[0]].kind == "function"
+            nodes[row.node].function.id: row.worker
+            for row in self.attempts
+            if row.outcome == "ok" and nodes[row.node].kind == "function"
         }

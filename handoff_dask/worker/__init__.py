@@ -1,1 +1,1 @@
-"""The worker's side: what runs around the user's code, and what speaks for the worker."""
+"""The worker's side: the task around the user's code, and the plugins of workers and nannies."""

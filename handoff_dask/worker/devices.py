@@ -1,4 +1,4 @@
-"""The GPUs of a worker: how many it may use, and which function has which."""
+"""The GPUs of a worker: how many it may use, and which function uses which."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> int:
     for device in map(str.strip, named.split(",")):
         index = device.removeprefix("-")
         if index.isdigit() and not 0 <= int(device) < count:
-            break  # as CUDA does: nothing counts from the first one that is not there
+            break  # as CUDA does: the first missing device ends the list
         if device:
             seen.add(device)
     return len(seen)
 
 
 class Devices:
-    """Deals out a worker's devices, numbered from 0 as CUDA numbers those it may see.
+    """Assigns a worker's devices, numbered from 0 as CUDA numbers the visible ones.
 
-    A function that asks for 2 has two devices of its own. One that asks for 0.5 shares a device
-    with others that ask for fractions; 1.5 is one of its own and half of another.
+    A function that asks for 2 has two devices to itself. One that asks for 0.5 shares a device with
+    others that ask for fractions; with 1.5, it has one to itself and shares another.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Devices:
         self._changed = threading.Condition()
 
     def declare(self, total: float) -> None:
-        """Take in what the worker offers; devices in use stay so."""
+        """Set how much the worker offers; devices in use stay in use."""
         with self._changed:
             for index in range(max(len(self.free), math.ceil(total))):
                 if index >= len(self.free):
@@ -60,10 +60,10 @@ class Devices:
 
     @contextmanager
     def held(self, amount: float) -> Iterator[tuple[int, ...]]:
-        """Hold devices, and give their indices.
+        """Hold devices, and yield their indices.
 
-        The scheduler sees to it that the sum is free. It may lie in pieces, though, where only
-        fractions were given out: then this waits for whoever holds them.
+        The scheduler makes sure that the total is free. But fractions may have left it in pieces on
+        several devices; then this waits for other functions to end.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._choose(amount) is not None)
@@ -94,6 +94,6 @@ class Devices:
             ]
             if not fitting:
                 return None
-            # The fullest one: whole devices stay whole.
+            # The fullest one, so that whole devices stay whole.
             shares[min(fitting)[1]] = part
         return shares

@@ -1,4 +1,4 @@
-"""Finds out, on a worker, why inputs of its functions do not arrive."""
+"""Finds out on a worker why inputs of its functions do not arrive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import transfers as transfers
+from handoff_dask.compat import transfers
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Fetches:
     """Watches the transfers to a worker, and diagnoses those that fail.
 
-    When a value cannot be opened, Dask marks everything in the same message as failed, and the
-    tasks that need it wait for ever. If unpickling raised an ``OSError``, Dask fetches the value
-    again, for ever.
+    If a value cannot be opened, Dask marks everything in the same message as failed, and the tasks
+    that need it wait forever. If unpickling raises an ``OSError``, Dask fetches the value again,
+    forever.
 
     So each input in question is fetched once more, by itself. Those that cannot be sent or opened
     are reported to the scheduler's plugin; the others are left to Dask again.
@@ -35,7 +35,7 @@ class Fetches:
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
-        """What the scheduler may ask of a worker."""
+        """The handlers that the scheduler may call."""
         return {
             "handoff_transfers": self.transfers,
             "handoff_serializing": self.serializing,
@@ -43,7 +43,7 @@ class Fetches:
         }
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop the inquiry."""
         if self._inquiry is not None:
             self._inquiry.cancel()
 
@@ -55,7 +55,7 @@ class Fetches:
             self._suspect(key)
         elif finish == "missing":
             self._failures[key] += 1
-            # Mostly the scheduler knows better, and the value is fetched elsewhere.
+            # Usually the scheduler knows a better place, and the value is fetched there.
             if self._failures[key] > 1:
                 self._suspect(key)
         elif self._failures and finish in ("memory", "forgotten"):
@@ -69,37 +69,37 @@ class Fetches:
     async def _inquire(self) -> None:
         while self._suspects:
             keys, self._suspects = self._suspects, set()
-            known = self._worker.state.tasks
-            tasks = [known[key] for key in keys if key in known]
+            by_key = self._worker.state.tasks
+            tasks = [by_key[key] for key in keys if key in by_key]
             if any(map(_ours, tasks)):
-                # An RPC raises what the other side raised. An input that is not settled now counts
-                # as lost when its time is up.
+                # An RPC raises what the other side raised. An input that stays unsettled counts as
+                # lost when its time is up.
                 with suppress(Exception):
                     await self._settle(tasks)
 
     async def _settle(self, tasks: Sequence[TaskState]) -> None:
-        """Report inputs that cannot be sent or opened; have the others fetched again."""
+        """Report inputs that cannot be sent or opened; fetch the others again."""
         scheduler = self._worker.scheduler
         who_has = await scheduler.who_has(keys=[ts.key for ts in tasks])
         # Dask itself fetches what it considers missing.
         doubtful = [ts for ts in tasks if who_has[ts.key] and (ts.state == "error" or _ours(ts))]
         problems = {ts.key: await self._problem(ts.key, who_has[ts.key]) for ts in doubtful}
         if not any(problems.values()):
-            # None of them explains why the transfer failed; that must not go on for ever.
+            # None of them explains why the transfer failed, but this must not repeat forever.
             for ts in (ts for ts in doubtful if ts.state == "error"):
                 self._failures[ts.key] += 1
                 if self._failures[ts.key] > 1:
                     problems[ts.key] = f"cannot be fetched: {ts.exception_text}"
-        told = [(ts.key, problems[ts.key]) for ts in doubtful if problems[ts.key] and _ours(ts)]
-        if told:
+        unusable = [(ts.key, problems[ts.key]) for ts in doubtful if problems[ts.key] and _ours(ts)]
+        if unusable:
             worker = self._worker.contact_address
-            await scheduler.handoff_unusable(worker=worker, problems=told)
+            await scheduler.handoff_unusable(worker=worker, problems=unusable)
         again = [ts.key for ts in doubtful if ts.state == "error" and not problems[ts.key]]
         if again:
             transfers.refetch(self._worker, {key: who_has[key] for key in again})
 
     async def _problem(self, key: Any, peers: Sequence[str]) -> str | None:
-        """Fetch a value from whoever has it; return what is wrong with it wherever it is."""
+        """Fetch a value from each worker that has it; return the problem if it fails everywhere."""
         problem = None
         for peer in peers:
             try:
@@ -114,16 +114,16 @@ class Fetches:
         return problem
 
     async def transfers(self, keys: Sequence[Any]) -> list[tuple[Any, str, str | None, float]]:
-        """Return how far the transfers of some inputs are: see ``transfer``."""
-        found = [(key, transfers.transfer(self._worker, key)) for key in keys]
-        return [(key, *progress) for key, progress in found if progress is not None]
+        """Return the progress of the transfers of some inputs: see ``transfer``."""
+        amounts = [(key, transfers.transfer(self._worker, key)) for key in keys]
+        return [(key, *progress) for key, progress in amounts if progress is not None]
 
     async def serializing(self) -> float:
-        """Return the CPU seconds that went into values on their way to other workers."""
+        """Return the CPU seconds spent on serializing values for other workers."""
         return transfers.offload_seconds()
 
     async def abandon(self, peer: str) -> None:
-        """Break off what comes from another worker."""
+        """Abort transfers from another worker."""
         transfers.abandon_transfers(self._worker, peer)
 
 

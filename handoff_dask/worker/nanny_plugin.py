@@ -1,4 +1,4 @@
-"""What lives on each nanny: it knows how its worker's process ended and what that had started."""
+"""The plugin of nannies: it reports how a worker's process ended and what it had started."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from handoff_dask.worker.starts import StartsFile
 if TYPE_CHECKING:
     from distributed import Nanny
 
-#: Seconds that a nanny waits for a process to end whose worker the scheduler has lost.
+#: Seconds that a nanny waits for the process of a lost worker to end.
 PATIENCE = 5.0
 #: Ends of processes that a nanny remembers.
 KEPT = 16
-#: Environment variable with the address of the file in which a worker notes its starts.
+#: Environment variable with the address of the file in which a worker records its starts.
 VARIABLE = "HANDOFF_STARTS"
 
 
 class HandoffNannyPlugin(Shipped, NannyPlugin):
-    """Tells the scheduler's plugin, when a worker is lost, what became of its process."""
+    """Tells the scheduler's plugin how the process of a lost worker ended."""
 
     name = "handoff"
     base = "NannyPlugin"
@@ -38,13 +38,14 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         self.ends: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
         self._unwatch: Callable[[], None] = compat.watch_exits(nanny, self.exited)
-        # A process that runs already asks; one that starts cannot, before the nanny itself is up.
+        # A process that already runs asks for the address. One that is starting cannot ask before
+        # the nanny is up, so it gets it from the environment.
         nanny.env[VARIABLE] = self.file.address
         nanny.handlers["handoff_starts"] = self.starts
         nanny.handlers["handoff_end"] = self.end
 
     async def teardown(self, nanny: Nanny) -> None:
-        """Leave the nanny."""
+        """Remove everything from the nanny."""
         self._unwatch()
         nanny.env.pop(VARIABLE, None)
         nanny.handlers.pop("handoff_starts", None)
@@ -53,7 +54,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         bootstrap.remove()
 
     async def starts(self) -> str:
-        """Tell the worker's process where to note its starts."""
+        """Return where the worker's process records its starts."""
         return self.file.address
 
     def exited(self, code: int) -> None:
@@ -61,7 +62,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         left = self.file.read()
         self.file.clear()
         if left is None:
-            return  # it ended before it recorded anything
+            return  # it ended before it had recorded anything
         self.ends[left.owner] = {
             "code": code,
             "memory": compat.killed_for_memory(self.nanny, left.pid),
@@ -73,12 +74,12 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         self._news = asyncio.Event()
 
     async def end(self, worker: str) -> dict[str, Any] | None:
-        """Return how the process of a worker, given by its id, ended; None if it does not end."""
+        """Return how the process of a worker ended, by the worker's id; None if it still runs."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while worker not in self.ends:
-            left = deadline - asyncio.get_running_loop().time()
+            remaining = deadline - asyncio.get_running_loop().time()
             try:
-                await asyncio.wait_for(self._news.wait(), left)
+                await asyncio.wait_for(self._news.wait(), remaining)
             except asyncio.TimeoutError:
                 return None
         return self.ends[worker]

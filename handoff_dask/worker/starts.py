@@ -1,4 +1,4 @@
-"""Which functions a worker process has started: a record that outlives the process."""
+"""Records which functions a worker process has started; the record outlives the process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import psutil
 
 __all__ = ["Left", "Starts", "StartsFile"]
 
-#: Of the file: process id, starts so far, starts that found no room, whose they are.
+#: The file's head: process id, starts so far, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qqq128s")
-#: Of each place in it: number of the placement and 1, so that 0 is none; seconds since the epoch.
+#: Each place in it: the placement's number plus 1 (0 is none), and seconds since the epoch.
 _START = struct.Struct("<qd")
 
 
 class Starts:
     """The placements whose functions a worker has started, and those that it must not start.
 
-    The scheduler numbers placements. A start is recorded in memory that is also a file, which costs
-    two stores; after the process is killed, another one can read it there. A start that has ended
-    is kept until its place is needed. The place that has been free for longest is used first, so
-    that the scheduler knows of the end long before.
+    The scheduler numbers placements. A start is recorded in memory that is mapped from a file; this
+    costs two stores. If the process is killed, another one can read the file. A start that has
+    ended is kept until its place is needed. The place that has been free for longest is used first,
+    so the scheduler has long known of that end.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Starts:
     Raises
     ------
     OSError, ValueError
-        There is no such file any more.
+        The file no longer exists.
     """
 
     def __init__(self, places: int, address: str | None = None, owner: str = "") -> None:
@@ -57,7 +57,7 @@ class Starts:
         self._started: dict[int, tuple[int, float]] = {}
         self._withdrawn: set[int] = set()
         self._sealed = False
-        #: Starts so far, and how many of them found no room.
+        #: Starts so far, and how many of them found no free place.
         self.count = 0
         self._lost = 0
         self._owner = owner.encode()
@@ -71,19 +71,19 @@ class Starts:
             _HEAD.pack_into(self._memory, 0, os.getpid(), self.count, self._lost, self._owner)
 
     def begin(self, number: int) -> int | None:
-        """Note that the function of a placement starts; None if it must not.
+        """Record that the function of a placement starts.
 
         Returns
         -------
         int or None
-            What to call `end` with.
+            The place, to be passed to `end`; None if the function must not start.
         """
         now = time.time()
         with self._lock:
             if self._sealed or number in self._withdrawn:
                 return None
             self.count += 1
-            if not self._free:  # all at work: functions that gave up their threads
+            if not self._free:  # all in use, by functions that gave up their threads
                 self._lost += 1
                 self._write_head()
                 self._started[number] = -1, now
@@ -101,32 +101,32 @@ class Starts:
             return place
 
     def end(self, place: int) -> None:
-        """Note that a start has ended."""
+        """Record that the start at a place has ended."""
         if place >= 0:
             self._free.append(place)
 
     def withdrawn(self, number: int) -> bool:
-        """Whether a placement was taken back."""
+        """Whether a placement was withdrawn."""
         return number in self._withdrawn
 
     def withdraw(self, numbers: Iterable[int]) -> dict[int, float]:
-        """Take placements back: those not started never will be.
+        """Withdraw placements: those that have not started never will.
 
         Returns
         -------
         dict
-            {placement: s since epoch} of those that were started.
+            {placement: s since epoch} of those that have started.
         """
         with self._lock:
-            found = {}
+            started = {}
             for number in numbers:
                 self._withdrawn.add(number)
                 if number in self._started:
-                    found[number] = self._started[number][1]
-            return found
+                    started[number] = self._started[number][1]
+            return started
 
     def seal(self) -> dict[int, float]:
-        """Start nothing any more; return {placement: s since epoch} of what was started."""
+        """Allow no more starts; return {placement: s since epoch} of those so far."""
         with self._lock:
             self._sealed = True
             return {number: started for number, (_, started) in self._started.items()}
@@ -137,7 +137,7 @@ def _open(address: str) -> BinaryIO:
     file = open(path, "r+b")
     if identity == _identity(file.fileno()):
         return file
-    # Descriptors are reused: this one belongs to another file by now.
+    # Descriptors are reused: this one now belongs to another file.
     file.close()
     raise ValueError(f"{path} is another file")
 
@@ -152,13 +152,13 @@ def _mapped(address: str, size: int) -> mmap.mmap:
 
 
 def _identity(file: int) -> str:
-    found = os.fstat(file)
-    return f"{found.st_dev}:{found.st_ino}"
+    status = os.fstat(file)
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a process has left.
+    """What a process has recorded in a file.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ class Left:
     count
         The number of starts.
     started
-        {placement: s since epoch} of the last of them; None if they are not fully known.
+        {placement: s since epoch} of the latest ones; None if the record is incomplete.
     """
 
     owner: str
@@ -176,15 +176,15 @@ class Left:
     started: dict[int, float] | None
 
 
-#: Prefix of the files, where they need names.
+#: Prefix of the files' names, on systems where they need names.
 _PREFIX = "handoff-starts-"
 
 
 class StartsFile:
-    """A file in which a nanny's worker process notes its starts.
+    """A file in which the worker process of a nanny records its starts.
 
-    Where the system allows, it has no name, and nothing of it is left however the nanny ends.
-    Elsewhere, a file that a killed nanny left is removed when the next nanny makes its own.
+    If the system allows, it has no name and disappears with the nanny. Otherwise, a file left by a
+    killed nanny is removed when another nanny creates its own.
 
     Attributes
     ----------
@@ -205,7 +205,7 @@ class StartsFile:
 
     @staticmethod
     def exists(address: str) -> bool:
-        """Whether there is such a file still."""
+        """Whether the file still exists."""
         try:
             _open(address).close()
         except (OSError, ValueError):
@@ -213,7 +213,7 @@ class StartsFile:
         return True
 
     def read(self) -> Left | None:
-        """Return what a process has left in it; None if nothing."""
+        """Return what a process has recorded in it; None if nothing."""
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             data = file.read()
@@ -224,11 +224,11 @@ class StartsFile:
         return Left(owner.rstrip(b"\0").decode(), pid, count, None if lost else started)
 
     def clear(self) -> None:
-        """Make room for another process, after one has ended."""
+        """Empty it for the next process, after one has ended."""
         os.ftruncate(self._file, 0)
 
     def close(self) -> None:
-        """Close it; a process that has it open can go on using it."""
+        """Close it; a process that has it open can continue to use it."""
         os.close(self._file)
         if self._path is not None:
             with suppress(OSError):

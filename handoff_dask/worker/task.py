@@ -1,7 +1,7 @@
-"""What runs on the worker around the user's code.
+"""The functions that run on workers around the user's code.
 
-The arguments of these functions are bytes, so that neither the scheduler nor the way there needs
-the user's modules; a worker opens them when it runs them.
+Their arguments are bytes, so that the scheduler does not need the user's modules. A worker
+unpickles them at each start.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ logger = logging.getLogger(__name__)
 #: Characters of an error's text in a line of the log.
 LOGGED = 200
 
-#: Ids of a function and of its DAG.
+#: The ids of a function and its DAG.
 _Identity: TypeAlias = tuple[Hashable, Hashable]
 
-#: Topic under which workers tell the scheduler what became of an attempt.
+#: Topic of the events by which workers report attempts to the scheduler.
 TOPIC = "handoff"
 
 T = TypeVar("T")
 
 
 class _Running(NamedTuple):
-    """What runs in a context: a function and, without a scheduler, its attempt and cost."""
+    """The function that runs in a context and, without a scheduler, its attempt and cost."""
 
     id: Hashable
     dag_id: Hashable
@@ -52,14 +52,14 @@ class _Running(NamedTuple):
     task: compat.ThisTask | None
 
 
-#: In the context, which ``asyncio.to_thread`` takes along to another thread.
+#: Context variables, which ``asyncio.to_thread`` copies to the other thread.
 _running: ContextVar[_Running | None] = ContextVar("handoff_running", default=None)
 _gpus: ContextVar[tuple[int, ...]] = ContextVar("handoff_gpus", default=())
 
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """Who a running function is; see :func:`current`.
+    """A running function; see :func:`current`.
 
     Attributes
     ----------
@@ -70,8 +70,9 @@ class Current:
     cost : Mapping
         What this attempt claims: {resource: amount}.
     gpus : tuple of int
-        Indices of the devices that it has, of those that the worker may see, as CUDA counts them:
-        ``f"cuda:{index}"``. Nobody else on the worker has them, unless the cost is a fraction.
+        Indices of its devices among those that the worker may see, as CUDA counts them:
+        ``f"cuda:{index}"``. No other function on the worker uses them, unless the cost is a
+        fraction.
     """
 
     id: Hashable
@@ -82,7 +83,7 @@ class Current:
 
 
 def current() -> Current | None:
-    """Tell a running function who it is; None outside of one.
+    """Return the function that is running here; None outside of one.
 
     This also works in threads that have the function's context: those of ``asyncio.to_thread``,
     and others that are started with ``contextvars.copy_context().run``.
@@ -100,7 +101,7 @@ def current() -> Current | None:
     if running is None:
         return None
     if task is not None and (running.task is None or running.task.key != task.key):
-        return None  # a task of plain Dask, which was started from the context of a function
+        return None  # a plain Dask task that was started from the context of a function
     if running.attempt is None:
         annotations = {} if running.task is None else running.task.facts
         attempt = annotations.get("handoff", {}).get("attempt", 1)
@@ -127,7 +128,7 @@ def running(
     attempt: int | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> Iterator[None]:
-    """Have :func:`current` answer in this context."""
+    """Set what :func:`current` returns in this context."""
     before = _running.get()
     task = compat.this_task() or (None if before is None else before.task)
     token = _running.set(_Running(function_id, dag_id, attempt, cost, task))
@@ -151,7 +152,7 @@ def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[...
     """Wrap a coroutine function so that the calling task gives up its thread while it runs.
 
     What it waits for may need that thread: a run inside a run would wait for itself. Outside a
-    task, the function is returned as it is.
+    task, the function is returned unchanged.
     """
     task = waiting_task(client)
     if task is None:
@@ -166,7 +167,7 @@ def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[...
 
 
 def run(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
-    """Make a pickled call.
+    """Evaluate a pickled call.
 
     Parameters
     ----------
@@ -177,21 +178,21 @@ def run(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
 
 
 def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
-    """Make a pickled call whose result nobody wants."""
+    """Evaluate a pickled call and discard its result."""
     _run(None, names, call, values)
 
 
 class Terms(NamedTuple):
-    """How a function runs that has a time limit, a policy with code, or devices.
+    """How to run a function that has a time limit, a policy with code, or devices.
 
     Parameters
     ----------
     timeout
         Seconds it may take; None is no limit.
     policy
-        Its retry policy, pickled, if that has code of the user's.
+        Its retry policy, pickled, if the policy contains users' code.
     keep
-        Whether its result is kept.
+        Whether to keep its result.
     gpus
         Whether it may claim devices.
     """
@@ -208,7 +209,7 @@ def run_on_terms(
     call: bytes,
     *values: Any,
 ) -> Any:
-    """Make a pickled call on terms.
+    """Evaluate a pickled call on terms.
 
     Parameters
     ----------
@@ -232,21 +233,22 @@ def _run(
     started = time.time()
     identity: _Identity | None = None
     try:
-        with compat.started() as check:  # opening runs the user's code, which may end the worker
-            identity, made, results = opened(names, call, values)
+        # Unpickling runs users' code, which may kill the worker: it belongs to the start.
+        with compat.started() as check:
+            identity, opened_call, results = opened(names, call, values)
             check()
             with running(*identity), _time_limit(timeout, policy, identity):
                 try:
-                    return evaluate(made, results, compat.worker_address)
+                    return evaluate(opened_call, results, compat.worker_address)
                 except BaseException as raised:
                     error = raised  # not through the context managers, which set the traceback
     except compat.NotStarted:
         raise
     except BaseException as raised:
         error = raised
-    failure = _told(error, started, policy, identity)
-    del error  # with its frames, whose locals it would keep
-    raise failure  # not in a handler, where the user's exception would be its context
+    failure = _reported(error, started, policy, identity)
+    del error  # its frames would keep their locals alive
+    raise failure  # outside the handlers, where the user's exception would become its context
 
 
 def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
@@ -257,13 +259,13 @@ def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
         mark = compat.task_annotations().get("handoff", {})
         ends = mark.get("source"), mark.get("target")
         with compat.started() as check:
-            identity, made, (data,) = opened(names, call, values)
+            identity, opened_call, (data,) = opened(names, call, values)
             check()
-            return finish(made.code(data, *ends, *made.extra_args))
+            return finish(opened_call.code(data, *ends, *opened_call.extra_args))
     except compat.NotStarted:
         raise
     except BaseException as error:
-        failure = _told(error, started, None, identity)
+        failure = _reported(error, started, None, identity)
     raise failure
 
 
@@ -285,7 +287,7 @@ def _devices(needed: bool) -> Iterator[None]:
 
 @contextmanager
 def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity) -> Iterator[None]:
-    """Tell the scheduler when a call takes too long and, then, when its thread is free again."""
+    """Tell the scheduler when a call exceeds its time and, after that, when its thread is free."""
     task = None if timeout is None else compat.this_task()
     if timeout is None or task is None:
         yield
@@ -315,16 +317,17 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
         with lock:
             ended = True
             if expired:
-                # Not yet: the worker itself still counts the thread as busy.
+                # Report it later: until this call returns, the worker counts the thread as busy.
                 task.at_end(lambda: task.log(TOPIC, {"action": "attempt-over"}))
 
 
-def _told(
+def _reported(
     error: BaseException, started: float, policy: bytes | None, identity: _Identity | None
 ) -> BaseException:
-    """Report a failed attempt to the scheduler, ahead of Dask's message; return what to raise.
+    """Report a failed attempt to the scheduler, before Dask's message; return what to raise.
 
-    What a function raises is its failure, whatever the type means to Dask, asyncio or Python.
+    Whatever a function raises is its failure, even if Dask, asyncio or Python treat the type
+    specially.
     """
     task = compat.this_task()
     if task is None:
@@ -343,7 +346,7 @@ def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping
     if not message["retry"]:
         follows = "its retry policy allows no further attempt"
     else:
-        follows = "it is tried again" if attempt < most else "no attempt is left"
+        follows = "it will be retried" if attempt < most else "no attempt is left"
     text = " ".join(f"{message['error_type']}: {message['message']}".rstrip(": ").split())
     logger.warning(
         "Function %r of DAG %r: attempt %d of %d failed: %s; %s",
@@ -362,7 +365,7 @@ def _failure(
     policy: bytes | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe a failure, judged by the retry policy where the user's code is at hand."""
+    """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
     return {
         "started": started,
         "stopped": time.time(),
@@ -379,7 +382,7 @@ def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> d
         policy: RetryPolicy = pickle.loads(pickled)
         retry = policy.retries(error)
     except BaseException as problem:  # from __instancecheck__ of a metaclass, for example
-        raised = f"cannot be asked: {type_of(problem)}: {text_of(problem)}"
+        raised = f"cannot be evaluated: {type_of(problem)}: {text_of(problem)}"
         return {"retry": False, "problem": ("retry", raised)}
     if not retry or policy.escalate is None:
         return {"retry": retry}
@@ -396,8 +399,9 @@ def escalated(
     try:
         answer = policy.escalate(attempt, dict(cost), error)
         if problem := cost_problem(answer):
-            return {"retry": False, "problem": (field, f"returned no cost: {shortened(problem)}")}
+            invalid = f"returned an invalid cost: {shortened(problem)}"
+            return {"retry": False, "problem": (field, invalid)}
         return {"cost": effective_cost(as_numbers(answer))}
-    except BaseException as raised:  # SystemExit, for example, which would end the scheduler
+    except BaseException as raised:  # even SystemExit, which would end the scheduler
         problem = f"raised {type_of(raised)}: {text_of(raised)}"
         return {"retry": False, "problem": (field, problem)}

@@ -1,4 +1,4 @@
-"""What lives on each worker: it declares what the worker offers, and speaks for it."""
+"""The plugin of workers: it declares what the worker offers, and answers the scheduler."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Bytes in the unit of ``memory``.
+#: Bytes in one unit of ``memory``.
 MB = 10**6
 #: Seconds that a worker waits for its nanny's answer.
 PATIENCE = 5.0
-#: The message on the stream by which the scheduler takes declarations back.
+#: The stream message by which the scheduler withdraws declarations.
 TAKE_BACK = "handoff_take_back"
-#: Seconds between checks whether the thread that holds such a resource has ended.
+#: Seconds between checks whether a thread that holds such a resource has ended.
 LOOK = 0.2
 
 
 class HandoffWorkerPlugin(Shipped, TaskEnds):
-    """Declares what a worker offers, as Dask resources, and tells the scheduler's plugin.
+    """Declares what a worker offers, as Dask resources, and reports it to the scheduler's plugin.
 
-    A worker that declares no ``cpu``, ``memory`` or ``gpu`` offers its threads, its memory limit in
-    MB (without a limit, its share of the host's memory by threads) and the GPUs that it may see;
-    see ``offers`` for the names. What an operator declared stays.
+    Unless declared, ``cpu`` is the worker's threads, ``memory`` its memory limit in MB (without a
+    limit, its share of the host's memory by threads), and ``gpu`` the GPUs that it may see; see
+    ``offers`` for the names. What an operator declared stays.
     """
 
     base = "WorkerPlugin"
@@ -61,8 +61,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.devices = Devices()
         self.fetches = Fetches(worker)
         self.declarations = Declarations()
-        #: By number: set once the worker was told what to take back.
-        self._heard: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        #: By number: set when the message to withdraw declarations has arrived.
+        self._withdrawals: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         worker.handlers.update(self.handlers)
         self.filter_log()
         worker.stream_handlers[TAKE_BACK] = self.take_back
@@ -71,7 +71,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         address = worker.contact_address
         again, ours, leaving = await worker.scheduler.handoff_joining(worker=address)
         if worker.plugins.get(self.name) is not self:
-            return  # replaced: a worker that joins may get the plugin twice
+            return  # replaced: a worker that is joining may get the plugin twice
         self.starts = self._new_starts(starts)
         self.declarations = Declarations(_declarations(ours), _declarations(leaving))
         total = worker.state.total_resources
@@ -81,7 +81,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
-        """What the scheduler may ask of a worker."""
+        """The handlers that the scheduler may call."""
         return {
             "handoff_declare": self.declare,
             "handoff_taken_back": self.taken_back,
@@ -90,12 +90,12 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
-        """Declare resources, under the names that the worker has for them if it has any.
+        """Declare resources, under the worker's own names for them if it has any.
 
         Returns
         -------
         dict
-            All that the worker offers then, by resource.
+            Everything that the worker now offers, by resource.
         """
         declarations, total = self.declarations, self.worker.state.total_resources
         self._set(declarations.declare(total, capabilities))
@@ -118,39 +118,39 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
         """Stop declaring what was declared on our behalf; see ``Withdrawal``.
 
-        What the thread of a cancelled function still holds goes when that thread ends.
+        What the thread of a cancelled function still holds is withdrawn when that thread ends.
 
         Parameters
         ----------
         names
             {name: declaration}.
         number
-            What to call :meth:`taken_back` with.
+            The number that :meth:`taken_back` is called with.
         """
         worker, declarations = self.worker, self.declarations
         held = {}
         for name, declaration in _declarations(names).items():
             if declarations.ours.get(name, declaration).stamp != declaration.stamp:
-                continue  # declared anew since
+                continue  # declared again since
             if compat.set_resource(worker, name, declaration.before):
                 declarations.ours.pop(name, None)
                 declarations.leaving.pop(name, None)
             else:
                 held[name] = declaration
         if number is not None:
-            self._heard[number].set()
+            self._withdrawals[number].set()
         if held and worker.status != Status.closed:
             again = worker.stream_handlers[TAKE_BACK]
             asyncio.get_running_loop().call_later(LOOK, lambda: again(names=held))
         self._leave()
 
     async def taken_back(self, number: int) -> None:
-        """Answer when :meth:`take_back` was called."""
-        await self._heard[number].wait()
-        del self._heard[number]
+        """Return when :meth:`take_back` has been called."""
+        await self._withdrawals[number].wait()
+        del self._withdrawals[number]
 
     def _leave(self) -> None:
-        """Remove the handler once nothing is left that was declared on our behalf."""
+        """Remove the handler when nothing declared on our behalf is left."""
         worker, left = self.worker, self.declarations
         gone = worker.plugins.get(self.name) is not self
         if gone and not left.ours and not left.leaving:
@@ -158,11 +158,11 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 del worker.stream_handlers[TAKE_BACK]
 
     async def _starts_address(self) -> str | None:
-        """Return where the nanny, if there is one, looks should this process be killed."""
+        """Return the file that the nanny, if any, reads if this process is killed."""
         worker = self.worker
         if not worker.nanny:
             return None
-        # A nanny cannot answer before it is up. What it put here is outdated if its plugin changed.
+        # A nanny cannot answer before it is up. The variable is outdated if its plugin changed.
         address = os.environ.get(VARIABLE)
         if address is None or not StartsFile.exists(address):
             with suppress(Exception):  # an RPC raises what the other side raised
@@ -178,28 +178,28 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         return Starts(places)
 
     async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
-        """Take placements back: of the calls (key, placement), those not started never will be.
+        """Withdraw placements, given as (key, placement): those not started never will be.
 
         Returns
         -------
         list
-            (placement, start in s since epoch, whether it still has a thread) of those that were
+            (placement, start in s since epoch, whether it still has a thread) of those that have
             started, or have a thread because they were about to start. The end of each thread is
             reported to the scheduler.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)
-        found = []
+        going_on = []
         for key, number in calls:
             busy = self.busy(key)
             if busy:
                 self.at_end(key, partial(self._over, key, number))
             if busy or number in started:
-                found.append((number, started.get(number), busy))
-        return found
+                going_on.append((number, started.get(number), busy))
+        return going_on
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Tell the scheduler when a function gives up its thread, by itself or while it waits."""
+        """Tell the scheduler when a function gives up its thread, for good or while it waits."""
         super().transition(key, start, finish, **kwargs)
         self.fetches.follow(key, start, finish)
         if finish == "long-running":
@@ -209,12 +209,12 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                 self.worker.log_event(TOPIC, message)
 
     def withdraw_one(self, number: int) -> None:
-        """Take back a placement that follows on the same stream."""
+        """Withdraw a placement that arrives later on the same stream."""
         if self.starts is not None:
             self.starts.withdraw([number])
 
     def _report_given_up(self) -> None:
-        """Report tasks that were cancelled before this plugin came and still have a thread."""
+        """Report tasks that were cancelled before the plugin was installed and still run."""
         worker = self.worker
         for ts in chain(worker.state.executing, worker.state.long_running):
             if ts.state == "cancelled":
@@ -226,7 +226,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
                     "claims": dict(ts.resource_restrictions or {}),
                     "seceded": ts in worker.state.long_running,
                 }
-                # On the stream on which its end is reported, too: in this order.
+                # On the same stream as the report of its end, so that they arrive in this order.
                 worker.log_event(TOPIC, message)
                 self.at_end(ts.key, partial(self._over, ts.key, ts.run_id))
 
@@ -234,7 +234,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.worker.log_event(TOPIC, {"action": "attempt-over", "key": key, "run_id": number})
 
     async def teardown(self, worker: Worker) -> None:
-        """Leave the worker."""
+        """Remove everything from the worker."""
         for name in self.handlers:
             worker.handlers.pop(name, None)
         self.unfilter_log()
@@ -247,10 +247,10 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         bootstrap.remove()
 
     def _last_word(self, starts: Starts) -> None:
-        """Report what a closing worker has started; it starts nothing any more.
+        """Report what a closing worker has started; it starts nothing from here on.
 
-        On the stream, after the ends of all its functions and before the worker is gone. If it
-        does not arrive, the nanny knows.
+        The message goes out on the stream, after the ends of all functions and before the worker is
+        gone. If it does not arrive, the nanny knows.
         """
         started = list(starts.seal().items())
         if started or self.worker.state.tasks:
@@ -262,8 +262,8 @@ def _declarations(facts: Mapping[str, Any]) -> dict[str, Declaration]:
 
 
 async def send_plugins(scheduler: Scheduler) -> None:
-    """Have our plugins on all workers and nannies, also on those that join later."""
-    # Nannies first: workers turn to theirs.
+    """Install our plugins on all workers and nannies, including those that join later."""
+    # Nannies first, because workers ask theirs.
     for register, plugin in (
         (scheduler.register_nanny_plugin, HandoffNannyPlugin()),
         (scheduler.register_worker_plugin, HandoffWorkerPlugin()),
@@ -271,24 +271,24 @@ async def send_plugins(scheduler: Scheduler) -> None:
         try:
             await register(None, pickle.dumps(plugin), name=plugin.name, idempotent=True)
         except OSError:
-            # One went away meanwhile. It is on its way to the others, and those that come later
-            # are told when they join.
-            logger.info("Not everybody got %s", type(plugin).__name__, exc_info=True)
+            # One left meanwhile. The others get the plugin all the same, and those that join later
+            # get it then.
+            logger.info("Not every worker got %s", type(plugin).__name__, exc_info=True)
 
 
 async def take_plugins_back(scheduler: Scheduler) -> None:
-    """Have our plugins nowhere any more."""
+    """Remove our plugins from all workers and nannies."""
     await scheduler.unregister_worker_plugin(None, name=HandoffWorkerPlugin.name)
     await scheduler.unregister_nanny_plugin(None, name=HandoffNannyPlugin.name)
 
 
 def find_capabilities(worker: Worker) -> dict[str, float]:
-    """Find what a worker offers: cores, memory in MB, and GPUs if it has any."""
+    """Detect what a worker offers: cores, memory in MB, and GPUs if it has any."""
     threads = worker.state.nthreads
-    # Without a limit, by Dask's own rule for workers that share a host: by their threads.
+    # Without a limit, Dask's rule for workers that share a host applies: by threads.
     share = MEMORY_LIMIT * min(1, threads / CPU_COUNT)
     limit = worker.memory_manager.memory_limit or share
-    found: dict[str, float] = {"cpu": threads, "memory": int(limit // MB)}
+    capabilities: dict[str, float] = {"cpu": threads, "memory": int(limit // MB)}
     if gpus := visible_gpus():
-        found["gpu"] = gpus
-    return found
+        capabilities["gpu"] = gpus
+    return capabilities

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_dashboard.py
 
-A real scheduler with its dashboard and the real plugin, whose 200 workers and 100,000 functions are
-made up: a script tells engine and records what happens, at a fixed rate. The viewer is a process of
-its own that takes in what the pages send. Shown is the CPU time of the scheduler's process, as a
+The scheduler, its dashboard and the plugin are real. The 200 workers and 100,000 functions are made
+up: a script tells engine and records what happens, at a fixed rate. The viewer is a process of its
+own that receives what the pages send. Printed is the CPU time of the scheduler's process, as a
 share of one core, without a viewer and with one that has all three panels open.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
-import pickle
 import re
 import sys
 import time
@@ -23,9 +22,10 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
 from handoff_dask import HandoffPlugin
-from handoff_dask.placement.events import Place, WorkerSpec
+from handoff_dask.attempts.states import DONE, HELD, Assigned, Placement, Running
+from handoff_dask.placement.events import Started, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
-from handoff_dask.wire.messages import RunSpec
+from handoff_dask.wire.messages import FunctionRow, RunSpec
 
 COSTS = [{"cpu": 1 + i % 3, "memory": 500 * (1 + i % 7), "gpu": i % 11 == 0} for i in range(20)]
 
@@ -42,43 +42,46 @@ class World:
             plugin.registry.names[address] = {name: name for name in capacity}
             plugin.engine.worker_added(WorkerSpec(address, str(i), address, capacity, slots=4))
 
-    async def open(self, functions):
+    def open(self, functions):
         """Open four runs whose functions are ready at once."""
         for number in range(4):
             rows = tuple(
-                (f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
+                FunctionRow(f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
                 for i in range(functions // 4)
             )
-            run_id = f"run-{number}"
-            spec = RunSpec(run_id, f"dag-{number}", "client", rows)
-            await self.plugin.service.open(pickle.dumps(spec))
-            run = self.plugin.runs[run_id]
+            spec = RunSpec(f"run-{number}", f"dag-{number}", "client", rows)
+            run = self.plugin.runs.open(spec.packed())
             run.arrived.set()
             for record in run.functions:
-                self.plugin.records[record.key] = record
-                record.move("held")
+                self.plugin.functions[record.key] = record
+                record.enter("ready", HELD)
                 self.plugin.engine.function_ready(record.key, time.monotonic())
 
     def step(self):
-        """End what is due and place what finds room."""
+        """End what is due and place what fits."""
         plugin, now = self.plugin, time.time()
         while self.ends and self.ends[0][0] <= now:
             _, _, record = heapq.heappop(self.ends)
             plugin.engine.attempt_ended(record.key, time.monotonic(), done=True)
-            record.run.ended(record, "ok", record.placed, now)
-            plugin.history.attempt_ended(record)
-            record.move("done")
+            record.record(*record.state.placement, now)
+            record.enter("succeeded", DONE)
         for decision in plugin.engine.poll(time.monotonic()):
-            assert isinstance(decision, Place)
-            record = plugin.records[decision.key]
-            record.attempt, record.worker, record.placed = 1, decision.worker, now
-            record.move("running")
+            record = plugin.functions[decision.key]
+            if isinstance(decision, Started):
+                record.enter("started", Running(record.state.placement))
+                continue
+            placement = Placement(decision.worker, now)
+            record.run.workers[decision.worker] = "worker", "host"
+            if decision.ahead:
+                record.enter("handed ahead", Assigned(placement))
+            else:
+                record.enter("placed", Running(placement))
             seconds = self.seconds * (0.5 + record.index % 100 / 100)
             heapq.heappush(self.ends, (now + seconds, id(record), record))
 
 
 async def watch(port):
-    """Open all panels, as a browser does, and take in what they send; count the messages."""
+    """Open all panels, as a browser does, and count the messages that they send."""
     counts = dict.fromkeys(PAGES, 0)
 
     async def read(path):
@@ -110,7 +113,7 @@ async def main(options):
         plugin = HandoffPlugin()
         await plugin.start(scheduler)
         world = World(plugin, options.workers, options.duration)
-        await world.open(options.functions)
+        world.open(options.functions)
         await share(world, 5)
         port = scheduler.http_server.port
         idle, watched = [], []
@@ -126,9 +129,9 @@ async def main(options):
             )
             await share(world, 5)
             watched.append(await share(world, options.seconds))
-            told, _ = await viewer.communicate(b"")
+            report, _ = await viewer.communicate(b"")
             print(f"nobody looks {idle[-1]:.2%}, one viewer {watched[-1]:.2%}")
-            print(f"messages: {told.decode()}", end="")
+            print(f"messages: {report.decode()}", end="")
         held = sum(run.counts["held"] for run in plugin.runs.values())
         ended = plugin.history.ended
         print(f"{options.workers} workers, {held} functions held at the end, {ended} ended")

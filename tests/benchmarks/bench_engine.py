@@ -176,8 +176,8 @@ def measure(rounds: int = 3) -> Table:
         body,
         title="A decision",
         note="Microseconds per placement by the engine alone, without Dask, with 100,000 ready\n"
-        "functions of 20 costs; while workers are full, of an end, of a function that becomes\n"
-        "ready, and of what is decided about them.",
+        "functions of 20 costs. While workers are full, a placement includes the end of one\n"
+        "function and another one becoming ready.",
     )
 
 

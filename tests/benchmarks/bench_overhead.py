@@ -106,7 +106,7 @@ def measure(functions=10_000, pairs=5):
         ["functions", "plain Dask (us)", "Handoff (us)", "ratio"],
         body,
         title="A short function",
-        note="Microseconds per function that adds one, on two worker processes of one thread:\n"
+        note="Microseconds per function that adds one, on two single-threaded worker processes:\n"
         "plain Dask with the finished graph, Handoff from the DAG to its result.",
     )
 

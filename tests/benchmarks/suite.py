@@ -132,8 +132,8 @@ def facts(figures: Sequence[Figures], rounds: int) -> dict[str, str]:
         "on": f"{date.today()}, Python {platform.python_version()}, {', '.join(packages)}, "
         f"{os.cpu_count()} cores",
         "rounds": str(rounds),
-        "disturbed by other work": f"{sum(x > LATE for x in late)} of {len(late)} runs (a tenth of "
-        f"the functions woke {1000 * LATE:g} ms late or more; done again, twice at most)",
+        "disturbed runs": f"{sum(x > LATE for x in late)} of {len(late)} (a tenth of the functions "
+        f"woke at least {1000 * LATE:g} ms late; such runs are repeated at most twice)",
         "workers": workers,
     }
 

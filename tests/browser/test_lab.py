@@ -19,8 +19,9 @@ from distributed import Client, Event, Nanny, Scheduler, SpecCluster
 from PIL import Image
 
 from handoff_dask import DAG, Function, RetryPolicy, current, submit
-from handoff_dask.scheduler.dashboard.panel import AMBER, BLUE, GREEN, RED
+from handoff_dask.widgets.markup import STATE_COLOURS
 
+BLUE, GREEN, AMBER, RED = (STATE_COLOURS[s] for s in ("running", "done", "held", "failed"))
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
@@ -118,11 +119,11 @@ def lab(tmp_path_factory):
     with log.open("w") as out:
         server = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        found = place / "runtime_dir" / f"jpserver-{server.pid}.json"
-        while not (found.exists() and found.read_text().endswith("}")):
+        ready = place / "runtime_dir" / f"jpserver-{server.pid}.json"
+        while not (ready.exists() and ready.read_text().endswith("}")):
             assert server.poll() is None, log.read_text()
             time.sleep(0.1)
-        yield json.loads(found.read_text())["url"]
+        yield json.loads(ready.read_text())["url"]
     finally:
         server.terminate()
         server.wait(30)
@@ -209,8 +210,8 @@ def test_allocations(page, listing):
     """What runs is drawn on the row of its worker, and what ended in the colour of its outcome."""
     panel = Panel(page, listing, "Handoff Allocations")
     training = "train of keeps the GPU, attempt 1: running"
-    panel.wait(f"source('running').what.includes('{training}')")
-    y = panel.column("running", "y")[panel.column("running", "what").index(training)]
+    panel.wait(f"source('placed').what.includes('{training}')")
+    y = panel.column("placed", "y")[panel.column("placed", "what").index(training)]
     names = panel.frame.evaluate(
         "Object.fromEntries(Bokeh.documents[0].get_model_by_name('workers').major_label_overrides)"
     )

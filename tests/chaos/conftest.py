@@ -1,4 +1,4 @@
-"""How much chaos: a sample by default, all of it by `make chaos`."""
+"""The amount of chaos: a sample by default, all of it with `make chaos`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_generate_tests(metafunc):
-    """Give each test of chaos its seeds, which follow from the one that the environment names."""
+    """Give each chaos test its seeds, derived from the one in the environment."""
     if "seed" in metafunc.fixturenames:
         first = int(os.environ.get("CHAOS_SEED") or 1)
         rounds = int(os.environ.get("CHAOS_ROUNDS") or 1)
@@ -18,5 +18,5 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def rng(seed):
-    """The one source of all that is random in a test."""
+    """The only source of randomness in a test."""
     return random.Random(seed)

@@ -1,4 +1,4 @@
-"""Random DAGs whose functions count their own starts and go wrong by plan."""
+"""Random DAGs whose functions count their own starts and fail as planned."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ COSTS = [None, {"cpu": 1}, {"cpu": 0.5, "memory": 200}, {"cpu": 2}, {"gpu": 1}, 
 
 
 class Stubborn(Exception):
-    """An exception that pickles, but does not unpickle."""
+    """An exception that can be pickled, but not unpickled."""
 
     def __init__(self, one, two):
         super().__init__(one)
 
 
 def act(root, deeds, *inputs):
-    """Say that this started, then do what is planned for this attempt."""
+    """Record the start, then do what is planned for this attempt."""
     me, worker = current(), get_worker()
     folder = Path(root, str(os.getpid()))
     folder.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def _act(me, folder, deeds, inputs):
 
 
 class Interval(NamedTuple):
-    """From when to when a function ran, by its own word."""
+    """The interval in which a function ran, as it recorded itself."""
 
     name: str
     worker: str
@@ -75,23 +75,23 @@ class Interval(NamedTuple):
 
 
 def intervals(root):
-    """Return the intervals of all functions that came to their end."""
-    found = []
+    """Return the intervals of all functions that ended."""
+    ended = []
     for path in Path(root).glob("*/*.*"):
         end = Path(root, path.name.rpartition(".")[2]).with_suffix(".end")
         # A process that was killed may not have come to write, or to the end of what it wrote.
         with suppress(OSError, ValueError):
-            found.append(Interval(path.name, *json.loads(path.read_text()), float(end.read_text())))
-    return found
+            ended.append(Interval(path.name, *json.loads(path.read_text()), float(end.read_text())))
+    return ended
 
 
 def count_starts(root):
-    """Return {(dag id, function id): starts} by the word of the functions."""
-    found = {}
+    """Return {(dag id, function id): starts}, as the functions recorded them."""
+    starts = {}
     for path in Path(root).glob("*/*.*"):
         dag_id, id_, _ = path.name.split(".")
-        found[dag_id, int(id_)] = found.get((dag_id, int(id_)), 0) + 1
-    return found
+        starts[dag_id, int(id_)] = starts.get((dag_id, int(id_)), 0) + 1
+    return starts
 
 
 def random_dag(rng: random.Random, name: str, root: str, deadly: bool):

@@ -53,7 +53,7 @@ chaotic = partial(gen_cluster, client=True, nthreads=[], timeout=110, config=CON
 
 
 class Watch:
-    """Looks again and again at what the scheduler thinks is claimed."""
+    """Samples repeatedly what the scheduler considers claimed."""
 
     def __init__(self, scheduler):
         self.scheduler = scheduler
@@ -65,8 +65,8 @@ class Watch:
             plugin = self.scheduler.plugins.get("handoff")
             if plugin is not None:
                 now, ask = time.time(), plugin.engine.questions
-                ahead = {r.worker for r in plugin.records.values() if ask.waits_ahead(r.key)}
-                ahead.update(e.worker for e in plugin.endings._endings.values() if not e.claims)
+                ahead = {r.worker for r in plugin.functions.values() if ask.waits_ahead(r.key)}
+                ahead.update(e.worker for e in plugin.endings.waiting())
                 # What was handed ahead may have started as soon as something else has ended.
                 exact = plugin.registry.names.keys() - ahead
                 claims = {a: (ask.slots(a), ask.claimed(a)) for a in exact}
@@ -79,7 +79,7 @@ class Watch:
             await self._looking
 
     def check(self, ran):
-        """No worker ran more than it offers; and what ran was claimed, whatever became of it."""
+        """No worker ran more than it offers, and everything that ran was claimed."""
         for interval in ran:
             beside = [
                 other
@@ -102,7 +102,7 @@ class Watch:
 
 
 def fits(intervals, amounts):
-    """Whether functions that run at a time cost no more than these amounts, but for rounding."""
+    """Whether simultaneous functions cost at most these amounts, apart from rounding."""
     return all(
         sum(interval.cost.get(name, 0) for interval in intervals) <= amounts.get(name, 0) + 1e-3
         for name in COSTLY
@@ -110,7 +110,7 @@ def fits(intervals, amounts):
 
 
 class Monkey:
-    """Takes workers away and brings others."""
+    """Removes workers and adds others."""
 
     def __init__(self, rng, scheduler, cls, root):
         self.rng, self.scheduler, self.cls, self.root = rng, scheduler, cls, root
@@ -133,7 +133,7 @@ class Monkey:
             self.offers[worker] = offer
 
     async def rage(self):
-        """Do harm until calmed, or tired: who does it for ever lets nothing end."""
+        """Do harm until told to stop, and only so often: otherwise nothing would ever end."""
         deeds = [self.add, self.retire, self.close, self.drop, self.pause]
         if self.cls is Nanny:
             deeds += [self.kill, self.kill, self.kill, self.terminate]
@@ -150,7 +150,7 @@ class Monkey:
                 await self.add()
 
     def victim(self):
-        """Choose a worker that is up."""
+        """Choose a running worker."""
         up = [worker for worker in self.workers if self.address(worker) in self.scheduler.workers]
         return self.rng.choice(up or self.workers)
 
@@ -158,7 +158,7 @@ class Monkey:
         return worker.worker_address if self.cls is Nanny else worker.address
 
     async def retire(self):
-        """Have a worker retire, as a cluster that shrinks does."""
+        """Retire a worker, as a shrinking cluster does."""
         worker = self.victim()
         self.workers.remove(worker)
         if self.address(worker) in self.scheduler.workers:
@@ -166,13 +166,13 @@ class Monkey:
         await worker.close()
 
     async def close(self):
-        """Close a worker without a word to the scheduler."""
+        """Close a worker without telling the scheduler."""
         worker = self.victim()
         self.workers.remove(worker)
         await worker.close()
 
     async def drop(self):
-        """Have the scheduler give up a worker, as if it had not been heard of."""
+        """Make the scheduler give up a worker, as if its heartbeats had stopped."""
         worker = self.victim()
         self.workers.remove(worker)
         if self.address(worker) is not None:
@@ -200,7 +200,7 @@ class Monkey:
         await self._signal(signal.SIGTERM)
 
     async def _signal(self, number):
-        """Kill a process, but for the microseconds between a start and its function's own word."""
+        """Kill a process, except between a start and the function's own record of it."""
         nanny = self.victim()
         for _ in range(1000):
             plugin, pid = nanny.plugins.get("handoff"), nanny.pid
@@ -221,7 +221,7 @@ class Monkey:
 
 
 def mismatches(dag, status, starts):
-    """Yield what the ledger has otherwise than the functions themselves."""
+    """Yield differences between the ledger and the functions' own records."""
     for id_, function in dag.functions.items():
         tried = status["attempts"].get(id_, ())
         shown = f"{dag.id}.{id_}: " + ", ".join(
@@ -249,14 +249,14 @@ async def assert_exact(dags, runs, root):
     while True:
         statuses = [await run.status() for run in runs]
         starts = count_starts(root)
-        found = [
+        differences = [
             mismatch
             for dag, status in zip(dags, statuses, strict=True)
             for mismatch in mismatches(dag, status, starts)
         ]
-        if not found:
+        if not differences:
             return
-        assert asyncio.get_running_loop().time() < deadline, "\n".join(found)
+        assert asyncio.get_running_loop().time() < deadline, "\n".join(differences)
         await asyncio.sleep(0.1)
 
 
@@ -309,7 +309,7 @@ async def wreak_havoc(c, s, rng, root, cls):
 
 
 async def threads_ended(s):
-    """Wait until no thread is left of a run that ended early."""
+    """Wait until no thread of a run that ended early is left."""
     deadline = asyncio.get_running_loop().time() + 30
     while len(s.plugins["handoff"].endings):
         assert asyncio.get_running_loop().time() < deadline, s.plugins["handoff"].endings.counts()
@@ -339,30 +339,30 @@ def check_end(dag, right, mode, end, root):
 
 
 async def assert_nothing_is_left(c, s, monkey):
-    """No task, no record, no claim; every worker has all it offers."""
+    """No task, record or claim is left; every worker has everything free."""
     plugin = s.plugins["handoff"]
 
     async def leftovers():
         gc.collect()  # errors refer to the runs that they ended
-        found = {
+        remains = {
             "tasks": {key: ts.state for key, ts in s.tasks.items()},
             "runs": plugin.runs,
-            "records": plugin.records,
+            "records": plugin.functions,
             "ending": len(plugin.endings),
-            "lost": plugin.losses._inquiries,
+            "lost": len(plugin.inquiries),
         }
         for address in plugin.registry.names:
             claimed = plugin.engine.questions.claimed(address)
-            found[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
+            remains[f"claimed on {address}"] = {n: v for n, v in claimed.items() if v}
 
         def in_use(dask_worker):
             total = dask_worker.state.total_resources
             return dask_worker.state.available_resources != total or len(dask_worker.state.tasks)
 
-        if not any(found.values()):
+        if not any(remains.values()):
             with suppress(OSError):
-                found.update(await c.run(in_use, on_error="ignore"))
-        return {what: left for what, left in found.items() if left}
+                remains.update(await c.run(in_use, on_error="ignore"))
+        return {what: left for what, left in remains.items() if left}
 
     deadline = asyncio.get_running_loop().time() + 30
     while left := await leftovers():

@@ -102,11 +102,11 @@ def environment(tmp_path_factory):
     paths = [str(ROOT)]
     if "handoff" not in {point.name for point in entry_points(group="dask_cli")}:
         section = r"\[project\.entry-points\.dask_cli\]\n(.*?)\n\n"
-        found = re.search(section, (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+        match = re.search(section, (ROOT / "pyproject.toml").read_text(), re.DOTALL)
         metadata = tmp_path_factory.mktemp("metadata") / "handoff_dask-0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: handoff_dask\nVersion: 0")
-        (metadata / "entry_points.txt").write_text(f"[dask_cli]\n{found[1]}\n".replace('"', ""))
+        (metadata / "entry_points.txt").write_text(f"[dask_cli]\n{match[1]}\n".replace('"', ""))
         paths.append(str(metadata.parent))
     own = {
         "PYTHONPATH": os.pathsep.join(paths),

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from handoff_dask.cli.failing import GRACE
+from handoff_dask.cli.signals import GRACE
 from tests.integration.separate import Processes, certificates
 
 #: Seconds that the functions take, and that a command is given to end, however busy the machine.
@@ -67,8 +67,8 @@ def test_a_signal_releases_what_the_run_held(start, handoff, on, folder, number)
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 0.9])
 def test_a_signal_while_the_cluster_starts(start, folder, delay):
     """Whenever it comes, nothing is left running."""
-    (folder / "told.py").write_text("from pipeline import *\nprint('loaded', flush=True)\n")
-    process = start("run", "told.py:sleepers", "--worker", "cpu=2,memory=1000", "--", "n=1")
+    (folder / "loaded.py").write_text("from pipeline import *\nprint('loaded', flush=True)\n")
+    process = start("run", "loaded.py:sleepers", "--worker", "cpu=2,memory=1000", "--", "n=1")
     assert process.stdout.readline() == "loaded\n"
     loaded = psutil.Process(process.pid)
     time.sleep(delay)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from handoff_dask import __version__
 from handoff_dask.cli import handoff as group
-from tests.cli.test_running import EMBEDDED
+from tests.cli.test_run_command import EMBEDDED
 
 LOUD = """
 import numpy as np
@@ -173,9 +173,9 @@ def test_who_is_no_scheduler(silent, scheduler):
     [
         (None, "did not appear within 0.1 s"),
         ("", "is empty"),
-        ("scheduler: here", "is not that of a scheduler"),
-        ("[1, 2]", "is not that of a scheduler"),
-        ('{"id": "Scheduler"}', "is not that of a scheduler"),
+        ("scheduler: here", "was not written by a scheduler"),
+        ("[1, 2]", "was not written by a scheduler"),
+        ('{"id": "Scheduler"}', "was not written by a scheduler"),
         ('{"address": "tcp://127.0.0.1:1"}', "cannot reach the scheduler tcp://127.0.0.1:1"),
     ],
 )

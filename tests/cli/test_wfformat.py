@@ -34,7 +34,10 @@ def test_cpu_is_rounded_up_to_tenths_of_a_core(percent, expected):
         ({"version": "1.4"}, r"WfFormat '1\.4', not '1\.5'"),
         ({"parents": {"first": ["then_ID0007"]}}, "its tasks form a cycle: "),
         ({"parents": {"first": ["nobody"]}}, "'first' has the parent 'nobody', which is missing"),
-        ({"parents": {"first": None}}, "task 'first': the field 'parents' is missing, or no list"),
+        (
+            {"parents": {"first": None}},
+            "task 'first': the field 'parents' is missing, or not a JSON list",
+        ),
         ({"first": {"runtimeInSeconds": -1}}, "runtimeInSeconds of task 'first' must be"),
         ({"first": {"runtimeInSeconds": None}}, "runtimeInSeconds of task 'first' must be"),
         ({"first": {"avgCPU": "all"}}, "avgCPU of task 'first' must be"),
@@ -50,9 +53,9 @@ def test_what_is_wrong_with_a_trace_is_said(tmp_path, changes, message):
     ("content", "message"),
     [
         (b"{,", "line 1 is not JSON"),
-        (b"\xff\xfe\x00", "it is no text in UTF-8"),
-        (b"[]", "the document is no JSON object"),
-        (b'{"schemaVersion": "1.5"}', "the field 'workflow' is missing, or no object"),
+        (b"\xff\xfe\x00", "it is not UTF-8 text"),
+        (b"[]", "the document is not a JSON object"),
+        (b'{"schemaVersion": "1.5"}', "the field 'workflow' is missing, or not a JSON object"),
     ],
 )
 def test_a_file_that_is_no_trace_is_refused(tmp_path, content, message):

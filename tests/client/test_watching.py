@@ -65,7 +65,7 @@ async def test_what_functions_are_held_for(c, s, a, b):
     started, go = await Event("started"), await Event("go")
     run = await submit(dag_of(*GPUS, Function("after", [0], int, extra_args=[])))
     await started.wait()
-    html, ended = await watching.draw(run)
+    html, ended = await watching.draw(run._follower)
     assert not ended
     assert "a &lt;dag&gt;" in html
     for words in ("1 running", "3 held", "1 waiting", "gpu: 1 needed, at most free 0", b.address):
@@ -191,7 +191,7 @@ async def test_a_scheduler_that_does_not_answer(c, s, a, b, monkeypatch):
     await run.result()
     monkeypatch.setattr(watching, "PATIENCE", 0.01)
     monkeypatch.setitem(s.handlers, "handoff_progress", hang)
-    html, ended = await watching.draw(run)
+    html, ended = await watching.draw(run._follower)
     assert "1 of 1 function done" in html
     assert ended
     del run

@@ -47,7 +47,7 @@ def annotations(translation):
     (layer,) = translation.graph.layers.values()
     found = []
     for key in translation.keys:
-        values = {name: value(key) for name, value in layer.annotations.items()}
+        values = {n: v(key) if callable(v) else v for n, v in layer.annotations.items()}
         found.append({name: value for name, value in values.items() if value is not None})
     return found
 
@@ -232,11 +232,11 @@ def test_annotations():
         {
             "resources": {"cpu": 2, "licence": 0.5},
             "retries": 3,
-            "handoff": {"run": RUN, "index": 0},
+            "handoff": {"run": RUN},
         },
-        {"handoff": {"run": RUN, "index": 1}},
-        {"retries": 5, "handoff": {"run": RUN, "index": 2}},
-        {"handoff": {"run": RUN, "index": 3}},
+        {"handoff": {"run": RUN}},
+        {"retries": 5, "handoff": {"run": RUN}},
+        {"handoff": {"run": RUN}},
     ]
 
 

@@ -1,4 +1,4 @@
-"""A cluster of real worker processes, as different from each other as users' are."""
+"""A cluster of real worker processes with different capabilities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cluster():
 
 @pytest.fixture
 def client(cluster):
-    """A client with every worker at hand, and nothing of an earlier test on the cluster."""
+    """A client of a cluster with all workers, and nothing of an earlier test."""
     with Client(cluster) as client:
         client.wait_for_workers(len(WORKERS), timeout=60)
         yield client

@@ -20,11 +20,11 @@ PATIENCE = 60
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory):
-    """A Python with all that is installed here but handoff_dask."""
+    """A Python with everything that is installed here except handoff_dask."""
     folder = tmp_path_factory.mktemp("bare")
     python = bare_environment(folder)
-    found = run(python, "-c", "import dask, distributed; import handoff_dask", cwd=folder)
-    if "No module named 'handoff_dask'" not in found.stderr:
+    checked = run(python, "-c", "import dask, distributed; import handoff_dask", cwd=folder)
+    if "No module named 'handoff_dask'" not in checked.stderr:
         pytest.skip("handoff_dask is installed beside Dask: no environment lacks it")
     return python
 
@@ -51,7 +51,7 @@ def run(python, *args, **kwargs):
 
 
 def certificates(folder):
-    """Make certificates: what clients take, and what Dask's commands take as options."""
+    """Make certificates, for clients and as options of Dask's commands."""
     pytest.importorskip("cryptography")
     temporary = Security.temporary()
     certificate, key = folder / "cert.pem", folder / "key.pem"
@@ -69,7 +69,7 @@ def certificates(folder):
 
 
 class Processes:
-    """A scheduler and workers, each a process of its own as an operator would start it."""
+    """A scheduler and workers, each a separate process, as an operator would start them."""
 
     def __init__(self, python, folder, security=(), scheduler=(), environ=None):
         self.python = python
@@ -113,7 +113,7 @@ class Processes:
         return self._start("distributed.cli.dask_worker", self.address, *arguments)
 
     def check(self):
-        """Complain if a process ended by itself."""
+        """Fail if a process ended by itself."""
         for number, process in enumerate(self._processes):
             if process.poll() is not None:
                 raise AssertionError((self.folder / f"{number}.log").read_text())

@@ -1,4 +1,4 @@
-"""Adaptive clusters: from no worker up, and back."""
+"""Adaptive clusters grow from zero workers and shrink back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import where
 
 
 def test_from_zero_and_back():
-    """Held functions make an adaptive cluster grow from nothing; done, it shrinks to nothing."""
+    """Held functions make an adaptive cluster grow from zero; afterwards it shrinks to zero."""
     dag = DAG()
     for i in range(20):
         dag.add_function(Function(id=i, args=[], code=where, cost={"cpu": 1}))

@@ -1,4 +1,4 @@
-"""What became of functions whose worker died, on real processes."""
+"""What happens to functions whose worker dies, with real processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.integration.test_processes import dag_of, tasks_on, wait_until
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One worker process of one thread, which is handed short functions ahead."""
+    """A worker process with one thread, which is handed short functions ahead."""
     options = {"nthreads": 1, "resources": {"cpu": 1}, "memory_limit": "1 GB", "name": "alice"}
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0"}}
     workers = {"alice": {"cls": Nanny, "options": options}}
@@ -70,14 +70,14 @@ def die(how):
     ],
 )
 def test_the_reason_of_a_death(client, how, reason):
-    """Which worker died, how often and how, is in the error, its cause and each attempt."""
+    """The error, its cause and each attempt say which worker died, how often and how."""
     function = Function(id="f", args=[], code=die, extra_args=[how], max_retries=1)
     with pytest.raises(FunctionFailedError) as caught:
         execute(dag_of(function))
     cause = caught.value.__cause__
     assert isinstance(cause, WorkerLostError)
     assert cause.names == ("alice", "alice")
-    assert all(found.startswith(reason) for found in cause.reasons)
+    assert all(text.startswith(reason) for text in cause.reasons)
     assert [a.worker for a in caught.value.attempts] == list(cause.workers)
     assert all(a.message.startswith(reason) for a in caught.value.attempts)
     assert "'f'" in str(caught.value) and "2 times" in str(caught.value)
@@ -86,7 +86,7 @@ def test_the_reason_of_a_death(client, how, reason):
 
 
 def test_what_never_started_used_up_nothing(client, tmp_path):
-    """Functions handed ahead to a worker that dies run with max_retries=0 all the same."""
+    """Functions handed ahead to a worker that dies still run with max_retries=0."""
 
     def work(i):
         (tmp_path / f"{i}.{time.time_ns()}").touch()
@@ -120,7 +120,7 @@ def test_what_never_started_used_up_nothing(client, tmp_path):
 
 
 def test_escalation_after_running_out_of_memory(client):
-    """A function that ran out of memory can ask for more next time: it is told."""
+    """A policy learns that a function ran out of memory, so it can claim more next time."""
     execute(dag_of(Function(id=1, args=[], code=int)))
     register_node("alice", {"memory": 1000})
 
@@ -144,7 +144,7 @@ def test_escalation_after_running_out_of_memory(client):
 
 
 def test_an_exception_that_only_the_worker_knows(client, tmp_path):
-    """Type name, message and traceback arrive of an exception that cannot be unpickled here."""
+    """An exception that cannot be unpickled here arrives with type name, message and traceback."""
 
     def work():
         (tmp_path / "only_there.py").write_text("class Odd(Exception): pass")
@@ -173,7 +173,7 @@ def test_an_exception_that_only_the_worker_knows(client, tmp_path):
 
 
 def test_sys_exit_fails_the_function_alone(client):
-    """sys.exit() in a function is its failure; the worker goes on."""
+    """sys.exit() in a function is its failure; the worker continues."""
 
     def leave():
         sys.exit(3)
@@ -186,7 +186,7 @@ def test_sys_exit_fails_the_function_alone(client):
 
 
 def test_a_closing_worker_speaks_for_itself(client, cluster, tmp_path):
-    """A worker that closes in order counts against nothing, and the ledger has what it started."""
+    """An orderly shutdown of a worker uses no retry, and the ledger has what it started."""
 
     def work():
         (tmp_path / f"{time.time_ns()}").touch()

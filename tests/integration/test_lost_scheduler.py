@@ -1,4 +1,4 @@
-"""A scheduler that goes away, as a process of its own."""
+"""The loss of a scheduler that is a separate process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def until_running(run):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_everybody_is_told(cluster, how):
-    """Whoever waits for a run, or asks for anything, gets a ClusterLostError in time."""
+    """Every call that waits or asks gets a ClusterLostError in time."""
     with Client(cluster.address) as client:
         client.wait_for_workers(1, timeout=60)
         run = submit(long_dag())
@@ -77,7 +77,7 @@ def test_everybody_is_told(cluster, how):
 
 
 def test_execute_is_told(cluster):
-    """A blocking execute() and get_result() end, too, though the loss comes while they wait."""
+    """A blocking execute() or get_result() ends, too, if the scheduler is lost meanwhile."""
     with Client(cluster.address) as client:
         client.wait_for_workers(1, timeout=60)
         submit(long_dag(), detach=True)

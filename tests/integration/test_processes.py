@@ -60,7 +60,7 @@ def test_three_functions(client):
 
 
 def test_costs_pins_and_collocation(client):
-    """Cost, pin and collocation decide the process that a function runs in."""
+    """Cost, pin and collocation decide in which process a function runs."""
     dag = dag_of(
         Function(id="gpu", args=[], code=where, cost={"gpu": 1}),
         Function(id="beside", args=["gpu"], code=where, node=collocated("gpu")),
@@ -76,7 +76,7 @@ def test_costs_pins_and_collocation(client):
 
 
 def test_transforms_run_at_both_ends(client):
-    """Serializer and deserializer run in the producer's and in the consumer's process."""
+    """The serializer runs in the producer's process, the deserializer in the consumer's."""
 
     def pack(data, source, target, by):
         return [*data, ("packed", source, target, get_worker().address, by)]
@@ -140,7 +140,7 @@ def test_large_values_stay_where_they_are(client):
 
 
 def test_impossible_cost(client):
-    """An impossible cost is an AllocationError at once, with the nearest worker and its lack."""
+    """An impossible cost is an AllocationError at once; it names what the nearest worker lacks."""
     with pytest.raises(AllocationError) as caught:
         execute(dag_of(Function(id="f", args=[], code=where, cost={"gpu": 2})))
     assert client.scheduler_info(n_workers=-1)["workers"][caught.value.nearest]["name"] == "gpu"
@@ -188,7 +188,7 @@ def test_death_of_the_worker_counts(client, tmp_path, max_retries):
 
 
 def test_a_lost_worker_is_made_up_for(client, tmp_path):
-    """A function whose worker dies runs again, and what was lost with the worker too."""
+    """A function whose worker dies runs again, and so do functions whose results are lost."""
     marker = tmp_path / "died"
 
     def die_once(x):
@@ -275,7 +275,7 @@ def test_plain_script_without_a_cluster(tmp_path):
 
 
 def test_script_functions_reach_the_workers(client, tmp_path):
-    """Functions of a script, which no worker can import, run on a running cluster."""
+    """Functions of a script that no worker can import run on an existing cluster."""
     process = run_script(
         tmp_path,
         """

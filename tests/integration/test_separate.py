@@ -1,4 +1,4 @@
-"""Clusters that others run: `dask scheduler` and `dask worker` from an environment without us."""
+"""Existing clusters: `dask scheduler` and `dask worker` in an environment without the package."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ register_pickle_by_value(sys.modules[__name__])
 
 @pytest.fixture(scope="module")
 def plain(bare_python, tmp_path_factory):
-    """A scheduler and three unlike workers, one of one thread without a nanny."""
+    """A scheduler and three different workers, one with a single thread and without a nanny."""
     with Processes(bare_python, tmp_path_factory.mktemp("plain")) as processes:
         processes.worker("small", "--nthreads", 1, "--no-nanny", "--memory-limit", "4GB")
         processes.worker("gpu", "--nthreads", 2, "--memory-limit", "4GB", "--resources", "GPU=2")
@@ -55,7 +55,7 @@ def client(plain):
 
 
 def has_module():
-    """Tell whether a process has the package installed, or got it from a client."""
+    """Return whether a process has the package installed, or got it from a client."""
     import sys
 
     shipped = any(getattr(finder, "ships", None) == "handoff_dask" for finder in sys.meta_path)
@@ -69,7 +69,7 @@ def run_pipeline(client, folder):
 
 
 def test_the_image_pipeline_where_nobody_has_the_package(client, tmp_path):
-    """The first execute brings the package along; capabilities are found or as declared."""
+    """The first execute sends the package; capabilities are detected or as declared."""
     assert client.run_on_scheduler(has_module) == (False, False)
     result = run_pipeline(client, tmp_path)
     assert (tmp_path / "collage.png").stat().st_size > 1000
@@ -84,7 +84,7 @@ def test_the_image_pipeline_where_nobody_has_the_package(client, tmp_path):
 
 
 def test_workers_that_join_later(plain, client):
-    """They get the package and functions, a worker restarted by its nanny too."""
+    """They get the package and functions, also a worker that its nanny restarts."""
     plain.worker("late", "--nthreads", 1, "--memory-limit", "1GB", "--resources", "licence=1")
     dag = DAG().add_function(Function(id="f", args=[], code=who, cost={"licence": 1}))
     for _ in range(2):
@@ -103,7 +103,7 @@ def gpus():
 
 
 def test_devices_of_their_own(client):
-    """Functions of whole devices that run together never share one."""
+    """Functions that claim whole devices never share one."""
     dag = DAG()
     for i in range(8):
         dag.add_function(Function(id=i, args=[], code=gpus, cost={"gpu": 1}))
@@ -114,7 +114,7 @@ def test_devices_of_their_own(client):
 
 
 def test_a_detached_run_from_another_client(plain, client):
-    """It ends after its client is gone; later clients list it, read it and let it go."""
+    """It ends after its client is gone; later clients list it, read its results and forget it."""
     dag = (
         DAG("night")
         .add_function(Function(id="f", args=[], code=int, extra_args=["42"]))
@@ -131,7 +131,7 @@ def test_a_detached_run_from_another_client(plain, client):
 
 
 def test_uninstall_leaves_nothing(client):
-    """No module, no plugin and no capability of ours is left on any process."""
+    """None of our modules, plugins and capabilities is left in any process."""
     discover_nodes(client)
     uninstall(client)
     assert client.run_on_scheduler(has_module) == (False, False)
@@ -151,7 +151,7 @@ def newer():
 
 @pytest.fixture(scope="module")
 def security(tmp_path_factory):
-    """Certificates of our own: (what clients take, what `dask` takes on its command line)."""
+    """Return certificates for clients, and options for Dask's command line."""
     return certificates(tmp_path_factory.mktemp("tls"))
 
 
@@ -184,7 +184,7 @@ def test_a_scheduler_that_takes_no_plugins(bare_python, tmp_path):
 
 
 def test_a_scheduler_with_the_preload(bare_python, tmp_path):
-    """Workers get the package from it, and clients need not bring anything, nor do they harm."""
+    """Workers get the package from it; clients need not send it, and do no harm."""
     root = str(Path(handoff_dask.__file__).parents[1])
     environ = {**blocked("register_scheduler_plugin"), "PYTHONPATH": root}
     preload = ("--preload", "handoff_dask.preload")
@@ -208,7 +208,7 @@ def where(value):
 
 
 def test_workers_that_are_reached_elsewhere(bare_python, tmp_path):
-    """Workers listen on one address and are known by another, which the client cannot use."""
+    """Workers listen on one address and are known by another, which the client cannot reach."""
     with Processes(bare_python, tmp_path) as processes:
         for number, name in enumerate(("a", "b"), 2):
             port = free_port()

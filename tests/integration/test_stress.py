@@ -1,4 +1,4 @@
-"""No resource is ever overcommitted, by the word of the functions themselves."""
+"""No resource is ever overcommitted, as the functions themselves report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COSTS = [
 
 
 def work(seconds, *inputs):
-    """Work for a while; tell where and from when to when."""
+    """Work for a while; return where, and from when to when."""
     started = time.time()
     time.sleep(seconds)
     return get_worker().name, started, time.time()
@@ -40,7 +40,7 @@ def work(seconds, *inputs):
 
 @pytest.fixture(scope="module")
 def client():
-    """Four worker processes with more threads than cores to their name."""
+    """Four worker processes that have more threads than declared cores."""
     workers = {
         name: {
             "cls": Nanny,

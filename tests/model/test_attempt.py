@@ -1,4 +1,4 @@
-"""The record of one start."""
+"""The record of an attempt."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FAILED = Attempt(
 
 
 def test_history_does_not_change():
-    """What happened cannot be rewritten."""
+    """A record cannot be changed."""
     with pytest.raises(FrozenInstanceError):
         FAILED.outcome = "ok"
 
 
 def test_an_attempt_that_went_well():
-    """A record without word of a failure is of a success that cost nothing."""
+    """By default, a record is of a success that cost nothing."""
     attempt = Attempt(1, "w", "w", "h", 0.0, 1.0)
     assert (attempt.outcome, attempt.error_type, attempt.message) == ("ok", None, None)
     assert attempt.cost == {}
@@ -42,5 +42,5 @@ def test_duration():
 
 
 def test_pickle():
-    """A record is the same after its journey from the scheduler."""
+    """A record survives the way from the scheduler."""
     assert pickle.loads(pickle.dumps(FAILED)) == FAILED

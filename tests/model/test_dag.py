@@ -1,4 +1,4 @@
-"""Building DAGs; the promises hold for the model's DAG and for the collection made of it."""
+"""Building DAGs; the promises hold for the model's DAG and for the Dask collection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def function(id_, *args):
 
 @pytest.mark.parametrize("second", [function("a"), function("a", "b")], ids=["equal", "other"])
 def test_duplicate(dag_class, second):
-    """A second function of one id is refused, equal or not, and the first one stays."""
+    """A second function with the same id is refused, equal or not, and the first one stays."""
     first = function("a")
     dag = dag_class().add_function(first)
     with pytest.raises(DuplicateFunctionError, match="'a'") as caught:
@@ -45,7 +45,7 @@ def test_duplicate(dag_class, second):
 
 @pytest.mark.parametrize("id_", [["a"], {"a": 1}, (1, [2])], ids=repr)
 def test_id_that_cannot_be_hashed(dag_class, id_):
-    """An id that is no key is refused at once, by name, and the DAG stays as it was."""
+    """An unhashable id is refused at once, by name, and the DAG is unchanged."""
     dag = dag_class()
     with pytest.raises(InvalidFunctionError) as caught:
         dag.add_function(function(id_))
@@ -56,7 +56,7 @@ def test_id_that_cannot_be_hashed(dag_class, id_):
 
 @pytest.mark.parametrize("what", ["a", None, len, Function], ids=repr)
 def test_what_is_no_function(dag_class, what):
-    """Only Functions are added; the bare callable that users try first is named."""
+    """Only Functions can be added; the error names a bare callable, which users try first."""
     with pytest.raises(TypeError, match="takes a Function") as caught:
         dag_class().add_function(what)
     assert repr(what) in str(caught.value)
@@ -66,7 +66,7 @@ def test_what_is_no_function(dag_class, what):
     "id_", ["a", "", 0, 1.5, ("a", 1), frozenset("ab"), Tile(1, 2), Color.RED, None, b"a"], ids=repr
 )
 def test_any_hashable_id(dag_class, id_):
-    """Whatever can be hashed is an id: to add, refer to and look up."""
+    """Anything hashable can be an id, to add, refer to and look up."""
     dag = dag_class().add_function(function(id_)).add_function(function(("uses", id_), id_))
     assert dag.validate() is None
     assert dag.functions[id_].id == id_
@@ -79,7 +79,7 @@ def test_calls_chain(dag_class):
 
 
 def test_functions_in_order_of_addition(dag_class):
-    """The functions are those added, in that order, whatever depends on what."""
+    """The functions are in the order in which they were added."""
     functions = [function("c", "a"), function("a"), function("b")]
     dag = dag_class()
     for f in functions:
@@ -90,7 +90,7 @@ def test_functions_in_order_of_addition(dag_class):
 
 
 def test_functions_is_read_only(dag_class):
-    """Nobody adds functions past the checks of add_function."""
+    """Functions cannot be added without the checks of add_function."""
     with pytest.raises(TypeError):
         dag_class().functions["a"] = function("a")
 
@@ -113,15 +113,15 @@ def test_fresh_ids(dag_class):
 
 @pytest.mark.parametrize("id_", ["mine", ("mine", 1), 0, ""], ids=repr)
 def test_given_id(dag_class, id_):
-    """The id given is the id kept, also where it counts as false."""
+    """A given id is kept, even if it is falsy."""
     assert dag_class(id_).id == id_
 
 
 def test_empty_dag_is_valid(dag_class):
-    """There is nothing wrong with nothing."""
+    """An empty DAG is valid."""
     assert dag_class().validate() is None
 
 
 def test_repr(dag_class):
-    """The text of a DAG says which one it is and how large."""
+    """The repr of a DAG shows its id and its size."""
     assert repr(dag_class("mine").add_function(function("a"))) == "<DAG 'mine': 1 functions>"

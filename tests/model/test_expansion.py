@@ -1,4 +1,4 @@
-"""What the functions of a DAG expand to: schedulable nodes and the calls in them."""
+"""How the functions of a DAG expand into nodes and calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def inline(id_, *args, **kwargs):
 
 
 def test_regular_functions_come_first_in_order():
-    """A node's index is its function's place among the regular ones, whatever else there is."""
+    """A node's index is its function's place among the regular functions."""
     nodes = nodes_of(
         Function("c", [Argument("a", pack), "i"], accept),
         inline("i"),
@@ -66,7 +66,7 @@ def test_a_result_used_twice_is_one_dependency():
 
 
 def test_transforms_are_nodes():
-    """The serializer sits with the producer, the deserializer with the consumer."""
+    """The serializer is collocated with the producer, the deserializer with the consumer."""
     producer, consumer, serializer, deserializer = nodes_of(
         Function("a", [], accept, cost={"gpu": 1}),
         Function("b", [Argument("a", (pack, [1, 2]), unpack)], accept, cost={"gpu": 1}),
@@ -83,7 +83,7 @@ def test_transforms_are_nodes():
 
 
 def test_the_consumer_is_bound_before_its_serializer_runs():
-    """Only a serializer must know where another node will run."""
+    """Only a serializer has to know where another node will run."""
     nodes = nodes_of(
         Function("a", [], accept), Function("b", [Argument("a", pack, unpack)], accept)
     )
@@ -99,14 +99,14 @@ def test_the_consumer_is_bound_before_its_serializer_runs():
     ],
 )
 def test_transforms_that_are_not_there(argument, kinds):
-    """A transform that is None is no node."""
+    """A transform that is None makes no node."""
     nodes = nodes_of(Function("a", [], accept), Function("b", [argument], accept))
     assert [n.kind for n in nodes[2:]] == kinds
     assert nodes[1].dependencies == ((2,) if kinds else (0,))
 
 
 def test_each_argument_has_its_own_transforms():
-    """One producer transformed in two ways, and plain, arrives as three values."""
+    """One producer, transformed in two ways and unchanged, arrives as three values."""
     nodes = nodes_of(
         Function("a", [], accept),
         Function("b", [Argument("a", pack), "a", Argument("a", unpack)], accept),
@@ -120,7 +120,7 @@ def test_each_argument_has_its_own_transforms():
     [(None, None, None), ("alice", "alice", None), (0, "0", None), (collocated("a"), None, 0)],
 )
 def test_places(node, pin, with_):
-    """A pin is text, as workers' names are compared; a collocation is a node's index."""
+    """A pin becomes text, as workers' names are; a collocation becomes a node's index."""
     expanded = nodes_of(Function("a", [], accept), Function("b", [], accept, node=node))[1]
     assert (expanded.pin, expanded.collocated) == (pin, with_)
 
@@ -135,7 +135,7 @@ def test_places(node, pin, with_):
     ],
 )
 def test_effective_cost(cost, effective):
-    """Names are lower case and what costs nothing is not named."""
+    """Names are lower case, and zeros are left out."""
     assert effective_cost(cost) == effective
 
 
@@ -200,7 +200,7 @@ def test_inline_functions_become_part_of_the_call():
 
 
 def test_an_inline_function_named_twice_is_one_object():
-    """What one function names twice is made once; what two functions name is made for each."""
+    """An inline function is evaluated once for each user, however often that one names it."""
     first, second, used = call_of(
         Function("f", ["i", Argument("i", pack), "j"], accept), inline("i"), inline("j", "i")
     ).args
@@ -211,7 +211,7 @@ def test_an_inline_function_named_twice_is_one_object():
 
 
 def test_transforms_of_an_inline_result_stay_in_place():
-    """A value made where it is used passes its transforms there, serializer first."""
+    """The transforms of an inline function's value are applied in place, serializer first."""
     nodes = nodes_of(Function("f", [Argument("i", pack, (unpack, [1]))], accept), inline("i"))
     assert len(nodes) == 1
     (entry,) = nodes[0].call.args
@@ -259,21 +259,21 @@ def here():
 
 
 def test_evaluate():
-    """Values, lists, nested calls, extra arguments and keywords arrive in their places."""
+    """Values, lists, nested calls, extra arguments and keywords arrive in the right places."""
     nested = Call(operator.add, (0, 1), (), {})
     call = Call(lambda *a, **k: (a, k), (1, nested, Listed((0, nested))), (7,), {"k": 8})
     assert evaluate(call, [1, 2], here) == ((2, 3, [1, 3], 7), {"k": 8})
 
 
 def test_evaluate_transforms_in_place():
-    """A value transformed in place comes from and goes to the same worker."""
+    """Source and target of transforms applied in place are the same worker."""
     seen = lambda data, source, target, *static: [data, source, target, *static]  # noqa: E731
     call = Call(list, (Transformed(0, ((seen, (1,)), (seen, ()))),), (), {})
     assert evaluate(call, ["x"], here) == [["x", here(), here(), 1], here(), here()]
 
 
 def test_evaluate_makes_one_object_once():
-    """What is one object in a call is evaluated once in it, and again in the next evaluation."""
+    """An entry that occurs twice is evaluated once per evaluation."""
     count = iter(range(10)).__next__
     shared = Call(count, (), (), {})
     call = Call(accept, (shared, Transformed(shared, ()), Listed((shared,))), (), {})
@@ -303,7 +303,7 @@ def test_coroutines_finish_where_a_loop_runs():
 
 
 def test_failure_of_a_coroutine():
-    """What a coroutine raises reaches the caller, with and without a running loop."""
+    """An exception of a coroutine reaches the caller, with and without a running loop."""
 
     async def fail():
         raise KeyError("why")
@@ -318,5 +318,5 @@ def test_failure_of_a_coroutine():
 
 @pytest.mark.parametrize("value", [None, [1], asyncio.sleep, (i for i in ())], ids=repr)
 def test_what_is_no_coroutine_is_passed_on(value):
-    """Only coroutines are run: generators and functions are values."""
+    """Only coroutines are run; generators and functions are values."""
     assert finish(value) is value

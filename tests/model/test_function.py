@@ -1,4 +1,4 @@
-"""Functions and arguments: what they hold and what they promise as values."""
+"""Functions and arguments, and their behaviour as values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from handoff_dask.model.retry import RetryPolicy
 )
 @pytest.mark.parametrize("field", ["id", "unheard_of"])
 def test_values_do_not_change(value, field):
-    """What a DAG was built from cannot be changed under it."""
+    """Functions of a DAG cannot be changed."""
     # A frozen class with slots raises TypeError for names it does not have, on some Pythons.
     with pytest.raises((FrozenInstanceError, TypeError)):
         setattr(value, field, "b")
@@ -35,7 +35,7 @@ def test_values_do_not_change(value, field):
 
 @pytest.mark.parametrize("missing", ["id", "args", "code"])
 def test_required_fields(missing):
-    """A function without an id, args or code cannot be written."""
+    """A function needs an id, args and code."""
     given = {"id": "a", "args": [], "code": int}
     del given[missing]
     with pytest.raises(TypeError, match=missing):
@@ -61,7 +61,7 @@ def test_defaults():
 
 
 def test_argument_defaults():
-    """An argument without transforms passes its value as it is, by itself."""
+    """An argument without transforms passes its value unchanged, by itself."""
     argument = Argument("a")
     assert (argument.serialization_fn, argument.deserialization_fn) == (None, None)
     assert argument.argument_inclusion == "variadic"
@@ -82,7 +82,7 @@ def test_later_changes_of_what_was_passed():
 @pytest.mark.parametrize("field", ["args", "extra_args"])
 @pytest.mark.parametrize("value", ["abc", 3, None])
 def test_what_is_no_sequence_is_left_for_validation(field, value):
-    """A string where a list belongs is not taken apart into its letters."""
+    """A string instead of a list is not split into letters."""
     function = Function(**{"id": "a", "args": [], "code": int, field: value})
     assert getattr(function, field) == value
 
@@ -104,18 +104,18 @@ def test_hashable_whatever_it_holds():
     ids=["costs", "collocated"],
 )
 def test_pickle(function):
-    """A function of importable code is the same after a journey."""
+    """A function with importable code survives pickling."""
     assert pickle.loads(pickle.dumps(function)) == function
 
 
 def test_collocated_is_no_plain_id():
-    """A pin to a function is told from a pin to a worker of the same name."""
+    """A pin to a function differs from a pin to a worker of the same name."""
     assert collocated("a") == Collocated("a") != "a"
 
 
 @pytest.mark.parametrize("id_", ["a", ("a", 1), None])
 def test_argument_id(id_):
-    """An argument refers to the same function with transforms as without."""
+    """An argument refers to the same function with and without transforms."""
     assert argument_id(id_) == argument_id(Argument(id_)) == id_
 
 
@@ -131,7 +131,7 @@ def test_argument_id(id_):
     ],
 )
 def test_effective_policy(max_retries, retry, limit):
-    """A function's own word goes first, also when it is 0; then its policy's; the run's last."""
+    """A function's max_retries counts first, even if 0, then its policy's, then the run's."""
     function = Function("a", [], int, max_retries=max_retries, retry=retry)
     policy = effective_policy(function, RetryPolicy(7, delay=2))
     assert policy.max_retries == limit

@@ -1,4 +1,4 @@
-"""The retry policy: what it refuses and how long it waits."""
+"""The retry policy: invalid values, and delays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEYOND_FLOAT = 10**400
 
 @pytest.mark.parametrize("value", [-1, 1.0, 2.5, True, "3", None, math.inf])
 def test_no_count(value):
-    """A number of retries is a whole number >= 0, and what is not is shown."""
+    """A number of retries is a whole number >= 0; the error shows any other value."""
     assert repr(value) in count_problem(value)
 
 
@@ -31,7 +31,7 @@ def test_count(value):
     [-1, -0.001, math.nan, math.inf, -math.inf, True, False, "1", None, 1j, BEYOND_FLOAT, []],
 )
 def test_no_number(value):
-    """What is not a finite number >= 0 is refused and shown; a bool is no number."""
+    """Anything but a finite number >= 0 is refused and shown, including bools."""
     assert repr(value) in number_problem(value)
 
 
@@ -42,7 +42,7 @@ def test_number(value):
 
 
 def test_number_with_another_bound():
-    """The bound is part of the complaint, when there is one."""
+    """The message includes the bound, if any."""
     assert ">= 1" in number_problem(0.5, 1)
     assert number_problem(-5, -math.inf) is None
     assert "inf" not in number_problem("x", -math.inf)
@@ -68,7 +68,7 @@ def test_number_with_another_bound():
     ],
 )
 def test_problems(field, value):
-    """A field that is wrong is the one named, and the only one."""
+    """Exactly the invalid field is named."""
     ((named, problem),) = RetryPolicy(**{field: value}).problems()
     assert named == field
     assert repr(value) in problem
@@ -83,23 +83,23 @@ def test_problems(field, value):
     ],
 )
 def test_no_problems(policy):
-    """The defaults and the bounds themselves are right."""
+    """The defaults and the bounds themselves are valid."""
     assert list(policy.problems()) == []
 
 
 def test_every_problem_is_found():
-    """Of a policy with two mistakes both are told."""
+    """Both mistakes of a policy are reported."""
     assert [f for f, _ in RetryPolicy(-1, -1).problems()] == ["max_retries", "delay"]
 
 
 def test_delays_grow_by_the_factor():
-    """The first retry waits `delay`, each further one `backoff` times as long."""
+    """The first retry waits `delay`, each later one `backoff` times as long."""
     policy = RetryPolicy(delay=2, backoff=3, jitter=0)
     assert [policy.delay_before(n) for n in (2, 3, 4)] == [2, 6, 18]
 
 
 def test_no_delay_by_default():
-    """A policy that names no delay retries at once, at every attempt."""
+    """A policy without a delay retries at once, at every attempt."""
     assert {RetryPolicy().delay_before(n, 0.9) for n in (2, 3, 5000)} == {0}
 
 
@@ -107,29 +107,29 @@ def test_no_delay_by_default():
 @pytest.mark.parametrize("backoff", [2, 2.0, 1e9])
 @pytest.mark.parametrize(("random", "delay"), [(0.0, 4), (0.25, 4.5), (0.5, 5), (0.999, 5)])
 def test_no_delay_exceeds_the_longest(attempt, backoff, random, delay):
-    """However many attempts came before and however the dice fall, `max_delay` holds."""
+    """No delay exceeds `max_delay`, whatever the attempt and the jitter."""
     policy = RetryPolicy(delay=1, backoff=backoff, max_delay=5, jitter=0.2)
     assert policy.delay_before(attempt, random) == pytest.approx(delay, rel=1e-9)
 
 
 def test_a_zero_delay_stays_zero_when_the_power_overflows():
-    """Nothing, however often multiplied, is nothing."""
+    """A delay of 0 stays 0, whatever the backoff."""
     assert RetryPolicy(delay=0, backoff=1e9).delay_before(10**6) == 0
 
 
 @pytest.mark.parametrize(("random", "delay"), [(0.0, 8.0), (0.5, 10.0), (0.75, 11.0)])
 def test_jitter(random, delay):
-    """The jitter is a fraction of the delay, to either side."""
+    """The jitter is a fraction of the delay, in both directions."""
     assert RetryPolicy(delay=10, jitter=0.2).delay_before(2, random) == pytest.approx(delay)
 
 
 def test_jitter_never_makes_a_delay_negative():
-    """A jitter larger than the delay waits at least no time."""
+    """A jitter larger than the delay does not make it negative."""
     assert RetryPolicy(delay=1, jitter=3).delay_before(2, 0.0) == 0
 
 
 def test_a_policy_is_data():
-    """Policies do not change, compare by value and travel."""
+    """Policies are immutable, compare by value and survive pickling."""
     policy = RetryPolicy(max_retries=5, delay=1.5, give_up_on=(KeyError,), escalate=max)
     assert pickle.loads(pickle.dumps(policy)) == policy
     with pytest.raises(FrozenInstanceError):
@@ -137,7 +137,7 @@ def test_a_policy_is_data():
 
 
 def test_with_max_retries():
-    """The number of retries changes, all else stays, and so does the original."""
+    """Only the number of retries changes, and the original is unchanged."""
     policy = RetryPolicy(delay=4, jitter=0)
     assert policy.with_max_retries(9) == RetryPolicy(max_retries=9, delay=4, jitter=0)
     assert policy.max_retries == 3

@@ -32,7 +32,7 @@ def dag_of(*functions):
 
 
 def accept(*args, **kwargs):
-    """Take whatever comes."""
+    """Take any arguments."""
 
 
 def chain(length, **first):
@@ -45,7 +45,7 @@ def chain(length, **first):
 
 
 def test_unknown_ids():
-    """Every reference to nowhere is told with who makes it, through whatever field."""
+    """Every missing id is reported together with the function that refers to it."""
     dag = dag_of(
         Function("a", ["b", "nowhere"], accept),
         Function("b", [Argument("never")], accept),
@@ -71,7 +71,7 @@ def test_unknown_ids():
 
 @pytest.mark.parametrize(("known", "typed"), [("resize", "resise"), (("tile", 10), ("tile", 1))])
 def test_unknown_id_resembling_a_known_one(known, typed):
-    """A slip of the finger is recognised."""
+    """A typing error gets a suggestion."""
     dag = dag_of(Function(known, [], accept), Function("user", [typed], accept))
     with pytest.raises(MissingFunctionError) as caught:
         dag.validate()
@@ -80,7 +80,7 @@ def test_unknown_id_resembling_a_known_one(known, typed):
 
 
 def test_ids_are_not_compared_as_text():
-    """The number 1 is not the string that reads like it."""
+    """The number 1 is not the string "1"."""
     with pytest.raises(MissingFunctionError):
         dag_of(Function(1, [], accept), Function("user", ["1"], accept)).validate()
 
@@ -91,7 +91,7 @@ def test_ids_are_not_compared_as_text():
 @pytest.mark.parametrize("arg", ["a", Argument("a")], ids=["id", "Argument"])
 @pytest.mark.parametrize("type_", ["regular", "inline"])
 def test_self_dependency(arg, type_):
-    """A function that waits for itself is a cycle of one."""
+    """A function that depends on itself is a cycle of one."""
     with pytest.raises(CyclicDependencyError) as caught:
         dag_of(Function("a", ["b", arg], accept, type=type_), Function("b", [], accept)).validate()
     assert caught.value.cycle == ("a",)
@@ -100,7 +100,7 @@ def test_self_dependency(arg, type_):
 
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_cycle_in_the_order_of_results(first):
-    """The cycle reads as results would flow, each member once, and nobody else is blamed."""
+    """The error has the cycle in the order of the results, each function once, and no other."""
     circle = [
         Function("a", ["c"], accept),
         Function("b", ["a"], accept, type="inline"),
@@ -122,7 +122,7 @@ def test_cycle_in_the_order_of_results(first):
 
 
 def test_paths_that_meet_are_no_cycle():
-    """A result used twice, directly and through others, is a diamond and no cycle."""
+    """A result used twice, directly and through others, is not a cycle."""
     dag_of(
         Function("sink", ["left", "right", "source", "source"], accept),
         Function("left", ["source"], accept),
@@ -149,7 +149,7 @@ def test_long_cycle():
 
 
 def test_inline_function_with_a_node():
-    """What is never scheduled alone has no place of its own."""
+    """An inline function cannot have a node."""
     for node in ("worker-1", collocated("a")):
         dag = dag_of(Function("a", [], accept), Function("b", [], accept, type="inline", node=node))
         with pytest.raises(InvalidFunctionError, match="inline") as caught:
@@ -158,7 +158,7 @@ def test_inline_function_with_a_node():
 
 
 def test_collocation_with_an_inline_function():
-    """Nothing can run where an inline function runs, and both are named."""
+    """Nothing can be collocated with an inline function, and the error names both."""
     dag = dag_of(
         Function("a", [], accept, type="inline"), Function("b", [], accept, node=collocated("a"))
     )
@@ -168,7 +168,7 @@ def test_collocation_with_an_inline_function():
 
 
 def test_missing_collocation():
-    """A collocation with nobody is a reference to nowhere."""
+    """A collocation with a missing function is a missing reference."""
     dag = dag_of(Function("load", [], accept), Function("b", [], accept, node=collocated("laod")))
     with pytest.raises(MissingFunctionError, match="'load'") as caught:
         dag.validate()
@@ -177,7 +177,7 @@ def test_missing_collocation():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_circular_collocation(size):
-    """Functions that all follow each other have no place to be, and the error says it is that."""
+    """Circular collocations are an error that says so."""
     follow = [Function(i, [], accept, node=collocated((i + 1) % size)) for i in range(size)]
     with pytest.raises(CyclicDependencyError, match="collocat") as caught:
         dag_of(*follow, Function("outside", [], accept, node=collocated(0))).validate()
@@ -186,7 +186,7 @@ def test_circular_collocation(size):
 
 
 def test_collocations_in_chains():
-    """A function may follow one that follows another, along or against the flow of results."""
+    """Chains of collocations are valid, along and against the flow of results."""
     dag_of(
         Function("a", [], accept, node="worker-1"),
         Function("b", ["a"], accept, node=collocated("a")),
@@ -239,7 +239,7 @@ def test_places(node):
     ids=repr,
 )
 def test_field_that_is_wrong(field, value):
-    """Each field is checked; the error names the function, the field and what stood there."""
+    """Each field is checked; the error names the function, the field and the value."""
     dag = dag_of(
         Function("b", [], accept), Function(**{"id": "a", "args": [], "code": accept, field: value})
     )
@@ -250,7 +250,7 @@ def test_field_that_is_wrong(field, value):
 
 
 def test_retry_policy_that_is_wrong():
-    """A mistake inside a policy is named down to the policy's field."""
+    """For a mistake inside a policy, the error names the policy's field."""
     with pytest.raises(InvalidFunctionError, match="-1") as caught:
         dag_of(Function("a", [], accept, retry=RetryPolicy(delay=-1))).validate()
     assert (caught.value.function_id, caught.value.field) == ("a", "retry.delay")
@@ -277,7 +277,7 @@ def test_retry_policy_that_is_wrong():
     ids=repr,
 )
 def test_cost_that_is_wrong(cost, culprit):
-    """A cost is a map of finite numbers >= 0, with names that differ by more than case."""
+    """A cost is a mapping to finite numbers >= 0, whose names differ by more than case."""
     with pytest.raises(InvalidFunctionError) as caught:
         dag_of(Function("a", [], accept, cost=cost)).validate()
     assert (caught.value.function_id, caught.value.field) == ("a", "cost")
@@ -288,7 +288,7 @@ def test_cost_that_is_wrong(cost, culprit):
     "cost", [{}, {"cpu": 0}, {"cpu": 0.25, "Licence": 1}, {"cpu": Fraction(1, 3), "memory": 10**12}]
 )
 def test_costs(cost):
-    """Nothing, fractions and any further name are costs."""
+    """Zero, fractions and any other name are valid costs."""
     assert cost_problem(cost) is None
 
 
@@ -304,7 +304,7 @@ def one_or_two(a, b=None, *, key=None):
 
 
 def supply(code):
-    """Decorate: the first argument is given by the decorator."""
+    """A decorator that passes the first argument itself."""
 
     @functools.wraps(code)
     def wrapper(*args):
@@ -342,7 +342,7 @@ class Caller:
     ids=lambda f: getattr(f.code, "__name__", type(f.code).__name__),
 )
 def test_arguments_that_do_not_fit(function):
-    """A call that could only raise TypeError is refused, with what was given."""
+    """A call that could only raise TypeError is refused, and the error shows the arguments."""
     dag = dag_of(Function("x", [], accept), Function("y", [], accept), function)
     with pytest.raises(InvalidFunctionError, match="cannot be called with") as caught:
         dag.validate()
@@ -370,12 +370,12 @@ def test_arguments_that_do_not_fit(function):
     ids=lambda f: getattr(f.code, "__name__", type(f.code).__name__),
 )
 def test_arguments_that_fit(function):
-    """A call that can succeed is not refused, whatever decorates it or hides its signature."""
+    """A call that can succeed is not refused, even if a decorator hides its signature."""
     dag_of(Function("x", [], accept), Function("y", [], accept), function).validate()
 
 
 def test_same_code_with_different_arguments():
-    """That one call of a code fits does not vouch for one with another keyword."""
+    """Each combination of keywords is checked, even for the same code."""
     dag = dag_of(
         Function("x", [], accept),
         Function("fits", ["x"], two, extra_args=[1]),
@@ -387,7 +387,7 @@ def test_same_code_with_different_arguments():
 
 
 def test_validation_runs_no_code():
-    """Checking a DAG calls nothing that is in it."""
+    """Validation calls none of the DAG's functions."""
 
     def explode(*args):
         raise AssertionError("called")

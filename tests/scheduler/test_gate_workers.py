@@ -65,7 +65,7 @@ async def test_a_worker_that_joins_is_used_at_once(c, s, a, b):
 async def test_a_cluster_without_workers_is_waited_for(c, s):
     """Functions wait for the first worker, and run on it."""
     run = await submit(dag_of(Function(id=1, args=[], code=where, cost={"cpu": 1})))
-    await until(lambda: s.plugins["handoff"].records)
+    await until(lambda: s.plugins["handoff"].functions)
     async with Worker(s.address, nthreads=1) as worker:
         assert (await run.result()).results == {1: worker.address}
         del run

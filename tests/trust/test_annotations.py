@@ -1,4 +1,4 @@
-"""Held is held: what others say of where and when a task runs does not open the gate."""
+"""A held function stays held: other statements about where and when a task runs are ignored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nothing_seen():
 
 
 def one_at_a_time(a, n=8):
-    """Return functions of which one fits at a time, on one worker."""
+    """Return functions that only one worker can run, one at a time."""
     return [Function(i, [], track, extra_args=[i], cost=WHOLE, node=a.address) for i in range(n)]
 
 
@@ -48,7 +48,7 @@ ANNOTATIONS = {
 @pytest.mark.parametrize("as_callable", [False, True])
 @on_cluster()
 async def test_annotations_around_a_submission(c, s, a, b, as_callable):
-    """One warning names the annotation, and all goes on as without it."""
+    """One warning names the annotation, and the run is the same as without it."""
     for name, value in ANNOTATIONS.items():
         annotation = {name: (lambda key, value=value: value) if as_callable else value}
         dag = dag_of(*one_at_a_time(a, 6))
@@ -66,7 +66,7 @@ async def test_annotations_around_a_submission(c, s, a, b, as_callable):
 
 @on_cluster()
 async def test_nested_annotations(c, s, a, b):
-    """All that are ignored stand in one warning; what says nothing of where and when stays."""
+    """One warning names all ignored annotations; those that do not affect placement apply."""
     notes = []
 
     class Notes(SchedulerPlugin):
@@ -93,7 +93,7 @@ async def test_nested_annotations(c, s, a, b):
 
 @on_cluster()
 async def test_no_warning_without_annotations(c, s, a, b):
-    """A span, or a note of the user's own, is no reason to warn."""
+    """A span, or the user's own annotation, causes no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with dask.annotate(owner="me"), span("mine"):
@@ -101,7 +101,7 @@ async def test_no_warning_without_annotations(c, s, a, b):
 
 
 def test_an_annotation_that_raises():
-    """It is left to Dask, which refuses the graph: a mistake is not ignored."""
+    """It is passed to Dask, which refuses the graph: a mistake is not ignored."""
 
     def known(key):
         return 1 / key
@@ -146,23 +146,23 @@ MEDDLING = [
 
 
 def nothing(s, b):
-    """Let Dask have no reason to look again."""
+    """Do nothing that makes Dask look again."""
 
 
 def transition(s, b):
-    """Have Dask look at all that wait for a worker."""
+    """Make Dask look at all tasks that wait for a worker."""
     s.transitions({ts.key: "processing" for ts in s.unrunnable}, "meddling")
 
 
 async def resume(s, b):
-    """Have a worker pause and go on: Dask looks what it may take."""
+    """Pause and resume a worker: Dask looks for tasks that it may run."""
     for status in (Status.paused, Status.running):
         b.status = status
         await until(lambda status=status: s.workers[b.address].status is status)
 
 
 async def join(s, b):
-    """Have a worker join: Dask looks what it may take."""
+    """Add a worker: Dask looks for tasks that it may run."""
     async with Worker(s.address, nthreads=1, resources={"cpu": 1}):
         pass
 
@@ -170,7 +170,7 @@ async def join(s, b):
 @pytest.mark.parametrize("look", [nothing, transition, resume, join])
 @on_cluster(config={"distributed.worker.memory.pause": False})
 async def test_a_hand_on_the_scheduler(c, s, a, b, look, caplog):
-    """What somebody sets on held tasks is undone, and logged once.
+    """Restrictions that others set on held tasks are undone, and logged once.
 
     No attempt is lost, and none made up.
     """
@@ -187,7 +187,7 @@ async def test_a_hand_on_the_scheduler(c, s, a, b, look, caplog):
     await until(lambda: sum(ts.state == "no-worker" for ts in s.tasks.values()) == 6)
     plugin = s.plugins["handoff"]
     with caplog.at_level(logging.WARNING, "handoff_dask"):
-        meddled = [r for r in plugin.records.values() if r.row.label != "'blocker'"]
+        meddled = [r for r in plugin.functions.values() if r.row.label != "'blocker'"]
         for record, meddle in zip(meddled, 2 * MEDDLING, strict=False):
             meddle(s, s.tasks[record.key], b)
         if asyncio.iscoroutinefunction(look):
@@ -214,7 +214,7 @@ class Unpicklable:
 
 @on_cluster()
 async def test_an_annotation_that_cannot_be_pickled(c, s, a, b):
-    """It is the error of its run, named; everything else of the client goes on."""
+    """It fails its run with an error that names it; everything else of the client continues."""
     other = c.submit(int, 7)
     with dask.annotate(theirs=Unpicklable()), pytest.raises(HandoffError, match=r"'theirs'.*this"):
         await execute(dag_of(Function(1, [], int)))
@@ -225,7 +225,7 @@ async def test_an_annotation_that_cannot_be_pickled(c, s, a, b):
 @pytest.mark.parametrize("value", ["theirs", 1, {"theirs": 1}])
 @on_cluster()
 async def test_plain_tasks_with_an_annotation_of_our_name(c, s, a, b, value):
-    """They are plain tasks, and the scheduler has nothing to complain about."""
+    """They are plain tasks, and the scheduler logs no error."""
     await execute(dag_of(Function(1, [], int)))
     with dask.annotate(handoff=value), captured_logger("distributed.scheduler") as log:
         assert await c.submit(int, 7) == 7

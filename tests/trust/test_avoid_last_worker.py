@@ -1,4 +1,4 @@
-"""A retry prefers another worker, but does not wait for one for longer than that helps."""
+"""A retry prefers another worker, but does not wait for one longer than is useful."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def failing(policy):
 @on_cluster()
 @pytest.mark.parametrize("code", ["unknown", "known"])
 async def test_a_retry_does_not_wait_for_a_busy_worker(c, s, a, b, code):
-    """It goes back to the worker where it failed, as the only other one is busy for long."""
+    """It returns to the worker where it failed, because the only other one stays busy."""
     if code == "known":
         await execute(failing(RetryPolicy(1)))
     busy = await with_one_busy(b)
@@ -58,7 +58,7 @@ async def test_a_retry_does_not_wait_for_a_busy_worker(c, s, a, b, code):
 
 @on_cluster()
 async def test_a_retry_that_always_avoids_waits(c, s, a, b):
-    """With "always", it starts on the other worker, when that is free."""
+    """With "always", it starts on the other worker when that becomes free."""
     busy = await with_one_busy(b)
     run = await submit(failing(RetryPolicy(1, avoid_last_worker="always")))
     while not (await run.status())["attempts"]:
@@ -87,7 +87,7 @@ def slow_once():
 
 @on_cluster(config={"distributed.worker.memory.pause": False})
 async def test_a_worker_whose_thread_goes_on_is_no_last_resort(c, s, a, b):
-    """After a timeout the function waits for its thread to end, though no other worker is left."""
+    """After a timeout the function waits for its thread to end, even if no other worker is left."""
     await execute(dag_of(Function(id="first", args=[], code=where)))
     b.status = Status.paused
     while s.workers[b.address] in s.running:
@@ -108,7 +108,7 @@ async def test_a_worker_whose_thread_goes_on_is_no_last_resort(c, s, a, b):
 
 @pytest.mark.parametrize("value", ["never", None, 2])
 def test_an_unknown_preference_is_named(value):
-    """validate() names the function, the field and the values that it takes."""
+    """validate() names the function, the field and the allowed values."""
     dag = failing(RetryPolicy(avoid_last_worker=value))
     with pytest.raises(InvalidFunctionError, match=r"'f'.*avoid_last_worker.*\"always\""):
         dag.validate()

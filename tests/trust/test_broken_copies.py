@@ -91,7 +91,7 @@ print(type(plugin).__mro__[1].__name__, plugin.setup.__func__.__closure__[0].cel
 
 
 class Broken:
-    """Arrives as what a broken copy makes of our plugin."""
+    """Unpickles to what a broken copy makes of our plugin."""
 
     def __reduce__(self):
         return bootstrap._idle, ("WorkerPlugin", "it is broken")
@@ -100,7 +100,7 @@ class Broken:
 @mock.patch.object(registry, "PATIENCE", 3600)
 @gen_cluster(client=True)
 async def test_a_worker_that_cannot_be_used(c, s, a, b):
-    """It runs plain tasks and gets no functions; clients are warned, and nobody waits for it."""
+    """It runs plain tasks and gets no functions; clients are warned, and no run waits for it."""
     await discover_nodes()
     s.worker_plugins["handoff"] = pickle.dumps(Broken())
     async with Worker(s.address, nthreads=1, name="broken") as broken:
@@ -124,20 +124,20 @@ async def test_a_worker_that_cannot_be_used(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[])
 async def test_a_scheduler_that_cannot_be_used(c, s):
-    """The error of the client says what is wrong with the scheduler's copy."""
-    found = bootstrap.NAME
+    """The client's error says what is wrong with the scheduler's copy."""
+    name = bootstrap.NAME
     sent = pickle.dumps((HandoffPlugin, ("one", "too", "many")))
-    with pytest.raises(ImportError, match=f"the copy of {found} in .* cannot be used.*TypeError"):
+    with pytest.raises(ImportError, match=f"the copy of {name} in .* cannot be used.*TypeError"):
         bootstrap.unpack(b"", sent, __version__)
     broken = parcel._UNPACK.replace("parcel,", "b'',")
-    said = f"on the scheduler, the copy of {found}"
+    said = f"on the scheduler, the copy of {name}"
     with mock.patch.object(parcel, "_UNPACK", broken), pytest.raises(HandoffError, match=said):
         await discover_nodes()
     assert await discover_nodes() == {}
 
 
 def test_workers_with_a_copy_that_is_broken(bare_python, tmp_path):
-    """A worker and its nanny join as plain ones, before or after Handoff; the log says why."""
+    """A worker and its nanny join as plain ones, before or after Handoff, and the log says why."""
     with Processes(bare_python, tmp_path) as processes, Client(processes.address) as client:
         options = ("--nthreads", 1, "--memory-limit", "1GB")
         processes.environ["PYTHONPATH"] = write(tmp_path / "a", "text that is no Python")
@@ -154,5 +154,5 @@ def test_workers_with_a_copy_that_is_broken(bare_python, tmp_path):
             assert discover_nodes(client) == {}
         processes.check()
     logs = [(tmp_path / f"{i}.log").read_text() for i in (1, 2)]
-    assert logs[0].count("gets no functions of Handoff") == 2  # the nanny, too
+    assert logs[0].count("gets no Handoff functions") == 2  # the nanny, too
     assert "No module named 'handoff_dask._version'" in logs[1]

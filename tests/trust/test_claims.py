@@ -1,4 +1,4 @@
-"""What a thread still uses stays claimed until it has ended, whatever became of its run."""
+"""What a thread uses stays claimed until it has ended, however its run ended."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from handoff_dask import (
     submit,
     uninstall,
 )
+from handoff_dask.attempts.endings import Endings
+from handoff_dask.attempts.life import Life
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import FunctionSpec, WorkerSpec
-from handoff_dask.scheduler import losses
-from handoff_dask.scheduler.ending import Endings
+from handoff_dask.scheduler import inquiries
 from tests.gate import SEEN, hold, note, until
 from tests.support import assert_clean, dag_of, where
 
@@ -56,7 +58,7 @@ def stuck(name="stuck", id="stuck", **fields):
 
 
 async def begin(run, name="stuck"):
-    """Wait until the function of a run that holds is running; return its worker."""
+    """Wait until the blocking function of a run is running; return its worker."""
     run = await run
     await (await Event(f"started-{name}")).wait()
     return run
@@ -87,7 +89,7 @@ async def run_out_of_time(c, run):
 
 
 async def drop_client(c, run):
-    await run._client.close()
+    await run._follower.client.close()
 
 
 async def cancel_a_future(c, run):
@@ -107,7 +109,7 @@ ENDS = {
 @pytest.mark.parametrize("how", ENDS)
 @on_two()
 async def test_a_run_that_is_over_keeps_what_its_threads_use(c, s, a, b, how):
-    """The next functions use the idle worker, and what asks for the busy one waits, and says so."""
+    """Later functions use the idle worker; those that need the busy one wait, and say so."""
     end, others, options = ENDS[how]
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
         run = await begin(submit(dag_of(stuck(), *others, id="first"), client=other, **options))
@@ -157,7 +159,7 @@ time.sleep(3600)
 
 @on_two()
 async def test_a_client_that_was_killed(c, s, a, b):
-    """What it left running counts, too."""
+    """Threads that it left running count, too."""
     with subprocess.Popen([sys.executable, "-c", SCRIPT, s.address]) as process:
         try:
             await (await Event("started-stuck")).wait()
@@ -176,7 +178,7 @@ async def test_a_client_that_was_killed(c, s, a, b):
 
 @on_two()
 async def test_two_runs_cancelled_on_the_same_worker(c, s, a, b):
-    """Each has its own claim there, and the report names both."""
+    """Each one has its own claim there, and the report names both."""
     half = {"cpu": 0.5}
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
         for name in ("x", "y"):
@@ -197,7 +199,7 @@ SLOTS = [("127.0.0.1", 4, {"resources": {"cpu": 4, "gpu": 2}})]
 
 @gen_cluster(nthreads=SLOTS, client=True)
 async def test_several_of_a_run(c, s, a):
-    """Each thread's claim goes when that thread has ended, not before and not after."""
+    """Each thread's claim is released exactly when that thread has ended."""
     dag = dag_of(stuck("x", "x"), stuck("y", "y", cost={"cpu": 2}), stuck("z", "z", cost=None))
     run = await begin(submit(dag), "x")
     await begin(asyncio.sleep(0), "y")
@@ -219,7 +221,7 @@ async def test_several_of_a_run(c, s, a):
 
 @on_two()
 async def test_what_was_handed_ahead_never_starts(c, s, a, b):
-    """Of a cancelled run, what had not started is free at once and never starts."""
+    """Functions of a cancelled run that had not started release their claims and never start."""
     pin = {"cost": ONE, "node": a.address}
     await execute(dag_of(*(Function(i, [], note, extra_args=[i], **pin) for i in range(20))))
     SEEN.clear()
@@ -241,7 +243,7 @@ async def test_what_was_handed_ahead_never_starts(c, s, a, b):
 
 @gen_cluster(nthreads=SLOTS, client=True)
 async def test_a_function_that_waits_for_a_run_of_its_own(c, s, a):
-    """What it waits for is stopped with its own run: neither holds the other for ever."""
+    """The run that it waits for is stopped with its own: neither blocks the other forever."""
 
     def outer(name):
         execute(dag_of(Function("inner", [], hold, extra_args=[name], cost=ONE)))
@@ -262,7 +264,7 @@ async def test_a_function_that_waits_for_a_run_of_its_own(c, s, a):
 
 @gen_cluster(nthreads=SLOTS, client=True)
 async def test_a_slot_given_back_after_the_run_was_cancelled(c, s, a):
-    """The claim that is left is the cost alone."""
+    """Only the cost stays claimed."""
 
     def outer():
         hold("first")
@@ -300,7 +302,7 @@ async def test_late_and_then_the_run_fails(c, s, a, b):
 
 @on_two()
 async def test_late_twice(c, s, a, b):
-    """Both workers stay busy; the third attempt waits, and says for what."""
+    """Both workers stay busy; the third attempt waits, and says what it waits for."""
 
     def late():
         hold(f"{current().attempt}") if current().attempt < 3 else None
@@ -313,9 +315,9 @@ async def test_late_twice(c, s, a, b):
     engine = plugin_of(s).engine
     await until(lambda: len(plugin_of(s).endings) == 2)
     assert [engine.questions.free(w.address)["cpu"] for w in (a, b)] == [0, 0]
-    await until(lambda: all(r.parked for r in plugin_of(s).records.values()))
+    await until(lambda: all(r.state.name == "held" for r in plugin_of(s).functions.values()))
     text = str(await run.explain())
-    assert "last attempt" in text
+    assert "an earlier attempt still runs" in text
     assert "still ending: 2 functions of a run that goes on ('etl')" in text
     for name in ("1", "2"):
         await (await Event(name)).set()
@@ -326,7 +328,7 @@ async def test_late_twice(c, s, a, b):
 
 @gen_cluster(nthreads=SLOTS, client=True)
 async def test_devices(c, s, a):
-    """The device of a thread that goes on is nobody else's."""
+    """No other function gets the device of a thread that is still running."""
 
     def gpus(name):
         hold(name)
@@ -350,7 +352,7 @@ async def test_devices(c, s, a):
 
 
 class Loading:
-    """Code that takes its time to arrive."""
+    """Code that takes long to unpickle."""
 
     def __reduce__(self):
         return self.load, ()
@@ -366,10 +368,10 @@ class Loading:
 
 @on_two()
 async def test_a_thread_that_has_not_come_to_its_function(c, s, a, b):
-    """What loads the code uses the worker; the function itself never starts."""
+    """Unpickling the code uses the worker; the function itself never starts."""
     run = await begin(submit(dag_of(Function("slow", [], Loading(), cost=ONE))), "loading")
     await run.cancel()
-    await until(lambda: not plugin_of(s).runs and not plugin_of(s).losses._inquiries)
+    await until(lambda: not plugin_of(s).runs and not plugin_of(s).inquiries)
     assert sorted(plugin_of(s).engine.questions.free(w.address)["cpu"] for w in (a, b)) == [0, 1]
     await (await Event("loading")).set()
     del run
@@ -414,7 +416,7 @@ async def test_threads_of_other_kinds(c, s, a, b, functions, name):
 
 @on_two()
 async def test_an_attempt_that_others_take_back(c, s, a, b):
-    """Dask gives the function back; it goes elsewhere, and its worker stays busy."""
+    """Dask releases the function; it runs elsewhere, and its first worker stays busy."""
 
     def stuck_at_first():
         if current().attempt == 1:
@@ -437,9 +439,9 @@ async def test_an_attempt_that_others_take_back(c, s, a, b):
 
 @on_two()
 async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
-    """As long as it is not known what a worker still does, it counts as busy with all of it."""
-    monkeypatch.setattr(losses, "ANSWER", 0.05)
-    monkeypatch.setattr(losses, "PAUSE", 0.05)
+    """While it is unknown what a worker still runs, all of that counts as running."""
+    monkeypatch.setattr(inquiries, "ANSWER", 0.05)
+    monkeypatch.setattr(inquiries, "PAUSE", 0.05)
     run = await begin(submit(dag_of(stuck())))
     busy = where_stuck(a, b)
     worker = {w.address: w for w in (a, b)}[busy]
@@ -456,7 +458,7 @@ async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
     assert plugin_of(s).engine.questions.free(busy)["cpu"] == 0
     worker.handlers["handoff_withdraw"] = withdraw
     monkeypatch.undo()
-    await until(lambda: not plugin_of(s).losses._inquiries)
+    await until(lambda: not plugin_of(s).inquiries)
     assert plugin_of(s).engine.questions.free(busy)["cpu"] == 0
     await (await Event("stuck")).set()
     del run
@@ -465,7 +467,7 @@ async def test_a_worker_that_does_not_answer(c, s, a, b, monkeypatch):
 
 @on_two()
 async def test_a_worker_that_goes_while_something_is_ending(c, s, a, b):
-    """Its claims go with it."""
+    """Its claims are released with it."""
     run = await begin(submit(dag_of(stuck(node=a.address))))
     await run.cancel()
     await until(lambda: len(plugin_of(s).endings) == 1 and not plugin_of(s).runs)
@@ -479,7 +481,7 @@ async def test_a_worker_that_goes_while_something_is_ending(c, s, a, b):
 
 @on_two()
 async def test_uninstalled_and_installed_again(c, s, a, b):
-    """A new plugin knows of the threads that go on since before it came."""
+    """A new plugin knows about threads that were running before it was installed."""
     run = await begin(submit(dag_of(stuck())))
     busy = where_stuck(a, b)
     await uninstall(c, force=True)
@@ -495,23 +497,16 @@ async def test_uninstalled_and_installed_again(c, s, a, b):
 
 
 def test_the_claim_of_one_handed_ahead():
-    """An attempt that waits behind another has that one's claim as soon as it may run."""
+    """An attempt that waits behind another takes over that claim as soon as it may run."""
     engine = Engine()
     engine.worker_added(WorkerSpec("a", "a", "host", {"cpu": 2}, slots=2))
     engine.run_opened("run")
     engine.functions_added("run", [FunctionSpec(key, {"cpu": 1}) for key in ("x", "y")])
     engine.function_ready("x", 0.0)
     assert [place.key for place in engine.poll(0.0)] == ["x"]
-    engine.questions.waits_ahead = lambda key: key == "y"
-    plugin = SimpleNamespace(
-        engine=engine,
-        scheduler=SimpleNamespace(workers={"a": None}),
-        registry=SimpleNamespace(names={"a": {}}),
-        ask=lambda: None,
-    )
-    endings = Endings(plugin)
-    y = SimpleNamespace(key="y", worker="a", cost={"cpu": 1}, seceded=False, late=(), parked=False)
-    endings.begin(y, 7)
+    endings = Endings(engine)
+    row = SimpleNamespace(label="y", cost={"cpu": 1}, policy=RetryPolicy())
+    endings.begin(Life("y", row), 7, "a", seceded=False, claims=False)
     assert engine.questions.free("a")["cpu"] == 1  # it waits for x
     endings.pass_on("a", {"cpu": 2})  # another, of another cost
     assert engine.questions.free("a")["cpu"] == 1

@@ -1,4 +1,4 @@
-"""What workers say when they close, and what is left of their processes."""
+"""What workers report when they close, and what their processes leave behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TWO = [("127.0.0.1", 1, {"resources": {"cpu": 1}})] * 2
 
 
 class Unreachable:
-    """A scheduler that is blocked: it takes calls and never answers."""
+    """A blocked scheduler: it accepts calls and never answers."""
 
     def __init__(self):
         self.calls = []
@@ -37,7 +37,7 @@ class Unreachable:
 
 
 def sent(worker):
-    """Take note of the operations that a worker sends on its stream."""
+    """Record the operations that a worker sends on its stream."""
     operations = []
     send = worker.batched_send
 
@@ -52,7 +52,7 @@ def sent(worker):
 @mock.patch.object(handoff_dask.worker.worker_plugin, "PATIENCE", 3600)
 @gen_cluster(client=True, nthreads=TWO)
 async def test_closing_waits_for_nobody(c, s, a, b):
-    """A worker whose scheduler does not answer closes all the same, having started functions."""
+    """A worker that started functions closes even if its scheduler does not answer."""
     await execute(dag_of(*(Function(id=i, args=[], code=where, cost={"cpu": 1}) for i in range(9))))
     for worker in (a, b):
         worker.scheduler = unreachable = Unreachable()
@@ -62,21 +62,21 @@ async def test_closing_waits_for_nobody(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_who_has_nothing_to_say(c, s, a, b):
-    """A worker that never saw a function sends nothing; one that did speaks before it is gone."""
+    """A worker that never had a function sends nothing; one that had reports before it is gone."""
     await execute(dag_of(Function(id=1, args=[], code=where, node=a.address)))
     of_a, of_b = sent(a), sent(b)
-    heard = []
-    s.stream_handlers["handoff_gone"] = lambda **facts: heard.append(a.address in s.workers)
+    connected = []
+    s.stream_handlers["handoff_gone"] = lambda **facts: connected.append(a.address in s.workers)
     await a.close()
     await b.close()
     assert of_a.index("handoff_gone") < of_a.index("close-stream")
     assert not any(operation.startswith("handoff") for operation in of_b)
-    assert heard == [True]
+    assert connected == [True]
 
 
 @gen_cluster(client=True, nthreads=TWO[:1])
 async def test_an_orderly_end_uses_up_nothing(c, s, a):
-    """The ledger has what a closing worker had started, and nothing that waited there."""
+    """The ledger has what a closing worker had started, and not what was waiting there."""
     dag = dag_of(*(Function(id=i, args=[], code=wait, cost={"cpu": 1}) for i in range(40)))
     STOP.set()
     await execute(dag, results=[])  # from now on these are known to be short
@@ -103,7 +103,7 @@ def wait():
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files need names here")
 @gen_cluster(client=True, nthreads=[], timeout=120)
 async def test_nothing_is_left_in_the_temporary_folder(c, s, tmp_path):
-    """Whatever ends workers and nannies, there was never a file of ours that could be left."""
+    """However workers and nannies end, no file of ours is left behind."""
 
     def ours():
         return list(tmp_path.rglob("*handoff*"))

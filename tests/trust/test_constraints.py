@@ -1,4 +1,4 @@
-"""The versions that environments get."""
+"""The versions that environments install."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NEEDED = [
 
 @pytest.mark.parametrize("needed", NEEDED, ids=str)
 def test_what_the_project_needs_is_pinned(needed):
-    """Whatever an environment installs has a version that was tested, and the metadata no cap."""
+    """Everything that an environment installs has a tested version; the metadata has no caps."""
     assert [specifier.operator for specifier in needed.specifier] == [">="]
     (pin,) = PINS[canonicalize_name(needed.name)].specifier
     assert pin.operator == "==" and pin.version in needed.specifier
 
 
 def test_pins_fit_any_machine():
-    """They are versions, and no places where this or that machine has them."""
+    """They are versions, not paths on some machine."""
     assert all(requirement.url is None for requirement in PINS.values())
 
 
 def test_pins_count_as_a_whole():
-    """Where Python is too old for one of them, none is in the way of what fits."""
+    """If Python is too old for one of them, none prevents pip from choosing versions that fit."""
     (marker,) = {str(requirement.marker) for requirement in PINS.values()}
     assert re.fullmatch(r'None|python_full_version >= "3\.\d+\.\d+"', marker)

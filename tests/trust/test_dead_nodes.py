@@ -1,4 +1,4 @@
-"""A node that dies, worker and nanny: its functions are tried again, though nobody can be asked."""
+"""If a worker dies with its nanny, its functions are tried again although nobody can be asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from distributed import Event, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import Function, current, execute, submit
-from handoff_dask.scheduler import losses
+from handoff_dask.attempts.losses import End
+from handoff_dask.scheduler import inquiries
 from tests.gate import hold, on_cluster, until
 from tests.support import assert_clean, dag_of
 
@@ -22,7 +23,7 @@ ONE = {"cpu": 1}
 
 
 def stuck_at_first(name):
-    """Wait for the test in the first attempt; be quick in the others."""
+    """Wait for the test in the first attempt; return at once in the others."""
     if current().attempt == 1:
         hold(name)
     return os.getpid()
@@ -30,7 +31,7 @@ def stuck_at_first(name):
 
 @contextmanager
 def node(scheduler, name):
-    """A worker and its nanny, as processes of their own."""
+    """A worker and its nanny, as separate processes."""
     command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler.address]
     options = ["--nanny", "--nthreads=1", "--resources=cpu=1", f"--name={name}", "--no-dashboard"]
     with subprocess.Popen(
@@ -47,8 +48,8 @@ def node(scheduler, name):
     nthreads=[], client=True, timeout=60, config={"distributed.comm.timeouts.connect": "1h"}
 )
 async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
-    """Neither a nanny that is gone nor one that was stopped is waited for."""
-    monkeypatch.setattr(losses, "ANSWER", 3600.0)
+    """The scheduler waits neither for a nanny that is gone nor for one that was stopped."""
+    monkeypatch.setattr(inquiries, "ANSWER", 3600.0)
     with node(s, "node") as process:
         await c.wait_for_workers(1)
         run = await submit(
@@ -64,7 +65,7 @@ async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
             assert result.results == {"f": os.getpid()}
             first, second = result.attempts["f"]
             assert (first.outcome, first.worker) == ("worker-lost", ws.address)
-            assert "nobody knows" in first.message
+            assert "not known" in first.message
             assert (second.outcome, second.worker) == ("ok", spare.address)
             del run, result
             await assert_clean(s, spare)
@@ -72,7 +73,7 @@ async def test_worker_and_nanny_die(c, s, nanny, monkeypatch):
 
 @contextmanager
 def silent():
-    """The address of somebody who takes calls and says nothing."""
+    """The address of a server that accepts calls and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         yield f"tcp://{host}:{port}"
@@ -80,12 +81,14 @@ def silent():
 
 @on_cluster()
 async def test_what_is_waited_for(c, s, a, b, monkeypatch):
-    """While it is being found out what had started, `explain` says who is asked."""
-    monkeypatch.setattr(losses, "LAST_WORD", 3600.0)
+    """While the scheduler asks what had started, `explain` says whom it asks."""
+    monkeypatch.setattr(inquiries, "LAST_WORD", 3600.0)
     await execute(dag_of(Function(0, [], int)))
     plugin = s.plugins["handoff"]
-    told = plugin.losses.told
-    monkeypatch.setattr(plugin.losses, "told", lambda worker, end: None)  # who is cut off
+    spoke = plugin.inquiries.worker_spoke
+    monkeypatch.setattr(
+        plugin.inquiries, "worker_spoke", lambda worker, end: None
+    )  # who is cut off
     run = await submit(
         dag_of(Function("f", [], stuck_at_first, extra_args=["go"], cost=ONE), id="etl")
     )
@@ -93,14 +96,14 @@ async def test_what_is_waited_for(c, s, a, b, monkeypatch):
     ((record,),) = [r.functions for r in plugin.runs.values()]
     lost = record.worker
     with silent() as nanny:
-        plugin.losses.nannies[lost] = nanny, "its id"
+        plugin.inquiries.worker_joined(lost, nanny, "its id")
         await s.remove_worker(lost, stimulus_id="test")
-        await until(lambda: record.state == "held")
+        await until(lambda: record.state.shown == "held")
         text = f"asking the nanny of {lost} what had started"
         assert text in str(await run.explain())
         assert text in str(await run.explain(held=1))
         await (await Event("go")).set()
-        told(lost, losses.End({}))
+        spoke(lost, End({}))
         result = await run.result()
     assert [attempt.outcome for attempt in result.attempts["f"]] == ["ok"]
     del run, result

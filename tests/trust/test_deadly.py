@@ -1,4 +1,4 @@
-"""What ends the worker that opens it: it costs attempts as a crash does, and ends; on processes."""
+"""Values that kill the worker that unpickles them: they use up attempts like any crash."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def client(cluster):
 
 
 class Deadly:
-    """Ends the worker that opens it, unless that is its home."""
+    """Kills the process that unpickles it, unless that is its home."""
 
     def __init__(self, folder, deadly, home=None):
         self.folder = folder
@@ -66,7 +66,7 @@ def openings(folder):
 
 @pytest.mark.parametrize("where", ["argument", "code", "transform"])
 def test_calls(client, tmp_path, where):
-    """Opening a call is a part of the attempt: a worker that dies of it is counted."""
+    """Unpickling a call is part of the attempt: a worker that dies of it counts."""
     fields = {"code": type, "args": ["a"]}
     if where == "argument":
         fields["extra_args"] = [Deadly(tmp_path, range(99))]
@@ -85,7 +85,7 @@ def test_calls(client, tmp_path, where):
 
 
 def test_results(client, tmp_path):
-    """Two workers may die as a result comes: then who needs it fails, which names the producer."""
+    """After two workers died while fetching a result, its consumer fails and names the producer."""
     folder = tmp_path / "openings"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""What plain Dask's tasks see of the resources that Handoff uses, and what is left of them."""
+"""What plain Dask tasks see of the resources that Handoff uses, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def until(condition, timeout=30):
 
 
 def hold(name):
-    """Run until an event is set; say when it runs."""
+    """Run until an event is set; signal the start."""
     Event(f"started-{name}").set()
     Event(name).wait()
     return where()
@@ -48,7 +48,7 @@ def state_of(scheduler, future):
 
 
 def free_of_ours(scheduler, *workers):
-    """Whether nothing that Handoff declared is left, and the books of plain Dask agree."""
+    """Whether no declaration of Handoff is left, and plain Dask's counts agree."""
     return (
         set(scheduler.plugins).isdisjoint({"handoff", "handoff-withdrawal"})
         and all(not w.state.total_resources for w in workers)
@@ -60,13 +60,13 @@ def free_of_ours(scheduler, *workers):
     )
 
 
-# What is found is no declaration
+# What is detected is not a declaration
 
 
 @pytest.mark.parametrize("name", ["cpu", "memory", "gpu", "CPU"])
 @gen_cluster(client=True, nthreads=TWO)
 async def test_what_is_found_is_not_declared(c, s, a, b, name):
-    """A plain task with a resource that nobody declared waits, as without Handoff."""
+    """A plain task that needs an undeclared resource waits, as without Handoff."""
     nodes = await discover_nodes()
     assert set(nodes[a.address]) == {"cpu", "memory"}
     waiting = c.submit(where, resources={name: 1}, pure=False)
@@ -77,13 +77,13 @@ async def test_what_is_found_is_not_declared(c, s, a, b, name):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 2, {"resources": {"Memory": 8}}), TWO[0]])
 async def test_a_unit_of_the_operators_own(c, s, a, b):
-    """Plain tasks run where their resource is declared; Handoff counts what is declared, too."""
+    """Plain tasks run where their resource is declared; Handoff counts their claims."""
     nodes = await discover_nodes()
     assert nodes[a.address]["memory"] == 8 and nodes[b.address]["memory"] > 8
-    found = await c.gather(
+    ran_on = await c.gather(
         [c.submit(where, resources={"Memory": 1}, pure=False) for _ in range(10)]
     )
-    assert set(found) == {a.address}
+    assert set(ran_on) == {a.address}
     result = await execute(
         dag_of(Function(id=1, args=[], code=where, cost={"memory": 8}, node=a.address))
     )
@@ -93,7 +93,7 @@ async def test_a_unit_of_the_operators_own(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_names_that_users_see(c, s, a, b):
-    """Everything that Handoff tells shows cpu and memory, whatever the names on the workers."""
+    """All reports of Handoff show cpu and memory, whatever the names on the workers."""
 
     def cost():
         return dict(current().cost)
@@ -137,7 +137,7 @@ async def test_what_is_registered_is_declared(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_registered_from_code_on_a_worker(c, s, a, b):
-    """register_local_node makes a declaration, too."""
+    """register_local_node declares resources, too."""
     await discover_nodes()
     f = Function(id=1, args=[], code=register_local_node, extra_args=[{"gpu": 1}], node=b.address)
     assert (await execute(dag_of(f))).results[1]["gpu"] == 1
@@ -148,7 +148,7 @@ async def test_registered_from_code_on_a_worker(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 4)])
 async def test_a_declaration_replaces_what_was_found(c, s, a):
-    """What runs under the found resource counts until it ends, for functions and plain tasks."""
+    """Claims of a detected resource count until they end, for functions and plain tasks."""
     running = Function(id=1, args=[], code=hold, extra_args=["one"], cost={"cpu": 3})
     run = await submit(dag_of(running, id="one"))
     await (await Event("started-one")).wait()
@@ -162,7 +162,7 @@ async def test_a_declaration_replaces_what_was_found(c, s, a):
     await (await Event("one")).set()
     assert (await then.result()).results == {2: a.address}
     await run.result()
-    # More than what was found can be claimed from now on.
+    # More than what was detected can be claimed from now on.
     await register_node(a.address, {"cpu": 6})
     more = dag_of(Function(id=4, args=[], code=where, cost={"cpu": 6}))
     assert (await execute(more)).results == {4: a.address}
@@ -206,7 +206,7 @@ def call_work(i):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 4, {"resources": {"A": 4}})])
 async def test_used_resources_after_a_late_install(c, s, a):
-    """What plain tasks use stays in Dask's books when Handoff comes, and is counted by it."""
+    """When Handoff is installed, claims of plain tasks stay in Dask's counts and enter its own."""
     plain = c.submit(hold, "plain", resources={"A": 3}, pure=False)
     await (await Event("started-plain")).wait()
     await discover_nodes()
@@ -224,7 +224,7 @@ async def test_used_resources_after_a_late_install(c, s, a):
 
 @gen_cluster(client=True, nthreads=[])
 async def test_used_resources_of_a_late_joiner(c, s):
-    """Tasks that start before a new worker has Handoff are in the books of both."""
+    """Tasks that start before a new worker has Handoff are counted by both."""
     await discover_nodes()
     plain = [c.submit(hold, "plain", resources={"A": 1}, pure=False) for _ in range(3)]
     await until(lambda: all(state_of(s, f) == "no-worker" for f in plain))
@@ -240,7 +240,7 @@ async def test_used_resources_of_a_late_joiner(c, s):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 2, {"resources": {"GPU": 2}}), TWO[0]])
 async def test_set_resources_of_others(c, s, a, b):
-    """What somebody else declares after Handoff came counts for it, and outlives it."""
+    """Resources that others declare later count for Handoff, and outlive it."""
     await discover_nodes()
     await a.set_resources(GPU=4, other=1)
     await b.set_resources(cpu=8)
@@ -288,7 +288,7 @@ async def test_uninstall_beside_plain_tasks(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_uninstall_beside_what_waits_for_a_worker(c, s, a, b):
-    """A task that no worker has taken yet keeps the declaration; cancelling it lets that go."""
+    """A task that no worker runs yet keeps the declaration; cancelling it withdraws that."""
     await register_node(a.address, {"cpu": 1, "licence": 1})
     a.status = type(a.status).paused
     await until(lambda: not s.running or s.workers[a.address] not in s.running)
@@ -306,7 +306,7 @@ async def test_uninstall_beside_what_waits_for_a_worker(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_uninstall_while_workers_come_and_go(c, s, a, b):
-    """A worker that leaves takes its declaration along; one that comes has none."""
+    """A worker that leaves takes its declaration with it; a new one has none."""
     for worker in (a, b):
         await register_node(worker.address, {"cpu": 1})
     running = [
@@ -329,7 +329,7 @@ async def test_uninstall_while_workers_come_and_go(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_uninstall_and_install_again(c, s, a, b):
-    """What is only left for plain tasks is nothing that Handoff uses, until it is declared anew."""
+    """Handoff does not use resources left for plain tasks only, until they are declared again."""
     await register_node(a.address, {"cpu": 1, "licence": 1, "seat": 1})
     names = ("cpu", "licence", "seat")
     running = [c.submit(hold, n, resources={n: 1}, pure=False) for n in names[:2]]
@@ -380,7 +380,7 @@ def wait_for_stop():
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 4, {"resources": {"GPU": 2}})])
 async def test_uninstall_restores_an_operators_amount(c, s, a):
-    """It goes down again once nobody needs more, and up at once."""
+    """It is reduced when no task needs more, and raised at once."""
     await register_node(a.address, {"gpu": 3})
     plain = c.submit(hold, "go", resources={"GPU": 3}, pure=False)
     await (await Event("started-go")).wait()
@@ -403,7 +403,7 @@ async def test_uninstall_restores_an_operators_amount(c, s, a):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 4, {"resources": {"GPU": 2}})])
 async def test_an_operators_amount_is_restored_although_handoff_came_back_first(c, s, a):
-    """Installed again while plain tasks still need more, it does not count that as somebody's."""
+    """When installed again while plain tasks still need more, it knows that the rest is its own."""
     await register_node(a.address, {"gpu": 3})
     plain = c.submit(hold, "go", resources={"GPU": 3}, pure=False)
     await (await Event("started-go")).wait()

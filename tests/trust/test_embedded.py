@@ -1,4 +1,4 @@
-"""Runs without a client: their ends are known at once, and nothing of their cluster is left."""
+"""Runs without a client report their ends at once, and nothing of their cluster is left."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def assert_gone():
 
 @pytest.fixture
 def still_running():
-    """A function runs on when the test is over; its cluster is gone, and others take its place."""
+    """A function continues after the test; its cluster is gone, and others replace it."""
     for event in (started, release, ended):
         event.clear()
     yield
@@ -92,20 +92,20 @@ def still_running():
 
 @pytest.mark.parametrize("sibling", [hold, hold_within])
 def test_a_failed_sibling(still_running, sibling):
-    """The failure is known while another function, or one of its own run, goes on."""
+    """The failure is reported while another function, of this run or another, is running."""
     with pytest.raises(FunctionFailedError, match="'fail' failed after 1 attempt") as caught:
         execute(dag_of(Function(id="sibling", args=[], code=sibling), FAIL))
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_a_run_out_of_time(still_running):
-    """The limit is the limit, however long a function takes."""
+    """The time limit holds, however long a function takes."""
     with pytest.raises(RunTimeoutError):
         execute(dag_of(HOLD), timeout=0.3)
 
 
 def test_a_cancelled_run(still_running):
-    """Nobody waits for the functions: not cancel(), not the end of the cluster."""
+    """Neither cancel() nor the end of the cluster waits for running functions."""
     run = submit(dag_of(HOLD))
     assert started.wait(PATIENCE)
     run.cancel()
@@ -116,14 +116,14 @@ def test_a_cancelled_run(still_running):
 
 
 def test_an_attempt_out_of_time(still_running):
-    """What is known of a run whose function was given up is there while its thread goes on."""
+    """The report of a run whose function was given up is available while its thread runs."""
     late = Function(id="late", args=[], code=hold, timeout=0.3, max_retries=0)
     result = execute(dag_of(late, Function(id="f", args=[], code=int)), on_error="continue")
     assert (result.results, list(result.errors)) == ({"f": 0}, ["late"])
 
 
 def test_within_a_running_loop(still_running):
-    """As in a notebook: the loop of the caller is another one."""
+    """As in a notebook: the caller has its own event loop."""
 
     async def cell():
         return execute(dag_of(HOLD, FAIL))
@@ -150,14 +150,14 @@ def test_threads_of_functions():
 
 
 def test_nobody_can_hold_it():
-    """The cluster that was started to find out is gone."""
+    """The cluster that was started for this is gone."""
     with pytest.raises(AllocationError):
         execute(dag_of(Function(id="f", args=[], code=int, cost={"nothing": 1})))
     assert_gone()
 
 
 def test_a_dropped_run():
-    """The cluster of a run that nobody refers to is gone after the end of the run."""
+    """The cluster of an unreferenced run is closed after the end of the run."""
     for event in (started, release, ended):
         event.clear()
     submit(dag_of(HOLD))
@@ -170,7 +170,7 @@ def test_a_dropped_run():
 
 
 def test_worker_processes():
-    """Worker processes end without being waited for, or killed."""
+    """Worker processes end by themselves, without a wait and without being killed."""
     before = set(psutil.Process().children(recursive=True))
     with dask.config.set({"handoff.embedded.processes": True}):
         sleep = Function(id="sleep", args=[], code=time.sleep, extra_args=[300])
@@ -197,7 +197,7 @@ def script(tmp_path, code):
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_script_ends(tmp_path, interrupted):
-    """With an error or by Ctrl-C, the process ends though functions of it would go on."""
+    """After an error or Ctrl-C, the process ends although its functions are still running."""
     process = script(
         tmp_path,
         f"""

@@ -1,4 +1,4 @@
-"""However a run ends: its client hears of it, and nothing else of that client does."""
+"""However a run ends, its client learns of it, and nothing else of that client is affected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from handoff_dask import (
     submit,
     uninstall,
 )
-from handoff_dask.client import ends
+from handoff_dask.client import waiting
 from tests.gate import until
 from tests.support import assert_clean, dag_of
 
@@ -72,7 +72,7 @@ def flaky():
 
 
 def tangled(code, **fields):
-    """A function that is asked for, and another that gets it through a transform nobody wants."""
+    """A function whose result is kept, and one that gets it through a transform."""
     return dag_of(
         Function("a", [], int),
         Function("b", [Argument("a", None, same)], code, **fields),
@@ -103,7 +103,7 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 @gen_cluster(client=True, nthreads=[("", 4), ("", 4)])
 async def test_an_end_touches_nothing_else(c, s, a, b, ending, results):
-    """Another run, a plain future and their client go on, however a run ends and is made."""
+    """Another run, a plain future and their client continue, however a run is made and ends."""
     code, options, act, error = ENDINGS[ending]
     go, other_go, plain_go = [await Event(name) for name in ("go", "other", "plain")]
     other = await submit(dag_of(Function("f", [], hold, extra_args=["other"]), id="other"))
@@ -144,7 +144,7 @@ async def test_what_others_made_of_it_goes_on(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[("", 4, {"resources": {"gpu": 1}})])
 async def test_what_others_made_of_it_ends_with_handoff(c, s, a):
-    """Taking Handoff off fails what plain tasks need and cannot have, and lets the rest go on."""
+    """Uninstalling fails what plain tasks need and cannot get; the rest continues."""
     go = await Event("go")
     run = await submit(
         dag_of(
@@ -169,7 +169,7 @@ async def test_what_others_made_of_it_ends_with_handoff(c, s, a):
 
 @gen_cluster(client=True)
 async def test_a_cancelled_input_of_others(c, s, a, b):
-    """Cancelling a plain future from which a function's task hangs stops that run and no other."""
+    """Cancelling a plain future that a function depends on stops that run and no other."""
     go = await Event("go")
     other = await submit(dag_of(Function("f", [], hold), id="other"))
     run = await submit(tangled(hold_on))
@@ -185,7 +185,7 @@ async def test_a_cancelled_input_of_others(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[("", 1)])
 async def test_a_cancelled_future_stops_the_rest(c, s, a):
-    """client.cancel of a future of a run ends the run: nothing of it starts any more."""
+    """client.cancel of a future of a run ends the run: none of its functions start afterwards."""
     STARTED.clear()
     go = await Event("go")
     run = await submit(dag_of(*(Function(i, [], note, [i]) for i in range(10))))
@@ -196,6 +196,7 @@ async def test_a_cancelled_future_stops_the_rest(c, s, a):
     assert await run.progress() == {
         "waiting": 0,
         "held": 0,
+        "assigned": 0,
         "running": 0,
         "done": 0,
         "failed": 0,
@@ -208,7 +209,7 @@ async def test_a_cancelled_future_stops_the_rest(c, s, a):
 
 @gen_cluster(client=True)
 async def test_a_failure_is_read_where_the_run_was_submitted(c, s, a, b):
-    """get_result in the client that submitted and dropped a detached run has the failure."""
+    """get_result in the client that submitted and dropped a detached run raises the failure."""
     await submit(tangled(boom, max_retries=0), detach=True)
     with pytest.raises(FunctionFailedError, match=r"'b'.*no such thing") as caught:
         await get_result("tangled", "b")
@@ -224,7 +225,7 @@ async def test_a_failure_is_read_where_the_run_was_submitted(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_what_a_failed_run_never_ran(c, s, a, b):
-    """get_result of a function that was stopped with its run names what ended the run."""
+    """get_result of a function that was stopped with its run says what ended the run."""
     go = await Event("go")
     dag = dag_of(
         Function("a", [], hold),
@@ -243,7 +244,7 @@ async def test_what_a_failed_run_never_ran(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_failure_stops_a_run_whose_client_is_gone(c, s, a, b):
-    """The scheduler stops a detached run at its first failure, though nobody watches."""
+    """The scheduler stops a detached run at its first failure even if no client is connected."""
     go = await Event("go")
     dag = dag_of(
         Function("a", [], hold),
@@ -320,8 +321,8 @@ async def test_what_a_function_raises_is_its_failure(c, s, a, b, on_error):
 @pytest.mark.parametrize("on_error", ["raise", "continue"])
 @gen_cluster(client=True)
 async def test_no_message_is_needed(c, s, a, b, code, error, on_error):
-    """A run ends at its client though none of Dask's messages of its tasks can be read."""
-    ends_interval, ends.INTERVAL = ends.INTERVAL, 0.05
+    """A client learns the end of a run even if it cannot read Dask's messages about its tasks."""
+    interval, waiting.INTERVAL = waiting.INTERVAL, 0.05
     for name in ("key-in-memory", "task-erred"):
         c._stream_handlers[name] = lambda **kwargs: None
     try:
@@ -336,13 +337,13 @@ async def test_no_message_is_needed(c, s, a, b, code, error, on_error):
         else:
             assert isinstance((await run.result()).errors["b"], error)
     finally:
-        ends.INTERVAL = ends_interval
+        waiting.INTERVAL = interval
     await forget("deaf")
 
 
 @gen_cluster(client=True)
 async def test_a_graph_that_the_scheduler_refuses(c, s, a, b):
-    """Its run ends at once with the scheduler's reason, attended or not."""
+    """Its run ends at once with the scheduler's reason, with or without a waiting client."""
 
     class Opaque:
         def __reduce__(self):
@@ -369,7 +370,7 @@ async def test_a_graph_that_the_scheduler_refuses(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_submitter_that_dies_before_its_graph_arrives(c, s, a, b):
-    """Its detached run ends by itself, says why, and may be forgotten."""
+    """Its detached run ends by itself, says why, and can be forgotten."""
     other = await Client(s.address, asynchronous=True, set_as_default=False)
     dag = dag_of(Function("f", [], int), Function("g", ["f"], str), id="never")
     submitting = asyncio.ensure_future(_submit_without_graph(dag, other))
@@ -393,7 +394,7 @@ async def test_a_submitter_that_dies_before_its_graph_arrives(c, s, a, b):
 
 
 async def _submit_without_graph(dag, client):
-    """Submit a DAG whose graph never gets to the scheduler."""
+    """Submit a DAG whose graph never reaches the scheduler."""
     from distributed import Future
 
     client.get = lambda graph, keys, **kwargs: [Future(key, client) for key in keys]
@@ -402,13 +403,13 @@ async def _submit_without_graph(dag, client):
 
 @gen_cluster(client=True)
 async def test_a_run_that_is_stopped_before_its_graph_arrives(c, s, a, b):
-    """Nothing of it starts when the graph comes after all."""
+    """None of its functions start when the graph arrives after all."""
     started = []
     get = c.get
 
     def late(graph, keys, **kwargs):
         (run,) = s.plugins["handoff"].runs.values()
-        s.plugins["handoff"].service._out_of_time(run)
+        s.plugins["handoff"].runs._out_of_time(run)
         return get(graph, keys, **kwargs)
 
     c.get = late
@@ -424,7 +425,7 @@ async def test_a_run_that_is_stopped_before_its_graph_arrives(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_cancelled_detached_run_leaves_a_trace(c, s, a, b):
-    """Its status says cancelled, what was done stays; both until it is forgotten."""
+    """Its status says cancelled and finished results stay, until it is forgotten."""
     go = await Event("go")
     dag = dag_of(Function("done", [], int, ["4"]), Function("f", ["done"], hold_on), id="kept")
     dag.add_function(Function("g", ["f"], str))
@@ -447,7 +448,7 @@ async def test_a_cancelled_detached_run_leaves_a_trace(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_get_result_right_after_forget(c, s, a, b):
-    """A run that was forgotten is unknown at once, whoever still holds its futures."""
+    """A forgotten run is unknown at once, even if a client still holds its futures."""
     for i in range(10):
         run = await submit(dag_of(Function("f", [], int, [str(i)]), id="short"), detach=True)
         assert await get_result("short", "f") == i
@@ -461,7 +462,7 @@ async def test_get_result_right_after_forget(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_result_read_again_and_again(c, s, a, b):
-    """A future that was just released does not take the next one's interest along."""
+    """Releasing a future does not release the next one for the same key."""
     await submit(dag_of(Function("f", [], hold), id="again"), detach=True)
     reading = []
     for i in range(20):
@@ -477,14 +478,14 @@ async def test_a_result_read_again_and_again(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_waiting_no_longer_than_asked(c, s, a, b):
-    """The built-in TimeoutError says what had not ended, on every Python, wherever one waits."""
+    """The built-in TimeoutError says what had not ended, on every Python and in every call."""
     run = await submit(
         dag_of(Function("f", [], hold), Function("g", ["f"], str), id="slow"), detach=True
     )
     await Event("started-go").wait()
-    for waiting in (run.result(timeout=0.01), run.wait(timeout=0.01)):
+    for attempt in (run.result(timeout=0.01), run.wait(timeout=0.01)):
         with pytest.raises(TimeoutError, match=r"'slow' did not end within 0\.01 s.*1 waiting, 1 "):
-            await waiting
+            await attempt
     with pytest.raises(TimeoutError, match=r"function 'g' of 'slow' did not end within 0\.01 s"):
         await get_result("slow", "g", timeout=0.01)
     await Event("go").set()
@@ -493,7 +494,7 @@ async def test_waiting_no_longer_than_asked(c, s, a, b):
 
 
 class Id:
-    """An id of the user's own, equal to others of its number; their texts are all the same."""
+    """An id that equals others with the same number; all have the same text."""
 
     def __init__(self, number):
         self.number = number
@@ -510,7 +511,7 @@ class Id:
 
 @gen_cluster(client=True)
 async def test_ids_are_compared_as_python_does(c, s, a, b):
-    """An id is the function's or the run's that equals it, whatever their texts."""
+    """Ids are looked up by equality, not by their texts."""
     np = pytest.importorskip("numpy")
     ids = [np.int64(1), frozenset([3, 5]), ("x", np.int64(1)), Id(1), Id(2), 2.0, None, "1"]
     asked = [1, frozenset([5, 3]), ("x", 1), Id(1), Id(2), 2, None, "1"]
@@ -530,7 +531,7 @@ async def test_ids_are_compared_as_python_does(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_future_is_tried_again(c, s, a, b):
-    """retry() of what failed for good is a new attempt with a fresh budget; or says why not."""
+    """retry() of a failed function starts again with all its retries, or says why it cannot."""
     FINE.clear()
     dag = dag_of(Function("load", [], flaky, max_retries=1), Function("after", ["load"], str))
     run = await submit(dag, on_error="continue")
@@ -555,7 +556,7 @@ async def test_a_future_is_tried_again(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_what_nobody_needs_any_more(c, s, a, b):
-    """A run is over, and says so, when what only a failed function needed has not run."""
+    """A run is over even if functions that only a failed function needed have not run."""
     go = await Event("go")
     dag = dag_of(
         Function("slow", [], hold),
@@ -572,7 +573,7 @@ async def test_what_nobody_needs_any_more(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_follower_of_a_run_whose_client_goes(c, s, a, b):
-    """Who follows a run hears that it is over when its own client goes away; nothing hangs."""
+    """A caller that follows a run learns of its end when its own client closes; nothing hangs."""
     go = await Event("go")
     dag = dag_of(Function("f", [], hold), Function("g", ["f"], hold), id="followed")
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
@@ -593,7 +594,7 @@ def nested():
 
 @gen_cluster(client=True, nthreads=[("", 2)])
 async def test_an_allocation_error_within(c, s, a):
-    """What cannot be placed within a nested run is the outer function's failure."""
+    """A function that cannot be placed in a nested run fails the outer function."""
     match = r"'outer' failed.*'greedy' cannot be placed"
     with pytest.raises(FunctionFailedError, match=match) as caught:
         await execute(dag_of(Function("outer", [], nested, max_retries=0)))

@@ -1,4 +1,4 @@
-"""What holds users' values can be compared and hashed, whatever these are."""
+"""Records with users' values can be compared and hashed, whatever the values are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def both(data, *_):
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_results(value):
-    """A result is equal to itself whatever it holds, and good for a set."""
+    """A result equals itself, whatever it contains, and can be put in a set."""
     result = execute_local(dag_of(Function("a", [], both, [value])))
     other = pickle.loads(pickle.dumps(result))
     assert result == result and result != other
@@ -37,7 +37,7 @@ def test_results(value):
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_functions_and_arguments(value):
-    """They are equal if their fields are; a value that cannot say is equal to itself only."""
+    """They are equal if their fields are; values that cannot be compared equal only themselves."""
 
     def made(value):
         argument = Argument("b", (both, [value]))

@@ -1,4 +1,4 @@
-"""Whatever a function raises is its failure: it arrives, soon, and nothing of it is changed."""
+"""Whatever a function raises is its failure: it arrives quickly and unchanged."""
 
 from __future__ import annotations
 
@@ -90,19 +90,19 @@ def circular(how):
 
 
 def chain_of(error):
-    found = []
+    chain = []
     while error is not None:
-        found.append(error)
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return chain
 
 
 def test_deep_stacks():
     """The first and the last frames of a deep stack arrive, and how many were left out."""
-    found = causes(endless=endless, deep=lambda: deep(400), far=lambda: deep(900))
-    assert type(found["endless"]) is RecursionError
-    assert type(found["deep"]) is type(found["far"]) is KeyError
-    for error in found.values():
+    arrived = causes(endless=endless, deep=lambda: deep(400), far=lambda: deep(900))
+    assert type(arrived["endless"]) is RecursionError
+    assert type(arrived["deep"]) is type(arrived["far"]) is KeyError
+    for error in arrived.values():
         stack = traceback.extract_tb(error.__traceback__)
         assert stack[0].name == "throw"
         assert stack[-1].name in ("endless", "deep")
@@ -112,15 +112,15 @@ def test_deep_stacks():
 
 @pytest.mark.parametrize("how", ["__cause__", "__context__"])
 def test_long_chains(how):
-    """Of a long chain, the last exceptions arrive and those that it began with."""
-    found = causes(
+    """Both ends of a long chain of exceptions arrive."""
+    arrived = causes(
         short=lambda: chained(5, how),
         long=lambda: chained(1500, how),
         longer=lambda: chained(20_000, how),
     )
-    assert [error.args for error in chain_of(found["short"])] == [(4,), (3,), (2,), (1,), (0,)]
+    assert [error.args for error in chain_of(arrived["short"])] == [(4,), (3,), (2,), (1,), (0,)]
     for name, n in (("long", 1500), ("longer", 20_000)):
-        chain = chain_of(found[name])
+        chain = chain_of(arrived[name])
         assert [e.args[0] for e in chain[:10]] == list(range(n - 1, n - 11, -1))
         assert str(chain[10]) == f"{n - 20:,} exceptions are left out here"
         assert [e.args[0] for e in chain[11:]] == list(range(9, -1, -1))
@@ -128,7 +128,7 @@ def test_long_chains(how):
 
 @pytest.mark.parametrize("how", ["__cause__", "__context__"])
 def test_circular_chains(how):
-    """A chain that goes round in a circle is cut."""
+    """A circular chain is cut."""
     (error,) = causes(circular=lambda: circular(how)).values()
     assert [e.args for e in chain_of(error)] == [("first",), ("second",)]
 
@@ -138,7 +138,7 @@ ExceptionGroup = getattr(builtins, "ExceptionGroup", None)
 
 @pytest.mark.skipif(ExceptionGroup is None, reason="Python has none")
 def test_groups():
-    """Groups arrive as groups, with the causes and the notes of what they hold."""
+    """Groups arrive as groups, with the causes and the notes of their exceptions."""
 
     def wide():
         return ExceptionGroup("wide", [ValueError(i) for i in range(5000)])
@@ -155,16 +155,16 @@ def test_groups():
         error.add_note("a note")
         return ExceptionGroup("few", [error, KeyError("x")])
 
-    found = causes(wide=wide, nested=nested, few=few)
-    assert {type(error) for error in found.values()} == {ExceptionGroup}
-    assert len(found["wide"].exceptions) == 5000
-    assert [e.args for e in found["wide"].exceptions[:3]] == [(0,), (1,), (2,)]
-    assert found["nested"].exceptions[0].message == "1998"
-    first, second = found["few"].exceptions
+    arrived = causes(wide=wide, nested=nested, few=few)
+    assert {type(error) for error in arrived.values()} == {ExceptionGroup}
+    assert len(arrived["wide"].exceptions) == 5000
+    assert [e.args for e in arrived["wide"].exceptions[:3]] == [(0,), (1,), (2,)]
+    assert arrived["nested"].exceptions[0].message == "1998"
+    first, second = arrived["few"].exceptions
     assert first.__cause__.args == (0,)
     assert first.__notes__ == ["a note"]
     assert second.args == ("x",)
-    for error in found.values():  # printed without a problem
+    for error in arrived.values():  # printed without a problem
         assert traceback.format_exception(error)
 
 
@@ -183,32 +183,32 @@ def with_data(size):
 
 
 def test_large_exceptions():
-    """What is too large to be sent arrives as a stand-in, with the beginning of its text."""
+    """An exception that is too large arrives as a stand-in, with the beginning of its text."""
     size = 50_000_000
-    found = causes(
+    arrived = causes(
         message=lambda: ValueError("x" * size),
         attribute=lambda: with_data(size),
         arguments=lambda: ValueError(*range(5_000_000)),
         small=lambda: with_data(100_000),
         wordy=Wordy,
     )
-    assert type(found["message"]) is StandInError
-    assert found["message"].type_name == "ValueError"
-    assert found["message"].message == f"{'x' * TEXT}... ({size:,} characters)"
-    assert str(found["attribute"]) == "OSError: with data"
-    assert found["arguments"].message.startswith("(0, 1, 2, 3")
-    assert found["small"].data == b"x" * 100_000
-    assert type(found["wordy"]) is Wordy
+    assert type(arrived["message"]) is StandInError
+    assert arrived["message"].type_name == "ValueError"
+    assert arrived["message"].message == f"{'x' * TEXT}... ({size:,} characters)"
+    assert str(arrived["attribute"]) == "OSError: with data"
+    assert arrived["arguments"].message.startswith("(0, 1, 2, 3")
+    assert arrived["small"].data == b"x" * 100_000
+    assert type(arrived["wordy"]) is Wordy
     for name in ("message", "attribute", "arguments"):
-        assert traceback.extract_tb(found[name].__traceback__)[-1].name == "throw"
-        assert "in throw" in found[name].traceback_text
+        assert traceback.extract_tb(arrived[name].__traceback__)[-1].name == "throw"
+        assert "in throw" in arrived[name].traceback_text
 
 
 # Pickling and printing
 
 
 class Strange(Exception):
-    """Whose methods are strange."""
+    """Has strange methods."""
 
     def __init__(self, reduce=None, text=None):
         super().__init__("strange")
@@ -254,9 +254,9 @@ def test_strange_ways_to_pickle(reduce):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        (leave, "(its text cannot be had: SystemExit)"),
-        (str, "(its text cannot be had: RecursionError)"),
-        (lambda _: 3, "(its text cannot be had: TypeError)"),
+        (leave, "(no text: str() raised SystemExit)"),
+        (str, "(no text: str() raised RecursionError)"),
+        (lambda _: 3, "(no text: str() raised TypeError)"),
         (lambda _: "\ud800", "\\ud800"),
         (lambda _: type("Text", (str,), {})("text"), "text"),
     ],
@@ -273,20 +273,20 @@ GO_ON = threading.Event()
 
 
 class Closed(Exception):
-    """Lets nobody look into it."""
+    """Raises whenever an attribute is read."""
 
     def __getattribute__(self, name):
         raise RuntimeError(name)
 
 
 def test_exceptions_that_cannot_be_looked_into():
-    """What no attribute can be read of has its type, its text and the user's frames."""
-    found = causes(
+    """An exception without readable attributes arrives with type, text and the user's frames."""
+    arrived = causes(
         closed=lambda: Closed("closed"), long=lambda: type("E" * 10**6, (Exception,), {})()
     )
-    assert str(found["closed"]) == "Closed: closed"
-    assert traceback.extract_tb(found["closed"].__traceback__)[-1].name == "throw"
-    assert type(found["long"]).__name__ == "E" * 10**6
+    assert str(arrived["closed"]) == "Closed: closed"
+    assert traceback.extract_tb(arrived["closed"].__traceback__)[-1].name == "throw"
+    assert type(arrived["long"]).__name__ == "E" * 10**6
 
 
 def hang(*_):
@@ -313,7 +313,7 @@ def test_user_code_that_hangs(monkeypatch):
 
     errors = run()
     assert str(errors["reduce"].__cause__) == "Strange: strange"
-    assert str(errors["text"].__cause__) == "Strange: (its text cannot be had)"
+    assert str(errors["text"].__cause__) == "Strange: (its text is not available)"
 
 
 class Frozen(Exception):
@@ -329,7 +329,7 @@ class Icy(Exception):
 
 
 class Demanding(Exception):
-    """Its __init__ asks for what its args are not."""
+    """Its __init__ takes other arguments than its args."""
 
     def __init__(self, code, *, reason):
         super().__init__(f"{code} because of {reason}")
@@ -356,7 +356,7 @@ def holding_itself():
 
 
 def test_what_exceptions_hold():
-    """What can be pickled arrives with the exception; where something cannot, a stand-in does."""
+    """Attributes that can be pickled arrive with the exception; otherwise a stand-in arrives."""
 
     def local():
         class Local(Exception):
@@ -364,7 +364,7 @@ def test_what_exceptions_hold():
 
         return Local("local")
 
-    found = causes(
+    arrived = causes(
         lock=lambda: holding(threading.Lock()),
         generator=lambda: holding(i for i in ()),
         future=lambda: holding(concurrent.futures.Future()),
@@ -380,18 +380,18 @@ def test_what_exceptions_hold():
         text=lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "wrong"),
     )
     for name in ("lock", "generator", "future", "frame"):
-        assert str(found[name]) == "RuntimeError: holding"
-    assert str(found["frozen"]) == "Frozen: frozen"
-    assert str(found["icy"]) == "Icy: 3"
-    assert len(traceback.extract_tb(found["traceback"].what)) == 41
-    assert found["error"].what.args == (1499,)
-    assert type(found["itself"]) is RuntimeError
-    assert type(found["local"]).__name__ == "Local"
-    assert type(found["demanding"]) is Demanding
-    assert str(found["demanding"]) == "3 because of this"
-    assert found["demanding"].code == 3
-    assert found["file"].filename == "name"
-    assert str(found["text"]).startswith("'utf-8' codec can't decode byte 0xff")
+        assert str(arrived[name]) == "RuntimeError: holding"
+    assert str(arrived["frozen"]) == "Frozen: frozen"
+    assert str(arrived["icy"]) == "Icy: 3"
+    assert len(traceback.extract_tb(arrived["traceback"].what)) == 41
+    assert arrived["error"].what.args == (1499,)
+    assert type(arrived["itself"]) is RuntimeError
+    assert type(arrived["local"]).__name__ == "Local"
+    assert type(arrived["demanding"]) is Demanding
+    assert str(arrived["demanding"]) == "3 because of this"
+    assert arrived["demanding"].code == 3
+    assert arrived["file"].filename == "name"
+    assert str(arrived["text"]).startswith("'utf-8' codec can't decode byte 0xff")
 
 
 # Types that mean something to others
@@ -416,7 +416,7 @@ SIGNALS = {
 
 @pytest.mark.parametrize("code", [throw, throw_later])
 def test_an_exception_is_no_signal(code):
-    """What a function raises is its failure, tried again and told, whatever others mean by it."""
+    """Whatever a function raises is its failure, retried and reported, whatever its type means."""
     errors = failures(makers=SIGNALS, code=code, retries=1)
     assert errors.keys() == SIGNALS.keys()
     for name, error in errors.items():
@@ -438,7 +438,7 @@ def test_an_exception_is_no_signal(code):
 
 @gen_cluster(client=True)
 async def test_policies_judge_whatever_is_raised(c, s, a, b):
-    """A retry policy is asked about every type."""
+    """A retry policy judges every type."""
     cases = {
         "given up": RetryPolicy(max_retries=2, give_up_on=(asyncio.CancelledError,)),
         "others": RetryPolicy(max_retries=2, give_up_on=(KeyError,)),
@@ -448,15 +448,15 @@ async def test_policies_judge_whatever_is_raised(c, s, a, b):
     dag = dag_of(
         *(Function(id=n, args=[], code=throw, extra_args=maker, retry=p) for n, p in cases.items())
     )
-    found = {}
+    counts = {}
     for name, run in (("cluster", execute(dag, on_error="continue")), ("local", None)):
         result = await run if run else execute_local(dag, on_error="continue")
-        found[name] = {id_: len(attempts) for id_, attempts in result.attempts.items()}
-    assert found["cluster"] == found["local"] == {"given up": 1, "others": 3, "named": 3}
+        counts[name] = {id_: len(attempts) for id_, attempts in result.attempts.items()}
+    assert counts["cluster"] == counts["local"] == {"given up": 1, "others": 3, "named": 3}
 
 
 def test_without_a_cluster():
-    """So it is in execute_local; Ctrl-C alone stops that."""
+    """The same goes for execute_local; only Ctrl-C stops it."""
     for name, make in SIGNALS.items():
         dag = dag_of(Function(id=name, args=[], code=throw, extra_args=[make], max_retries=0))
         if name == "interrupt":
@@ -482,7 +482,7 @@ class Odd(Exception, metaclass=Unasked):
 
 @gen_cluster(client=True)
 async def test_transforms(c, s, a, b):
-    """A transform's failure is as good as the function's own."""
+    """The failure of a transform is the failure of its function."""
 
     def endless_transform(data, source, target):
         return endless()
@@ -499,13 +499,13 @@ async def test_transforms(c, s, a, b):
 @pytest.mark.parametrize(
     ("policy", "match"),
     [
-        (RetryPolicy(give_up_on=(Odd,)), "'retry': cannot be asked: SystemExit"),
+        (RetryPolicy(give_up_on=(Odd,)), "'retry': cannot be evaluated: SystemExit"),
         (RetryPolicy(escalate=leave), "'retry.escalate': raised SystemExit"),
         (RetryPolicy(escalate=lambda *_: endless()), "'retry.escalate': raised RecursionError"),
     ],
 )
 def test_policies_that_fail(policy, match):
-    """A policy that cannot be asked is an error that names it."""
+    """A policy that cannot be evaluated is an error that names it."""
 
     @gen_cluster(client=True)
     async def run(c, s, a, b):
@@ -536,10 +536,10 @@ class Unopened:
 
 
 def test_arguments_that_cannot_be_opened():
-    """What fails before the function starts is its failure too."""
-    found = failures(makers={"endless": Unopened(endless), "leave": Unopened(leave)})
-    assert type(found["endless"].__cause__) is RecursionError
-    assert str(found["leave"].__cause__) == "SystemExit: "
+    """An error before the function starts is its failure, too."""
+    arrived = failures(makers={"endless": Unopened(endless), "leave": Unopened(leave)})
+    assert type(arrived["endless"].__cause__) is RecursionError
+    assert str(arrived["leave"].__cause__) == "SystemExit: "
 
 
 # What the user holds
@@ -572,7 +572,7 @@ def links(error):
 
 @gen_cluster(client=True)
 async def test_an_exception_that_a_function_keeps(c, s, a, b):
-    """Sending an exception leaves the one that the function holds as it was."""
+    """Sending an exception does not change the one that the function keeps."""
     KEPT.append(reasoned())
     before = links(KEPT[0])
     try:
@@ -597,7 +597,7 @@ async def test_an_exception_that_a_function_keeps(c, s, a, b):
     ids=["pickle", "dask", "packed", "copy"],
 )
 def test_a_failure_that_the_user_holds(journey):
-    """Pickling a failure leaves it, and its causes, as they were."""
+    """Pickling a failure changes neither it nor its causes."""
     dag = dag_of(Function(id="f", args=[], code=throw, extra_args=[reasoned], max_retries=0))
     with pytest.raises(FunctionFailedError) as caught:
         execute_local(dag)
@@ -631,7 +631,7 @@ def test_a_failure_of_a_nested_run():
 
 
 def test_a_partial_result_that_is_too_large():
-    """The failure of a nested run arrives as one, without the results if these are too large."""
+    """The failure of a nested run arrives as such, without the results if they are too large."""
     error = FunctionFailedError("f", (), "no")
     error.partial = b"x" * 50_000_000
     arrived = pickle.loads(pickle.dumps(packed(error)))
@@ -647,7 +647,7 @@ def exit_when_opened():
 
 
 def test_between_processes():
-    """The same where nothing is shared: deep stacks, long chains and strange types arrive."""
+    """The same with separate processes: deep stacks, long chains and strange types arrive."""
     makers = {
         "endless": endless,
         "chain": lambda: chained(1500, "__cause__"),

@@ -79,7 +79,7 @@ WAYS = {
 @pytest.mark.parametrize("code", [divide, divide_later])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_failure_is_short(client, way, code):
-    """The user's frames and the message; of ours and Dask's, what called execute() at most."""
+    """The user's frames and the message; of ours and Dask's, at most the call of execute()."""
     with pytest.raises(FunctionFailedError) as caught:
         WAYS[way](client, code)
     assert_short(caught.value)
@@ -87,7 +87,7 @@ def test_a_failure_is_short(client, way, code):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_failure_without_code_of_the_users(client, way):
-    """There is no traceback of a function that is not written in Python, nor ours in its place."""
+    """A function that is not written in Python has no traceback, and none of ours replaces it."""
     with pytest.raises(FunctionFailedError) as caught:
         WAYS[way](client, float)
     assert type(caught.value.__cause__) is ValueError
@@ -95,7 +95,7 @@ def test_a_failure_without_code_of_the_users(client, way):
 
 
 def test_again(client):
-    """A result that is asked for again shows the same."""
+    """Asking again for a result shows the same."""
     run = submit(failing(), client=client)
     lengths = set()
     for _ in range(3):
@@ -108,7 +108,7 @@ def test_again(client):
 
 @gen_cluster(client=True)
 async def test_asynchronous(c, s, a, b):
-    """So it is with an asynchronous client."""
+    """The same with an asynchronous client."""
     with pytest.raises(FunctionFailedError) as caught:
         await execute(failing())
     assert_short(caught.value)
@@ -119,7 +119,7 @@ async def test_asynchronous(c, s, a, b):
 
 
 def assert_short(error):
-    """Few lines, the user's code first, and nobody else's beside a frame of the client."""
+    """Few lines, the user's code first, and besides it only a frame of the client."""
     own = traceback.extract_tb(error.__cause__.__traceback__)
     assert [frame.filename for frame in own] == [__file__] * len(own)
     assert own[-1].line == "return x / 0"
@@ -145,7 +145,7 @@ def fails(key=None):
 
 @gen_cluster(client=True)
 async def test_a_failed_attempt_is_a_line(c, s, a, b):
-    """Each failed attempt is one line of the worker's log, which says what follows."""
+    """Each failed attempt writes one line to the worker's log, which says what follows."""
     with captured_logger("handoff_dask") as ours, captured_logger("distributed.worker") as dasks:
         dag = dag_of(Function(id="f", args=[], code=fails, max_retries=2), id="d")
         with pytest.raises(FunctionFailedError):
@@ -155,8 +155,8 @@ async def test_a_failed_attempt_is_a_line(c, s, a, b):
             await execute(dag_of(Function(id="g", args=[], code=fails, retry=policy), id="d"))
     failed = "failed: ValueError: several lines;"
     assert [line for line in ours.getvalue().splitlines() if "attempt" in line] == [
-        f"Function 'f' of DAG 'd': attempt 1 of 3 {failed} it is tried again",
-        f"Function 'f' of DAG 'd': attempt 2 of 3 {failed} it is tried again",
+        f"Function 'f' of DAG 'd': attempt 1 of 3 {failed} it will be retried",
+        f"Function 'f' of DAG 'd': attempt 2 of 3 {failed} it will be retried",
         f"Function 'f' of DAG 'd': attempt 3 of 3 {failed} no attempt is left",
         f"Function 'g' of DAG 'd': attempt 1 of 3 {failed} its retry policy allows no further "
         "attempt",
@@ -166,7 +166,7 @@ async def test_a_failed_attempt_is_a_line(c, s, a, b):
 
 @pytest.mark.parametrize("by_handler", [False, True])
 def test_quiet_workers(by_handler, monkeypatch):
-    """Where Dask's workers are to be quiet, as with silence_logs, nothing is logged."""
+    """Nothing is logged if Dask's workers are silenced, for example by silence_logs."""
     dasks = logging.getLogger("distributed.worker")
 
     @gen_cluster(client=True)
@@ -190,7 +190,7 @@ def test_quiet_workers(by_handler, monkeypatch):
 
 @gen_cluster(client=True)
 async def test_the_log_of_others(c, s, a, b):
-    """What plain Dask logs of its own tasks stays; after uninstall, nobody looks at the log."""
+    """Plain Dask still logs its own tasks; after uninstall, nothing filters the log."""
     filters = list(logging.getLogger("distributed.worker").filters)
     with pytest.raises(FunctionFailedError):
         await execute(dag_of(Function(id="f", args=[], code=fails, max_retries=0)))
@@ -207,7 +207,7 @@ async def test_the_log_of_others(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_errors_name_workers(c, s, a):
-    """Where a worker has a name, errors tell it."""
+    """Errors include the name of a worker if it has one."""
     with pytest.raises(AllocationError, match=rf"nearest is {a.address} \({a.name}\): needs gpu"):
         await execute(dag_of(Function(id="f", args=[], code=int, cost={"gpu": 9})))
 

@@ -1,4 +1,4 @@
-"""Errors in code that travels by value name the user's file and line."""
+"""Errors in code that is pickled by value name the user's file and line."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run_as_main(path, source=SCRIPT):
 
 @pytest.fixture
 def main(tmp_path):
-    """What the user's script, ``pipeline.py``, defines."""
+    """The definitions of the user's script, ``pipeline.py``."""
     path = tmp_path / "pipeline.py"
     path.write_text(SCRIPT)
     return run_as_main(path)
@@ -120,7 +120,7 @@ def test_a_script(main, tmp_path):
 
 
 def test_a_callable_among_the_arguments(main, tmp_path):
-    """So it is with what a function is given."""
+    """The same goes for a function's arguments."""
 
     @gen_cluster(client=True)
     async def run(c, s, a, b):
@@ -133,7 +133,7 @@ def test_a_callable_among_the_arguments(main, tmp_path):
 
 
 def test_the_code_of_a_retry_policy(main, tmp_path):
-    """So it is with a policy's code."""
+    """The same goes for a policy's code."""
 
     @gen_cluster(client=True)
     async def run(c, s, a, b):
@@ -145,7 +145,7 @@ def test_the_code_of_a_retry_policy(main, tmp_path):
 
 
 def test_a_cell_of_a_notebook():
-    """A cell has no file: its lines are shown where the notebook runs."""
+    """A cell has no file: its lines are shown in the notebook."""
     name = "/tmp/ipykernel_7/1234.py"
     linecache.cache[name] = len(SCRIPT), None, SCRIPT.splitlines(keepends=True), name
     try:
@@ -156,7 +156,7 @@ def test_a_cell_of_a_notebook():
 
 
 def test_a_module_that_travels(tmp_path, monkeypatch):
-    """A module registered with cloudpickle is the user's own as well."""
+    """A module registered with cloudpickle counts as the user's code."""
     path = tmp_path / "handoff_users_module.py"
     path.write_text(SCRIPT)
     monkeypatch.syspath_prepend(tmp_path)

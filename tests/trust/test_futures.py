@@ -1,4 +1,4 @@
-"""Dask's own objects as arguments: futures are resolved, what is no value is refused."""
+"""Dask objects as arguments: futures are resolved, and objects that are not values are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def use(data, source, target, value):
 
 
 def ways(future):
-    """Return, by name, a function that is given a future, and what it makes of the result, 42."""
+    """Return, by name, a function with a future, and what it makes of the future's result, 42."""
     ordered = collections.OrderedDict(a=future)
     listing = [future]
     listing.append(listing)
@@ -91,7 +91,7 @@ WAYS = list(ways(None))
 
 @gen_cluster(client=True)
 async def test_futures_are_resolved(c, s, a, b):
-    """Wherever among the arguments a future is: the function gets the result, in its place."""
+    """Wherever a future is among the arguments, the function gets its result in that place."""
     future = c.submit(lambda: 42, key="answer")
     for name, (fields, expected) in ways(future).items():
         dag = dag_of(*functions_with(future, **fields), id=name)
@@ -110,7 +110,7 @@ def client():
 
 
 def test_execute_local_waits_for_futures(client):
-    """In this process too, futures stand for their results; a failed one fails its function."""
+    """In this process, too, futures are replaced by results; a failed one fails its function."""
     future = client.submit(lambda: 42)
     for name, (fields, expected) in ways(future).items():
         dag = dag_of(*functions_with(future, **fields))
@@ -129,7 +129,7 @@ def test_execute_local_waits_for_futures(client):
 
 
 def test_synchronous_runs(client):
-    """A future of the run before is one of the same client."""
+    """Futures of an earlier run belong to the same client."""
     first = submit(dag_of(Function("a", [], int, [3])), client=client)
     second = execute(dag_of(Function("b", [], int, [first.futures["a"]])), client=client)
     assert second.results == {"b": 3}
@@ -137,7 +137,7 @@ def test_synchronous_runs(client):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 4)])
 async def test_a_future_of_the_future(c, s, a):
-    """A result that is still to come is waited for, though nobody else holds the future."""
+    """A pending result is waited for even if nobody else holds the future."""
     event = Event("go")
 
     def wait():
@@ -159,7 +159,7 @@ async def test_a_future_of_the_future(c, s, a):
 
 @gen_cluster(client=True)
 async def test_results_of_another_run(c, s, a, b):
-    """A run's futures are arguments of the next, before and after that run has ended."""
+    """A run's futures can be arguments of the next, before and after that run has ended."""
     first = await submit(dag_of(Function("a", [], lambda: [1, 2]), Function("b", ["a"], len)))
     one = await submit(dag_of(Function("c", [], same, [first.futures["a"], first.futures["b"]])))
     await first.result()
@@ -182,7 +182,7 @@ async def test_many_futures(c, s, a, b):
 @pytest.mark.parametrize("done", [True, False], ids=["before", "meanwhile"])
 @pytest.mark.parametrize("on_error", ["raise", "continue"])
 def test_a_future_that_fails(done, on_error):
-    """Its function never starts: the error names the future, and has its exception as cause."""
+    """Its function never starts: the error names the future, and its cause is that exception."""
 
     @gen_cluster(client=True, nthreads=[("127.0.0.1", 4)])
     async def check(c, s, a):
@@ -229,7 +229,7 @@ def test_a_future_that_fails(done, on_error):
 
 @gen_cluster(client=True)
 async def test_a_future_that_is_cancelled(c, s, a, b):
-    """Before the run: refused. Meanwhile: the run is cancelled with it, as Dask's tasks are."""
+    """Before the run it is refused; during the run, the run is cancelled, as Dask tasks are."""
     future = c.submit(lambda: Event("go").wait())
     run = await submit(dag_of(Function("f", [], same, [future])))
     await future.cancel()
@@ -243,7 +243,7 @@ async def test_a_future_that_is_cancelled(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_future_of_another_client(c, s, a, b):
-    """It is refused before anything is sent, with the form to use."""
+    """It is refused before anything is sent, and the error says what to use."""
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
         future = other.submit(lambda: 42)
         for name, (fields, _) in ways(future).items():
@@ -259,7 +259,7 @@ async def test_a_future_of_another_client(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_a_future_for_an_id(c, s, a, b):
-    """Values are no ids: a future among the args is refused, with the field that it belongs in."""
+    """Values are not ids: a future among the args is refused, with the field to use instead."""
     for future in (c.submit(int), concurrent.futures.Future()):
         with pytest.raises(InvalidFunctionError, match=r"extra_args") as caught:
             await submit(dag_of(Function("f", [future], same)))
@@ -276,7 +276,7 @@ class Box:
 
 @gen_cluster(client=True)
 async def test_futures_out_of_reach(c, s, a, b):
-    """A future where no result can take its place is refused, not sent as something useless."""
+    """A future that cannot be replaced by its result is refused instead of sent."""
     future = c.submit(lambda: 42)
     Function("x", [], int)
     for field, fields in [
@@ -319,7 +319,7 @@ def refused():
 @pytest.mark.parametrize("type_", ["regular", "inline"])
 @pytest.mark.parametrize(("field", "fields"), refused())
 def test_collections_are_refused(field, fields, type_):
-    """What has yet to be computed is no value and no code: validate() says so, and what to give."""
+    """validate() refuses uncomputed collections as values and as code, and says what to pass."""
     dag = dag_of(
         Function("x", [], int),
         Function(**{"id": "f", "args": [], "code": same, "type": type_, **fields}),
@@ -332,7 +332,7 @@ def test_collections_are_refused(field, fields, type_):
 
 
 def test_collections_as_objects_of_the_users():
-    """Code that computes a collection of its own is the user's business."""
+    """Code may compute a collection of its own."""
     value = delayed(int)(3)
     dag = dag_of(Function("f", [], lambda: value.compute(scheduler="sync")))
     assert execute_local(dag).results == {"f": 3}
@@ -369,7 +369,7 @@ async def later():
     ids=["generator", "coroutine", "future of asyncio", "future of a pool"],
 )
 def test_what_cannot_travel_names_its_field(make):
-    """What only this process can wait for: the error names function and field."""
+    """For objects that only this process can wait for, the error names function and field."""
 
     @gen_cluster(client=True)
     async def check(c, s, a, b):
@@ -396,7 +396,7 @@ async def test_futures_in_a_nested_run(c, s, a):
 
 
 def test_without_a_client(client):
-    """The embedded cluster is another than that of a future, which is refused."""
+    """A future of another cluster than the embedded one is refused."""
     future = client.submit(lambda: 42)
     with pytest.raises(InvalidFunctionError, match="another client"):
         execute(dag_of(Function("f", [], same, [future])))

@@ -1,4 +1,4 @@
-"""Values that cannot reach the function that needs them: said soon, by name, others unhurt."""
+"""Values that cannot reach their consumer are reported soon, by name; others are unaffected."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def pair(name, make, a, b):
 
 @on_cluster()
 async def test_unusable_values(c, s, a, b):
-    """Each consumer fails and names the producer, the type and why, and never started."""
+    """Each consumer fails without a start, and names the producer, the type and the reason."""
     run = await submit(
         dag_of(
             *(f for name, (make, *_) in UNUSABLE.items() for f in pair(name, make, a, b)),
@@ -129,7 +129,7 @@ async def test_unusable_values(c, s, a, b):
 
 @pytest.mark.parametrize("max_retries", [0, 5])
 def test_ends_the_run(max_retries):
-    """Whatever the retries, the run ends with the consumer's failure."""
+    """The run ends with the consumer's failure, whatever its retries."""
 
     @on_cluster()
     async def test(c, s, a, b):
@@ -182,7 +182,7 @@ class Fickle:
 
 @on_cluster()
 async def test_a_mended_value(c, s, a, b):
-    """A value that arrives on the second try is used."""
+    """A value that arrives at the second try is used."""
     OPENED.clear()
     run = await submit(dag_of(*pair("use", Fickle, a, b)), results=["use"])
     result = await run.result(10)
@@ -193,7 +193,7 @@ async def test_a_mended_value(c, s, a, b):
 
 @on_cluster()
 async def test_serialized_values(c, s, a, b):
-    """What a serializer returns has to be sendable; the error names the function it is for."""
+    """The result of a serializer must be sendable; otherwise the error names the consumer."""
     make_numbers = Argument("make", lambda *_: numbers(), lambda data, *_: data)
     run = await submit(
         dag_of(
@@ -212,7 +212,7 @@ async def test_serialized_values(c, s, a, b):
 
 @on_cluster(worker_kwargs={"validate": False})
 async def test_plain_tasks(c, s, a, b):
-    """A plain task that waits for such a value is left to Dask, and spares no function the end."""
+    """A plain task that waits for such a value is left to Dask; functions fail all the same."""
     run = await submit(
         dag_of(
             *pair("use", numbers, a, b),
@@ -239,7 +239,7 @@ async def test_plain_tasks(c, s, a, b):
 
 @on_cluster(nthreads=[("127.0.0.1", 16)] * 2)
 async def test_in_one_message(c, s, a, b):
-    """Sound values arrive that came in one message with others: of the run, and of plain tasks."""
+    """Good values in the same message as bad ones arrive, for the run and for plain tasks."""
     a.handlers["get_data"] = refuse
     plain = c.submit(len, c.submit(bytes, 7, workers=a.address), workers=b.address)
     names = ["a generator", "no module", *range(8)]
@@ -296,7 +296,7 @@ class Trickle:
 
 @impatient()
 async def test_a_slow_transfer(c, s, a, b):
-    """A transfer that makes progress is never cut off, though it takes many times the limit."""
+    """A transfer that makes progress is never aborted, even if it takes many times the limit."""
     await install(c)
     Trickle(a, b, pieces=12)
     run = await submit(dag_of(*pair("use", lambda: bytes(100_000), a, b)), results=["use"])
@@ -340,7 +340,7 @@ def silence(worker):
 
 @pytest.mark.parametrize("how", ["silent", "unreachable"])
 def test_lost_on_the_way(how):
-    """A value that does not arrive is computed again elsewhere; the run goes on."""
+    """A value that does not arrive is computed again elsewhere, and the run continues."""
 
     @gen_cluster(nthreads=ON_THREE, client=True, config={"handoff.fetch-timeout": "300ms"})
     async def test(c, s, a, b, d):
@@ -379,7 +379,7 @@ def test_lost_on_the_way(how):
 
 @impatient()
 async def test_a_busy_worker(c, s, a, b):
-    """Whoever is told to come back later waits, and explain() says what is fetched from where."""
+    """A worker told to come back later waits, and explain() says what it fetches from where."""
     await install(c)
     a.handlers["get_data"] = refuse
     looks = looks_at(b)
@@ -404,7 +404,7 @@ async def test_a_busy_worker(c, s, a, b):
 
 @impatient()
 async def test_lost_twice(c, s, a, b):
-    """A value that never arrives fails its consumer, though others use it where it is."""
+    """A value that never arrives fails its consumer; others can still use it where it is."""
     a.handlers["get_data"] = never
     run = await submit(
         dag_of(*pair("use", int, a, b), Function(id="a", args=[], code=where)), results=["use"]
@@ -419,7 +419,7 @@ async def test_lost_twice(c, s, a, b):
 
 
 def test_progress():
-    """Progress is a change of the amount within a phase; a new phase by itself is none."""
+    """Progress is a change of the amount within a phase; a new phase is not progress."""
     progress = Progress()
     assert progress.idle("x", [("receiving", 0)], now=1) == 0
     assert progress.idle("x", [("receiving", 0)], now=2) == 1

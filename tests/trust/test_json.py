@@ -1,4 +1,4 @@
-"""JSON of whatever users' programs hold: exact or left out, and never an error after a run."""
+"""Values of users' programs as JSON: exact or left out, and never an error after a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from handoff_dask import ExecutionResult, Function
-from handoff_dask.cli.failing import Problem
-from handoff_dask.cli.output import File, as_json, labels, write_result
+from handoff_dask.cli.exit_codes import Problem
+from handoff_dask.cli.result_files import OutputFile, as_json, labels, write_result
 from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
 
 
 class Odd:
-    """Neither its text nor its attributes can be had."""
+    """Raises for its text and for its attributes."""
 
     def __repr__(self):
         raise RuntimeError("no text")
@@ -42,7 +42,7 @@ class Alike:
 
 
 class Once:
-    """Arrives, and cannot be sent on."""
+    """Can be sent once, and not again."""
 
     def __reduce__(self):
         raise TypeError("not twice")
@@ -93,9 +93,9 @@ def strict(text):
 )
 def test_what_json_holds(value, held):
     """Numbers of any type, small arrays and tuples, and what is in them."""
-    found = jsonable.exact(value)
-    assert found == held and type(found) is type(held)
-    assert strict(json.dumps(found, allow_nan=False)) == held
+    converted = jsonable.exact(value)
+    assert converted == held and type(converted) is type(held)
+    assert strict(json.dumps(converted, allow_nan=False)) == held
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_json_holds(value, held):
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_json_cannot_hold(value):
-    """What would not come back as it was; nothing is bent to fit."""
+    """Values that JSON would change are refused, not converted."""
     with pytest.raises(jsonable.NotJSONError, match=type(value).__name__):
         jsonable.exact(value)
 
@@ -121,21 +121,21 @@ def test_facts_are_never_refused():
         Odd(): {"odd": Odd(), "bytes": b"b", "circle": circle()},
         np.int64(2): ({1: np.nan},),
     }
-    found = jsonable.loose(facts)
-    assert found["('a', 1)"] == [1, 1 / 3, None, None]
-    assert found["<Odd whose repr raises RuntimeError>"]["bytes"] == "b'b'"
-    strict(json.dumps(found, allow_nan=False))
+    converted = jsonable.loose(facts)
+    assert converted["('a', 1)"] == [1, 1 / 3, None, None]
+    assert converted["<Odd whose repr raises RuntimeError>"]["bytes"] == "b'b'"
+    strict(json.dumps(converted, allow_nan=False))
 
 
 def test_ids_that_read_the_same():
-    """Each has a label of its own, also those whose repr is no help."""
+    """Each one has its own label, even if their reprs are useless."""
     ids = ["a", Alike(), Alike(), Odd(), Odd(), "<Alike>", 1, "1"]
-    found = labels(ids)
-    assert list(found) == ids and len(set(found.values())) == len(ids)
+    converted = labels(ids)
+    assert list(converted) == ids and len(set(converted.values())) == len(ids)
 
 
 def odd_result():
-    """A run of which nothing is ordinary."""
+    """A run with nothing but unusual values."""
     good, bad, odd = ("x", np.int64(1)), frozenset({"bad"}), Odd()
     cost = {"cpu": np.int64(1), "memory": Fraction(1, 3), "gpu": np.float32(0.5)}
     tried = (Attempt(1, "tcp://a", "a", "h", 1.0, 2.0, cost=cost, message="\udcff"),)
@@ -151,8 +151,8 @@ def odd_result():
 
 
 def test_a_file_of_an_odd_result(tmp_path):
-    """All that JSON can hold is there, and what it cannot is named with its type."""
-    file = File(tmp_path / "out.json")
+    """Everything that JSON can hold is written; the rest is named with its type."""
+    file = OutputFile(tmp_path / "out.json")
     left_out = write_result(file, odd_result())
     document = strict((tmp_path / "out.json").read_text())
     assert document["results"] == {labels([("x", np.int64(1))])[("x", 1)]: {"n": 3}}
@@ -166,15 +166,15 @@ def test_a_file_of_an_odd_result(tmp_path):
 
 
 def test_a_pickle_of_an_odd_result(tmp_path):
-    """What cannot be pickled here is left out, and named with its type."""
-    left_out = write_result(File(tmp_path / "out.pkl"), odd_result())
+    """Values that cannot be pickled are left out, and named with their types."""
+    left_out = write_result(OutputFile(tmp_path / "out.pkl"), odd_result())
     document = pickle.loads((tmp_path / "out.pkl").read_bytes())
     assert left_out == ["once"] and document["left_out"] == {"once": "Once"}
     assert document["results"]["huge"] == 10**5000 and len(document["results"]) == 4
 
 
 def test_the_document_of_plain_values_is_as_it_was():
-    """What JSON holds by itself is not touched."""
+    """Values that JSON can hold are unchanged."""
     result = ExecutionResult("d", {"a": [1, {"b": None}]}, allocations={"a": "tcp://a"})
     document, left_out = as_json(result)
     assert document == {**result.as_dict(), "left_out": {}} and left_out == []
@@ -182,10 +182,10 @@ def test_the_document_of_plain_values_is_as_it_was():
 
 @pytest.mark.parametrize("name", ["loop.json", "a" * 300 + ".json", "missing/out.json", "folder"])
 def test_a_file_that_cannot_be_written_is_found_out_first(tmp_path, name):
-    """Whatever is wrong with the path, the error names it before anything runs."""
+    """If anything is wrong with the path, the error names it before anything runs."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop.json").symlink_to("loop.json")
     with pytest.raises(Problem, match=f"cannot write .*{name}") as caught:
-        File(tmp_path / name)
+        OutputFile(tmp_path / name)
     assert caught.value.code == 2
     assert sorted(os.listdir(tmp_path)) == ["folder", "loop.json"]

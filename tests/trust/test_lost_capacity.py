@@ -1,4 +1,4 @@
-"""How long a run waits for a capacity that is not there, and what comes back with a worker."""
+"""How long a run waits for missing capacity, and what a returning worker brings back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def licensed(id=1):
 
 
 async def held(run):
-    """Wait until all that is left of a run is held."""
+    """Wait until all unfinished functions of a run are held."""
     while (await run.progress())["held"] != 1:
         await asyncio.sleep(0.01)
 
@@ -54,7 +54,7 @@ async def test_a_placement_timeout_replaces_the_grace(c, s, a):
 
 @gen_cluster(client=True, nthreads=ONE, config={"handoff.lost-capacity-grace": "1ms"})
 async def test_a_longer_placement_timeout(c, s, a):
-    """It is waited for beyond the grace, too, also by what becomes ready later."""
+    """It is waited for beyond the grace period, also by functions that become ready later."""
     dag = dag_of(
         Function(id="first", args=[], code=int),
         Function(id="then", args=["first"], code=lambda _: where(), cost={"licence": 1}),
@@ -69,7 +69,7 @@ async def test_a_longer_placement_timeout(c, s, a):
 
 @gen_cluster(client=True, nthreads=ONE, config=PATIENT)
 async def test_each_run_has_its_own_time(c, s, a):
-    """Runs that wait for the same are refused each in its time, from when it began to wait."""
+    """Runs that wait for the same capacity are each refused after their own time."""
     patient = await submit(licensed(), placement_timeout=LONG)
     await held(patient)
     started = time.monotonic()
@@ -82,7 +82,7 @@ async def test_each_run_has_its_own_time(c, s, a):
 
 @gen_cluster(client=True, nthreads=TWO, config=PATIENT)
 async def test_what_was_lost_is_waited_for(c, s, a, b):
-    """By a run under way and by new ones; a worker that comes back serves them all."""
+    """Active and new runs wait for it; a worker that returns serves them all."""
     await register_node(b.address, {"licence": 1})
     running = await submit(
         dag_of(Function(id=1, args=[], code=hold, extra_args=["x"], cost={"licence": 1})),
@@ -105,7 +105,7 @@ async def test_what_was_lost_is_waited_for(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=TWO, config={"handoff.lost-capacity-grace": "100ms"})
 async def test_what_was_lost_for_good(c, s, a, b):
-    """When the grace is over, it is an error, for a run that waited and for a new one."""
+    """After the grace period it is an error, for waiting runs and for new ones."""
     await register_node(b.address, {"licence": 1})
     await b.close()
     await until(lambda: len(s.workers) == 1)
@@ -153,7 +153,7 @@ async def test_what_was_withdrawn_is_not_waited_for(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[], config=PATIENT)
 async def test_workers_that_come_one_by_one(c, s):
-    """On a cluster that has none yet, the first ones are no verdict on what may still come."""
+    """On a cluster without workers, the first ones do not decide what may still come."""
     dag = dag_of(
         Function(id=1, args=[], code=where, node="first"),
         Function(id=2, args=[1], code=lambda _: where(), cost={"licence": 1}),
@@ -206,7 +206,7 @@ async def test_a_declaration_comes_back_with_the_worker(c, s):
 
 @gen_cluster(client=True, nthreads=ONE)
 async def test_what_the_operator_changed_since(c, s, a):
-    """A worker that comes back with another declaration of its operator keeps that."""
+    """A worker that returns with another declaration by its operator keeps that."""
     async with Worker(s.address, nthreads=1, name="w", resources={"GPU": 2}) as w:
         await register_node(w.address, {"gpu": 1, "licence": 1})
     async with Worker(s.address, nthreads=1, name="w", resources={"GPU": 4}) as w:
@@ -218,7 +218,7 @@ async def test_what_the_operator_changed_since(c, s, a):
 
 @gen_cluster(client=True, nthreads=ONE, Worker=Nanny, timeout=120)
 async def test_restart_leaves_nothing_of_a_run(c, s, a):
-    """No keeper of a detached run, no record; the next run needs no new plugin."""
+    """Leaves no keeper of a detached run and no record; the next run needs no new plugin."""
     done = Function(id="done", args=[], code=int)
     held = Function(id="held", args=[], code=int, cost={"licence": 1})
     run = await submit(dag_of(done, held), detach=True, placement_timeout=LONG)
@@ -227,7 +227,7 @@ async def test_restart_leaves_nothing_of_a_run(c, s, a):
     plugin = s.plugins["handoff"]
     await c.restart()
     assert not keepers(s)
-    assert not plugin.runs and not plugin.records
+    assert not plugin.runs and not plugin.functions
     assert await list_runs() == []
     assert set((await execute(dag_of(Function(id=1, args=[], code=int)))).results) == {1}
     assert s.plugins["handoff"] is plugin and "handoff" in s.task_metadata
@@ -235,7 +235,7 @@ async def test_restart_leaves_nothing_of_a_run(c, s, a):
 
 @gen_cluster(client=True, nthreads=TWO)
 async def test_no_keeper_stays_whatever_ends_a_run(c, s, a, b):
-    """Tasks of a detached run that others cancel take its keeper along."""
+    """Cancelling the tasks of a detached run also removes its keeper."""
     run = await submit(dag_of(Function(id=1, args=[], code=int)), detach=True)
     await run.result()
     followed = await get_run("a dag")

@@ -1,4 +1,4 @@
-"""Functions that start runs of their own and wait for them, in every way that user code has."""
+"""Functions that start runs and wait for them, in every way that user code can."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def after_secede_and_rejoin():
 
 
 def before_secede():
-    found = value()
+    outcome = value()
     secede()
     rejoin()
-    return found
+    return outcome
 
 
 def before_a_worker_client():
-    found = value()
+    outcome = value()
     with worker_client() as client:
-        return client.submit(int, str(found), pure=False).result()
+        return client.submit(int, str(outcome), pure=False).result()
 
 
 def submitted_and_awaited():
@@ -96,8 +96,8 @@ async def in_a_thread_of_a_coroutine():
 
 
 async def in_many_threads_of_a_coroutine():
-    found = await asyncio.gather(*(asyncio.to_thread(value, str(i)) for i in range(5)))
-    assert found == list(range(5))
+    outcome = await asyncio.gather(*(asyncio.to_thread(value, str(i)) for i in range(5)))
+    assert outcome == list(range(5))
     return 7
 
 
@@ -123,18 +123,18 @@ def in_a_worker_client_and_a_thread():
 def in_threads():
     client = get_client()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: value(str(i), client=client), range(8)))
-    assert found == list(range(8))
+        outcome = list(pool.map(lambda i: value(str(i), client=client), range(8)))
+    assert outcome == list(range(8))
     return 7
 
 
 def in_a_thread_without_a_client():
-    found = []
-    thread = threading.Thread(target=lambda: found.append((value(), get_client().id)))
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append((value(), get_client().id)))
     thread.start()
     thread.join()
-    assert found[0][1] == get_client().id
-    return found[0][0]
+    assert outcome[0][1] == get_client().id
+    return outcome[0][0]
 
 
 PROGRAMS = [
@@ -165,7 +165,7 @@ def slots(scheduler, worker):
 @pytest.mark.parametrize("program", PROGRAMS)
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_a_function_waits_for_a_run(c, s, a, program):
-    """On a worker of one thread: whatever way a function waits, its run gets that thread."""
+    """On a worker with one thread, however a function waits, its run gets that thread."""
     for _ in range(2):
         result = await execute(dag_of(Function(id="outer", args=[], code=program)), max_retries=0)
         assert result.results == {"outer": 7}
@@ -178,7 +178,7 @@ async def test_a_function_waits_for_a_run(c, s, a, program):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_other_code_on_a_worker_waits_for_a_run(c, s, a):
-    """Transforms and tasks of plain Dask may wait for a run, too."""
+    """Transforms and plain Dask tasks may wait for a run, too."""
     plus = lambda data, source, target: data + value()  # noqa: E731
     dag = dag_of(
         Function(id="one", args=[], code=int, extra_args=["1"]),
@@ -191,7 +191,7 @@ async def test_other_code_on_a_worker_waits_for_a_run(c, s, a):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True, timeout=20)
 async def test_who_seceded_has_no_slot(c, s, a):
-    """The slot of a function that called secede() itself is for another function."""
+    """The slot of a function that called secede() is used by another function."""
 
     def outer():
         secede()
@@ -210,19 +210,19 @@ async def test_who_seceded_has_no_slot(c, s, a):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1)], client=True)
 async def test_current_in_threads_of_a_function(c, s, a):
-    """A thread that has the function's context knows whose it is, also in a second attempt."""
+    """A thread with the function's context knows its function, also in a second attempt."""
 
     async def who():
-        found = await asyncio.to_thread(current)
-        assert found.attempt == 2, "the first attempt fails"
-        return found
+        outcome = await asyncio.to_thread(current)
+        assert outcome.attempt == 2, "the first attempt fails"
+        return outcome
 
     def plain():
         return current()
 
     dag = dag_of(Function(id="who", args=[], code=who, cost={"cpu": 0.5}), id="d")
-    found = (await execute(dag)).results["who"]
-    assert (found.id, found.dag_id, found.attempt, found.cost) == ("who", "d", 2, {"cpu": 0.5})
+    ran = (await execute(dag)).results["who"]
+    assert (ran.id, ran.dag_id, ran.attempt, ran.cost) == ("who", "d", 2, {"cpu": 0.5})
 
     def ask():
         return get_client().submit(plain, pure=False).result(), current().id
@@ -249,7 +249,7 @@ def client():
 
 
 def by_value(program):
-    """Return a function that a worker process, which cannot import this module, can have."""
+    """Return a function that can be sent to a worker process that cannot import this module."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         packed = cloudpickle.dumps(program)
@@ -257,8 +257,8 @@ def by_value(program):
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
     def unpacked():
-        found = pickle.loads(packed)()
-        return asyncio.run(found) if inspect.iscoroutine(found) else found
+        outcome = pickle.loads(packed)()
+        return asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome
 
     return unpacked
 
@@ -274,6 +274,6 @@ def by_value(program):
     ],
 )
 def test_a_function_in_a_process_of_its_own_waits_for_a_run(client, program):
-    """Where only functions run, any thread that waits there waits on behalf of one."""
+    """If a process runs only functions, any thread that waits there waits on behalf of one."""
     run = submit(dag_of(Function(id="outer", args=[], code=by_value(program))), max_retries=0)
     assert run.result(timeout=30).results == {"outer": 7}

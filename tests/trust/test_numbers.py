@@ -1,4 +1,4 @@
-"""Numbers of whatever type become int or float when they come in."""
+"""Numbers of any type become int or float."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_numbers_come_in_as_python_has_them(number):
     "value", [numpy.bool_(True), True, 1j, numpy.nan, numpy.float32("inf"), "1", 10**400, None]
 )
 def test_what_is_no_number_is_still_none(value):
-    """It is refused, and shown."""
+    """It is refused, and the error shows it."""
     with pytest.raises(InvalidFunctionError) as caught:
         dag_of(Function("f", [], int, cost={"cpu": value})).validate()
     assert caught.value.field == "cost"
@@ -93,15 +93,15 @@ def test_what_is_no_number_is_still_none(value):
 def test_a_plan_of_such_numbers():
     """Capabilities, durations and overhead too."""
     dag = dag_of(Function("f", [], int, cost={"cpu": numpy.float32(0.5)}))
-    found = plan(
+    prediction = plan(
         dag,
         {"w": {"cpu": numpy.int64(1)}},
         {"f": Fraction(1, 2)},
         overhead=Fraction(0),
         max_concurrency=numpy.int64(1),
     )
-    assert of_python(found.makespan) and found.makespan == 0.5
-    json.dumps([found.utilisation, found.timeline["w"]])
+    assert of_python(prediction.makespan) and prediction.makespan == 0.5
+    json.dumps([prediction.utilisation, prediction.timeline["w"]])
 
 
 def hold():
@@ -115,7 +115,7 @@ def fail():
 
 @on_cluster()
 async def test_results_and_routes_are_json(c, s, a, b):
-    """What such numbers end up in can be written: a result's file, the dashboard's JSON."""
+    """Files and JSON with such numbers can be written."""
     worker = next(iter(await discover_nodes()))
     offered = await register_node(worker, {"licence": numpy.int64(2), "half": Fraction(1, 2)})
     assert of_python(offered)
@@ -142,7 +142,7 @@ async def test_results_and_routes_are_json(c, s, a, b):
 
 
 def test_a_local_result_is_json():
-    """In this process too."""
+    """The same in this process."""
     result = execute_local(
         dag_of(Function("f", [], int, cost={"cpu": numpy.int64(1)})), max_retries=numpy.int64(1)
     )
@@ -150,7 +150,7 @@ def test_a_local_result_is_json():
 
 
 def test_the_embedded_cluster():
-    """And where execute() starts its own workers."""
+    """The same if execute() starts its own workers."""
     dag = dag_of(Function("f", [], int, cost={"cpu": numpy.int64(1), "memory": Fraction(1, 2)}))
     result = execute(dag, timeout=Fraction(60), max_concurrency=numpy.int64(1))
     json.dumps(result.as_dict())
@@ -162,7 +162,7 @@ LARGE = [2**63 - 1, 2**63, 10**30]
 @pytest.mark.parametrize("amount", LARGE)
 @on_cluster(timeout=60)
 async def test_large_numbers_break_no_connection(c, s, a, b, amount):
-    """What Dask's messages cannot hold becomes a float; amounts are claimed as declared."""
+    """Numbers that Dask's messages cannot hold become floats; amounts are claimed as declared."""
     other = c.submit(int, 7)
     await register_node(a.address, {"tokens": amount})
     policy = RetryPolicy(1, escalate=lambda attempt, cost, error: {"tokens": amount})
@@ -180,7 +180,7 @@ async def test_large_numbers_break_no_connection(c, s, a, b, amount):
 
 @on_cluster()
 async def test_counts_without_bound(c, s, a, b):
-    """Any whole number of retries will do, whatever Dask's messages can hold."""
+    """Any whole number of retries works, even one that Dask's messages cannot hold."""
     count = 10**30
     functions = [
         Function("own", [], fail_once, max_retries=count),

@@ -1,4 +1,4 @@
-"""Every start of a function has objects of its own: no state goes from one start to another."""
+"""Every start of a function has its own objects: no state passes from one start to another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ on_one_worker = functools.partial(gen_cluster, nthreads=[("127.0.0.1", 2)], clie
 
 
 class Scaler:
-    """Keeps every row that it saw."""
+    """Keeps every row that it has seen."""
 
     def __init__(self):
         self.rows = []
@@ -114,7 +114,7 @@ def test_code_with_state(make, shared):
 
 @on_one_worker()
 async def test_arguments_with_state(c, s, a):
-    """Arguments too, whichever way they are given and whatever their size."""
+    """The same goes for arguments, however they are passed and whatever their size."""
 
     def add(rows, more):
         rows.append(1)
@@ -133,7 +133,7 @@ async def test_arguments_with_state(c, s, a):
 
 @on_one_worker()
 async def test_arrays_are_writable(c, s, a):
-    """A start may write into its arrays, small or large, its own or shared; no other sees it."""
+    """A start may write into its arrays, small or large, shared or not; no other start sees it."""
 
     def add_one(array, other):
         array += 1
@@ -150,7 +150,7 @@ async def test_arrays_are_writable(c, s, a):
 
 @on_one_worker()
 async def test_a_retry_has_its_own(c, s, a):
-    """What a failed attempt has done to its objects is not there in the next one."""
+    """The next attempt does not see what a failed one did to its objects."""
 
     class Flaky(Scaler):
         def __call__(self, rows):
@@ -167,7 +167,7 @@ async def test_a_retry_has_its_own(c, s, a):
 
 @on_one_worker()
 async def test_inline_functions_and_transforms(c, s, a):
-    """Code and static arguments of what runs on the way have no memory either."""
+    """The code and static arguments of transforms keep no state either."""
 
     class Pack(Scaler):
         def __call__(self, data, source, target, rows):
@@ -189,7 +189,7 @@ async def test_inline_functions_and_transforms(c, s, a):
 
 @on_one_worker()
 async def test_escalation_has_no_memory(c, s, a):
-    """A policy's code starts anew for each failure, as it does for each function."""
+    """A policy's code starts fresh for each failure and each function."""
     calls = []
 
     def escalate(attempt, cost, error):
@@ -212,7 +212,7 @@ async def test_escalation_has_no_memory(c, s, a):
 
 
 class Model:
-    """Knows its configuration, and more or less data."""
+    """Holds a configuration and some data."""
 
     def __init__(self, size):
         self.config = {"size": size}
@@ -233,7 +233,7 @@ def has_in_closure(model):
 @pytest.mark.parametrize("size", [10, 100_000])
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "with others"])
 def test_identity(size, alone):
-    """Code and arguments that are or hold one object do so in the start, shared or not."""
+    """An object that occurs twice in code and arguments is one object in the start."""
 
     @on_one_worker()
     async def check(c, s, a):
@@ -256,7 +256,7 @@ def test_identity(size, alone):
 
 @on_one_worker()
 async def test_a_circle(c, s, a):
-    """Objects that refer to each other still do, though several functions share them."""
+    """Objects that refer to each other still do, even if several functions share them."""
 
     class Node:
         pass
@@ -281,7 +281,7 @@ ALIVE = weakref.WeakSet()
 
 
 class Counted(Scaler):
-    """Is known while it lives."""
+    """Can be counted while it exists."""
 
     def __init__(self, size):
         super().__init__()
@@ -295,7 +295,7 @@ class Counted(Scaler):
 
 @on_one_worker()
 async def test_a_worker_keeps_nothing(c, s, a):
-    """Of code, arguments and what they are pickled as, nothing is left after a run."""
+    """After a run, nothing is left of code, arguments and their pickles."""
     mine = [Counted(50_000) for _ in range(3)]
     functions = [Function(i, [], mine[i % 3], [i]) for i in range(9)]
     functions += [Function((i,), [], len, [[mine[0], mine[1]]]) for i in range(3)]

@@ -1,4 +1,4 @@
-"""A plan from a run that did not end well uses whatever is known of its functions."""
+"""A plan from a failed run uses everything that is known about its functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handoff_dask import (
     execute_local,
     plan,
 )
-from handoff_dask.cli.output import File, durations, write_result
+from handoff_dask.cli.result_files import OutputFile, read_durations, write_result
 from handoff_dask.model.attempt import Attempt
 from tests.support import dag_of
 
@@ -50,7 +50,7 @@ def result_of(**attempts):
 
 
 def seconds_of(id_, result, *functions):
-    """How long a function takes in the plan of a DAG."""
+    """Return how long a function takes in the plan of a DAG."""
     slots = plan(dag_of(*functions), LAPTOP, result).timeline["laptop"]
     (slot,) = (slot for slot in slots if slot.id == id_)
     return pytest.approx(slot.stop - slot.start)
@@ -58,13 +58,13 @@ def seconds_of(id_, result, *functions):
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "worker-lost", "cancelled"])
 def test_a_function_that_never_ended_well(outcome):
-    """It takes as long as the longest of its attempts, whatever ended that."""
+    """It takes as long as its longest attempt, however that ended."""
     result = result_of(a=[(2.0, outcome), (3.0, outcome), (1.0, outcome)])
     assert seconds_of("a", result, Function("a", [], load)) == 3.0
 
 
 def test_attempts_that_ended_well_count_alone():
-    """What failed before is no part of their mean."""
+    """Failed attempts do not count in the average."""
     result = result_of(a=[(9.0, "error"), (2.0, "ok"), (4.0, "ok")])
     assert seconds_of("a", result, Function("a", [], load)) == 3.0
 
@@ -85,20 +85,20 @@ def test_a_function_that_failed_at_once():
 
 
 def test_others_of_its_code_that_failed():
-    """They tell something of a function that never ran, where none ended well."""
+    """If none succeeded, failed attempts give the estimate for a function that never ran."""
     result = result_of(a=[(2.0, "error")])
     assert seconds_of("b", result, *[Function(id_, [], clean) for id_ in "ab"]) == 2.0
 
 
 def test_nothing_is_known():
-    """The error names the function, and says how to go on."""
+    """The error names the function and says what to do."""
     dag = dag_of(Function("a", [], load), Function("b", ["a"], clean))
     with pytest.raises(ValueError, match=r"function 'b'.*durations=\{'b': seconds, \.\.\.\}"):
         plan(dag, LAPTOP, result_of(a=[(2.0, "error")]))
 
 
 def broken():
-    """A DAG of which a function fails."""
+    """A DAG in which a function fails."""
     dag = DAG("broken")
     dag.add_function(Function(("clean", 1), [], clean))
     dag.add_function(Function("load", [], load, retry=RetryPolicy(1)))
@@ -107,7 +107,7 @@ def broken():
 
 
 def test_what_a_failed_run_leaves():
-    """The partial result of an error, and a result with errors, are as good as any."""
+    """The partial result of an error, and a result with errors, work like any result."""
     with pytest.raises(FunctionFailedError) as caught:
         execute_local(broken())
     partial = caught.value.partial
@@ -118,22 +118,22 @@ def test_what_a_failed_run_leaves():
 
 @pytest.mark.parametrize("name", ["out.json", "out.pkl"])
 def test_the_output_of_a_failed_run(tmp_path, name):
-    """`dask handoff plan --durations` makes the same of it."""
+    """`dask handoff plan --durations` uses it the same way."""
     result = execute_local(broken(), on_error="continue")
-    write_result(File(tmp_path / name), result)
-    known = durations(tmp_path / name, broken().functions)
+    write_result(OutputFile(tmp_path / name), result)
+    known = read_durations(tmp_path / name, broken().functions)
     assert plan(broken(), LAPTOP, known) == plan(broken(), LAPTOP, result)
 
 
 def test_an_output_that_lacks_what_it_needs(tmp_path):
-    """A file like the output of a run, but for its attempts, is told from one."""
+    """A file that looks like the output of a run but has no attempts is recognised."""
     (tmp_path / "out.json").write_text(json.dumps({"attempts": {"load": [{"started": 1}]}}))
     with pytest.raises(Exception, match="is neither JSON nor the output of a run"):
-        durations(tmp_path / "out.json", ["load"])
+        read_durations(tmp_path / "out.json", ["load"])
 
 
 @pytest.mark.parametrize("durations", [None, 3, FunctionFailedError("load")])
 def test_what_is_no_duration(durations):
-    """Anything but a mapping or a result is refused, with the form to use."""
+    """Anything but a mapping or a result is refused, and the error says what to pass."""
     with pytest.raises(ValueError, match=r"durations must be .*ExecutionResult"):
         plan(dag_of(Function("load", [], load)), LAPTOP, durations)

@@ -1,4 +1,4 @@
-"""What functions share is pickled once for a run, and moves once to each worker."""
+"""Shared objects are pickled once per run, and sent once to each worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ N = 20
 
 
 class Data:
-    """Counts how often it is pickled; large in a way that only pickling tells."""
+    """Counts how often it is pickled; only pickling shows that it is large."""
 
     def __init__(self, size=SIZE):
         self.rest = list(range(size // 4))
@@ -103,7 +103,7 @@ def graph_of(functions):
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_shared_objects_are_pickled_once(way):
-    """Whichever way functions share an object, it is pickled once, and is once in the graph."""
+    """However functions share an object, it is pickled once, and is in the graph once."""
     data = Data()
     graph = graph_of(functions_with(way, data))
     assert data.pickled == 1
@@ -113,7 +113,7 @@ def test_shared_objects_are_pickled_once(way):
 
 
 def assert_small_tasks(graph):
-    """No task but one carries the data."""
+    """Only one task contains the data."""
     sizes = sorted(len(pickle.dumps(task)) for task in graph.to_dict().values())
     assert sizes[-1] > SIZE / 2
     assert sizes[-2] < 5000
@@ -126,7 +126,7 @@ def assert_small_tasks(graph):
     ids=["array", "bytes", "text"],
 )
 def test_large_data_is_in_the_graph_once(make, way):
-    """Arrays, bytes and text are found wherever they lie: in closures and attributes too."""
+    """Arrays, bytes and text are detected everywhere, also in closures and attributes."""
     data = make()
     graph = graph_of(functions_with(way, data))
     assert len(cloudpickle.dumps(graph)) < SIZE * 1.1 + N * 2000
@@ -134,7 +134,7 @@ def test_large_data_is_in_the_graph_once(make, way):
 
 
 def test_a_plain_graph_shares_too():
-    """As a Dask collection, a DAG holds what its functions share once."""
+    """As a Dask collection, a DAG contains shared objects once."""
     data = Data()
     functions = functions_with(WAYS["bound method"], data)
     graph, _ = translate_plain({f.id: f for f in functions}, RUN)
@@ -144,7 +144,7 @@ def test_a_plain_graph_shares_too():
 
 
 def test_what_is_not_shared_stays_with_its_function():
-    """Large data of one function alone goes with its task; small things too, shared or not."""
+    """Large data of a single function stays in its task, and so do all small objects."""
     small = numpy.ones(10)
     functions = [Function(i, [], use, [numpy.ones(SIZE // 8) * i, small]) for i in range(3)]
     assert len(graph_of(functions).to_dict()) == 3
@@ -152,7 +152,7 @@ def test_what_is_not_shared_stays_with_its_function():
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 2), ("127.0.0.1", 2)])
 async def test_shared_data_moves_once_to_each_worker(c, s, a, b):
-    """On a cluster: right results, nothing of it in what users see, and nothing is left."""
+    """On a cluster, results are right, users see nothing of it, and nothing is left."""
     data = numpy.arange(SIZE // 8)
     received = []
     for worker in (a, b):
@@ -183,7 +183,7 @@ async def test_shared_data_moves_once_to_each_worker(c, s, a, b):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_shared_data_is_lost_and_made_again(c, s, a):
-    """The worker that has the data goes; functions that still need it get it."""
+    """Functions still get the data after the worker that had it leaves."""
     data = numpy.arange(SIZE // 8)
 
     def last(array, *_):
@@ -208,7 +208,7 @@ async def test_shared_data_is_lost_and_made_again(c, s, a):
     },
 )
 async def test_shared_data_waits_for_workers_as_functions_do(c, s, a):
-    """While all workers pause, an operator's no-workers-timeout is not meant for it either."""
+    """While all workers are paused, an operator's no-workers-timeout does not apply to it."""
     await execute(dag_of())
     a.status = Status.paused
     while s.workers[a.address].status != Status.paused:
@@ -244,7 +244,7 @@ async def test_many_shared_objects_beside_a_busy_cluster(c, s, a):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_annotations_of_the_user_do_not_reach_shared_data(c, s, a):
-    """What a user annotates Dask's tasks with does not keep the data from moving."""
+    """Users' annotations of Dask tasks do not keep the data from being sent."""
     data = bytes(SIZE)
     dag = dag_of(*(Function(i, [], len, [data]) for i in range(3)))
     with (
@@ -268,11 +268,11 @@ def test_shared_data_that_cannot_be_pickled(large):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 2)])
 async def test_runs_do_not_share(c, s, a):
-    """Two runs of one DAG at once, and one after them: each has its data."""
+    """Each of two simultaneous runs of a DAG, and a later one, has its own data."""
     data = numpy.ones(SIZE // 8)
     dag = dag_of(*(Function(i, [], numpy.sum, [data]) for i in range(4)))
     runs = [await submit(dag), await submit(dag)]
-    found = [(await run.result()).results for run in runs] + [(await execute(dag)).results]
-    assert found == [dict.fromkeys(range(4), SIZE // 8)] * 3
+    outcomes = [(await run.result()).results for run in runs] + [(await execute(dag)).results]
+    assert outcomes == [dict.fromkeys(range(4), SIZE // 8)] * 3
     del runs
     await assert_clean(s, a)

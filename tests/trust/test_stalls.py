@@ -1,4 +1,4 @@
-"""Who waits for a run that stands still is warned, and told what is missing."""
+"""A caller that waits for a stalled run is warned, and told what is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONE = [("127.0.0.1", 1, {"resources": {"cpu": 1}})]
 
 @pytest.fixture(autouse=True)
 def looks(monkeypatch):
-    """Look often; a list that grows with each answer of the scheduler."""
+    """Check often; return a list that grows with each answer of the scheduler."""
     monkeypatch.setattr(waiting, "LOOK", 0.02)
     monkeypatch.setattr(waiting, "FIRST", 0.05)
     monkeypatch.setattr(waiting, "AGAIN", 0.05)
@@ -69,7 +69,7 @@ def nested(cost=None):
 
 @gen_cluster(nthreads=[], client=True)
 async def test_a_cluster_without_workers(c, s):
-    """The warning says so, comes again and again, and the run ends once there is a worker."""
+    """The warning says so and is repeated, and the run ends once there is a worker."""
     with recorded() as caught:
         waits = asyncio.create_task(execute(dag_of(Function(id="f", args=[], code=int))))
         first, second, *_ = await warned(caught, 2)
@@ -91,7 +91,7 @@ def empty_cluster():
 
 @pytest.mark.parametrize("how", ["execute", "result", "wait", "get_result"])
 def test_every_way_to_wait(empty_cluster, how):
-    """Whatever waits in a thread warns, and names the line that waits."""
+    """Every call that waits in a thread warns, and names the waiting line."""
     dag = dag_of(Function(id="f", args=[], code=int))
     with pytest.warns(RuntimeWarning, match="no workers") as caught:
         if how == "execute":
@@ -127,7 +127,7 @@ async def test_all_workers_are_paused(c, s, a):
 
 @gen_cluster(nthreads=ONE, client=True)
 async def test_a_capacity_that_is_not_there(c, s, a):
-    """While a run waits for what no worker offers, the warning says what that is."""
+    """If a run waits for something that no worker offers, the warning says what."""
     dag = dag_of(Function(id="f", args=[], code=int, cost={"gpu": 2}))
     with recorded() as caught:
         waits = asyncio.create_task(execute(dag, placement_timeout=60))
@@ -140,7 +140,7 @@ async def test_a_capacity_that_is_not_there(c, s, a):
 
 @gen_cluster(nthreads=ONE, client=True)
 async def test_waiting_for_what_is_busy_is_no_stall(c, s, a, looks):
-    """Functions that wait for others to end, of this run or another, are nothing to warn of."""
+    """Waiting for other functions to end, of this run or another, causes no warning."""
 
     def hold():
         Event("go").wait()
@@ -165,7 +165,7 @@ async def test_waiting_for_what_is_busy_is_no_stall(c, s, a, looks):
 
 @gen_cluster(nthreads=[], client=True)
 async def test_where_warnings_are_errors(c, s, caplog):
-    """A run does not fail of a warning: it is logged instead."""
+    """If warnings are errors, the warning is logged instead, and the run does not fail."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         waits = asyncio.create_task(execute(dag_of(Function(id="f", args=[], code=int))))
@@ -180,7 +180,7 @@ async def test_where_warnings_are_errors(c, s, caplog):
 
 @gen_cluster(nthreads=ONE, client=True)
 async def test_a_function_holds_what_its_own_run_needs(c, s, a, looks):
-    """The warning names both functions, here and where the outer one runs; capacity helps."""
+    """The warning names both functions, here and on the outer one's worker; more capacity helps."""
     dag = dag_of(Function(id="outer", args=[], code=nested({"cpu": 1}), cost={"cpu": 1}))
     with recorded() as caught:
         waits = asyncio.create_task(execute(dag))
@@ -198,7 +198,7 @@ async def test_a_function_holds_what_its_own_run_needs(c, s, a, looks):
 
 @gen_cluster(nthreads=ONE, client=True)
 async def test_a_function_holds_what_a_run_further_in_needs(c, s, a):
-    """The function in between costs nothing; the outermost is the one that is named."""
+    """The function in between costs nothing, so the outermost one is named."""
 
     def outer():
         return execute(dag_of(Function(id="middle", args=[], code=nested({"cpu": 1})))).results
@@ -216,7 +216,7 @@ async def test_a_function_holds_what_a_run_further_in_needs(c, s, a):
 
 @gen_cluster(nthreads=ONE * 2, client=True)
 async def test_functions_hold_what_each_others_runs_need(c, s, a, b):
-    """Each has a worker to itself: each run needs what the other function holds."""
+    """Each function has a worker, and each run needs what the other function holds."""
     dag = dag_of(
         *(
             Function(id=name, args=[], code=nested({"cpu": 1}), cost={"cpu": 1})
@@ -255,7 +255,7 @@ async def test_what_others_hold_for_a_while_is_no_stall(c, s, a, b, looks):
 
 @gen_cluster(nthreads=ONE, client=True)
 async def test_a_run_within_that_lacks_workers(c, s, a):
-    """What a function's own run lacks, those who wait for the function are told as well."""
+    """Callers that wait for a function are also told what its nested run lacks."""
 
     def outer():
         inner = dag_of(Function(id="inner", args=[], code=int, cost={"gpu": 1}), id="within")

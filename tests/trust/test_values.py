@@ -1,4 +1,4 @@
-"""Results that cannot be fetched, and submitters that are killed: on real processes."""
+"""Results that cannot be fetched, and submitters that are killed, with real processes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ BAD = {
 
 
 def values(n=6):
-    """Six functions, of which some have results that cannot be fetched."""
+    """Six functions; the results of some cannot be fetched."""
     dag = dag_of(*(Function(i, [], str, [i]) for i in range(n)))
     for id_, (make, _) in BAD.items():
         dag.add_function(Function(id_, [], make))
@@ -79,7 +79,7 @@ def values(n=6):
 
 
 def test_one_value_is_its_functions_failure(client):
-    """The first that cannot be fetched is named; the others' results are there."""
+    """The error names the first one that cannot be fetched; the other results are there."""
     for bad, (make, text) in BAD.items():
         dag = dag_of(*(Function(i, [], str, [i]) for i in range(3)))
         dag.add_function(Function(bad, [], make))
@@ -94,7 +94,7 @@ def test_one_value_is_its_functions_failure(client):
 
 
 def test_many_values_are_their_functions_errors(client):
-    """With on_error="continue" each of them has its error, and no other function has."""
+    """With on_error="continue", each of them has an error, and no other function has."""
     result = execute(values(), on_error="continue")
     assert result.results == {i: str(i) for i in range(6)}
     assert result.errors.keys() == BAD.keys()
@@ -161,7 +161,7 @@ def test_a_submitter_that_is_killed(client):
 
 
 def test_ends_of_runs_beside_each_other(client):
-    """While runs fail, are cancelled and run out of time, the others of the client go on."""
+    """While runs fail, are cancelled or run out of time, the client's other runs continue."""
 
     def work(seconds):
         time.sleep(seconds)

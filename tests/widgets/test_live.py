@@ -11,7 +11,7 @@ from handoff_dask.widgets import live
 
 
 class Widget:
-    """What ipywidgets' HTML does, as far as it matters."""
+    """A stand-in for ipywidgets' HTML."""
 
     def __init__(self, value=""):
         self.value = value
@@ -28,7 +28,7 @@ def at_once(monkeypatch):
 
 
 def drawings(*shown):
-    """Return what draws these one after the other."""
+    """Return a function that draws these one after the other."""
     left = iter(shown)
 
     async def draw():
@@ -38,7 +38,7 @@ def drawings(*shown):
 
 
 def test_it_follows_to_the_end():
-    """Each drawing is shown, and after the last there is no other."""
+    """Each drawing is shown, and drawing stops after the final one."""
     widget, seen = Widget(), []
     draw = drawings(("1", False), ("2", False), ("3", True))
 
@@ -63,7 +63,7 @@ def test_it_stops_when_the_widget_is_closed():
 
 
 def test_it_stops_when_there_is_nothing_left_to_draw():
-    """What is gone leaves its last drawing."""
+    """After the object is gone, its last drawing stays."""
     widget = Widget("the last")
     asyncio.run(live.follow(widget, lambda: None))
     assert widget.value == "the last"

@@ -22,7 +22,7 @@ class Nameless:
 
 @given(TEXTS)
 def test_no_text_is_markup(text):
-    """Whatever users call things, it is well-formed XML that holds nothing but text."""
+    """Any text becomes well-formed XML without elements."""
     root = ElementTree.fromstring(f'<a b="{markup.escaped(text)}">{markup.escaped(text)}</a>')
     assert not list(root)
     shown = markup.shorten(text, 300).replace("\r\n", "\n").replace("\r", "\n")
@@ -32,15 +32,15 @@ def test_no_text_is_markup(text):
 
 
 def test_escaped_once():
-    """Markup stays; ids that are no texts read as their repr."""
+    """Markup stays as it is; ids that are not strings are shown by their repr."""
     assert markup.escaped(Html("<b>&amp;</b>")) == "<b>&amp;</b>"
-    assert markup.escaped(Nameless()) == "&lt;Nameless &amp; &#x27;quoted&#x27;&gt;"
-    assert markup.escaped(("a", 1)) == "(&#x27;a&#x27;, 1)"
+    assert markup.escaped(Nameless()) == "&lt;Nameless &amp; &#39;quoted&#39;&gt;"
+    assert markup.escaped(("a", 1)) == "(&#39;a&#39;, 1)"
 
 
 @given(TEXTS, st.integers(2, 50))
 def test_shorten(text, limit):
-    """A text is cut in its middle, to the length asked for, if it is longer."""
+    """A text longer than the limit is shortened to it, in its middle."""
     short = markup.shorten(text, limit)
     assert len(short) == min(len(text), limit)
     if len(text) <= limit:
@@ -52,7 +52,7 @@ def test_shorten(text, limit):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [
         (0, "0 s"),
         (2.5e-6, "2.5 \N{MICRO SIGN}s"),
@@ -65,13 +65,13 @@ def test_shorten(text, limit):
         (7199, "2 h 0 min"),
     ],
 )
-def test_seconds(value, told):
-    """Durations have the unit and the digits that people would give them."""
-    assert markup.seconds(value) == told
+def test_seconds(value, text):
+    """Durations have a suitable unit and number of digits."""
+    assert markup.seconds(value) == text
 
 
 def test_costs():
-    """Costs are one line; many costs are one line from the least to the most."""
+    """A cost is one line; many costs are one line of ranges."""
     assert markup.cost({"cpu": 2, "memory": 2048.0}) == "cpu 2 \N{MIDDLE DOT} memory 2,048 MB"
     costs = [{"cpu": 2}, {"cpu": 0.5, "gpu": 1}, {"gpu": 1}]
     assert markup.cost_range(costs) == "cpu 0.5\N{EN DASH}2 \N{MIDDLE DOT} gpu 1"
@@ -79,14 +79,14 @@ def test_costs():
 
 
 def test_sorting_of_workers():
-    """worker-10 comes after worker-9, and nothing is too odd to be sorted."""
+    """worker-10 comes after worker-9, and any name can be sorted."""
     names = ["worker-10", "", "9", "worker-9", "a", "10", "worker-9b"]
     ordered = ["", "9", "10", "a", "worker-9", "worker-9b", "worker-10"]
     assert sorted(names, key=markup.natural) == ordered
 
 
 def test_table():
-    """Cells are escaped, except those that are markup; numbers stand to the right."""
+    """Cells are escaped unless they are markup; numbers are aligned right."""
     rows = ElementTree.fromstring(
         markup.table(("a", "<n>"), [("<b>", 12), (Html("<i/>"), 1)], " r")
     )

@@ -37,7 +37,7 @@ def test_a_result():
 
 
 def test_a_plan():
-    """What runs at once stands in lanes, below the worker's name at their middle."""
+    """Functions that overlap are in different lanes; the worker's name is at their middle."""
     figure = PLAN.plot()
     assert columns(figure)["y"] == [0, 1, 0, 1]
     assert figure.yaxis[0].major_label_overrides == {0.5: "laptop"}

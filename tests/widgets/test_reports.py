@@ -25,8 +25,8 @@ def parsed(html):
 
 def table(html, which=0):
     """Return the rows of a table, as texts."""
-    found = list(parsed(html).iter("table"))[which]
-    return [["".join(cell.itertext()) for cell in row] for row in found.iter("tr")]
+    tables = list(parsed(html).iter("table"))[which]
+    return [["".join(cell.itertext()) for cell in row] for row in tables.iter("tr")]
 
 
 def attempt(number=1, start=0.0, stop=1.0, outcome="ok", worker="tcp://1", name="alice"):
@@ -84,7 +84,7 @@ def test_users_text_in_a_result():
 
 
 def test_thousands_of_functions():
-    """The table is cut, what failed or took long comes first, and what is left out is said."""
+    """A long table is cut: failed and slow functions come first, and the rest is counted."""
     attempts = {i: (attempt(1, i / 10, i / 10 + (i == 777)),) for i in range(5000)}
     attempts[4321] = (attempt(1, 0, 1, "error"),)
     html = result_of(attempts, {4321: ValueError("no")})._repr_html_()
@@ -106,23 +106,23 @@ def test_workers_of_one_name():
 
 
 def test_results_without_attempts():
-    """A result of nothing can be looked at."""
+    """A result without attempts can be shown."""
     assert "Result of d" in ExecutionResult("d", {})._repr_html_()
 
 
 def test_a_local_result():
-    """execute_local's result draws as any other."""
+    """The result of execute_local is drawn like any other."""
     dag = DAG("local").add_function(Function("f", [], int))
     assert table(execute_local(dag)._repr_html_())[1][0] == "f"
 
 
 def test_a_plan():
-    """A plan shows a timeline, what of each resource is used, and what each worker does."""
+    """A plan shows a timeline, how much of each resource is used, and the work of each worker."""
     dag = DAG().add_function(Function(EVIL, [], int, cost={"cpu": 1}))
     for i in range(3):
         dag.add_function(Function(i, [EVIL], int, cost={"cpu": 1}, extra_args=[]))
-    found = plan(dag, {"<b>laptop": {"cpu": 2}, "idle": {"gpu": 1}}, {EVIL: 1, 0: 2, 1: 1, 2: 1})
-    html = found._repr_html_()
+    shown = plan(dag, {"<b>laptop": {"cpu": 2}, "idle": {"gpu": 1}}, {EVIL: 1, 0: 2, 1: 1, 2: 1})
+    html = shown._repr_html_()
     bars = list(parsed(html).iter(f"{SVG}rect"))
     assert len(bars) == 4
     assert bars[0][0].text.startswith(f"{EVIL}: 0 s to 1 s\ntakes 1 s on <b>laptop")
@@ -133,8 +133,8 @@ def test_a_plan():
 
 
 def test_an_explanation():
-    """What cannot run comes first; functions of one verdict share a row."""
-    found = Explanation(
+    """Functions that cannot run come first; those with the same verdict share a row."""
+    shown = Explanation(
         {
             **{f"f{i}": Finding(("tcp://1", "tcp://2")) for i in range(9)},
             "gpu": Finding((), None, True, "tcp://1", {"gpu": (1.0, 0.0)}),
@@ -143,7 +143,7 @@ def test_an_explanation():
             "none": Finding(()),
         }
     )
-    html = found._repr_html_()
+    html = shown._repr_html_()
     assert table(html)[1:] == [
         ["gpu", "1", "no", "tcp://1", "gpu: 1 needed, offers 0"],
         [EVIL, "1", "no", "", f"no worker answers to {EVIL!r}"],
@@ -160,8 +160,8 @@ def test_an_explanation():
 
 
 def test_an_explanation_of_a_run():
-    """Each reason has a row: what is short, where, and the functions that wait for it."""
-    found = RunExplanation(
+    """Each reason has a row: what is lacking, where, and the functions that wait for it."""
+    shown = RunExplanation(
         {
             **{i: Waiting("resources", ("tcp://1",), {"gpu": (1, 0.5)}) for i in range(5)},
             "after": Unready((EVIL,)),
@@ -170,7 +170,7 @@ def test_an_explanation_of_a_run():
             "busy": Waiting("resources", ("tcp://2",), {"gpu": (1, 0)}, ending=EVIL),
         }
     )
-    html = found._repr_html_()
+    html = shown._repr_html_()
     assert table(html)[1:] == [
         ["0, 1, 2 and 2 more", "5", "gpu: 1 needed, at most free 0.5", "tcp://1"],
         ["after", "1", f"waits for {EVIL!r}", ""],
@@ -183,15 +183,15 @@ def test_an_explanation_of_a_run():
 
 
 def test_very_many_verdicts():
-    """What does not fit into the table is counted."""
-    found = Explanation({i: Finding((), f"w{i}", False) for i in range(70)})
-    html = found._repr_html_()
+    """Functions that do not fit into the table are counted."""
+    shown = Explanation({i: Finding((), f"w{i}", False) for i in range(70)})
+    html = shown._repr_html_()
     assert len(table(html)) == 1 + reports.MOST_ROWS
     assert f"and {70 - reports.MOST_ROWS} functions more" in html
 
 
 def test_progress():
-    """The bar has a part for each state, and a row tells what is held for what."""
+    """The bar has a part for each state; each kind of held function has a row with the reason."""
     html = reports.progress(
         EVIL,
         {"done": 3, "held": 1, "waiting": 0},
@@ -212,5 +212,5 @@ def test_progress():
 
 @pytest.mark.parametrize("shown", [RESULT, plan(DAG(), {"w": {}}, {})], ids=["result", "plan"])
 def test_looking_changes_nothing(shown):
-    """What was looked at still travels."""
+    """An object that was shown can still be pickled."""
     assert pickle.loads(pickle.dumps(shown))._repr_html_() == shown._repr_html_()

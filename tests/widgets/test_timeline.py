@@ -26,22 +26,22 @@ def bars(n, colour="#00ff00"):
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10)), max_size=20))
 def test_lanes(spans):
-    """Bars of one lane do not overlap, and there are no more lanes than bars at one time."""
+    """Bars in a lane do not overlap, and there are no more lanes than bars at one time."""
     given_bars = [Bar("", start, start + length, "") for start, length in spans]
-    found = lanes(given_bars)
-    for (a, i), (b, j) in itertools.combinations(zip(given_bars, found, strict=True), 2):
+    placed = lanes(given_bars)
+    for (a, i), (b, j) in itertools.combinations(zip(given_bars, placed, strict=True), 2):
         assert i != j or a.stop <= b.start or b.stop <= a.start
     at_once = [sum(b.start <= t < max(b.stop, b.start + 1) for b in given_bars) for t in range(31)]
-    assert max(found, default=-1) < max(at_once) + 1
+    assert max(placed, default=-1) < max(at_once) + 1
 
 
 @given(st.floats(1e-9, 1e9))
 def test_ticks(length):
-    """There are a few round times, from 0 on, within the length."""
-    found = list(ticks(length))
-    assert found[0] == 0
-    assert 2 <= len(found) <= 10
-    assert found[-1] <= length * (1 + 1e-9)
+    """There are a few round times from 0 up to the length."""
+    times = list(ticks(length))
+    assert times[0] == 0
+    assert 2 <= len(times) <= 10
+    assert times[-1] <= length * (1 + 1e-9)
 
 
 def test_each_span_is_a_bar():
@@ -59,7 +59,7 @@ def test_each_span_is_a_bar():
 
 
 def test_bars_stand_where_they_belong():
-    """Twice the time is twice the width, and what overlaps stands below."""
+    """Twice the time is twice the width, and a bar that overlaps is below."""
     root = parsed(
         draw({"w": [Bar("a", 0, 10, "#00ff00"), Bar("b", 5, 25, "#ff0000")]}, 25, COLOURS)
     )
@@ -73,7 +73,7 @@ def test_bars_stand_where_they_belong():
 
 @pytest.mark.parametrize("n", [timeline.MOST_BARS + 1, 20_000])
 def test_many_spans_become_a_profile(n):
-    """Thousands of bars are drawn as how many run at a time, and that is said."""
+    """Thousands of bars are drawn as the number that run at a time, with a note."""
     spans = [Bar("", i % 50, i % 50 + 1, "#00ff00") for i in range(n)]
     html = draw({"w": spans, "v": bars(2, "#ff0000")}, 51, COLOURS)
     root = parsed(html)
@@ -86,7 +86,7 @@ def test_many_spans_become_a_profile(n):
 
 
 def test_the_area_of_a_profile_is_the_time_worked():
-    """A worker that is busy half of the time has a profile that is half full."""
+    """The profile of a worker that is busy half of the time is half full."""
     spans = [Bar("", i / 1000, i / 1000 + 0.001, "#00ff00") for i in range(1000)]
     root = parsed(draw({"w": spans}, 2, COLOURS))
     (path,) = (p for p in root.iter(f"{SVG}path") if p.get("fill") == "#00ff00")
@@ -99,7 +99,7 @@ def test_the_area_of_a_profile_is_the_time_worked():
 
 
 def test_many_workers_share_a_row():
-    """Workers beyond what one can look at are drawn together, and that is said."""
+    """If there are too many workers, the last share a row, with a note."""
     rows = {f"w{i}": bars(1) for i in range(timeline.MOST_ROWS + 160)}
     text = "".join(parsed(draw(rows, 1, COLOURS)).itertext())
     assert "160 other workers" in text
@@ -113,7 +113,7 @@ def test_nothing(rows):
 
 
 def test_no_time_at_all():
-    """Spans of no length can be seen."""
+    """Spans of no length are visible."""
     root = parsed(draw({"w": [Bar("a", 0, 0, "#00ff00")]}, 0, COLOURS))
     (rect,) = root.iter(f"{SVG}rect")
     assert float(rect.get("width")) > 1

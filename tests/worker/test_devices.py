@@ -1,4 +1,4 @@
-"""Which devices a worker has, and who gets which."""
+"""The devices of a worker, and which function gets which."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from tests.support import dag_of
     ],
 )
 def test_cuda_visible_devices(monkeypatch, named, count):
-    """Of the devices NVML finds, those that CUDA would show: up to the first that is not there."""
+    """Counts the devices that CUDA would show: up to the first one that NVML does not find."""
     monkeypatch.setattr(nvml, "device_get_count", lambda: 4)
     assert visible_gpus({} if named is None else {"CUDA_VISIBLE_DEVICES": named}) == count
 
 
 def test_no_devices(monkeypatch):
-    """Names of devices make none where NVML finds none."""
+    """Without devices in NVML, names of devices count for nothing."""
     monkeypatch.setattr(nvml, "device_get_count", lambda: 0)
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0,1"}) == 0
 
 
 def test_whole_devices_are_not_shared():
-    """Who asks for whole ones has them alone, the rest of a fraction's device goes to fractions."""
+    """Whole devices are exclusive; the rest of a shared device goes to fractions."""
     devices = Devices()
     devices.declare(4)
     with devices.held(0.5) as half, devices.held(2) as two, devices.held(0.25) as quarter:
@@ -55,7 +55,7 @@ def test_whole_devices_are_not_shared():
 
 
 def test_a_device_and_a_half():
-    """It has one of its own and shares the other."""
+    """It has one device to itself and shares the other."""
     devices = Devices()
     devices.declare(2)
     with devices.held(1.5) as first, devices.held(0.5) as second:
@@ -64,7 +64,7 @@ def test_a_device_and_a_half():
 
 
 def test_free_in_pieces():
-    """A whole device waits until its pieces are one again; nobody else gets it meanwhile."""
+    """A claim of a whole device waits until one is whole again."""
     devices = Devices()
     devices.declare(2)
     first, second, third, fourth = (devices.held(0.5) for _ in range(4))
@@ -89,7 +89,7 @@ def test_free_in_pieces():
 
 
 def test_a_declaration_that_changes():
-    """Devices in use stay so when the worker offers more or fewer."""
+    """Devices in use stay in use when the worker offers more or fewer."""
     devices = Devices()
     devices.declare(2.5)
     assert devices.free == [1.0, 1.0, 0.5]
@@ -107,7 +107,7 @@ def gpus(*_):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 2, {"resources": {"GPU": 2}})])
 async def test_current_gpus(c, s, a):
-    """A function is told its devices, whatever the worker calls them; without a claim, none."""
+    """A function learns its devices, whatever the worker calls them; without a claim, none."""
     dag = dag_of(
         Function(id="two", args=[], code=gpus, cost={"gpu": 2}),
         Function(id="one", args=["two"], code=gpus, cost={"Gpu": 1}),
@@ -122,7 +122,7 @@ async def test_current_gpus(c, s, a):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1), ("127.0.0.1", 1, {"resources": {"GPU": 1}})])
 async def test_gpus_that_are_found(c, s, a, b):
-    """A worker that declares no gpu offers those it may see; what its operator declared stays."""
+    """A worker offers the GPUs that it may see, unless its operator declared gpu."""
     with patch("handoff_dask.worker.worker_plugin.visible_gpus", return_value=3):
         nodes = await discover_nodes()
     assert nodes[a.address]["gpu"] == 3

@@ -1,4 +1,4 @@
-"""The record of starts: what it keeps, and for whom."""
+"""The record of starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handoff_dask.worker.starts import Starts, StartsFile
 
 @pytest.fixture(params=["without a name", "with a name"])
 def file(request, monkeypatch, tmp_path):
-    """A file of either kind, read without emptying it."""
+    """A file of either kind, read without clearing it."""
     if request.param == "with a name":
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         monkeypatch.delattr(os, "memfd_create", raising=False)
@@ -28,7 +28,7 @@ def file(request, monkeypatch, tmp_path):
 
 
 def test_another_process_reads_what_a_killed_one_left(file):
-    """A start that was noted is there, whatever ended the process right after it."""
+    """A recorded start survives, however the process ends right afterwards."""
     script = f"""
 import os, signal
 from handoff_dask.worker.starts import Starts
@@ -45,7 +45,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_places_are_taken_in_turn(file):
-    """What still runs is kept; of what ended, what ended last is."""
+    """Running starts are kept, and the latest of those that ended."""
     starts = Starts(4, file.address)
     running = starts.begin(100)
     for number in range(50):
@@ -55,7 +55,7 @@ def test_places_are_taken_in_turn(file):
 
 
 def test_more_at_work_than_places(file):
-    """Without room nothing is claimed to be known of a dead process; the living one knows."""
+    """If starts found no room, the record of a dead process is incomplete; a live one knows all."""
     starts = Starts(2, file.address)
     for number in range(3):
         starts.begin(number)
@@ -64,7 +64,7 @@ def test_more_at_work_than_places(file):
 
 
 def test_withdrawn_placements_never_start():
-    """What was not started when it was taken back is not started; what was is told."""
+    """A withdrawn placement never starts; if it already has, the start is returned."""
     starts = Starts(4)
     starts.begin(1)
     assert set(starts.withdraw([1, 2])) == {1}
@@ -73,7 +73,7 @@ def test_withdrawn_placements_never_start():
 
 
 def test_sealed():
-    """A sealed record says what was started, and nothing starts any more."""
+    """A sealed record returns what was started, and allows no more starts."""
     starts = Starts(4)
     starts.begin(1)
     assert set(starts.seal()) == {1}
@@ -95,7 +95,7 @@ def test_random_life(file):
 
 
 def test_one_process_after_another(file):
-    """Each finds it empty, and what the last one left there."""
+    """Each process finds it empty, and the nanny reads what the last one left."""
     assert file.read() is None
     for places in (4, 2, 8):
         starts = Starts(places, file.address, f"worker {places}")
@@ -109,7 +109,7 @@ def test_one_process_after_another(file):
 
 
 def test_an_address_of_old(file):
-    """Once the file is gone, a process is told so."""
+    """If the file is gone, a process gets an error."""
     gone = StartsFile()
     address = gone.address
     assert StartsFile.exists(file.address) and StartsFile.exists(address)
@@ -121,7 +121,7 @@ def test_an_address_of_old(file):
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="every file has a name here")
 def test_an_address_that_is_somebody_elses_by_now(tmp_path):
-    """A file that got the descriptor of one that is gone is not touched."""
+    """A file that reuses the descriptor of a closed one is not touched."""
     gone = StartsFile()
     address, number = gone.address, gone._file
     (tmp_path / "theirs").write_text("precious")
@@ -135,7 +135,7 @@ def test_an_address_that_is_somebody_elses_by_now(tmp_path):
 
 
 def test_files_of_processes_that_are_no_more(monkeypatch, tmp_path):
-    """Where files need names, those that a killed nanny left go when the next one comes."""
+    """If files need names, those of a killed nanny are removed when the next one starts."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delattr(os, "memfd_create", raising=False)
     process = subprocess.Popen([sys.executable, "-c", ""])

@@ -1,4 +1,4 @@
-"""What runs on the worker around the user's code, called here without one."""
+"""The task around the user's code, called without a worker."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from handoff_dask.worker import task
 
 
 def packed(call):
-    """Return a call as the graph carries it."""
+    """Return a call as it is in the graph."""
     return (), cloudpickle.dumps((("f", "a dag"), *call))
 
 
 @pytest.fixture
 def log(monkeypatch):
-    """Return what tasks tell the scheduler."""
-    told = []
+    """Return the messages of tasks to the scheduler."""
+    events = []
 
     class Task:
         facts = {}  # noqa: RUF012 - read only
         plugin = None
 
         def log(self, *event):
-            told.append(event)
+            events.append(event)
 
     monkeypatch.setattr(compat, "this_task", Task)
-    return told
+    return events
 
 
 def fail(*args):
@@ -43,7 +43,7 @@ def fail(*args):
 
 @pytest.mark.parametrize("runner", [task.run, task.run_and_discard, task.run_transform])
 def test_failure_is_told_and_raised(runner, log):
-    """The scheduler hears of a failed attempt, once, and Dask gets what arrives as it was."""
+    """A failed attempt is reported once, and Dask gets an error that arrives unchanged."""
     with pytest.raises(StandInError, match="ValueError: no") as caught:
         runner(*packed(Call(fail, (0,), (), {})), 1)
     arrived = pickle.loads(pickle.dumps(caught.value))
@@ -67,7 +67,7 @@ def test_code_that_cannot_be_opened(log):
 
 @pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), Reschedule()])
 def test_a_function_cannot_end_its_worker(log, ending):
-    """sys.exit() in a function, and what else Dask would not take for a failure, is a failure."""
+    """sys.exit() in a function is a failure, and so are exceptions that Dask treats specially."""
 
     def end():
         raise ending
@@ -79,16 +79,16 @@ def test_a_function_cannot_end_its_worker(log, ending):
 
 
 def test_run(log):
-    """Values stand in the call by the position of the dependency."""
+    """Values take the places of their dependencies in the call."""
     inner = Call(operator.add, (0, 0), (), {})
     call = Call(lambda *a, **k: (a, k), (1, inner, Listed((0,))), ("x",), {"k": 2})
-    found = task.run(*packed(call), 10, 20)
-    assert found == ((20, 20, [10], "x"), {"k": 2})
+    outcome = task.run(*packed(call), 10, 20)
+    assert outcome == ((20, 20, [10], "x"), {"k": 2})
     assert log == []
 
 
 def test_shared_calls_stay_shared():
-    """What is one object in a call is still evaluated once after its journey."""
+    """An entry that occurs twice in a call is evaluated once, also after pickling."""
     shared = Call(iter(range(9)).__next__, (), (), {})
     assert task.run(*packed(Call(lambda *args: args, (shared, shared), (), {}))) == (0, 0)
 
@@ -112,7 +112,7 @@ def test_coroutines():
 
 
 def test_discard():
-    """What nobody wants is made, for what making it does, and dropped."""
+    """A result that nobody wants is computed for its side effects, and dropped."""
     assert task.run_and_discard(*packed(Call(abs, (), (5,), {}))) is None
 
 
@@ -132,7 +132,7 @@ def test_transform(monkeypatch, marks, nodes):
 
 
 def test_current_is_the_function_that_runs():
-    """current() tells ids, attempt and cost inside of a call, also after a nested one."""
+    """current() returns ids, attempt and cost inside a call, also after a nested one."""
 
     def who():
         return task.current()

@@ -1,4 +1,4 @@
-"""What workers find out about themselves and declare."""
+"""What workers detect and declare."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_workers_that_join_later(c, s, a):
     nthreads=[("127.0.0.1", 3, {"resources": {"CPU": 1, "Memory": 50, "GPU": 2}})], client=True
 )
 async def test_what_an_operator_declared_stays(c, s, a):
-    """Declared resources are kept under the operator's names; costs find them without case."""
+    """Declared resources keep the operator's names; costs match them regardless of case."""
     assert await discover_nodes() == {a.address: {"cpu": 1, "memory": 50, "gpu": 2}}
     assert a.state.total_resources == {"CPU": 1, "Memory": 50, "GPU": 2}
     f = Function(id=1, args=[], code=where, cost={"cpu": 1, "gpu": 2, "MEMORY": 50})
@@ -42,7 +42,7 @@ async def test_what_an_operator_declared_stays(c, s, a):
 
 @gen_cluster(nthreads=[("127.0.0.1", 1, {"resources": {"GPU": 1}})], client=True)
 async def test_declaring_anew(c, s, a):
-    """register_node changes what is named and keeps the rest, under the worker's own names."""
+    """register_node changes only the named resources, under the worker's own names."""
     offered = await register_node("0", {"gpu": 3, "licence": 1})
     assert offered == (await discover_nodes())[a.address]
     assert (offered["gpu"], offered["licence"]) == (3, 1)
@@ -54,6 +54,6 @@ async def test_declaring_anew(c, s, a):
     "capabilities", [{"cpu": -1}, {"cpu": float("nan")}, {"": 1}, 5, {"a": "1"}]
 )
 def test_capabilities_that_are_none(capabilities):
-    """Capabilities are a mapping of names to finite numbers >= 0; anything else is named."""
+    """Capabilities map names to finite numbers >= 0; the error names anything else."""
     with pytest.raises(ValueError, match="capabilities"):
         check_capabilities(capabilities)

@@ -1,83 +1,72 @@
 """What the scheduler shows: panels on Dask's dashboard, metrics, and JSON.
 
-All of it only reads the plugin's state. Without Bokeh, without a dashboard or without
-prometheus_client, that part is not there and nothing else changes.
+It is fed by the plugin's events and reads the plugin's state. Without Bokeh, a dashboard or
+prometheus_client, that part is missing and nothing else changes.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.compat import dashboard as compat
+from handoff_dask.scheduler.dashboard import metrics, routes
 from handoff_dask.scheduler.dashboard.history import History
+from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.sources import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import ExitStack
 
     from bokeh.document import Document
     from distributed import Scheduler
 
-    from handoff_dask.scheduler.plugin import HandoffPlugin
-
-__all__ = ["PAGES", "install"]
+__all__ = ["PAGES", "Sources", "install"]
 
 logger = logging.getLogger(__name__)
 
 #: The page with all panels.
 TAB = "/handoff"
-
-
-def _allocations(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.allocations import Allocations
-
-    Allocations(scheduler).open(document)
-
-
-def _resources(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.resources import Resources
-
-    Resources(scheduler).open(document)
-
-
-def _runs(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.runs import Runs
-
-    Runs(scheduler).open(document)
-
-
-def _all(scheduler: Scheduler, extra: Mapping[str, Any], document: Document) -> None:
-    from handoff_dask.scheduler.dashboard.page import open_all
-
-    open_all(scheduler, extra, document)
-
-
-#: Pages by path. dask-labextension lists those that begin with ``individual-`` by their names.
-PAGES: dict[str, compat.Page] = {
-    "/individual-handoff-allocations": _allocations,
-    "/individual-handoff-resources": _resources,
-    "/individual-handoff-runs": _runs,
-    TAB: _all,
+#: Panels by path. dask-labextension lists paths that begin with ``individual-`` by their names.
+PAGES = {
+    "/individual-handoff-allocations": "allocations",
+    "/individual-handoff-resources": "resources",
+    "/individual-handoff-runs": "runs",
+    TAB: "all",
 }
 
 
-def install(plugin: HandoffPlugin) -> History:
-    """Show the state of a plugin on its scheduler, until the history that is returned is closed.
+def install(scheduler: Scheduler, sources: Sources) -> History:
+    """Show Handoff on a scheduler until the returned history is closed.
 
-    The plugin works without it, so that a failure is logged and no more.
+    The history is to be called with each event of ``handoff_dask.wire.run_events``. Handoff works
+    without a dashboard, so a failure is only logged.
     """
-    from handoff_dask.scheduler.dashboard import metrics, routes
-
-    history = History()
-    for part in (_pages, routes.install, metrics.install):
+    history = History(sources.runs)
+    overview = Overview(scheduler, sources, history)
+    for part in (_install_pages, routes.install, metrics.install):
         try:
-            part(plugin, history.shown)
+            part(scheduler, overview, history.shown)
         except Exception:
             logger.warning("Handoff could not add to the dashboard", exc_info=True)
     return history
 
 
-def _pages(plugin: HandoffPlugin, installed: ExitStack) -> None:
-    pages = compat.Pages(plugin.scheduler, PAGES, TAB)
-    installed.callback(pages.remove)
+def _install_pages(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> None:
+    pages = {path: partial(_open, overview, name) for path, name in PAGES.items()}
+    installed.callback(compat.Pages(scheduler, pages, TAB).remove)
+
+
+def _open(
+    overview: Overview,
+    name: str,
+    scheduler: Scheduler,
+    variables: Mapping[str, Any],
+    document: Document,
+) -> None:
+    # Imports Bokeh, which takes long and may be missing: only once somebody looks.
+    from handoff_dask.scheduler.dashboard import pages
+
+    pages.open_page(name, overview, variables, document)

@@ -1,109 +1,173 @@
-"""What the dashboard remembers beyond what the plugin needs: little, and a fixed amount of it."""
+"""What the dashboard remembers of attempts and runs that have ended."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakValueDictionary
 
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.wire.run_events import AttemptEnded, Event, RunClosed, RunOpened
 
 if TYPE_CHECKING:
+    from handoff_dask.model.attempt import Outcome
     from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 
-#: Attempts, and runs, that are remembered after their end.
+#: How many attempts and runs are remembered after their end.
 ATTEMPTS = 1000
 RUNS = 20
 
+#: Tells an attempt from every other: the run, the function's index, the attempt's number.
+AttemptId: TypeAlias = tuple[str, int, int]
 
-def plain(label: str) -> str:
-    """Drop the quotes around an id that is a string: what is shown needs none."""
-    return label[1:-1] if len(label) > 2 and label[0] == label[-1] and label[0] in "'\"" else label
+
+def label(record: FunctionRecord) -> str:
+    """Return a function's id as it is shown: without the quotes of a string."""
+    text = record.row.label
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """An attempt of a function that ended."""
+class AttemptView:
+    """An attempt as the dashboard shows it. Times are seconds since the epoch.
 
-    key: Any
+    Attributes
+    ----------
+    state
+        Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
+    """
+
+    id: AttemptId
     dag_id: str
     label: str
-    number: int
     worker: str
     started: float
     stopped: float
-    outcome: Outcome
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as the dashboard shows it."""
+    """A run as the dashboard shows it. Times are seconds since the epoch.
+
+    Attributes
+    ----------
+    functions
+        How many functions are in which state.
+    retries
+        Attempts that ended and were not the first of their function.
+    closed
+        When the scheduler forgot the run; None while it knows it.
+    """
 
     run_id: str
     dag_id: str
-    #: Functions by state.
-    counts: Mapping[str, int]
-    #: Attempts of functions that were not their first.
+    functions: Mapping[str, int]
     retries: int
-    #: s since epoch; None while it is there.
     opened: float
     closed: float | None = None
 
     @classmethod
     def of(cls, run: RunRecord, closed: float | None = None) -> RunView:
-        """Take a picture of a run."""
-        counts = {state: count for state, count in run.counts.items() if count}
-        return cls(run.spec.run_id, run.spec.dag_id, counts, run.retries, run.opened, closed)
+        """Return a run as it is now."""
+        spec = run.spec
+        return cls(spec.run_id, spec.dag_id, run.counted(), run.retries, run.opened, closed)
 
 
 class History:
-    """Sums over all runs, which only grow, and the latest that ended."""
+    """Totals over all runs and the latest that ended, kept up to date by the plugin's events.
 
-    def __init__(self) -> None:
-        #: What shows the history and the rest of the plugin's state; closed, it is gone.
+    Call it with each event. The event that opens a run comes once `runs` has it.
+
+    When the result of an attempt arrives although the attempt was given up, a second `AttemptEnded`
+    replaces the first. Totals are counters for Prometheus, which must never go down, so the attempt
+    stays counted under its first outcome, once, and is counted in `late_results` as well.
+
+    Parameters
+    ----------
+    runs
+        The runs on the scheduler, by ``run_id``.
+
+    Attributes
+    ----------
+    outcomes
+        Attempts that ended, by the outcome that was recorded first.
+    late_results
+        Those of them whose result arrived later and was used, by the same outcome.
+    retries
+        Attempts that ended and were not the first of their function.
+    attempts
+        The latest attempts, as they ended in the end.
+    closed_runs
+        The latest runs that the scheduler has forgotten.
+    shown
+        Removes, once closed, everything that shows the history.
+    """
+
+    def __init__(self, runs: Mapping[str, RunRecord]) -> None:
         self.shown = ExitStack()
-        #: Attempts that ended, by outcome, and how many of them were not the first.
-        self.outcomes: Counter[str] = Counter()
+        self.closed = False
+        self.outcomes: Counter[Outcome] = Counter()
+        self.late_results: Counter[Outcome] = Counter()
         self.retries = 0
-        self.attempts: deque[Ended] = deque(maxlen=ATTEMPTS)
-        self.runs: deque[RunView] = deque(maxlen=RUNS)
+        self.attempts: dict[AttemptId, AttemptView] = {}
+        self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
+        self._runs = runs
+        #: By run: how attempts ended that a late result may still correct, by function and number.
+        self._unsuccessful: dict[str, dict[tuple[int, int], Outcome]] = {}
+        # How an attempt on a lost worker ended may be known only after its run has closed. Until
+        # then, what asks about it refers to the run.
+        self._known: WeakValueDictionary[str, RunRecord] = WeakValueDictionary()
 
     def close(self) -> None:
         """Take everything off the scheduler that was put there to show it."""
+        self.closed = True
         self.shown.close()
 
     @property
     def ended(self) -> int:
-        """How many attempts ended, more than are remembered."""
+        """How many attempts have ended, also those that are no longer remembered."""
         return self.outcomes.total()
 
-    def attempt_ended(self, record: FunctionRecord) -> None:
-        """Take in that a function's attempt was recorded."""
-        if record.row.source is not None:
-            return  # transforms are not what users count
-        run = record.run
-        _, number, worker, started, stopped, outcome, *_ = run.attempts[-1]
-        self.outcomes[outcome] += 1
-        if number > 1:
-            self.retries += 1
-            run.retries += 1
-        self.attempts.append(
-            Ended(
-                record.key,
-                run.spec.dag_id,
-                plain(record.row.label),
-                number,
-                worker,
-                started,
-                stopped,
-                outcome,
-            )
-        )
+    def __call__(self, event: Event) -> None:
+        """Record an event."""
+        if isinstance(event, RunOpened):
+            self._known[event.run_id] = self._runs[event.run_id]
+            self._unsuccessful[event.run_id] = {}
+        elif isinstance(event, AttemptEnded):
+            self._attempt_ended(event)
+        elif isinstance(event, RunClosed):
+            run = self._known.get(event.run_id)
+            if run is not None and run.arrived.is_set():  # else no function was ever there
+                self.closed_runs.append(RunView.of(run, event.at))
+            self._unsuccessful.pop(event.run_id, None)
 
-    def run_closed(self, run: RunRecord) -> None:
-        """Take in that a run was forgotten."""
-        if run.arrived.is_set():  # else it never began
-            self.runs.append(RunView.of(run, time.time()))
+    def _attempt_ended(self, event: AttemptEnded) -> None:
+        run = self._known.get(event.run_id)
+        if run is None:
+            return
+        index, attempt = event.function, event.attempt
+        assert isinstance(index, int)
+        record = run.functions[index]
+        if record.is_transform:
+            return  # a transform of an argument: users do not count those
+        unsuccessful = self._unsuccessful.get(event.run_id, {})
+        first = unsuccessful.pop((index, attempt.number), None)
+        id_ = event.run_id, index, attempt.number
+        if first is None:
+            self.outcomes[attempt.outcome] += 1
+            self.retries += attempt.number > 1
+            if attempt.outcome != "ok":
+                unsuccessful[index, attempt.number] = attempt.outcome
+        else:
+            self.late_results[first] += 1
+            if id_ not in self.attempts:
+                return  # forgotten since
+        started, stopped = attempt.started, attempt.stopped
+        self.attempts[id_] = AttemptView(
+            id_, run.spec.dag_id, label(record), attempt.worker, started, stopped, attempt.outcome
+        )
+        if len(self.attempts) > ATTEMPTS:
+            del self.attempts[next(iter(self.attempts))]

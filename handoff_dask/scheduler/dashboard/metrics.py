@@ -2,91 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from handoff_dask.compat import dashboard as compat
-from handoff_dask.scheduler.dashboard import overview
+from handoff_dask.model.attempt import Outcome
 
 if TYPE_CHECKING:
-    from handoff_dask.scheduler.plugin import HandoffPlugin
+    from distributed import Scheduler
 
-__all__ = ["Collector", "install"]
+    from handoff_dask.scheduler.dashboard.overview import Overview
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 class Collector:
-    """Reads metrics off a plugin.
+    """Reads the metrics.
 
-    The process has one registry. Where it runs several schedulers, as tests do, the one that got
-    the plugin last is shown, as for Dask's own metrics.
+    The process has one registry. Where it runs several schedulers, as tests do, the latest that
+    was installed on is shown, as for Dask's own metrics.
     """
 
     def __init__(self) -> None:
-        self.plugins: list[HandoffPlugin] = []
+        self.overviews: list[Overview] = []
 
     def describe(self) -> list[Any]:
-        """Return no names: that spares the registry a look at the values when it registers us."""
+        """Return no names, so that the registry does not collect the values to learn them."""
         return []
 
     def collect(self) -> Iterator[Any]:
         """Yield the metrics of the moment."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        plugin = self.plugins[-1]
-        name = compat.metric_name
-        functions = GaugeMetricFamily(
-            name("functions"), "Functions of the runs on the scheduler, by state", labels=["state"]
+        def family(kind: Any, name: str, text: str, label: str, values: Mapping[Any, float]) -> Any:
+            metric = kind(compat.metric_name(name), text, labels=[label])
+            for value, amount in values.items():
+                metric.add_metric([value], amount)
+            return metric
+
+        overview = self.overviews[-1]
+        history = overview.history
+        total = overview.usage().total
+        yield family(
+            GaugeMetricFamily,
+            "functions",
+            "Functions of the runs on the scheduler, by state",
+            "state",
+            overview.states(),
         )
-        for state, count in overview.states(plugin).items():
-            functions.add_metric([state], count)
-        yield functions
-        yield GaugeMetricFamily(name("runs"), "Runs on the scheduler", value=len(plugin.runs))
+        yield GaugeMetricFamily(
+            compat.metric_name("runs"), "Runs on the scheduler", value=len(overview.sources.runs)
+        )
         yield CounterMetricFamily(
-            name("retries"),
+            compat.metric_name("retries"),
             "Attempts that ended and were not the first of their function",
-            value=plugin.history.retries,
+            value=history.retries,
         )
-        attempts = CounterMetricFamily(
-            name("attempts"), "Attempts of functions that ended, by outcome", labels=["outcome"]
+        yield family(
+            CounterMetricFamily,
+            "attempts",
+            "Attempts of functions that ended, by the outcome that was recorded first",
+            "outcome",
+            {outcome: history.outcomes[outcome] for outcome in OUTCOMES},
         )
-        for outcome in overview.OUTCOMES:
-            attempts.add_metric([outcome], plugin.history.outcomes[outcome])
-        yield attempts
-        total = overview.usage(plugin).total
-        for what, text in (
-            ("capacity", "What workers declare"),
-            ("claims", "What is claimed of the workers, by functions and by tasks of others"),
-            ("asked", "What held functions ask for"),
+        yield family(
+            CounterMetricFamily,
+            "late_results",
+            "Attempts whose result arrived later and was used, by the outcome recorded first",
+            "outcome",
+            {outcome: history.late_results[outcome] for outcome in OUTCOMES if outcome != "ok"},
+        )
+        for name, attribute, text in (
+            ("capacity", "declared", "What workers declare"),
+            ("claims", "claimed", "What is claimed by functions and by tasks of others"),
+            ("asked", "asked", "What held functions ask for"),
         ):
-            gauge = GaugeMetricFamily(name(what), f"{text}, by resource", labels=["resource"])
-            for resource, amounts in total.items():
-                amount = {
-                    "capacity": amounts.declared,
-                    "claims": amounts.claimed,
-                    "asked": amounts.asked,
-                }[what]
-                gauge.add_metric([resource], amount)
-            yield gauge
+            amounts = {name: getattr(amounts, attribute) for name, amounts in total.items()}
+            yield family(GaugeMetricFamily, name, f"{text}, by resource", "resource", amounts)
 
 
-#: The process's own: it is registered while it has a plugin.
+#: The process's own: it is registered while it has something to show.
 COLLECTOR = Collector()
 
 
-def install(plugin: HandoffPlugin, installed: ExitStack) -> None:
-    """Add the metrics of a plugin, where there is prometheus_client."""
+def install(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> None:
+    """Add the metrics, where there is prometheus_client."""
     try:
         from prometheus_client import REGISTRY
     except ImportError:
         return
-    if not COLLECTOR.plugins:
+    if not COLLECTOR.overviews:
         REGISTRY.register(COLLECTOR)
-    COLLECTOR.plugins.append(plugin)
+    COLLECTOR.overviews.append(overview)
 
     def remove() -> None:
-        COLLECTOR.plugins.remove(plugin)
-        if not COLLECTOR.plugins:
+        COLLECTOR.overviews.remove(overview)
+        if not COLLECTOR.overviews:
             REGISTRY.unregister(COLLECTOR)
 
     installed.callback(remove)

@@ -1,7 +1,7 @@
-"""The state of a plugin as panels, metrics and JSON show it; reading it changes nothing.
+"""What panels, metrics and JSON show, summed up from the sources.
 
-Nothing here goes through the functions of a run: there may be 100,000. Counts are kept by the
-records and by the engine's queues.
+Nothing here goes through the functions of a run: there may be 100,000. Records and queues keep
+the counts.
 """
 
 from __future__ import annotations
@@ -11,146 +11,142 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING
 
-from handoff_dask.attempts.states import STATES
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.attempts.states import PLACED, STATES, UNENDED
 from handoff_dask.placement.events import THREADS
-from handoff_dask.scheduler.dashboard.history import RunView, plain
+from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
 
 if TYPE_CHECKING:
     from distributed import Scheduler
 
-    from handoff_dask.scheduler.plugin import HandoffPlugin
-    from handoff_dask.scheduler.records import FunctionRecord
-
-#: How attempts may end.
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-#: Under this name the scheduler knows the plugin.
-PLUGIN = "handoff"
-
-
-def plugin_of(scheduler: Scheduler) -> HandoffPlugin | None:
-    """Return the plugin that a scheduler has now."""
-    plugin: HandoffPlugin | None = cast(Any, scheduler.plugins.get(PLUGIN))
-    return plugin
-
-
-def worker_name(plugin: HandoffPlugin, address: str) -> str:
-    """Return what a worker is called."""
-    ws = plugin.scheduler.workers.get(address)
-    return address if ws is None else str(ws.name)
-
-
-# Runs
-
-
-def states(plugin: HandoffPlugin) -> dict[str, int]:
-    """Count the functions of all runs by state."""
-    counts: Counter[str] = Counter()
-    for run in plugin.runs.values():
-        counts.update(run.counts)
-    return {state: counts[state] for state in STATES}
-
-
-def runs(plugin: HandoffPlugin, most: int) -> list[RunView]:
-    """Return the runs that are there, those with most left to do first."""
-
-    def left(item: tuple[int, Any]) -> tuple[int, int]:
-        number, run = item
-        counts = run.counts
-        return counts["waiting"] + counts["held"] + counts["running"], number
-
-    return [RunView.of(run) for _, run in nlargest(most, enumerate(plugin.runs.values()), left)]
+    from handoff_dask.scheduler.dashboard.sources import Sources
+    from handoff_dask.scheduler.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Functions that wait for the same."""
+    """Functions that wait for the same thing.
 
-    count: int
+    Attributes
+    ----------
+    functions
+        How many.
+    cost, why
+        What each costs, and what they wait for.
+    example, dag_id
+        One of the functions, and the DAG it belongs to.
+    """
+
+    functions: int
     cost: Mapping[str, float]
     why: str
-    #: One of them, and its run.
     example: str
     dag_id: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {
-            "functions": self.count,
-            "cost": dict(self.cost),
-            "why": self.why,
-            "example": self.example,
-            "dag_id": self.dag_id,
-        }
-
-
-def held(plugin: HandoffPlugin, most: int) -> list[Held]:
-    """Return what holds most functions, and why."""
-    found: list[Held] = []
-    for count, key in plugin.engine.questions.backlog(most).largest:
-        record = plugin.records.get(key)
-        if record is not None:
-            why = plugin.endings.why(record)
-            text = str(why)
-            for address in why.workers:
-                text = text.replace(address, worker_name(plugin, address))
-            example = plain(record.row.label)
-            found.append(Held(count, record.cost, text, example, record.run.spec.dag_id))
-    return found
-
-
-# Workers
-
-
-def running(plugin: HandoffPlugin, most: int) -> Iterator[tuple[str, FunctionRecord]]:
-    """Yield functions that run and where, by worker; from each worker its share of `most`."""
-    addresses = list(plugin.registry.names)
-    share = max(1, most // max(1, len(addresses)))
-    for address in addresses:
-        records = map(plugin.records.get, plugin.engine.questions.placed(address))
-        functions = (r for r in records if r is not None and r.row.source is None)
-        for record in islice(functions, share):
-            yield address, record
 
 
 @dataclass(slots=True)
 class Amounts:
-    """Of one resource."""
+    """Of one resource: declared by workers, claimed, and asked for by held functions."""
 
     declared: float = 0.0
     claimed: float = 0.0
-    #: By functions that are held.
     asked: float = 0.0
 
 
 @dataclass(slots=True)
 class Usage:
-    """What is declared, claimed and asked for, by resource."""
+    """Amounts by resource: in total, and by worker's address.
+
+    What a worker is asked for is what may go nowhere else.
+    """
 
     total: dict[str, Amounts] = field(default_factory=dict)
-    #: By address; asked is what may go nowhere else.
     workers: dict[str, dict[str, Amounts]] = field(default_factory=dict)
 
 
-def usage(plugin: HandoffPlugin) -> Usage:
-    """Sum up what workers declare and what is claimed and asked of them."""
-    found = Usage()
-    engine = plugin.engine
-    backlog = engine.questions.backlog(0)
-    for address in plugin.registry.names:
-        asked_of: Mapping[str, float] = backlog.asked_of.get(address, {})
-        free, slots = engine.questions.slots(address)
-        claimed = engine.questions.claimed(address)
-        amounts = {THREADS: Amounts(slots, slots - free, asked_of.get(THREADS, 0.0))}
-        for name, declared in engine.questions.capacity(address).items():
-            amounts[name] = Amounts(declared, claimed[name], asked_of.get(name, 0.0))
-        found.workers[address] = amounts
-        for name, amount in amounts.items():
-            total = found.total.setdefault(name, Amounts())
-            total.declared += amount.declared
-            total.claimed += amount.claimed
-    for name, asked in backlog.asked.items():
-        found.total.setdefault(name, Amounts()).asked = asked
-    return found
+class Overview:
+    """The state of Handoff on one scheduler; reading it changes nothing.
+
+    Parameters
+    ----------
+    scheduler
+        Knows the workers' names.
+    sources, history
+        What happens now, and what has happened.
+    """
+
+    def __init__(self, scheduler: Scheduler, sources: Sources, history: History) -> None:
+        self._scheduler = scheduler
+        self.sources = sources
+        self.history = history
+
+    def worker_name(self, address: str) -> str:
+        """Return a worker's name; its address once it is gone."""
+        ws = self._scheduler.workers.get(address)
+        return address if ws is None else str(ws.name)
+
+    def states(self) -> dict[str, int]:
+        """Count the functions of all runs by state."""
+        counts: Counter[str] = Counter()
+        for run in self.sources.runs.values():
+            counts.update(run.counts)
+        return {state: counts[state] for state in STATES}
+
+    def runs(self, most: int) -> list[RunView]:
+        """Return the runs on the scheduler, those with most left to do first."""
+
+        def left(item: tuple[int, RunRecord]) -> tuple[int, int]:
+            number, run = item
+            return sum(run.counts[state] for state in UNENDED), number
+
+        largest = nlargest(most, enumerate(self.sources.runs.values()), left)
+        return [RunView.of(run) for _, run in largest]
+
+    def held(self, most: int) -> list[Held]:
+        """Return what holds most functions, and why."""
+        causes: list[Held] = []
+        for count, key in self.sources.questions.backlog(most).largest:
+            record = self.sources.functions.get(key)
+            if record is not None:
+                why = self.sources.why(record)
+                text = str(why)
+                for address in why.workers:
+                    text = text.replace(address, self.worker_name(address))
+                causes.append(Held(count, record.cost, text, label(record), record.run.spec.dag_id))
+        return causes
+
+    def placed(self, most: int, now: float) -> Iterator[AttemptView]:
+        """Yield attempts that are placed, by worker; of each worker its share of `most`."""
+        sources = self.sources
+        share = max(1, most // max(1, len(sources.workers)))
+        for address in list(sources.workers):
+            records = map(sources.functions.get, sources.questions.placed(address))
+            functions = (r for r in records if r is not None and not r.is_transform)
+            for record in islice(functions, share):
+                spec, state = record.run.spec, record.state
+                if isinstance(state, PLACED):  # else its end is known, but not yet to the engine
+                    id_ = spec.run_id, record.index, len(record.entries) + 1
+                    since, name = state.placement.at, label(record)
+                    yield AttemptView(id_, spec.dag_id, name, address, since, now, state.shown)
+
+    def usage(self) -> Usage:
+        """Sum up what workers declare and what is claimed and asked of them."""
+        usage = Usage()
+        questions = self.sources.questions
+        backlog = questions.backlog(0)
+        for address in self.sources.workers:
+            asked_of: Mapping[str, float] = backlog.asked_of.get(address, {})
+            free, slots = questions.slots(address)
+            claimed = questions.claimed(address)
+            amounts = {THREADS: Amounts(slots, slots - free, asked_of.get(THREADS, 0.0))}
+            for name, declared in questions.capacity(address).items():
+                amounts[name] = Amounts(declared, claimed[name], asked_of.get(name, 0.0))
+            usage.workers[address] = amounts
+            for name, amount in amounts.items():
+                total = usage.total.setdefault(name, Amounts())
+                total.declared += amount.declared
+                total.claimed += amount.claimed
+        for name, asked in backlog.asked.items():
+            usage.total.setdefault(name, Amounts()).asked = asked
+        return usage

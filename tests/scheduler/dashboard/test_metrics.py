@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask
 import pytest
 from distributed import Event
 
 from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit, uninstall
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.scheduler.dashboard.metrics import COLLECTOR
+from handoff_dask.wire.run_events import AttemptEnded
 from tests.scheduler.dashboard.viewing import get, on_cluster
 from tests.support import assert_clean
 
@@ -38,7 +42,7 @@ async def scrape(scheduler):
 
 @on_cluster()
 async def test_metrics(c, s, a, b):
-    """Functions by state and amounts by resource are those of the moment."""
+    """Functions by state and amounts by resource are current."""
     dag = DAG()
     dag.add_function(Function(id="holds", args=[], code=hold, cost={"gpu": 1, "cpu": 1}))
     dag.add_function(Function(id="held", args=[], code=int, cost={"gpu": 1, "cpu": 2}))
@@ -63,7 +67,7 @@ async def test_metrics(c, s, a, b):
 
 @on_cluster()
 async def test_counters_never_go_back(c, s, a, b):
-    """Retries and attempts count on when the runs that made them are forgotten."""
+    """The counters of retries and attempts keep their values when runs are forgotten."""
     function = Function(id="flaky", args=[], code=flaky, retry=RetryPolicy(2))
     for runs in (1, 2):
         await execute(DAG().add_function(function))
@@ -76,12 +80,31 @@ async def test_counters_never_go_back(c, s, a, b):
 
 
 @on_cluster()
+async def test_a_late_result(c, s, a, b):
+    """An attempt whose result came late counts once; no counter goes down."""
+    function = Function(id="f", args=[], code=int, cost={"gpu": 1})
+    run = await submit(DAG().add_function(function))
+    await run.result()
+    history = s.plugins["handoff"].history
+    ((run_id, index, _),) = history.attempts
+    attempt = Attempt(2, a.address, "a", "host", 1.0, 2.0, {}, "timeout")
+    history(AttemptEnded(run_id, 2.0, index, attempt))
+    before = await scrape(s)
+    assert before["attempts_total", "timeout"] == before["retries_total",] == 1
+    history(AttemptEnded(run_id, 3.0, index, replace(attempt, stopped=3.0, outcome="ok")))
+    after = await scrape(s)
+    assert after.pop(("late_results_total", "timeout")) == 1
+    before.pop(("late_results_total", "timeout"))
+    assert {key: after[key] for key in before} == before
+
+
+@on_cluster()
 async def test_unregistered_with_the_plugin(c, s, a, b):
-    """No metrics of a plugin that is gone; back with it."""
+    """The metrics disappear with the plugin and come back with it."""
     await execute(DAG())
     assert await scrape(s)
     await uninstall(c)
-    assert COLLECTOR.plugins == []
+    assert COLLECTOR.overviews == []
     assert await scrape(s) == {}
     await execute(DAG())
     assert await scrape(s)
@@ -89,7 +112,7 @@ async def test_unregistered_with_the_plugin(c, s, a, b):
 
 @on_cluster()
 async def test_namespace(c, s, a, b):
-    """The operator's namespace for Dask's metrics is ours too."""
+    """The operator's namespace for Dask's metrics applies to ours."""
     await execute(DAG())
     with dask.config.set({"distributed.dashboard.prometheus.namespace": "team"}):
         _, body = await get(s, "/metrics")

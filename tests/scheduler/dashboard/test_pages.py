@@ -51,7 +51,7 @@ async def test_a_running_scheduler_gets_the_panels(c, s, a, b):
 
 @on_dashboard()
 async def test_uninstall_takes_the_panels_away(c, s, a, b):
-    """Nothing on the dashboard tells of a plugin that is gone; installed again, all is back."""
+    """Uninstalling removes everything from the dashboard; installing again brings it back."""
     await execute(ONE)
     await uninstall(c)
     assert await listed(s) == {}
@@ -66,7 +66,7 @@ async def test_uninstall_takes_the_panels_away(c, s, a, b):
 
 @on_dashboard()
 async def test_a_page_that_is_open_says_that_the_plugin_is_gone(c, s, a, b, looks):
-    """Who looks on while the plugin is taken away is told; once nobody looks, nothing works on."""
+    """An open page says that the plugin is gone; once it is closed, nothing keeps running."""
     await execute(ONE)
     socket = await open_page(s, "/individual-handoff-runs")
     await until(lambda: len(looks) > 1)
@@ -74,7 +74,7 @@ async def test_a_page_that_is_open_says_that_the_plugin_is_gone(c, s, a, b, look
     pages = s.http_application.applications[1]
     await uninstall(c)
     assert pages not in s.http_application.applications
-    await until(lambda: "not installed" in panel.heading.text)
+    await until(lambda: "was uninstalled" in panel.heading.text)
     socket.close()
     context = pages.applications["/individual-handoff-runs"]
     for session in context.sessions:
@@ -103,7 +103,7 @@ async def test_no_cost_while_nobody_looks(c, s, a, b, looks):
 
 @gen_test()
 async def test_preloaded():
-    """A scheduler that preloads the plugin lists the panels from its start on."""
+    """A scheduler that preloads the plugin lists the panels from the start."""
     async with Scheduler(**SHOWN, preload=["handoff_dask.preload"]) as s:
         assert await listed(s) == INDIVIDUAL
         assert (await get(s, "/handoff"))[0] == 200
@@ -111,7 +111,7 @@ async def test_preloaded():
 
 @gen_test()
 async def test_a_prefix_of_the_operator():
-    """All paths stand behind the prefix that the operator gave Dask's own."""
+    """All paths have the prefix that the operator chose for Dask's."""
     async with (
         Scheduler(**SHOWN, http_prefix="/team/a") as s,
         Worker(s.address),
@@ -135,7 +135,7 @@ async def test_a_scheduler_without_dashboard(c, s, a, b):
 
 
 def test_without_bokeh_and_prometheus():
-    """Neither is needed: a run works where they are not installed."""
+    """A run works without Bokeh and prometheus_client."""
     script = """
 import sys
 sys.modules["bokeh"] = sys.modules["prometheus_client"] = None

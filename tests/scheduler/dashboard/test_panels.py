@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import pytest
 from bokeh.document import Document
 from distributed import Event
 
 from handoff_dask import DAG, Function, RetryPolicy, current, execute, register_node, submit
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.scheduler.dashboard import panel as panels
-from handoff_dask.scheduler.dashboard.allocations import ATTEMPTS, OUTCOMES, Allocations
-from handoff_dask.scheduler.dashboard.history import Ended
-from handoff_dask.scheduler.dashboard.lanes import SLACK
-from handoff_dask.scheduler.dashboard.overview import held
-from handoff_dask.scheduler.dashboard.resources import Resources
+from handoff_dask.scheduler.dashboard.allocations_panel import ATTEMPTS, LOOKS, AllocationsPanel
+from handoff_dask.scheduler.dashboard.history import History
+from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.resources_panel import ResourcesPanel
 from handoff_dask.scheduler.dashboard.routes import state
-from handoff_dask.scheduler.dashboard.runs import Runs
-from tests.scheduler.dashboard.viewing import on_cluster, until
+from handoff_dask.scheduler.dashboard.runs_panel import RunsPanel
+from handoff_dask.widgets.lanes import SLACK
+from handoff_dask.wire.run_events import AttemptEnded, RunOpened
+from tests.scheduler.dashboard.test_history import fake_run
+from tests.scheduler.dashboard.viewing import on_cluster, overview_of, until
 from tests.support import assert_clean
 
 
 def hold(*_):
     Event("started").set()
     Event("go").wait()
+
+
+def short_or_hold(holds=False):
+    if holds:
+        Event("go").wait()
+
+
+def run_counts(scheduler):
+    """Count the functions of all runs by state."""
+    return overview_of(scheduler).states()
 
 
 def flaky():
@@ -34,10 +46,8 @@ def flaky():
 
 def viewed(scheduler, kind):
     """Return a panel in a document, as it looks now."""
-    document = Document()
-    panel = kind(scheduler)
-    panel.open(document)
-    assert document.roots == [panel.root] or len(document.roots) == 1
+    panel = kind(overview_of(scheduler))
+    panel.watch(Document())
     return panel
 
 
@@ -58,11 +68,14 @@ async def busy(cost, *others):
     return run
 
 
-@pytest.mark.parametrize("kind", [Allocations, Resources, Runs])
-def test_without_the_plugin(kind):
-    """A panel of a scheduler without the plugin says so and draws nothing."""
-    panel = viewed(SimpleNamespace(plugins={}), kind)
-    assert "not installed" in panel.heading.text
+@pytest.mark.parametrize("kind", [AllocationsPanel, ResourcesPanel, RunsPanel])
+def test_after_the_plugin_has_gone(kind):
+    """Once the plugin is uninstalled, a panel says so and hides what it drew."""
+    history = History({})
+    history.close()
+    panel = kind(Overview(None, None, history))
+    panel.watch(Document())
+    assert "was uninstalled" in panel.heading.text
     for source in panel.root.select({"type": panels_source()}):
         assert all(len(column) == 0 for column in source.data.values())
 
@@ -75,20 +88,20 @@ def panels_source():
 
 @on_cluster()
 async def test_nothing_to_show_yet(c, s, a, b):
-    """Before the first run and after the last there is nothing, and panels say so."""
+    """Without runs, panels say so."""
     await execute(DAG())
-    assert "no Handoff runs" in viewed(s, Runs).heading.text
-    assert "no Handoff runs" in viewed(s, Allocations).heading.text
-    assert "2 workers" in viewed(s, Resources).heading.text
+    assert "no Handoff runs" in viewed(s, RunsPanel).heading.text
+    assert "no Handoff runs" in viewed(s, AllocationsPanel).heading.text
+    assert "2 workers" in viewed(s, ResourcesPanel).heading.text
 
 
 @on_cluster()
 async def test_runs(c, s, a, b):
-    """A bar for each run has its functions by state; what is held is listed with the reason."""
+    """Each run has a bar of its functions by state; held functions are listed with the reason."""
     waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(2)]
     after = Function(id="after", args=["holds"], code=lambda _: None)
     run = await busy({"gpu": 1}, *waiting, after)
-    panel = viewed(s, Runs)
+    panel = viewed(s, RunsPanel)
     (row,) = rows(panel._bars)
     assert (row["n_running"], row["n_held"], row["n_waiting"], row["n_done"]) == (1, 2, 1, 0)
     assert row["held"] == 0.5
@@ -112,64 +125,89 @@ async def test_runs(c, s, a, b):
 
 @on_cluster()
 async def test_what_is_still_ending(c, s, a, b):
-    """Threads of a run that was cancelled are claimed for, named and counted until they end."""
+    """Threads of a cancelled run keep their claims, and are named and counted, until they end."""
     run = await busy({"gpu": 1})
     await run.cancel()
-    plugin = s.plugins["handoff"]
-    await until(lambda: not plugin.runs)
-    text = "still ending: 1 function of a run that was cancelled (&#x27;&lt;busy&gt;&#x27;)"
-    assert text in viewed(s, Runs).heading.text
-    panel = viewed(s, Allocations)
+    overview = overview_of(s)
+    await until(lambda: not overview.sources.runs)
+    text = "still ending: 1 function of a run that was cancelled (&#39;&lt;busy&gt;&#39;)"
+    assert text in viewed(s, RunsPanel).heading.text
+    panel = viewed(s, AllocationsPanel)
     more = DAG().add_function(Function(id="more", args=[], code=int, cost={"gpu": 1}))
     run = await submit(more)
-    await until(lambda: held(plugin, 1))
+    await until(lambda: overview.held(1))
     panel.look()
     assert "1 still ending" in panel.heading.text
-    (waiting,) = held(plugin, 1)
+    (waiting,) = overview.held(1)
     assert waiting.why.endswith("still ending: 1 function of a run that was cancelled ('<busy>')")
-    (ending,) = state(plugin)["ending"]
+    (ending,) = state(overview)["ending"]
     assert ending == {"functions": 1, "whose": "of a run that was cancelled ('<busy>')"}
-    assert state(plugin)["resources"]["gpu"]["claimed"] == 1
+    assert state(overview)["resources"]["gpu"]["claimed"] == 1
     await (await Event("go")).set()
     await run.result()
     del run
     await assert_clean(s, a, b)
-    assert "still ending" not in viewed(s, Runs).heading.text
+    assert "still ending" not in viewed(s, RunsPanel).heading.text
 
 
 @on_cluster()
 async def test_allocations(c, s, a, b):
-    """An attempt is drawn on its worker: while it runs, and after its end by its outcome."""
+    """An attempt is drawn on its worker, first as running and then in the colour of its outcome."""
     retried = Function(id="flaky", args=[], code=flaky, retry=RetryPolicy(1), node=a.address)
     run = await busy({"gpu": 1}, retried)
-    panel = viewed(s, Allocations)
+    panel = viewed(s, AllocationsPanel)
     await until(lambda: s.plugins["handoff"].history.ended == 2)
     panel.look()
-    (running,) = rows(panel._running)
+    (running,) = rows(panel._placed)
     assert running["what"] == "holds of <busy>, attempt 1: running"
-    assert list(OUTCOMES)[running["code"]] == "running"
+    assert list(LOOKS)[running["code"]] == "running"
     place = {row.name: row.place for row in panel._lanes.rows.values()}
     assert int(running["y"]) == place[str(b.name)]
     assert rows(panel._names)[0]["text"] == "holds"
     first, second = rows(panel._ended)
     assert first["what"] == "flaky of <busy>, attempt 1: error"
     assert second["what"] == "flaky of <busy>, attempt 2: ok"
-    assert list(OUTCOMES)[first["code"]] == "error"
-    assert list(OUTCOMES)[second["code"] - len(OUTCOMES)] == "ok"  # with the edge of a retry
+    assert list(LOOKS)[first["code"]] == "error"
+    assert list(LOOKS)[second["code"] - len(LOOKS)] == "ok"  # with the edge of a retry
     assert {int(first["y"]), int(second["y"])} == {place[str(a.name)]}
     assert first["left"] <= first["right"] <= second["left"] <= second["right"]
     await (await Event("go")).set()
     await run.result()
     panel.look()
-    assert rows(panel._running) == []
+    assert rows(panel._placed) == []
     assert len(rows(panel._ended)) == 3
 
 
 @on_cluster()
+async def test_assigned_is_told_from_running(c, s, a, b):
+    """A function that was handed ahead and has not started is shown as assigned everywhere."""
+    await execute(DAG().add_function(Function(id="short", args=[], code=short_or_hold)))
+    dag = DAG("<busy>")
+    for i in range(10):
+        dag.add_function(Function(id=i, args=[], code=short_or_hold, extra_args=[True]))
+    run = await submit(dag)
+    await until(lambda: run_counts(s)["running"] == 8)
+    counts = run_counts(s)
+    assert counts["assigned"] == 2
+    assert counts["held"] == 0
+    assert state(overview_of(s))["functions"]["assigned"] == 2
+    (row,) = [row for row in rows(viewed(s, RunsPanel)._bars) if row["dag_id"] == "<busy>"]
+    assert (row["n_running"], row["n_assigned"], row["assigned"]) == (8, 2, 0.2)
+    panel = viewed(s, AllocationsPanel)
+    assert "8 running, 2 assigned on 2 of 2 workers" in panel.heading.text
+    looks = [list(LOOKS)[row["code"]] for row in rows(panel._placed)]
+    assert sorted(looks) == ["assigned"] * 2 + ["running"] * 8
+    await (await Event("go")).set()
+    await run.result()
+    panel.look()
+    assert rows(panel._placed) == []
+
+
+@on_cluster()
 async def test_allocations_of_a_lost_worker(c, s, a, b):
-    """The attempt that died with its worker stays in sight, on the row of the worker."""
+    """An attempt that was lost with its worker stays visible, on the worker's row."""
     run = await busy({"gpu": 1})
-    panel = viewed(s, Allocations)
+    panel = viewed(s, AllocationsPanel)
     address, name = b.address, str(b.name)
     await s.remove_worker(address, stimulus_id="test", close=False)
     await until(lambda: s.plugins["handoff"].history.ended == 1)
@@ -185,15 +223,16 @@ async def test_allocations_of_a_lost_worker(c, s, a, b):
 
 @on_cluster()
 async def test_allocations_of_many(c, s, a, b):
-    """Of more attempts than are remembered the latest are drawn, in lanes that do not overlap."""
+    """Of very many attempts, the latest are drawn, and bars do not overlap."""
     await execute(DAG())
-    plugin = s.plugins["handoff"]
-    panel = viewed(s, Allocations)
+    run = fake_run([f"f{i}" for i in range(2 * ATTEMPTS)])
+    history = History({"run": run})
+    history(RunOpened("run", "dag", 0.0))
+    panel = AllocationsPanel(Overview(s, overview_of(s).sources, history))
     now = time.time()
     for i in range(2 * ATTEMPTS):
-        ended = Ended(i, "dag", f"f{i}", 1, a.address, now + i, now + i + 2.5, "ok")
-        plugin.history.outcomes["ok"] += 1
-        plugin.history.attempts.append(ended)
+        attempt = Attempt(1, a.address, "a", "host", now + i, now + i + 2.5)
+        history(AttemptEnded("run", now, i, attempt))
         if i % 100 == 99:
             panel.look()
     drawn = rows(panel._ended)
@@ -207,11 +246,27 @@ async def test_allocations_of_many(c, s, a, b):
 
 
 @on_cluster()
+async def test_allocations_of_a_late_result(c, s, a, b):
+    """An attempt whose result came late is drawn once, as it ended in the end."""
+    await execute(DAG())
+    history = History({"run": fake_run(["f", "g"])})
+    history(RunOpened("run", "dag", 0.0))
+    panel = AllocationsPanel(Overview(s, overview_of(s).sources, history))
+    now = time.time()
+    for index, outcome in ((0, "timeout"), (1, "ok"), (0, "ok")):
+        attempt = Attempt(1, a.address, "a", "host", now, now + 1, {}, outcome)
+        history(AttemptEnded("run", now, index, attempt))
+        panel.look()
+    texts = [row["what"] for row in rows(panel._ended)]
+    assert sorted(texts) == ["f of dag, attempt 1: ok", "g of dag, attempt 1: ok"]
+
+
+@on_cluster()
 async def test_resources(c, s, a, b):
-    """Each cell has what is declared, claimed and asked for; the first row is of all workers."""
+    """Each cell shows what is declared, claimed and asked for; the first row is for all workers."""
     waiting = [Function(id=i, args=[], code=int, cost={"gpu": 1, "cpu": 2}) for i in range(3)]
     run = await busy({"gpu": 1, "cpu": 1}, *waiting)
-    panel = viewed(s, Resources)
+    panel = viewed(s, ResourcesPanel)
     names = {row["what"]: row for row in rows(panel._cells)}
     total = names["gpu of all workers"]
     assert (total["declared"], total["claimed"], total["asked"]) == (1, 1, 3)
@@ -239,12 +294,12 @@ async def test_resources(c, s, a, b):
 
 @on_cluster()
 async def test_resources_that_nobody_has(c, s, a, b):
-    """What is asked for and not declared by anybody gets a cell that says so."""
+    """A resource that is asked for and that no worker declares has a cell that says so."""
     greedy = DAG().add_function(Function(id="f", args=[], code=int, cost={"licence": 2}))
     run = await submit(greedy, placement_timeout=60)
     plugin = s.plugins["handoff"]
     await until(lambda: plugin.engine.questions.backlog(1).largest)
-    panel = viewed(s, Resources)
+    panel = viewed(s, ResourcesPanel)
     cell = {row["what"]: row for row in rows(panel._cells)}["licence of all workers"]
     assert (cell["declared"], cell["asked"], cell["lacking"]) == (0, 2, 1)
     await register_node(a.address, {"licence": 2})
@@ -255,7 +310,7 @@ async def test_resources_that_nobody_has(c, s, a, b):
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that is advanced by hand."""
 
     now = cpu = 0.0
 
@@ -267,17 +322,17 @@ class Clock:
 
 
 def test_a_costly_look_is_followed_by_a_pause(monkeypatch):
-    """However costly looking is, a panel takes no more than its share of a core."""
+    """However costly a look is, a panel takes no more than its share of a core."""
     clock = Clock()
     monkeypatch.setattr(panels, "time", clock)
     looked = []
 
-    class Costly(Runs):
+    class Costly(RunsPanel):
         def look(self):
             looked.append(clock.now)
             clock.cpu += 0.030
 
-    panel = Costly(SimpleNamespace(plugins={}))
+    panel = Costly(Overview(None, None, History({})))
     for _ in range(100):
         panel.tick()
         clock.now += panels.TICK / 1000

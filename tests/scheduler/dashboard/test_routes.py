@@ -10,6 +10,7 @@ import numpy as np
 from distributed import Event
 
 from handoff_dask import DAG, Function, __version__, submit
+from handoff_dask.attempts.states import STATES
 from tests.scheduler.dashboard.viewing import get_json, on_cluster
 from tests.support import assert_clean
 
@@ -21,7 +22,7 @@ def hold(*_):
 
 @on_cluster()
 async def test_runs(c, s, a, b):
-    """Runs are there with their counts while they last, with what is held and why; then after."""
+    """Runs are listed with counts and what is held while they last, then as recent ones."""
     dag = DAG("a dag")
     dag.add_function(Function(id="holds", args=[], code=hold, cost={"gpu": 1}))
     for i in range(2):
@@ -32,7 +33,7 @@ async def test_runs(c, s, a, b):
     (shown,) = state["runs"]
     assert shown["dag_id"] == "a dag"
     assert shown["closed"] is None
-    counts = {"waiting": 0, "held": 2, "running": 1, "done": 0, "failed": 0, "cancelled": 0}
+    counts = {**dict.fromkeys(STATES, 0), "held": 2, "running": 1}
     assert shown["functions"] == state["functions"] == counts
     (held,) = state["held"]
     assert held.pop("why").startswith("resources: gpu 1, at most 0 free")
@@ -57,7 +58,7 @@ async def test_runs(c, s, a, b):
 
 @on_cluster()
 async def test_an_endless_capacity(c, s, a, b):
-    """A capacity without a limit does not make the answer something else than JSON."""
+    """With an unlimited capacity the answer is still JSON."""
     await submit(DAG())
     registry = s.plugins["handoff"].registry
     await registry.capabilities(a.address, {"cpu": math.inf}, __version__)
@@ -66,7 +67,7 @@ async def test_an_endless_capacity(c, s, a, b):
 
 
 class Alike:
-    """An id that only its own process can tell from others."""
+    """An id whose repr has odd characters."""
 
     def __repr__(self):
         return "<\u00e4 'like' \n \u2028>"
@@ -74,7 +75,7 @@ class Alike:
 
 @on_cluster()
 async def test_odd_names_and_numbers(c, s, a, b):
-    """Whatever ids and resources are called, and of whatever type amounts are, it is JSON."""
+    """With any names of ids and resources and any types of amounts the answer is JSON."""
     cost = {'a "b" \n \u2028': Fraction(1, 3), "cpu": np.float32(0.5), "gpu": np.int64(1)}
     dag = DAG(("d", frozenset({np.int64(1)})))
     dag.add_function(Function(id=Alike(), args=[], code=int, cost=cost))

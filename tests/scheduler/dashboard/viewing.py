@@ -11,6 +11,9 @@ from distributed.utils_test import gen_cluster
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
+from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.sources import Sources
+
 WORKERS = [
     ("127.0.0.1", 4, {"resources": {"cpu": 4, "memory": 1000}}),
     ("127.0.0.1", 4, {"resources": {"cpu": 4, "memory": 1000, "gpu": 1}}),
@@ -26,6 +29,20 @@ INDIVIDUAL = {
 }
 
 
+def overview_of(scheduler):
+    """Return what the dashboard of a scheduler with Handoff shows."""
+    plugin = scheduler.plugins["handoff"]
+    sources = Sources(
+        runs=plugin.runs,
+        functions=plugin.functions,
+        workers=plugin.registry.names,
+        questions=plugin.engine.questions,
+        why=plugin.reasons.why,
+        ending=plugin.endings.counts,
+    )
+    return Overview(scheduler, sources, plugin.history)
+
+
 async def get(scheduler, path):
     """Return status and body of a page."""
     url = f"http://localhost:{scheduler.http_server.port}{path}"
@@ -34,7 +51,7 @@ async def get(scheduler, path):
 
 
 async def get_json(scheduler, path):
-    """Return what a page says in JSON, as strict as browsers read it."""
+    """Return the JSON of a page, parsed as strictly as browsers do."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
@@ -45,13 +62,13 @@ async def get_json(scheduler, path):
 
 
 async def listed(scheduler, prefix=""):
-    """Return the panels of ours that dask-labextension would list."""
+    """Return our panels as dask-labextension would list them."""
     plots = await get_json(scheduler, f"{prefix}/individual-plots.json")
     return {title: path for title, path in plots.items() if "Handoff" in title}
 
 
 async def open_page(scheduler, path):
-    """Open a page as a browser does; return the socket that it is kept up to date through."""
+    """Open a page as a browser does; return the socket through which it is updated."""
     url = f"localhost:{scheduler.http_server.port}{path}"
     page = await AsyncHTTPClient().fetch(f"http://{url}")
     token = re.search(rb'"token":"([^"]+)"', page.body).group(1).decode()
@@ -59,6 +76,6 @@ async def open_page(scheduler, path):
 
 
 async def until(condition):
-    """Wait for what is going to be so; the test's own limit ends it if not."""
+    """Wait until a condition holds; the test's own time limit ends the wait."""
     while not condition():
         await asyncio.sleep(0.01)

@@ -1,0 +1,163 @@
+"""One function's life: its state, its ledger, and what decides about its next attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Protocol
+
+from handoff_dask.attempts.ledger import Entry
+from handoff_dask.attempts.losses import Lost
+from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, State, check
+from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.retry import RetryPolicy
+
+__all__ = ["Life", "Row"]
+
+
+class Row(Protocol):
+    """What a run says of a function."""
+
+    @property
+    def label(self) -> str:
+        """The function as errors name it."""
+
+    @property
+    def cost(self) -> Mapping[str, float]:
+        """What an attempt claims, unless its policy escalates."""
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The numbers of its retry policy."""
+
+
+class Life:
+    """A function, from the arrival of its run to its end.
+
+    Attributes
+    ----------
+    key
+        The name of its task.
+    row
+        What its run says of it.
+    state
+        Where it is in its life, with the data that belongs to that; see ``states``.
+    entries
+        Its ledger: each start that happened, the first first.
+    cost
+        What its next attempt claims.
+    late
+        Workers where an attempt that was given up still has a thread, once for each.
+    avoid
+        A worker from which its result could not be fetched: it is computed again elsewhere.
+    doom
+        Why there is no further attempt, whatever retries are left.
+    forgiven
+        Entries that count no more, because somebody had a function that had failed tried again.
+    """
+
+    __slots__ = ("avoid", "cost", "doom", "entries", "forgiven", "key", "late", "row", "state")
+
+    def __init__(self, key: Hashable, row: Row) -> None:
+        self.key: Any = key
+        self.row = row
+        self.cost: Mapping[str, float] = row.cost
+        self.state: State = WAITING
+        self.entries: tuple[Entry, ...] = ()
+        self.late: tuple[str, ...] = ()
+        self.avoid: str | None = None
+        self.doom: Exception | None = None
+        self.forgiven = 0
+
+    @property
+    def whose(self) -> str:
+        """Whose it is, in words."""
+        return ""
+
+    # What others may want to hear of it
+
+    def moved(self, before: State) -> None:
+        """Hear of a change of the state."""
+
+    def recorded(self, entry: Entry, replaced: Entry | None) -> None:
+        """Hear of a change of the ledger."""
+
+    # The state
+
+    def enter(self, event: str, state: State) -> None:
+        """Go to another state.
+
+        Raises
+        ------
+        IllegalTransitionError
+            The table has no such transition.
+        """
+        before = self.state
+        check(before, event, state)
+        self.state = state
+        self.moved(before)
+
+    @property
+    def worker(self) -> str | None:
+        """The worker that has it, or else the one that had its last attempt."""
+        state = self.state
+        if isinstance(state, PLACED):
+            return state.placement.worker
+        if isinstance(state, Asking):
+            return state.lost.worker
+        return self.entries[-1].worker if self.entries else None
+
+    @property
+    def lost(self) -> Lost | None:
+        """The attempt that is being asked about, if any."""
+        return self.state.lost if isinstance(self.state, (Asking, Ended)) else None
+
+    # The ledger
+
+    @property
+    def untried(self) -> bool:
+        """Whether its next attempt is like a first one."""
+        return not (self.entries or self.late or self.avoid or self.doom)
+
+    @property
+    def failures(self) -> int:
+        """How many attempts count against `max_retries`."""
+        return sum(entry.counts for entry in self.entries[self.forgiven :])
+
+    @property
+    def deaths(self) -> list[Entry]:
+        """The attempts that ended with their workers, and count."""
+        return [e for e in self.entries[self.forgiven :] if e.counts and e.outcome == "worker-lost"]
+
+    def has_result_of(self, worker: str, started: float) -> bool:
+        """Whether an attempt is known as the one that made the result."""
+        return any(
+            e.outcome == "ok" and e.worker == worker and e.started == started for e in self.entries
+        )
+
+    def record(
+        self,
+        worker: str,
+        started: float,
+        stopped: float,
+        outcome: Outcome = "ok",
+        error_type: str | None = None,
+        message: str | None = None,
+        *,
+        counts: bool = False,
+    ) -> None:
+        """Enter an attempt that started into the ledger."""
+        number = len(self.entries) + 1
+        entry = Entry(
+            number, worker, started, stopped, outcome, error_type, message, self.cost, counts
+        )
+        self.entries += (entry,)
+        self.recorded(entry, None)
+
+    def correct(self, started: float, stopped: float) -> None:
+        """Record that the last attempt ended well: its result came after it was given up."""
+        last = self.entries[-1]
+        entry = Entry(
+            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False
+        )
+        self.entries = (*self.entries[:-1], entry)
+        self.recorded(entry, last)

@@ -1,0 +1,410 @@
+"""What the events of a cluster mean for the functions of all runs, and for what they claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping
+from random import random
+from typing import Any, NamedTuple, Protocol
+
+from handoff_dask.attempts import retries
+from handoff_dask.attempts.endings import Endings, Ledger
+from handoff_dask.attempts.life import Life
+from handoff_dask.attempts.losses import End, Lost, charge
+from handoff_dask.attempts.states import (
+    DONE,
+    FAILED,
+    HELD,
+    PLACED,
+    RETRYING,
+    WAITING,
+    Asking,
+    Assigned,
+    Ended,
+    Failing,
+    Failure,
+    Held,
+    Placement,
+    Running,
+    Waiting,
+)
+from handoff_dask.errors import InvalidFunctionError, WorkerLostError
+
+__all__ = ["Departure", "Engine", "Lives", "Surroundings"]
+
+
+class Engine(Ledger, Protocol):
+    """What places functions: the placement engine."""
+
+    def function_ready(
+        self,
+        key: Hashable,
+        now: float,
+        *,
+        inputs: Mapping[str, float] | None = None,
+        input_total: float = 0.0,
+        not_before: float | None = None,
+        cost: Mapping[str, float] | None = None,
+        avoid: Collection[str] = (),
+        insist: bool = False,
+        exclude: Collection[str] = (),
+    ) -> None:
+        """Have a function placed."""
+
+    def function_withdrawn(self, key: Hashable) -> None:
+        """Have it placed no more."""
+
+    def attempt_ended(
+        self, key: Hashable, now: float, *, duration: float | None = None, done: bool = False
+    ) -> None:
+        """Release what its attempt claims."""
+
+    def slot_released(self, key: Hashable) -> None:
+        """Release its slot; it keeps its cost."""
+
+
+class Surroundings(Protocol):
+    """What has to be known of the cluster and of users' code."""
+
+    def waits_ahead(self, life: Life) -> bool:
+        """Whether a placed function waits behind another one and has no claim of its own."""
+
+    def inputs(self, life: Life) -> tuple[Mapping[str, float], float]:
+        """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
+
+    def refusal(self, life: Life) -> Exception | None:
+        """Return why no worker could hold what an escalated attempt claims."""
+
+    def worker_lost(self, life: Life) -> WorkerLostError:
+        """Return the error of a function that is out of attempts because workers died."""
+
+    def escalate(self, life: Life) -> Failure | None:
+        """Ask a policy with code what to claim after the death of a worker."""
+
+    def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
+        """Learn that a worker died before a function could start there."""
+
+    def given_up(self, life: Life) -> None:
+        """Learn that an attempt was given up that had given back its slot."""
+
+
+class Departure(NamedTuple):
+    """How a function left its worker, as far as Dask says.
+
+    Parameters
+    ----------
+    number
+        The scheduler's number of the placement.
+    at, now
+        When: seconds since the epoch, and by the engine's clock.
+    reported
+        Whether the worker itself reported the end, so that its thread is free.
+    span
+        When it started and stopped (s since epoch), if that was reported.
+    worker_known
+        Whether the worker is there and has our plugin.
+    worker_gone
+        Whether the worker is gone.
+    worker_died
+        Whether it died, rather than closed in order.
+    inputs
+        What had to be brought to the worker.
+    """
+
+    number: int
+    at: float
+    now: float
+    reported: bool
+    span: tuple[float, float] | None = None
+    worker_known: bool = True
+    worker_gone: bool = False
+    worker_died: bool = False
+    inputs: tuple[object, ...] = ()
+
+
+class Lives:
+    """Takes every function from state to state.
+
+    Parameters
+    ----------
+    engine
+        Places functions, and keeps what they claim.
+    endings
+        Keeps the claims of attempts that were given up.
+    surroundings
+        What has to be known besides.
+    chance
+        Draws the jitter of delays: a number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        endings: Endings,
+        surroundings: Surroundings,
+        chance: Callable[[], float] = random,
+    ) -> None:
+        self._engine = engine
+        self._endings = endings
+        self._surroundings = surroundings
+        self._chance = chance
+        #: Functions that wait for a place but are to fail instead, and why.
+        self.doomed: list[tuple[Life, Exception]] = []
+
+    # Before an attempt
+
+    def ready(self, life: Life, now: float) -> None:
+        """Have a function placed: its inputs are there."""
+        state = life.state
+        if isinstance(state, Asking):
+            life.enter("ready", Asking(state.lost, ready=True))
+            return
+        if isinstance(state, Ended) and state.lost is not None:
+            life.enter("ready while asking", Asking(state.lost, ready=True))
+            return
+        terms = {} if life.untried else retries.terms(life, now, self._chance())._asdict()
+        life.enter("ready", HELD)
+        if terms and (error := self.verdict(life)) is not None:
+            self.doomed.append((life, error))
+            return
+        self._offer(life, now, terms)
+
+    def place_again(self, life: Life, now: float) -> None:
+        """Ask the engine once more for a held function that could not be sent where it decided."""
+        self._engine.attempt_ended(life.key, now)
+        if (error := self.verdict(life)) is not None:
+            self.doomed.append((life, error))
+            return
+        terms = {} if life.untried else retries.terms(life, now, self._chance())._asdict()
+        self._offer(life, now, terms)
+
+    def _offer(self, life: Life, now: float, terms: Mapping[str, Any]) -> None:
+        inputs, total = self._surroundings.inputs(life)
+        self._engine.function_ready(life.key, now, inputs=inputs, input_total=total, **terms)
+
+    def verdict(self, life: Life) -> Exception | None:
+        """Return the error that a function ends with instead of a further attempt, if it does."""
+        if life.doom is not None:
+            return life.doom
+        if life.failures > life.row.policy.max_retries:
+            return self._surroundings.worker_lost(life)
+        # After a death, the engine waits for what the cluster has lost with the worker.
+        if life.cost is not life.row.cost and not life.deaths:
+            return self._surroundings.refusal(life)
+        return None
+
+    def inputs_lost(self, life: Life) -> None:
+        """Hold a function back again: inputs of it are gone."""
+        if isinstance(life.state, Asking):
+            life.enter("inputs lost", Asking(life.state.lost))
+        else:
+            self._engine.function_withdrawn(life.key)
+            life.enter("inputs lost", WAITING)
+
+    def placed(self, life: Life, placement: Placement, *, ahead: bool) -> None:
+        """Record that a function was sent to a worker, to run or to wait for another to end."""
+        if ahead:
+            life.enter("handed ahead", Assigned(placement))
+        else:
+            life.enter("placed", Running(placement))
+
+    def taken(self, life: Life, placement: Placement) -> None:
+        """Record that Dask sent a function to a worker although it was held."""
+        self._engine.function_withdrawn(life.key)
+        life.enter("taken by Dask", Assigned(placement))
+
+    # While a worker has it
+
+    def started(self, life: Life) -> None:
+        """Record that what a function waited for on its worker has ended."""
+        if isinstance(life.state, Assigned):
+            life.enter("started", Running(life.state.placement))
+
+    def thread_released(self, life: Life) -> None:
+        """Record that a function that goes on gave its thread back: it seceded."""
+        if isinstance(life.state, (Assigned, Running)):
+            life.enter("thread released", Running(life.state.placement, seceded=True))
+            self._engine.slot_released(life.key)
+
+    def failure_reported(self, life: Life, failure: Failure) -> bool:
+        """Record what a worker reports of a failed attempt; return whether another follows."""
+        state = life.state
+        assert isinstance(state, (Assigned, Running))
+        again = failure.retry and retries.may_retry(life)
+        seceded = isinstance(state, Running) and state.seceded
+        life.enter(
+            "failure reported", Failing(state.placement, failure._replace(retry=again), seceded)
+        )
+        return again
+
+    # The end of an attempt
+
+    def succeeded(self, life: Life, worker: str, departure: Departure) -> None:
+        """Record that a result is there, of an attempt under way or of one that was given up."""
+        state, span = life.state, departure.span
+        placed = isinstance(state, PLACED)
+        self._endings.pass_on(worker, life.cost)
+        self._engine.attempt_ended(
+            life.key,
+            departure.now,
+            duration=None if span is None else span[1] - span[0],
+            done=True,
+        )
+        # Without a start of its own, the worker had the result already, and Dask did not know.
+        if span is not None and not life.has_result_of(worker, span[0]):
+            if placed or life.lost is not None or not life.entries:
+                life.record(worker, *span)
+            else:
+                life.correct(*span)
+        life.enter("succeeded" if placed else "result arrived", DONE)
+
+    def returned(self, life: Life, departure: Departure) -> Lost | None:
+        """Record that a function left its worker without a result and goes back to the gate.
+
+        Returns
+        -------
+        Lost or None
+            What has to be asked about, since nobody reported how the attempt ended.
+        """
+        state = life.state
+        assert isinstance(state, PLACED)
+        if isinstance(state, Failing):
+            lost = self._leave(life, departure, recorded=True)
+            self._failed(life, state.failure)
+            life.enter("tried again", RETRYING)
+            return lost
+        lost = self._leave(life, departure, recorded=False)
+        assert lost is not None
+        life.enter("lost", Asking(lost))
+        return lost
+
+    def erred(self, life: Life, departure: Departure, error_type: str, message: str) -> Lost | None:
+        """Record that the last attempt of a function failed, and it with that.
+
+        Parameters
+        ----------
+        error_type, message
+            What Dask says, for a failure that the worker did not report: before the function
+            itself, for example in loading it.
+        """
+        state = life.state
+        assert isinstance(state, PLACED)
+        lost = self._leave(life, departure, recorded=True)
+        if isinstance(state, Failing):
+            self._failed(life, state.failure)
+        else:
+            started, stopped = departure.span or (state.placement.at, departure.at)
+            life.record(
+                state.placement.worker, started, stopped, "error", error_type, message, counts=True
+            )
+        life.enter("failed", FAILED)
+        return lost
+
+    def _leave(self, life: Life, departure: Departure, *, recorded: bool) -> Lost | None:
+        """Release what an attempt claims, or keep it for as long as its thread may run."""
+        state = life.state
+        assert isinstance(state, PLACED)
+        worker, placed = state.placement
+        timed_out = isinstance(state, Failing) and state.failure.outcome == "timeout"
+        if departure.reported:
+            self._endings.pass_on(worker, life.cost)
+            self._engine.attempt_ended(life.key, departure.now)
+            return None
+        seceded = not isinstance(state, Assigned) and state.seceded
+        if departure.worker_known:
+            # A function handed ahead has no claim of its own: the one it waits for has it.
+            claims = not self._surroundings.waits_ahead(life)
+            self._endings.begin(life, departure.number, worker, seceded=seceded, claims=claims)
+        self._engine.attempt_ended(life.key, departure.now)
+        if seceded:
+            # It may wait for a run of its own that needs what it claims.
+            self._surroundings.given_up(life)
+        if timed_out:
+            return None  # its worker will report the end of the thread
+        return Lost(
+            worker,
+            placed,
+            departure.number,
+            departure.at,
+            departure.worker_gone,
+            departure.worker_died,
+            recorded,
+            departure.inputs,
+        )
+
+    def _failed(self, life: Life, failure: Failure) -> None:
+        """Record a failed attempt, and what it means for the next one."""
+        state = life.state
+        assert isinstance(state, Failing)
+        life.record(
+            state.placement.worker,
+            failure.started,
+            failure.stopped,
+            failure.outcome,
+            failure.error_type,
+            failure.message,
+            counts=True,
+        )
+        self._change_terms(life, failure)
+
+    def _change_terms(self, life: Life, failure: Failure) -> None:
+        if failure.cost is not None:
+            life.cost = failure.cost
+        if failure.problem is not None:
+            life.doom = InvalidFunctionError(life.row.label, *failure.problem)
+
+    def settled(self, life: Life, lost: Lost, end: End, now: float) -> None:
+        """Charge a lost attempt, once it is known what its worker had started, and go on."""
+        if lost.number in end.busy:
+            self._endings.confirm(life.key, lost.number)
+        else:
+            self._endings.over(life.key, lost.number)
+        if life.lost is not lost or lost.recorded:
+            return
+        reason = end.reason or "for a reason unknown"
+        due = charge(lost, end)
+        if due is None:
+            if lost.died:
+                self._surroundings.died_unstarted(life, lost, reason)
+        else:
+            life.record(
+                lost.worker,
+                due.started,
+                due.stopped,
+                due.outcome,
+                None,
+                due.message,
+                counts=due.counts,
+            )
+            if due.counts:
+                change = self._surroundings.escalate(life)
+                if change is not None:
+                    self._change_terms(life, change)
+        state = life.state
+        if isinstance(state, Asking):
+            retry = due is not None and due.counts
+            life.enter("answered", RETRYING if retry else WAITING)
+            if state.ready:
+                self.ready(life, now)
+        else:
+            life.enter("answered", Ended(state.name))
+
+    # The end of a function
+
+    def failed(self, life: Life) -> None:
+        """Record that a function failed for good, without another attempt."""
+        self._engine.function_withdrawn(life.key)
+        life.enter("failed", Ended("failed", life.lost))
+
+    def dropped(self, life: Life) -> None:
+        """Record that nobody wants a function any more; what has ended stays what it is."""
+        state = life.state
+        if isinstance(state, (Waiting, Held, Asking)):
+            self._engine.function_withdrawn(life.key)
+            life.enter("dropped", Ended("cancelled", life.lost))
+
+    def pardoned(self, life: Life) -> None:
+        """Try a function that failed for good once more, with all its attempts."""
+        life.forgiven = len(life.entries)
+        life.doom = None
+        life.cost = life.row.cost
+        life.enter("pardoned", WAITING)

@@ -1,0 +1,132 @@
+"""What an attempt is charged whose end nobody reported: its worker died, or it was taken back."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from handoff_dask.model.attempt import Outcome
+
+__all__ = ["Charge", "End", "Lost", "charge", "ending_of_process"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lost:
+    """An attempt whose end nobody reported.
+
+    Attributes
+    ----------
+    worker, placed
+        Where it was sent, and when (s since epoch).
+    number
+        The scheduler's number of the placement.
+    lost
+        When it was lost (s since epoch).
+    worker_gone
+        Whether its worker is gone.
+    died
+        Whether the worker died, rather than closed in order.
+    recorded
+        Whether it is in the ledger already, and only the end of its thread is unknown.
+    inputs
+        What was not on its worker when it was placed there.
+    """
+
+    worker: str
+    placed: float
+    number: int
+    lost: float
+    worker_gone: bool
+    died: bool
+    recorded: bool
+    inputs: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What a worker had started.
+
+    Attributes
+    ----------
+    started
+        {number of the placement: s since epoch}; None if this is not known.
+    busy
+        The placements whose threads have not ended.
+    reason
+        How the worker ended, if it did and that is known.
+    """
+
+    started: Mapping[int, float] | None = None
+    busy: frozenset[int] = frozenset()
+    reason: str | None = None
+
+
+class Charge(NamedTuple):
+    """What a lost attempt that had started is recorded as.
+
+    Parameters
+    ----------
+    started, stopped
+        Seconds since the epoch.
+    outcome, message
+        How it ended.
+    counts
+        Whether it uses up one of the function's attempts.
+    """
+
+    started: float
+    stopped: float
+    outcome: Outcome
+    message: str | None
+    counts: bool
+
+
+def charge(lost: Lost, end: End) -> Charge | None:
+    """Decide what a lost attempt is charged; None: it had not started, and costs nothing.
+
+    A worker that dies uses up one attempt of each function that it had started. One that closes in
+    order uses up none. If nobody can say what a worker had started, everything placed on it counts
+    as started.
+    """
+    if end.started is not None and lost.number not in end.started:
+        return None
+    started = lost.placed if end.started is None else end.started[lost.number]
+    message: str | None = None
+    if lost.worker_gone:
+        message = end.reason or (
+            "lost for an unknown reason" if lost.died else "it closed in order"
+        )
+        if not lost.died:
+            message += "; this does not count"
+    if end.started is None:
+        message = f"{message or 'it was taken back'}; it is not known whether it had started"
+    return Charge(
+        started,
+        max(started, lost.lost),
+        "worker-lost" if lost.worker_gone else "cancelled",
+        message,
+        lost.worker_gone and lost.died,
+    )
+
+
+def ending_of_process(code: int, out_of_memory: bool) -> str:
+    """Describe how a worker's process ended.
+
+    Parameters
+    ----------
+    code
+        Its exit code; -n if signal n killed it.
+    out_of_memory
+        Whether its nanny killed it at its memory limit.
+    """
+    if out_of_memory:
+        return "out of memory: its nanny ended it at its memory limit"
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"killed by signal {-code}"
+    return f"killed by signal {-code} ({name})"

@@ -1,0 +1,66 @@
+"""The next attempt of a function: whether there is one, when, where and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from handoff_dask.attempts.life import Life
+from handoff_dask.attempts.states import Waiting
+
+__all__ = ["Terms", "may_retry", "terms"]
+
+
+class Terms(NamedTuple):
+    """How the engine is to place the next attempt.
+
+    Parameters
+    ----------
+    cost
+        What it claims; None is the function's own cost.
+    not_before
+        The earliest time to start (s of the engine's clock): the retry's delay.
+    avoid
+        Workers to use only if there is no other.
+    insist
+        Whether to wait for another worker for as long as the cluster has one.
+    exclude
+        Workers that must not be used.
+    """
+
+    cost: Mapping[str, float] | None = None
+    not_before: float | None = None
+    avoid: tuple[str, ...] = ()
+    insist: bool = False
+    exclude: tuple[str, ...] = ()
+
+
+def may_retry(life: Life) -> bool:
+    """Whether another attempt would be left if the current one failed."""
+    return life.failures < life.row.policy.max_retries
+
+
+def terms(life: Life, now: float, random: float) -> Terms:
+    """Decide how the next attempt of a function is to be placed.
+
+    Parameters
+    ----------
+    life
+        The function.
+    now
+        The time, by the engine's clock (s).
+    random
+        In [0, 1): picks the jitter of the delay.
+    """
+    policy = life.row.policy
+    cost = None if life.cost is life.row.cost else life.cost
+    # Where a thread still runs an earlier attempt, Dask would take it for the new one.
+    exclude = life.late
+    avoid = () if life.avoid is None else (life.avoid,)
+    if not (isinstance(life.state, Waiting) and life.state.retry):
+        return Terms(cost, avoid=avoid, exclude=exclude)
+    delay = policy.delay_before(life.failures + 1, random)
+    if policy.avoid_last_worker and life.worker is not None:
+        avoid = (*avoid, life.worker)
+    insist = policy.avoid_last_worker == "always"
+    return Terms(cost, now + delay if delay else None, avoid, insist, exclude)

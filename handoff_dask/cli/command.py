@@ -1,0 +1,107 @@
+"""What commands share: how they end, options, and tables."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from handoff_dask import config
+from handoff_dask.cli.exit_codes import Problem, problem_of
+from handoff_dask.cli.signals import error_printed, interruptible
+from handoff_dask.placement.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Where a click context keeps whether --debug was given.
+DEBUG = "handoff.debug"
+
+
+class Command(click.Command):
+    """A command with one-paragraph errors that exits promptly on signals."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, help="Show tracebacks and Dask's log.")
+        )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        debug = ctx.meta[DEBUG] = ctx.params.pop("debug")
+        error_printed.clear()
+        try:
+            with interruptible():
+                if problems := config.problems():
+                    raise Problem("; ".join(problems))
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.UsageError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exception(error)
+            problem = problem_of(error)
+            error_printed.set()
+            click.echo(f"Error: {problem.message}", err=True)
+            ctx.exit(problem.code)
+
+
+class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
+    """A target; a shell completes its file."""
+
+    name = "target"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+def target_options(command: F) -> F:
+    """Add TARGET, the arguments after it, and --scale to a command."""
+    command = click.option(
+        "--scale",
+        type=click.FloatRange(min=0),
+        help="Factor for the recorded times of a workflow file.",
+    )(command)
+    command = click.argument("arguments", nargs=-1, metavar="[-- NAME=VALUE...]")(command)
+    return click.argument("target", type=_TargetType())(command)
+
+
+strategy_option = click.option(
+    "--strategy",
+    "allocation_strategy",
+    type=click.Choice(list(STRATEGIES)),
+    default="packed",
+    show_default=True,
+    help="How workers are chosen.",
+)
+max_concurrency_option = click.option(
+    "--max-concurrency",
+    type=click.IntRange(min=1),
+    help="How many functions of the run may run at once.",
+)
+
+
+def output_option(help: str, default: Path | None = None) -> Callable[[F], F]:
+    """Return the option --output."""
+    return click.option(
+        "--output", type=click.Path(path_type=Path), default=default, show_default=True, help=help
+    )
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Print rows with aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        click.echo("  ".join(cells).rstrip())

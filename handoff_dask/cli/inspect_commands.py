@@ -1,0 +1,180 @@
+"""Commands that inspect a DAG or a cluster and run nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from handoff_dask.cli.command import (
+    Command,
+    max_concurrency_option,
+    output_option,
+    print_table,
+    strategy_option,
+    target_options,
+)
+from handoff_dask.cli.connect import Where, cluster_options, connected
+from handoff_dask.cli.dag_loader import load
+from handoff_dask.cli.exit_codes import IMPOSSIBLE, Problem
+from handoff_dask.cli.result_files import is_stdout, read_durations
+from handoff_dask.client.explaining import explain as explain_dag
+from handoff_dask.client.nodes import discover_nodes
+from handoff_dask.client.planning import plan as plan_dag
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.widgets import markup
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  dask handoff validate pipeline.py:dag
+  dask handoff validate pipeline.py:make_dag -- day=2026-03-01
+""",
+)
+@target_options
+def validate(**target: Any) -> None:
+    """Check a DAG without a cluster."""
+    dag = load(**target).dag
+    functions = dag.functions.values()
+    inline = sum(f.type == "inline" for f in functions)
+    edges = sum(len(f.args) for f in functions)
+    size = markup.count(len(dag), "function") + (f" ({inline} inline)" if inline else "")
+    click.echo(f"{dag.id}: valid, {size}, {edges} dependencies")
+    for name in sorted({name for f in functions for name in f.cost or {}}):
+        most = max((f.cost or {}).get(name, 0) for f in functions)
+        click.echo(f"  {name}: at most {most:g} by one function")
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  dask handoff explain pipeline.py:dag --scheduler tcp://host:8786
+  dask handoff explain pipeline.py:dag --worker cpu=4,memory=8000 --worker cpu=2,gpu=1
+
+The exit code is 3 if a function cannot run.
+""",
+)
+@target_options
+@cluster_options()
+def explain(where: Where, **target: Any) -> None:
+    """Show which workers could run each function, or what they lack."""
+    dag = load(**target).dag
+    with connected(where) as client:
+        explanation = explain_dag(dag, client)
+    click.echo(str(explanation))
+    if not explanation.possible:
+        click.get_current_context().exit(IMPOSSIBLE)
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  dask handoff plan trace.json --worker cpu=8,memory=16000 --worker cpu=4,memory=8000
+  dask handoff plan pipeline.py:dag --durations result.json --scheduler tcp://host:8786
+""",
+)
+@target_options
+@cluster_options()
+@click.option(
+    "--durations",
+    "durations_file",
+    type=click.Path(path_type=Path),
+    help="How long functions take: {id: seconds} in JSON, or the --output of an earlier run.",
+)
+@strategy_option
+@max_concurrency_option
+@click.option(
+    "--overhead",
+    type=float,
+    default=0.0,
+    help="Seconds that starting a function takes; 0.003 is typical on one machine.",
+)
+@click.option("--timeline", is_flag=True, help="Show when and where each function would run.")
+def plan(
+    where: Where,
+    target: str,
+    arguments: tuple[str, ...],
+    scale: float | None,
+    durations_file: Path | None,
+    timeline: bool,
+    **options: Any,
+) -> None:
+    """Predict how long a DAG takes, by simulation.
+
+    The simulation uses the workers of a cluster or, with --worker, imagined ones.
+    """
+    loaded = load(target, arguments, scale)
+    durations: Mapping[Hashable, float] | ExecutionResult | None = loaded.durations
+    if durations_file is not None:
+        durations = read_durations(durations_file, loaded.dag.functions)
+    if durations is None:
+        raise Problem(
+            "how long do the functions take? Give --durations FILE: {id: seconds} in JSON, or the "
+            "--output of an earlier run"
+        )
+    capabilities: Mapping[str, Mapping[str, float]] = where.capabilities
+    if not capabilities:
+        with connected(where) as client:
+            capabilities = discover_nodes(client)
+    planned = plan_dag(loaded.dag, capabilities, durations, **options)
+    click.echo(str(planned))
+    if timeline:
+        for worker, slots in planned.timeline.items():
+            click.echo(f"{worker}:")
+            for slot in slots:
+                click.echo(f"  {slot.start:10.3f} s to {slot.stop:10.3f} s  {slot.id}")
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  dask handoff visualize pipeline.py:dag
+  dask handoff visualize trace.json --output trace.png
+""",
+)
+@target_options
+@output_option(
+    "The file to draw; its suffix is the format. - is standard output, as SVG.", Path("dag.svg")
+)
+def visualize(output: Path, **target: Any) -> None:
+    """Draw a DAG."""
+    dag = load(**target).dag
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise Problem(f"cannot write {output}: its folder does not exist, or it is a folder itself")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "dag.svg") if is_stdout(output) else output
+        try:
+            dag.visualize(filename=str(file))
+        except (ImportError, RuntimeError, OSError, ValueError) as error:
+            raise Problem(f"cannot draw {output}: {error}") from error
+        click.echo(file.read_text(encoding="utf-8") if file is not output else str(output))
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  dask handoff nodes --scheduler tcp://host:8786
+""",
+)
+@cluster_options(workers=False)
+def nodes(where: Where) -> None:
+    """Show what each worker of a cluster offers."""
+    with connected(where, embedded=False) as client:
+        workers = discover_nodes(client)
+    resources = sorted({name for offered in workers.values() for name in offered})
+    rows = [["worker", *resources]]
+    for address, offered in workers.items():
+        rows.append([address, *(f"{offered[n]:g}" if n in offered else "-" for n in resources)])
+    print_table(rows)
+
+
+COMMANDS = (validate, explain, plan, visualize, nodes)

@@ -1,0 +1,337 @@
+"""The life of a run at its client: from its submission, or from when it is followed, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from distributed import Client, Future
+
+from handoff_dask.attempts.states import STATES, UNENDED
+from handoff_dask.client import annotating, connection, gathering, outcomes, waiting
+from handoff_dask.client.describing import Outline
+from handoff_dask.client.explaining import Fetching, RunExplanation, Unready
+from handoff_dask.client.listening import Listener
+from handoff_dask.client.options import Allocator
+from handoff_dask.client.results import Attempts, ExecutionResult
+from handoff_dask.client.submission import Submission
+from handoff_dask.errors import ClusterLostError, HandoffError, RunCancelledError
+from handoff_dask.placement.events import Waiting
+from handoff_dask.wire.messages import RunReport
+
+#: Seconds before the first further look at a run that the scheduler does not yet call over.
+PAUSE = 0.005
+
+
+class Follower:
+    """A run, as its client follows it. The coroutines run on the client's event loop.
+
+    Attributes
+    ----------
+    outline, client
+        The run, and the client.
+    futures : Mapping
+        {function id: Future} of everything that the run waits for, until it is released.
+    wanted : Mapping
+        Those of them whose results are asked for.
+    """
+
+    def __init__(self, outline: Outline, client: Client) -> None:
+        self.outline = outline
+        self.client = client
+        self.futures: Mapping[Hashable, Future[Any]] = {}
+        self.wanted: Mapping[Hashable, Future[Any]] = {}
+        #: Whether another client submitted it.
+        self._followed = False
+        #: Why this client stopped the run, if it did.
+        self._stopped: HandoffError | None = None
+        self._outcome: asyncio.Task[ExecutionResult] | None = None
+        #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
+        self._final: Mapping[str, int] = {}
+        self._listener: Listener | None = None
+        #: Stops the cluster, if it was started for this run.
+        self.close: Callable[[], Any] = lambda: None
+
+    # What is known without asking
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended and, if it is waited for, its results are here."""
+        if self._outcome is not None:
+            return self._outcome.done()
+        return all(future.done() for future in self.futures.values())
+
+    @property
+    def remark(self) -> str:
+        """How the run ended, if that is known."""
+        if self._outcome is None or not self._outcome.done():
+            return ""
+        error = None if self._outcome.cancelled() else self._outcome.exception()
+        return "ended" if error is None else f"{type(error).__name__}: {error}"
+
+    def known_counts(self) -> dict[str, int]:
+        """Return how many functions are in which state, as far as the futures tell."""
+        if self._final:
+            return dict(self._final)
+        names = {"finished": "done", "error": "failed", "pending": "waiting"}
+        states = [names.get(str(f.status), "cancelled") for f in self.futures.values()]
+        return {state: states.count(state) for state in STATES}
+
+    # Its beginning
+
+    async def start(self, submission: Submission, within: Any) -> Follower:
+        """Send the run on its way.
+
+        Parameters
+        ----------
+        submission
+            The run.
+        within
+            Key of the task that submits it, if one does.
+        """
+        client, options = self.client, submission.options
+        await connection.install(client)
+        pins = None
+        if isinstance(options.allocation_strategy, Allocator):
+            nodes = await self.call("nodes")
+            names = {a: n["names"] for a, n in nodes.items()}
+            pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
+        if options.on_event is not None:
+            self._listener = Listener(client, self.outline, options.on_event)
+        try:
+            refused = await self.call("open", spec=submission.spec(client.id, pins, within))
+            if refused is not None:
+                raise submission.allocation_error(*pickle.loads(refused))
+            if self._stopped is not None:  # cancelled on its way here
+                raise self._stopped
+            keys = submission.translation.keys
+            get = partial(
+                client.get,
+                submission.translation.graph,
+                [keys[index] for index in self.outline.awaited.values()],
+                sync=False,
+                priority=options.priority,
+            )
+            self._watch(annotating.without(keys, get))
+        except BaseException:
+            if self._listener is not None:
+                self._listener.close()
+            # No graph will follow.
+            with contextlib.suppress(OSError, ClusterLostError):
+                await self.call("close", run_id=self.outline.run_id)
+            raise
+        if options.detach:
+            # The client may be closed as soon as this returns.
+            await self._arrival()
+        self._ending()
+        return self
+
+    async def _arrival(self) -> None:
+        """Wait until the scheduler has the graph; raise if it will not get it."""
+        # If the scheduler refuses it, the futures fail, and whoever waits for them stops the run.
+        watch = asyncio.get_running_loop().call_later(connection.PULSE, self._ending)
+        try:
+            if not await self.call("arrived", run_id=self.outline.run_id):
+                await asyncio.shield(self._ending())
+        finally:
+            watch.cancel()
+
+    async def follow(self) -> Follower:
+        """Follow a run that is on its way already."""
+        self._followed = True
+        keys = [self.outline.keys[index] for index in self.outline.awaited.values()]
+        self._watch([Future(key, self.client) for key in keys])
+        # Only now: the scheduler answers with the states, which the futures must hear.
+        await waiting.want(self.client, self.futures.values())
+        return self
+
+    def _watch(self, futures: Iterable[Future[Any]]) -> None:
+        self.futures = dict(zip(self.outline.awaited, futures, strict=True))
+        self.wanted = {id_: self.futures[id_] for id_ in self.outline.wanted}
+
+    # Questions
+
+    async def call(self, handler: str, **kwargs: Any) -> Any:
+        """Call a handler of the plugin; the error of a lost cluster names the DAG."""
+        try:
+            return await connection.call(self.client, handler, **kwargs)
+        except ClusterLostError as error:
+            raise ClusterLostError(self.outline.dag_id, error.problem) from error
+
+    async def status(self) -> dict[str, Any]:
+        """Count the functions by state, and return the attempts."""
+        report, _ = await self.report()
+        counts = {**dict.fromkeys(STATES, 0), **report.counts}
+        return {**counts, "attempts": dict(Attempts(report, self.outline.nodes))}
+
+    async def progress(self) -> dict[str, int]:
+        """Count the functions by state."""
+        answer = await self.call("progress", run_id=self.outline.run_id)
+        return {**dict.fromkeys(STATES, 0), **answer["counts"]}
+
+    async def remaining(self) -> float | None:
+        """Return the seconds that the run will still take, as the scheduler estimates them."""
+        answer = await self.call("progress", run_id=self.outline.run_id)
+        remaining: float | None = answer["remaining"]
+        return remaining
+
+    async def holds(self) -> list[tuple[int, Mapping[str, float], Waiting]]:
+        """Return what functions are held for: how many, what they cost, and why."""
+        holds: list[tuple[int, Mapping[str, float], Waiting]] = pickle.loads(
+            await self.call("holds", run_id=self.outline.run_id)
+        )
+        return holds
+
+    async def explain(self, held: int | None) -> RunExplanation:
+        """Tell what each function that is not running waits for."""
+        answer = await self.call("why", run_id=self.outline.run_id, held=held)
+        nodes = self.outline.nodes
+        verdicts: dict[Hashable, Waiting | Unready | Fetching] = {}
+        for index, why in pickle.loads(answer).items():
+            id_ = nodes[index].function.id
+            if isinstance(why, tuple):  # a transform fetches for its function
+                verdicts[id_] = Fetching.of(why, nodes)
+            elif nodes[index].kind == "function":
+                if isinstance(why, list):
+                    lacks = dict.fromkeys(nodes[i].function.id for i in why)
+                    why = Unready(tuple(other for other in lacks if other != id_))
+                verdicts[id_] = why or Waiting("next")
+        return RunExplanation(verdicts)
+
+    async def report(self) -> tuple[RunReport, outcomes.Causes]:
+        """Ask the scheduler what happened, and for the errors of what failed, the first first."""
+        return await outcomes.opened_report(await self.call("report", run_id=self.outline.run_id))
+
+    # Its end
+
+    def cancel(self) -> Any:
+        """Stop the run, because the user wants it."""
+        reason = RunCancelledError(self.outline.dag_id, "it was cancelled")
+        return connection.sync(self.client, self.stop, reason)
+
+    async def stop(self, reason: HandoffError) -> None:
+        """Stop the run, if it has not ended."""
+        if self._outcome is not None and self._outcome.done():
+            return
+        self._stopped = self._stopped or reason
+        with contextlib.suppress(OSError, ClusterLostError):
+            await self.call(
+                "stop",
+                run_id=self.outline.run_id,
+                kind="cancelled",
+                problem="its functions were cancelled on the cluster",
+            )
+        if self._outcome is not None:
+            await asyncio.wait([self._outcome])
+
+    async def complete(self) -> ExecutionResult:
+        """Return the result and leave nothing behind; stop the run if that is cancelled."""
+        try:
+            return await self.result(None)
+        except BaseException:
+            # Also when the task that waits here is cancelled.
+            await self.stop(RunCancelledError(self.outline.dag_id, "nobody waits for it any more"))
+            raise
+        finally:
+            self._release()
+            if self._listener is not None:
+                # The last events come once the results are released.
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._listener.closed.wait(), waiting.PATIENCE)
+
+    def _release(self) -> None:
+        """Release the results; others who hold them keep them.
+
+        To be called on the client's loop: from another thread, each release would wake it.
+        """
+        for future in self.futures.values():
+            # Not left to the garbage collector: Dask's gather leaves circles of references.
+            future.release()
+        self.futures = {}
+
+    async def wait(self, timeout: float | None) -> None:
+        """Wait for the end, whatever it is."""
+        with contextlib.suppress(HandoffError):
+            await self.result(timeout)
+
+    async def result(self, timeout: float | None) -> ExecutionResult:
+        """Wait for the end, and return the result or raise what the run ended with."""
+        dag_id = self.outline.dag_id
+        if self._outcome is None and not self._followed:
+            raise self._stopped or RunCancelledError(dag_id, "it was never started")
+        outcome = self._ending()
+        # The run goes on even if whoever waits for it gives up.
+        await asyncio.wait([outcome], timeout=timeout)
+        if not outcome.done():
+            raise TimeoutError(
+                f"run {dag_id!r} did not end within {timeout} s{await self._unended()}"
+            )
+        return await asyncio.shield(outcome)
+
+    async def _unended(self) -> str:
+        """Say what has not ended, for a message."""
+        with contextlib.suppress(OSError, ClusterLostError, asyncio.TimeoutError):
+            counts = await asyncio.wait_for(self.progress(), waiting.PATIENCE)
+            states = [f"{counts[s]} {s}" for s in STATES if s in UNENDED and counts[s]]
+            if states:
+                return f"; of its functions {', '.join(states)}"
+        return ""
+
+    def _ending(self) -> asyncio.Task[ExecutionResult]:
+        """Wait for the end and fetch the results: for a run that is followed, once asked to."""
+        if self._outcome is None:
+            self._outcome = asyncio.create_task(self._finish())
+            # An outcome that nobody asks for is not an unretrieved exception.
+            self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._outcome
+
+    async def _finish(self) -> ExecutionResult:
+        """Wait for the end of the run, and fetch its results or say why there are none."""
+        try:
+            while True:
+                await waiting.ended(self.client, self.outline.run_id, self.futures.values())
+                report, causes = await self._final_report()
+                await waiting.settle(self.client, self.futures.values())
+                values, problems = await gathering.finished(self.client, self.futures)
+                if report.stop is not None or gathering.complete(self.futures, values, problems):
+                    break
+                # A worker that was lost meanwhile took results with it; these are made again.
+                await asyncio.sleep(waiting.PATIENCE / 10)
+            self._final = report.counts
+            return outcomes.result_of(self.outline, report, causes, values, problems, self._stopped)
+        except HandoffError:
+            self._release()
+            raise
+
+    async def _final_report(self) -> tuple[RunReport, outcomes.Causes]:
+        """Wait until the scheduler says that the run is over; return its report.
+
+        Raises
+        ------
+        HandoffError
+            The run never began, or goes on without this client.
+        """
+        loop, dag_id = asyncio.get_running_loop(), self.outline.dag_id
+        pause, deadline = PAUSE, loop.time() + waiting.PATIENCE
+        while True:
+            report, causes = await self.report()
+            if report.over:
+                return report, causes
+            failed = [f for f in self.futures.values() if f.status == "error"]
+            if failed and not report.arrived:
+                error = await failed[0].exception()
+                problem = f"the scheduler refused its graph: {outcomes.described(error)}"
+                run_id = self.outline.run_id
+                await self.call("stop", run_id=run_id, kind="failed", problem=problem)
+                raise HandoffError(f"run {dag_id!r}: {problem}") from error
+            cancelled = any(f.status == "cancelled" for f in self.futures.values())
+            if cancelled and loop.time() > deadline:
+                raise RunCancelledError(
+                    dag_id, "its futures were cancelled here, while it goes on on the cluster"
+                )
+            pause = min(2 * pause, waiting.INTERVAL)
+            await asyncio.sleep(pause)

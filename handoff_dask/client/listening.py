@@ -1,0 +1,73 @@
+"""The events of a run, passed on to a callable of the user's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from distributed import Client
+
+from handoff_dask.client.describing import Outline
+from handoff_dask.compat import client_side as compat
+from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, RunStopped, topic
+
+logger = logging.getLogger(__name__)
+
+
+class Listener:
+    """Calls a callable with each event of a run, on the client's event loop, until the run closes.
+
+    Parameters
+    ----------
+    client
+        The client that submits the run.
+    outline
+        The run.
+    on_event
+        The user's callable. What it raises is logged once and changes nothing.
+    """
+
+    def __init__(self, client: Client, outline: Outline, on_event: Callable[[Event], Any]) -> None:
+        self._client = client
+        self._outline = outline
+        self._on_event = on_event
+        self._has_raised = False
+        #: Set once nothing will follow.
+        self.closed = asyncio.Event()
+        client.subscribe_topic(topic(outline.run_id), self._receive)
+
+    def close(self, *, ended: bool = False) -> None:
+        """Stop listening: the run has closed, or it never began."""
+        if not self.closed.is_set():
+            self.closed.set()
+            compat.unsubscribe(self._client, topic(self._outline.run_id), ended=ended)
+
+    def _receive(self, message: tuple[float, bytes]) -> None:
+        _, packed = message
+        for event in pickle.loads(packed):
+            known = self._in_users_terms(event)
+            if known is not None:
+                self._call(known)
+            if isinstance(event, RunClosed):
+                self.close(ended=True)
+
+    def _in_users_terms(self, event: Event) -> Event | None:
+        """Replace the scheduler's names by the user's ids; None for a transform of an argument."""
+        if isinstance(event, RunOpened):
+            return event._replace(dag_id=self._outline.dag_id)
+        if isinstance(event, RunStopped | RunClosed):
+            return event
+        assert isinstance(event.function, int)
+        node = self._outline.nodes[event.function]
+        return event._replace(function=node.function.id) if node.kind == "function" else None
+
+    def _call(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except (Exception, asyncio.CancelledError):
+            if not self._has_raised:
+                self._has_raised = True
+                logger.exception("on_event=%r failed; the run goes on", self._on_event)

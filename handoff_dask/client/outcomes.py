@@ -1,0 +1,194 @@
+"""What a run comes to: its result, or the error that it ended with."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from handoff_dask.client import connection
+from handoff_dask.client.describing import Outline, function_label
+from handoff_dask.client.results import Attempts, ExecutionResult, failed_or_not_run
+from handoff_dask.errors import (
+    AllocationError,
+    FunctionFailedError,
+    HandoffError,
+    InvalidFunctionError,
+    RunCancelledError,
+    RunTimeoutError,
+    StandInError,
+    TransferError,
+    UnknownRunError,
+    WorkerLostError,
+)
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.expansion import Node
+from handoff_dask.standins import text_of
+from handoff_dask.wire.messages import RunReport, Stop
+
+#: {index: error} of the nodes that failed by themselves, the first first.
+Causes = Mapping[int, BaseException]
+
+
+async def opened_report(answer: Mapping[str, Any] | None) -> tuple[RunReport, Causes]:
+    """Return the report that the scheduler gave, and the errors of what failed."""
+    if answer is None:
+        return RunReport(stop=Stop("cancelled", "the cluster does not know it any more")), {}
+    report: RunReport = pickle.loads(answer["report"])
+    texts = {
+        row.node: (row.error_type, row.message or "")
+        for row in report.attempts
+        if row.error_type is not None
+    }
+    causes = await connection.exceptions(answer["errors"], texts)
+    for index, problem in report.failed.items():
+        if index not in causes:  # its error is not kept any more
+            causes[index] = StandInError(*texts.get(index, (HandoffError.__name__, problem)))
+    return report, causes
+
+
+def result_of(
+    outline: Outline,
+    report: RunReport,
+    causes: Causes,
+    values: Mapping[Hashable, Any],
+    problems: Mapping[Hashable, BaseException] = MappingProxyType({}),
+    stopped: HandoffError | None = None,
+) -> ExecutionResult:
+    """Put the result of a run together, or raise what the run ended with.
+
+    Parameters
+    ----------
+    outline
+        The run.
+    report, causes
+        The scheduler's report, and the errors of what failed by itself.
+    values, problems
+        {function id: value} of the results there are, and {function id: error} of those that cannot
+        be fetched.
+    stopped
+        Why this client stopped the run, if it did.
+    """
+    stop, nodes = report.stop, outline.nodes
+    if stop is not None and len(values) < len(outline.awaited):
+        if stop.kind == "timeout":
+            raise RunTimeoutError(outline.dag_id, stop.problem)
+        if stop.kind in ("cancelled", "abandoned"):
+            raise stopped or RunCancelledError(outline.dag_id, stop.problem)
+    failed = {index: failure(nodes, index, causes, report) for index in causes}
+    attempts = Attempts(report, nodes)
+    unfetched = {
+        id_: _unfetched(id_, problem, attempts.get(id_, ())) for id_, problem in problems.items()
+    }
+    result = ExecutionResult(
+        dag_id=outline.dag_id,
+        results={id_: values[id_] for id_ in outline.wanted if id_ in values},
+        allocations=report.allocations(nodes),
+        attempts=attempts,
+        errors=failed_or_not_run(nodes, failed, {*values, *unfetched}) | unfetched,
+        dag_functions=outline.functions,
+    )
+    error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
+    if error is None and stop is not None and stop.kind == "failed":
+        error = HandoffError(f"run {outline.dag_id!r}: {stop.problem}")
+    if error is None or outline.on_error == "continue":
+        return result
+    if isinstance(error, FunctionFailedError):
+        error.partial = result
+    raise error from error.__cause__
+
+
+def failure_of(
+    outline: Outline,
+    report: RunReport,
+    causes: Causes,
+    function_id: Hashable,
+    problem: BaseException | None,
+) -> BaseException:
+    """Return why a function that ended has no result.
+
+    Parameters
+    ----------
+    outline, report, causes, function_id
+        The run, what happened in it, and the function.
+    problem
+        What fetching the result raised, if there is one.
+    """
+    nodes = outline.nodes
+    if problem is not None:
+        attempts = Attempts(report, nodes).get(function_id, ())
+        return _unfetched(function_id, problem, attempts)
+    # Of the function itself or of what it depends on; else of the one that ended the run.
+    ahead, seen = [outline.awaited[function_id]], set()
+    while ahead:
+        index = ahead.pop()
+        if index in causes:
+            return failure(nodes, index, causes, report)
+        if index not in seen:
+            seen.add(index)
+            ahead.extend(nodes[index].dependencies)
+    try:
+        result_of(outline, report, causes, {})
+    except HandoffError as error:
+        return error
+    return UnknownRunError(outline.dag_id)
+
+
+def _unfetched(
+    function_id: Hashable, error: BaseException, attempts: Sequence[Attempt] = ()
+) -> FunctionFailedError:
+    """Return the error of a function whose result exists but cannot be sent or opened."""
+    # Dask appends a traceback of its own.
+    text = described(error).split("\n", 1)[0]
+    failed = FunctionFailedError(function_id, attempts, f"its result cannot be fetched: {text}")
+    failed.__cause__ = error
+    return failed
+
+
+def described(error: BaseException | None) -> str:
+    """Say what an error is, in a line."""
+    if error is None or isinstance(error, StandInError):
+        return str(error)
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def producer(nodes: Sequence[Node], index: int) -> Hashable:
+    """Return the function whose result, serialized or not, a node returns."""
+    source = nodes[index].source
+    return nodes[index if source is None else source].function.id
+
+
+def _with_producer(error: TransferError, nodes: Sequence[Node], node: Node) -> TransferError:
+    """Replace the producer's label on the scheduler by its id."""
+    ids = [producer(nodes, index) for index in node.dependencies]
+    id_ = next((id_ for id_ in ids if function_label(id_) == error.producer), error.producer)
+    return TransferError(id_, error.type_name, error.problem)
+
+
+def failure(nodes: Sequence[Node], index: int, causes: Causes, report: RunReport) -> HandoffError:
+    """Return the error of a node that failed by itself."""
+    node, cause = nodes[index], causes[index]
+    id_ = node.function.id
+    # Otherwise it may come from a DAG that the function executed itself.
+    if index in report.decided:
+        if isinstance(cause, InvalidFunctionError):
+            return InvalidFunctionError(id_, cause.field, cause.problem)
+        if isinstance(cause, TransferError):
+            cause = _with_producer(cause, nodes, node)
+        if isinstance(cause, WorkerLostError):
+            cause = WorkerLostError(id_, *cause.args[1:])
+        if isinstance(cause, AllocationError):
+            return AllocationError(
+                id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
+            )
+    attempts = report.attempts_by_index().get(index, ())
+    problem = described(cause)
+    if not attempts and index not in report.decided:
+        # It never started: the report says why.
+        problem = report.failed.get(index, problem)
+    if node.kind != "function":
+        problem = f"the {node.kind} of one of its arguments: {problem}"
+    error = FunctionFailedError(id_, attempts, problem)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,103 @@
+"""Clients and local clusters, beyond their public API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, Nanny, Worker
+
+if TYPE_CHECKING:
+    from distributed import Future, LocalCluster
+
+__all__ = [
+    "close_clients",
+    "end_workers",
+    "on_loop",
+    "settle_future",
+    "unsubscribe",
+]
+
+#: Seconds for worker processes to end by themselves.
+GRACE = 2.0
+
+
+def settle_future(future: Future[Any], state: str) -> None:
+    """Set a future to the state of its task on the scheduler.
+
+    Parameters
+    ----------
+    state
+        ``"memory"`` or ``"erred"``; any other state changes nothing.
+    """
+    future_state = future._state
+    if future_state is not None and state == "memory":
+        future_state.finish()
+    elif future_state is not None and state == "erred":
+        future_state.set_error(RuntimeError("its error could not be read"), None)
+
+
+def unsubscribe(client: Client, topic: str, *, ended: bool) -> None:
+    """Stop hearing of a topic, and let go of the handler, which Dask keeps.
+
+    Parameters
+    ----------
+    client, topic
+        The client and the topic.
+    ended
+        Whether nothing is on its way any more: Dask fails if it finds no handler for an event.
+    """
+    if client.status == "running":
+        client.unsubscribe_topic(topic)
+    if ended:
+        client._event_handlers.pop(topic, None)
+    else:
+        client._event_handlers[topic] = _ignore
+
+
+def _ignore(event: Any) -> None:
+    """Handle an event that nobody waits for any more."""
+
+
+def on_loop(client: Client) -> bool:
+    """Whether this thread runs the event loop of a client."""
+    loop: Any = client.loop
+    try:
+        return asyncio.get_running_loop() is loop.asyncio_loop
+    except RuntimeError:
+        return False
+
+
+def close_clients(cluster: LocalCluster) -> None:
+    """Close the clients that the workers of an in-process cluster created for their functions.
+
+    These are default clients of this process, and keep the event loop's thread alive.
+    """
+    for worker in cluster.workers.values():
+        client = getattr(worker, "_client", None)
+        if client is not None and client in Worker._initialized_clients:
+            client.close()
+
+
+async def end_workers(cluster: LocalCluster) -> None:
+    """Close the workers of a cluster without waiting for their running functions."""
+    log = logging.getLogger("distributed.worker.state_machine")
+    log.addFilter(_is_news)
+    try:
+        await asyncio.gather(*map(_end_worker, cluster.workers.values()))
+    finally:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "ended with CancelledError" not in record.msg
+
+
+async def _end_worker(worker: Any) -> None:
+    if isinstance(worker, Nanny):
+        worker.close_gracefully()  # otherwise it starts another process
+        if worker.process is not None:
+            await worker.process.kill(timeout=GRACE, executor_wait=False)
+    elif worker.active_threads:
+        await worker.close(executor_wait=False)

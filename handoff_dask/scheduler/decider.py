@@ -1,0 +1,147 @@
+"""Has the engine decide, and does what it decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask.attempts.life import Life
+from handoff_dask.attempts.lives import Lives
+from handoff_dask.compat import scheduler as compat
+from handoff_dask.errors import HandoffError
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import Place, Refuse, Started
+from handoff_dask.scheduler.gate import Gate
+from handoff_dask.scheduler.inputs import Inputs
+from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.registry import Registry
+from handoff_dask.scheduler.runs import Runs
+from handoff_dask.wire.run_events import FunctionPlaced
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class Decider:
+    """Carries decisions out, all of a turn of the loop together.
+
+    Parameters
+    ----------
+    scheduler, engine, lives, runs, registry, gate, inputs
+        Where the tasks are, what decides, and what its decisions are about.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        lives: Lives,
+        runs: Runs,
+        registry: Registry,
+        gate: Gate,
+        inputs: Inputs,
+    ) -> None:
+        self._scheduler = scheduler
+        self._engine = engine
+        self._lives = lives
+        self._runs = runs
+        self._registry = registry
+        self._gate = gate
+        self._inputs = inputs
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Decide nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def ask(self) -> None:
+        """Have the engine decide once, when the events of this turn of the loop are in."""
+        if not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._asked = False
+        stimulus_id = f"handoff-{time.time()}"
+        doomed, self._lives.doomed = self._lives.doomed, []
+        for life, error in doomed:
+            self._fail(life, error, stimulus_id)
+        placed: dict[Any, Any] = {}
+        for decision in self._poll(stimulus_id):
+            record = self._runs.functions.get(decision.key)
+            if isinstance(decision, Place):
+                if self._place(record, decision):
+                    placed[decision.key] = "processing"
+            elif record is None:
+                continue
+            elif isinstance(decision, Started):
+                self._lives.started(record)
+            else:
+                self._fail(record, record.unplaceable(decision.finding), stimulus_id)
+        if placed:
+            self._scheduler.transitions(placed, stimulus_id)
+        self._wake()
+
+    def _poll(self, stimulus_id: str) -> list[Place | Refuse | Started]:
+        """Ask the engine. Should it break, the functions that wait for it fail: nothing hangs."""
+        try:
+            return self._engine.poll(time.monotonic())
+        except Exception as error:
+            logger.exception("The placement engine failed")
+            problem = HandoffError(f"the placement engine failed, which is a bug: {error!r}")
+            for record in list(self._runs.functions.values()):
+                self._fail(record, problem, stimulus_id)
+            return []
+
+    def _place(self, record: FunctionRecord | None, place: Place) -> bool:
+        """Send a function to a worker; False if that cannot be."""
+        now = time.monotonic()
+        ws = self._scheduler.workers.get(place.worker)
+        if record is None or ws is None or ws not in self._scheduler.running:
+            # The worker changed without a word.
+            if place.worker in self._registry.names:
+                self._engine.worker_running(place.worker, False)
+            if record is None:
+                self._engine.attempt_ended(place.key, now)
+            else:
+                self._lives.place_again(record, now)
+            self.ask()
+            return False
+        refusal = self._inputs.refusal(record, place.worker)
+        if refusal is not None:
+            record.doom = refusal
+            self._lives.place_again(record, now)
+            self.ask()
+            return False
+        placement = self._gate.open(record, place, ws)
+        self._lives.placed(record, placement, ahead=place.ahead)
+        run, attempt = record.run, len(record.entries) + 1
+        run.emit(
+            FunctionPlaced(
+                run.spec.run_id, placement.at, record.index, attempt, place.worker, place.ahead
+            )
+        )
+        return True
+
+    def _fail(self, life: Life, error: Exception, stimulus_id: str) -> None:
+        assert isinstance(life, FunctionRecord)
+        if life.state.shown != "held" or life.key not in self._runs.functions:
+            return  # cancelled meanwhile
+        life.run.decided.add(life.index)
+        self._runs.function_failed(life, str(error))
+        compat.fail_task(self._scheduler, life.key, error, stimulus_id)
+
+    def _wake(self) -> None:
+        """Be called again when the engine has to act without an event."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (at := self._engine.wake_at()) is not None:
+            delay = max(0.0, at - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._decide)

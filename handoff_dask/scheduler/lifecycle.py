@@ -1,0 +1,355 @@
+"""From Dask's tasks to functions' lives: what happens to them, and what these need to know."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask.attempts.endings import Endings
+from handoff_dask.attempts.life import Life
+from handoff_dask.attempts.lives import Departure, Lives
+from handoff_dask.attempts.losses import End, Lost
+from handoff_dask.attempts.states import (
+    PLACED,
+    Asking,
+    Assigned,
+    Failing,
+    Failure,
+    Held,
+    Running,
+)
+from handoff_dask.compat import scheduler as compat
+from handoff_dask.errors import WorkerLostError
+from handoff_dask.placement.engine import Engine
+from handoff_dask.scheduler.foreign import Foreign
+from handoff_dask.scheduler.gate import Gate
+from handoff_dask.scheduler.inputs import Inputs
+from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.registry import Registry
+from handoff_dask.scheduler.runs import Runs
+from handoff_dask.standins import text_of
+from handoff_dask.wire.offers import claimed_resources
+from handoff_dask.worker.task import escalated
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+    from distributed.scheduler import TaskState
+
+
+class Lifecycle:
+    """Follows the tasks of functions.
+
+    Parameters
+    ----------
+    scheduler, engine, endings
+        Where the tasks are, what places functions, and what keeps the claims of attempts that were
+        given up.
+    runs, registry, foreign
+        The functions, the workers, and the tasks of others.
+    gate, inputs, inquiries
+        What lets functions run, brings their inputs, and asks about attempts that were lost.
+    ask
+        Has the engine decide soon.
+
+    Attributes
+    ----------
+    lives
+        Takes the functions from state to state.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        endings: Endings,
+        runs: Runs,
+        registry: Registry,
+        foreign: Foreign,
+        gate: Gate,
+        inputs: Inputs,
+        inquiries: Inquiries,
+        ask: Callable[[], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._engine = engine
+        self._endings = endings
+        self._runs = runs
+        self._registry = registry
+        self._foreign = foreign
+        self._gate = gate
+        self._inputs = inputs
+        self._inquiries = inquiries
+        self._ask = ask
+        self.lives = Lives(engine, endings, self)
+
+    # Dask's transitions
+
+    def transition(self, key: Any, start: str, finish: str, facts: Mapping[str, Any]) -> None:
+        """Follow a task from one state to the next."""
+        record = self._runs.functions.get(key)
+        if record is None:
+            if start == "processing" or finish == "processing":
+                self._foreign.follow(key, finish)
+            return
+        ts = self._scheduler.tasks[key]
+        if finish == "processing":
+            if not isinstance(record.state, PLACED):
+                self._taken(record, ts)
+        elif finish == "no-worker":
+            self.lives.ready(record, time.monotonic())
+            self._ask()
+        elif finish == "memory":
+            self._succeeded(record, ts, facts)
+        elif isinstance(record.state, PLACED):
+            self._left(record, ts, finish, facts)
+        elif start == "no-worker" and isinstance(record.state, (Held, Asking)):
+            self.lives.inputs_lost(record)
+        elif start == "memory" and finish == "released":
+            # Should its result be asked for again, it passes the gate again.
+            compat.hold(ts)
+        self._inputs.follow(record, finish)
+        if finish == "waiting":
+            self._gate.keep(key)
+        elif finish == "memory":
+            for dependent in ts.dependents:  # about which Dask decides now
+                self._gate.keep(dependent.key)
+        if finish in ("released", "waiting") and record.run.failed:
+            self._orphan(ts)
+        if finish == "forgotten":
+            self.lives.dropped(record)
+            del self._runs.functions[key]
+            record.run.alive -= 1
+            if not record.run.alive:
+                self._runs.forget(record.run)
+        elif finish == "erred" and record.state.name != "failed":
+            self._blame(record, ts)
+            self.lives.failed(record)
+        elif finish == "waiting" and record.state.name == "failed":
+            self._pardon(record)
+        elif finish == "released" and not ts.waiters and not ts.who_wants:
+            self.lives.dropped(record)  # what needed it has failed or was cancelled
+
+    def _succeeded(self, record: FunctionRecord, ts: TaskState, facts: Mapping[str, Any]) -> None:
+        worker = facts.get("worker") or record.worker
+        if worker is None:  # a result from nowhere: somebody put it there
+            worker = next(ws.address for ws in ts.who_has or ())
+        record.run.workers.setdefault(worker, (worker, worker))
+        departure = self._departure(ts, facts, reported=True)
+        self.lives.succeeded(record, worker, departure)
+        self._ask()
+
+    def _left(
+        self, record: FunctionRecord, ts: TaskState, finish: str, facts: Mapping[str, Any]
+    ) -> None:
+        """Record that an attempt ended without a result."""
+        state = record.state
+        failure = state.failure if isinstance(state, Failing) else None
+        retried = failure is not None and failure.outcome == "error" and failure.retry
+        reported = compat.ended_by_worker(ts, finish, facts, retried)
+        departure = self._departure(ts, facts, reported=reported, record=record)
+        if finish == "erred":
+            text = ts.exception_text or "it erred"
+            error_type, _, message = text.partition("(")
+            self._runs.function_failed(record, text if failure is None else failure.message)
+            lost = self.lives.erred(record, departure, error_type, message.rstrip(")"))
+            if record.doom is not None:
+                record.run.decided.add(record.index)
+                compat.replace_exception(ts, record.doom)
+        else:
+            lost = self.lives.returned(record, departure)
+        if lost is not None:
+            self._inquiries.add(record, lost)
+        compat.hold(ts)
+        self._ask()
+
+    def _departure(
+        self,
+        ts: TaskState,
+        facts: Mapping[str, Any],
+        *,
+        reported: bool,
+        record: FunctionRecord | None = None,
+    ) -> Departure:
+        """Collect what Dask says of the end of an attempt."""
+        spans = [s for s in facts.get("startstops") or () if s["action"] == "compute"]
+        span = (spans[-1]["start"], spans[-1]["stop"]) if spans else None
+        at, now = time.time(), time.monotonic()
+        if reported or record is None:
+            return Departure(ts.run_id or 0, at, now, True, span)
+        worker = record.worker
+        assert worker is not None
+        gone = worker not in self._scheduler.workers
+        return Departure(
+            compat.placement_number(ts),
+            at,
+            now,
+            False,
+            span,
+            worker_known=not gone and worker in self._registry.names,
+            worker_gone=gone,
+            worker_died=gone and compat.died_under(ts) and not self._inquiries.closed(worker),
+            inputs=self._inputs.expected(record),
+        )
+
+    def _taken(self, record: FunctionRecord, ts: TaskState) -> None:
+        """Take back a function that Dask sent to a worker although it was held."""
+        ws = ts.processing_on
+        assert ws is not None
+        self.lives.taken(record, self._gate.placement(record, ws))
+        self._gate.refuse(record, ts, ws)
+
+    def _orphan(self, ts: TaskState) -> None:
+        """Fail, after this, what lost its result and cannot have it again."""
+        if compat.lacks_failed(ts):
+            asyncio.get_running_loop().call_soon(
+                compat.fail_orphan, self._scheduler, ts.key, f"handoff-orphan-{time.time()}"
+            )
+
+    def _blame(self, record: FunctionRecord, ts: TaskState) -> None:
+        """Record the failure of a function whose argument, a future, has failed."""
+        culprit = compat.failed_input(ts)
+        if culprit is not None and culprit.key not in self._runs.functions:
+            why = f": {culprit.exception_text}" if culprit.exception_text else ""
+            problem = f"its argument, the future {culprit.key!r}, failed{why}"
+            self._runs.function_failed(record, problem)
+            compat.adopt_exception(ts, culprit)
+
+    def _pardon(self, record: FunctionRecord) -> None:
+        """Try a function again that had failed for good, since a client asks for that."""
+        record.run.failed.pop(record.index, None)
+        record.run.decided.discard(record.index)
+        record.refetched = False
+        self._inputs.trust(record.key)
+        self.lives.pardoned(record)
+
+    # What workers report
+
+    def reported(self, action: str, message: Mapping[str, Any]) -> None:
+        """Handle what a worker reports of a task that it runs or ran."""
+        key, number = message["key"], message["run_id"]
+        if action == "attempt-over":
+            if self._endings.over(key, number):
+                self._ask()
+            return
+        if action == "attempt-ending":
+            worker = message["worker"]
+            cost = claimed_resources(self._registry.names.get(worker, {}), message["claims"])
+            self._endings.inherit(key, number, worker, cost, seceded=message["seceded"])
+            return
+        if action == "attempt-seceded" and self._endings.seceded(key, number):
+            self._ask()
+            return
+        record = self._runs.functions.get(key)
+        ts = self._scheduler.tasks.get(key)
+        if record is None or ts is None or ts.run_id != number:
+            return  # the attempt, or its run, was given up
+        if not isinstance(record.state, (Assigned, Running)):
+            return
+        if action == "attempt-seceded":
+            self.lives.thread_released(record)
+            self._ask()
+        elif action == "attempt-failed":
+            again = self.lives.failure_reported(record, _failure("error", message))
+            # Dask's own message follows; with retries left it gives the task back to us.
+            ts.retries = int(again)
+        elif action == "attempt-late":
+            again = self.lives.failure_reported(record, _failure("timeout", message))
+            self._give_up(record, again, message["message"])
+
+    def _give_up(self, record: FunctionRecord, again: bool, message: str) -> None:
+        """End an attempt whose thread goes on."""
+        stimulus_id = f"handoff-late-{time.time()}"
+        if again:
+            self._scheduler.transitions({record.key: "waiting"}, stimulus_id)
+        else:
+            error = TimeoutError(message)
+            compat.fail_task(self._scheduler, record.key, error, stimulus_id, worker=record.worker)
+
+    def settled(self, record: FunctionRecord, lost: Lost, end: End) -> None:
+        """Go on with a function, now that it is known what became of its last attempt."""
+        self.lives.settled(record, lost, end, time.monotonic())
+
+    def end(self, record: FunctionRecord) -> None:
+        """Give up a function whose run ends."""
+        ts = self._scheduler.tasks.get(record.key)
+        if isinstance(record.state, PLACED) and ts is not None:
+            departure = self._departure(ts, {}, reported=False, record=record)
+            if (lost := self.lives.returned(record, departure)) is not None:
+                self._inquiries.add(record, lost)
+        self.lives.dropped(record)
+
+    # What the functions' lives have to know
+
+    def waits_ahead(self, life: Life) -> bool:
+        """Whether a placed function waits behind another one and has no claim of its own."""
+        return self._engine.questions.waits_ahead(life.key)
+
+    def inputs(self, life: Life) -> tuple[Mapping[str, float], float]:
+        """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
+        return compat.input_sizes(self._scheduler.tasks[life.key])
+
+    def refusal(self, life: Life) -> Exception | None:
+        """Return why no worker could hold what an escalated attempt claims."""
+        assert isinstance(life, FunctionRecord)
+        finding = self._engine.questions.feasibility(life.cost, life.row.pin)
+        return None if finding else life.unplaceable(finding)
+
+    def worker_lost(self, life: Life) -> WorkerLostError:
+        """Return the error of a function that is out of attempts because workers died."""
+        assert isinstance(life, FunctionRecord)
+        deaths = life.deaths
+        workers = [entry.worker for entry in deaths]
+        names = [life.run.workers[worker][0] for worker in workers]
+        reasons = [entry.message or "" for entry in deaths]
+        return WorkerLostError(life.row.label, workers, names, reasons)
+
+    def escalate(self, life: Life) -> Failure | None:
+        """Ask a policy with code what to claim after the death of a worker."""
+        assert isinstance(life, FunctionRecord)
+        if life.row.escalation is None or life.failures > life.row.policy.max_retries:
+            return None
+        try:
+            policy = pickle.loads(life.row.escalation)
+        except BaseException as error:  # unpickling runs the user's code
+            problem = f"cannot be loaded on the scheduler: {text_of(error)}"
+            answer: Mapping[str, Any] = {"problem": ("retry.escalate", problem)}
+        else:
+            answer = escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
+        return _failure("error", {**_NOTHING, **answer})
+
+    def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
+        """Learn that a worker died before a function could start there."""
+        assert isinstance(life, FunctionRecord)
+        self._inputs.died(life, lost, reason)
+
+    def given_up(self, life: Life) -> None:
+        """Stop the runs that a function waits for whose attempt was given up."""
+        self._runs.stop_submitted_by(life.key)
+
+
+#: A failure of which only the terms of the next attempt matter.
+_NOTHING: Mapping[str, Any] = {
+    "started": 0.0,
+    "stopped": 0.0,
+    "error_type": None,
+    "message": "",
+    "retry": True,
+}
+
+
+def _failure(outcome: Any, message: Mapping[str, Any]) -> Failure:
+    """Return what a worker reported of a failure."""
+    return Failure(
+        outcome,
+        message["started"],
+        message["stopped"],
+        message["error_type"],
+        message["message"],
+        message["retry"],
+        message.get("cost"),
+        message.get("problem"),
+    )

@@ -1,0 +1,54 @@
+"""Why functions are held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from handoff_dask.attempts.endings import Endings
+from handoff_dask.attempts.states import Asking
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import Waiting
+from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.wire.keys import index_of
+
+
+class Reasons:
+    """Says what held functions wait for.
+
+    Parameters
+    ----------
+    engine, endings, inquiries
+        What places functions, what is still ending, and what is asked about lost attempts.
+    """
+
+    def __init__(self, engine: Engine, endings: Endings, inquiries: Inquiries) -> None:
+        self._engine = engine
+        self._endings = endings
+        self._inquiries = inquiries
+
+    def why(self, record: FunctionRecord) -> Waiting:
+        """Say what a held function waits for, and what is still ending where it waits."""
+        if isinstance(record.state, Asking):
+            whom = self._inquiries.whom(record.state.lost)
+            return Waiting(f"asking {whom} what had started")
+        return self._completed(self._engine.questions.why(record.key) or Waiting("next"))
+
+    def holds(self, run: RunRecord) -> Sequence[tuple[int, Mapping[str, float], Waiting]]:
+        """Say what functions of a run are held for: how many, what they cost, and why."""
+        # The engine does not know those whose last attempt is being asked about.
+        return [
+            (number, dict(run.functions[index_of(key)].cost), self._completed(why))
+            for key, number, why in self._engine.questions.holds(run.spec.run_id)
+        ] + [
+            (1, dict(record.cost), self.why(record))
+            for record in run.functions
+            if isinstance(record.state, Asking) and record.state.ready
+        ]
+
+    def _completed(self, why: Waiting) -> Waiting:
+        """Add what is still ending on the workers that a function waits for."""
+        if why.reason == "next" or not why.workers:
+            return why
+        return replace(why, ending=self._endings.describe(why.workers))

@@ -1,0 +1,55 @@
+"""The keys under which Dask knows the nodes of a run, and what can be read off them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+__all__ = ["SHARED", "Key", "index_of", "is_shared", "node_key", "run_of", "shared_key"]
+
+#: (name of the code and run, index of the node). Names of codes have no dash.
+Key: TypeAlias = tuple[str, int]
+
+#: The name, in place of a code's, of data that functions share.
+SHARED = "handoff_shared"
+
+
+def node_key(prefix: str, run_id: str, index: int) -> Key:
+    """Return the key of a node.
+
+    Dask cuts the name at its dash and averages durations by what is left.
+
+    Examples
+    --------
+    >>> key = node_key("resize", "0123456789abcdef0123456789abcdef", 7)
+    >>> key
+    ('resize-0123456789abcdef0123456789abcdef', 7)
+    >>> run_of(key), index_of(key), is_shared(key)
+    ('0123456789abcdef0123456789abcdef', 7, False)
+    """
+    return f"{prefix}-{run_id}", index
+
+
+def shared_key(run_id: str, number: int) -> Key:
+    """Return the key of data that functions of a run share.
+
+    Each is a task group of its own: Dask makes tasks of large groups wait for idle workers.
+    """
+    return f"{SHARED}-{run_id}-{number}", 0
+
+
+def run_of(key: Any) -> str | None:
+    """Return the run that a key belongs to; for a key of somebody else, None or what is no run."""
+    if isinstance(key, tuple) and key and isinstance(key[0], str):
+        return key[0].partition("-")[2].partition("-")[0]
+    return None
+
+
+def index_of(key: Any) -> int:
+    """Return the index of the node that has a key."""
+    index: int = key[1]
+    return index
+
+
+def is_shared(key: Key) -> bool:
+    """Whether a key is that of shared data."""
+    return key[0].startswith(f"{SHARED}-")

@@ -1,0 +1,130 @@
+"""The public API as type checkers see it, with either kind of client. Only they read this."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+from distributed import Client
+
+from handoff_dask import (
+    DAG,
+    Argument,
+    Attempt,
+    AttemptEnded,
+    ExecutionResult,
+    Explanation,
+    Function,
+    FunctionPlaced,
+    Plan,
+    RetryPolicy,
+    Run,
+    RunClosed,
+    RunExplanation,
+    RunInfo,
+    collocated,
+    current,
+    discover_nodes,
+    execute,
+    execute_local,
+    explain,
+    forget,
+    get_result,
+    get_run,
+    list_runs,
+    plan,
+    register_local_node,
+    register_node,
+    resources_available,
+    submit,
+    uninstall,
+)
+from handoff_dask.wire.run_events import Event
+
+
+class FirstWorker:
+    """An allocator."""
+
+    def allocate(
+        self, functions: Sequence[Function], capabilities: Mapping[str, Mapping[str, float]]
+    ) -> Mapping[Hashable, str]:
+        return {function.id: next(iter(capabilities)) for function in functions}
+
+
+def listen(event: Event) -> None:
+    if isinstance(event, FunctionPlaced):
+        worker: str = event.worker
+        print(worker)
+    elif isinstance(event, AttemptEnded):
+        attempt: Attempt = event.attempt
+        print(attempt)
+    elif isinstance(event, RunClosed):
+        at: float = event.at
+        print(at)
+
+
+dag: DAG = (
+    DAG("dag")
+    .add_function(Function("source", [], int, extra_args=["42"], cost={"cpu": 1}, timeout=5))
+    .add_function(
+        Function(
+            ("user", 2),
+            [Argument("source", str)],
+            str,
+            node=collocated("source"),
+            retry=RetryPolicy(max_retries=2, delay=1),
+        )
+    )
+)
+
+
+def synchronous(client: Client) -> None:
+    result: ExecutionResult = execute(dag, client=client, on_event=listen)
+    makespan: float = execute(dag, allocation_strategy=FirstWorker()).makespan
+    _ = execute(dag).makspan  # type: ignore[attr-defined]
+    execute(dag, on_event="print")  # type: ignore[arg-type]
+    local: ExecutionResult = execute_local(dag, results=["source"])
+    run: Run = submit(dag, detach=True, on_event=print)
+    counts: dict[str, int] = run.progress()
+    attempts: tuple[Attempt, ...] = run.status()["attempts"]["source"]
+    remaining: float | None = run.remaining()
+    why: RunExplanation = run.explain(held=20)
+    run.wait(timeout=5)
+    result = run.result()
+    same: Run = get_run("dag", client=client)
+    same.cancel()
+    infos: list[RunInfo] = list_runs(stopped=True)
+    number: int = get_result("dag", "source")
+    forget("dag")
+    explanation: Explanation = explain(dag)
+    planned: Plan = plan(dag, discover_nodes(), result)
+    offers: dict[str, float] = register_node("worker", {"licence": 1})
+    declared: dict[str, float] = register_local_node({"licence": 1})
+    free: bool = resources_available("worker", {"cpu": 1})
+    uninstall(force=True)
+    print(makespan, local, counts, attempts, remaining, why, infos, number, explanation, planned)
+    print(offers, declared, free, current())
+
+
+async def asynchronous(client: Client) -> None:
+    result: ExecutionResult = await execute(dag, client=client, on_event=listen)
+    _ = (await execute(dag)).makspan  # type: ignore[attr-defined]
+    run: Run = await submit(dag, client=client, detach=True)
+    counts: dict[str, int] = await run.progress()
+    attempts: tuple[Attempt, ...] = (await run.status())["attempts"]["source"]
+    remaining: float | None = await run.remaining()
+    why: RunExplanation = await run.explain(held=20)
+    await run.wait(timeout=5)
+    result = await run.result()
+    same: Run = await get_run("dag", client=client)
+    await same.cancel()
+    infos: list[RunInfo] = await list_runs()
+    number: int = await get_result("dag", "source")
+    await forget("dag")
+    explanation: Explanation = await explain(dag)
+    nodes: dict[str, dict[str, float]] = await discover_nodes()
+    offers: dict[str, float] = await register_node("worker", {"licence": 1})
+    declared: dict[str, float] = await register_local_node({"licence": 1})
+    free: bool = await resources_available("worker", {"cpu": 1})
+    await uninstall()
+    print(result, counts, attempts, remaining, why, infos, number, explanation, nodes)
+    print(offers, declared, free)
