@@ -147,7 +147,7 @@ class Chooser:
         function.holder = holder
         function.stamp += 1
         ready.enqueue(function)
-        ready.at(ready.now + saved, function)
+        ready.timers.set(ready.now + saved, function)
         return True
 
     def _view(self, queue: Queue, function: Function) -> View:

@@ -270,10 +270,8 @@ class Placer:
 
     def wake_at(self) -> float | None:
         """Return the next time at which something happens by itself."""
-        timers = self.ready.timers
-        while timers and timers[0][2].stamp != timers[0][3]:
-            heappop(timers)
-        times = [timers[0][0]] if timers else []
+        first = self.ready.timers.first()
+        times = [] if first is None else [first]
         times += [queue.due for queue in self.ready.stuck]
         times += map(self.unbound_until, self.unbound)
         first = min(times, default=_NEVER)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from heapq import heappush
 from itertools import chain
 
 from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Function, Kind, Queue, Reservation, Run, Worker
 from handoff_dask.placement.fleet import Fleet
 from handoff_dask.placement.size_classes import SizeClasses
+from handoff_dask.placement.timers import Timers
 
 __all__ = ["MANY", "ReadyQueues"]
 
@@ -59,9 +59,7 @@ class ReadyQueues:
         self.gains: list[Worker] = []
         #: Whether something happened for which all queues are to be looked at again.
         self.stir = False
-        #: (when, number, function, its stamp): a function to look at again.
-        self.timers: list[tuple[float, int, Function, int]] = []
-        self._timer = 0
+        self.timers = Timers()
         self._checked_epoch = -1
         #: Queues that were made so far: of functions that may go anywhere by cost, as most may,
         #: and of others.
@@ -73,7 +71,7 @@ class ReadyQueues:
         if function.barred is not None and function.holder is None:
             at = function.barred.relent(self.now, function.seconds)
             if at is not None:
-                self.at(at, function)
+                self.timers.set(at, function)
         queue = self._queue_of(function)
         if not queue.live:
             queue.footprint = self.fleet.footprint(queue.cost)
@@ -110,10 +108,10 @@ class ReadyQueues:
         self.dequeue(function)
         self.enqueue(function)
 
-    def at(self, when: float, function: Function) -> None:
-        """Look at a function again at a time, unless its state changes before."""
-        self._timer += 1
-        heappush(self.timers, (when, self._timer, function, function.stamp))
+    def reconsider(self, function: Function) -> None:
+        """Queue a function anew, and look at all queues, as it may go to more workers."""
+        self.requeue(function)
+        self.stir = True
 
     def rekey(self, run: Run) -> None:
         """Sort the ready functions of a run anew, as their ranks changed."""
