@@ -147,7 +147,7 @@ class ReadyQueues:
                         queue.since = self.now if queue.since is None else queue.since
                         queue.judge()
         if queue.stuck or (queue.run is not None and queue.run.saturated):
-            # It is not looked at, so that it misses who gains.
+            # It is not looked at meanwhile, so it may miss workers that gain room.
             self.reopen(queue)
             return False
         return True
@@ -168,7 +168,7 @@ class ReadyQueues:
                 self.unclosed[queue] = None
 
     def candidates(self) -> list[Queue]:
-        """Return the queues that may go anywhere and may find room."""
+        """Return the queues of functions that may go anywhere and may find room."""
         gains = self.gains
         fleet = self.fleet
         many = len(self.anywhere) > MANY
@@ -188,7 +188,7 @@ class ReadyQueues:
                 self.size_classes = SizeClasses(q for q in self.anywhere if q.closed)
             taken = self.size_classes.take(gains)
             for worker in gains:
-                # It may be none of the most urgent, but nobody else gets this worker.
+                # It may not be among the most urgent, but no other queue gets this worker.
                 reservation = worker.reservation
                 if reservation is not None and reservation.queue.closed:
                     taken.append(reservation.queue)
@@ -242,7 +242,7 @@ class ReadyQueues:
         del self.reserved[worker]
         self.stir = True
         if self.size_classes is not None:
-            # Those that were looked at could not have this worker; now they can.
+            # Queues that were looked at could not use this worker; now they can.
             self.size_classes.restore()
         self.gains.append(worker)
         self.fleet.touched[worker] = None
