@@ -45,17 +45,24 @@ async def draw(run: Follower) -> tuple[str, bool]:
     """Return a run as HTML, and whether it has ended."""
     over = run.over
 
-    async def ask() -> tuple[dict[str, int], Any]:
-        return await run.progress(), await run.holds()
+    async def ask() -> tuple[dict[str, int], float | None, Any]:
+        return await run.progress(), await run.remaining(), await run.holds()
 
     try:
-        counts, holds = await asyncio.wait_for(ask(), PATIENCE)
+        counts, left, holds = await asyncio.wait_for(ask(), PATIENCE)
     except Exception:  # a look at a run must not fail, whatever is wrong with the cluster
         return _drawing(run, run.known_counts()), over or run.client.status != "running"
     held = [(number, markup.cost(cost), *hold_cells(why)) for number, cost, why in holds]
     # A run that was stopped is forgotten on the scheduler.
-    return _drawing(run, counts if any(counts.values()) else run.known_counts(), held), over
+    known = counts if any(counts.values()) else run.known_counts()
+    return _drawing(run, known, held, left), over
 
 
-def _drawing(run: Follower, counts: dict[str, int], held: list[Any] | None = None) -> str:
-    return reports.progress(run.outline.dag_id, counts, held or (), run.remark)
+def _drawing(
+    run: Follower,
+    counts: dict[str, int],
+    held: list[Any] | None = None,
+    left: float | None = None,
+) -> str:
+    remark = run.remark or ("" if left is None else f"{markup.seconds(left)} left")
+    return reports.progress(run.outline.dag_id, counts, held or (), remark)

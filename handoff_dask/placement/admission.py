@@ -1,4 +1,4 @@
-"""Functions as they come in: checked, linked to each other, and gathered in groups."""
+"""Admitting functions: check them, link them, and put them in groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def admit(
     placer: Placer,
     number: int,
 ) -> dict[Hashable, Function]:
-    """Make functions of specs and link them with their dependencies; changes nothing else.
+    """Make functions from specs and link them with their dependencies. Changes nothing else.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def admit(
 
 
 def tie(run: Run, specs: Sequence[FunctionSpec], placer: Placer) -> None:
-    """Gather admitted functions that run together, and those that others bind, in groups."""
+    """Put functions that run together, and those that others bind, in groups."""
     functions = run.functions
     resources = placer.fleet.resources
     for spec in specs:

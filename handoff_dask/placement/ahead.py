@@ -1,4 +1,4 @@
-"""Handing a busy worker more than it can run, so that short functions need no round trip each."""
+"""Handing a busy worker more than it can run, so that short functions need no round trip."""
 
 from __future__ import annotations
 

@@ -101,9 +101,9 @@ class Chooser:
         return function
 
     def defers(self, function: Function, worker: Worker) -> bool:
-        """Let a function wait for the worker that holds its inputs, if that is faster.
+        """Make a function wait for the worker that holds its inputs, if that is faster.
 
-        It waits no longer than moving them would take, and once per attempt.
+        It waits no longer than moving them would take, and only once per attempt.
         """
         ready = self._ready
         inputs = function.inputs
@@ -147,7 +147,7 @@ class Chooser:
         function.holder = holder
         function.stamp += 1
         ready.enqueue(function)
-        ready.at(ready.now + saved, function)
+        ready.timers.set(ready.now + saved, function)
         return True
 
     def _view(self, queue: Queue, function: Function) -> View:
@@ -180,9 +180,9 @@ class Chooser:
         return chosen
 
     def _welcome(self, function: Function, here: Worker, there: Worker, saved: float) -> bool:
-        """Whether going to another worker for its data is worth what it does to the strategy.
+        """Whether to go where the data is, although the strategy chose another worker.
 
-        What the strategy is for comes first, unless moving takes longer than running.
+        The strategy's purpose comes first, unless moving takes longer than running.
         """
         strategy = function.run.strategy
         used = {i for i, _ in function.cost.items}
@@ -192,7 +192,7 @@ class Chooser:
         return saved >= seconds or (strategy.local and not spares)
 
     def _beside(self, queue: Queue, function: Function, barred: frozenset[str]) -> Worker | None:
-        """Choose a reserved worker that the function would not delay anybody on."""
+        """Choose a reserved worker on which the function delays nobody."""
         ready = self._ready
         workers: Iterable[Worker] = ready.gains if queue.closed else ready.reserved
         for worker in workers if queue.able is None else queue.able:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from heapq import heappop
 from itertools import chain
 
 from handoff_dask.placement import admission, ranking, remaining
@@ -251,7 +250,7 @@ class Engine:
             function.inputs = None
         if not_before is not None and not_before > now:
             function.state = DELAYED
-            self._ready.at(not_before, function)
+            self._ready.timers.set(not_before, function)
         else:
             function.state = FRESH
             self._fresh.append(function)
@@ -269,8 +268,7 @@ class Engine:
             return
         function.barred.exclude -= {worker}
         if function.state == QUEUED:
-            self._ready.requeue(function)
-            self._ready.stir = True
+            self._ready.reconsider(function)
 
     def function_withdrawn(self, key: Hashable) -> None:
         """Record that a function is no longer ready.
@@ -426,12 +424,7 @@ class Engine:
 
     def _wake(self) -> None:
         """Look again at the functions whose time has come."""
-        ready = self._ready
-        timers = ready.timers
-        while timers and timers[0][0] <= ready.now:
-            _, _, function, stamp = heappop(timers)
-            if function.stamp != stamp:
-                continue
+        for function in self._ready.timers.expired(self._ready.now):
             if function.state == DELAYED:
                 function.state = FRESH
                 self._fresh.append(function)
@@ -440,8 +433,7 @@ class Engine:
             # than those it avoids.
             function.holder = None
             if function.state == QUEUED:
-                ready.requeue(function)
-                ready.stir = True
+                self._ready.reconsider(function)
 
     def _queue(self) -> None:
         """Queue the functions that became ready."""

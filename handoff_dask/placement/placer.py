@@ -1,4 +1,4 @@
-"""Who runs where now: the passes that a poll makes over queues and workers."""
+"""The passes that a poll makes over queues and workers to decide who runs where."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Placer:
             entry, _, queue = heappop(open_)
             queue.opened = False
             if queue.closed and not ready.gained(queue):
-                # The more urgent took what it would have got.
+                # More urgent functions took what it would have got.
                 self.soft_reserver.keep(queue)
                 continue
             head = queue.head()
@@ -224,7 +224,7 @@ class Placer:
         return True
 
     def refuse(self, out: list[Decision]) -> None:
-        """Give up what waited long enough for a worker that could hold it."""
+        """Refuse functions that waited long enough for a worker that could hold them."""
         now = self.ready.now
         for queue in list(self.ready.stuck):
             if now < queue.due:
@@ -262,7 +262,7 @@ class Placer:
         function.holder = None
 
     def forget_holder(self, worker: Worker) -> None:
-        """Let functions that wait for a worker's data go elsewhere: it is gone."""
+        """Let functions that wait for a worker's data go elsewhere."""
         for queue in [q for q in self.ready.tied if q.deferred and q.bound is worker]:
             for function in queue.functions():
                 function.holder = None
@@ -270,10 +270,8 @@ class Placer:
 
     def wake_at(self) -> float | None:
         """Return the next time at which something happens by itself."""
-        timers = self.ready.timers
-        while timers and timers[0][2].stamp != timers[0][3]:
-            heappop(timers)
-        times = [timers[0][0]] if timers else []
+        first = self.ready.timers.first()
+        times = [] if first is None else [first]
         times += [queue.due for queue in self.ready.stuck]
         times += map(self.unbound_until, self.unbound)
         first = min(times, default=_NEVER)

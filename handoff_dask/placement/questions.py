@@ -173,7 +173,7 @@ def _backlog(placer: Placer, most: int) -> Backlog:
         for queue in nlargest(most, chain(ready.anywhere, ready.tied), key=_live)
         if (head := queue.head()) is not None
     ]
-    delayed = [f for _, _, f, stamp in ready.timers if f.state == DELAYED and stamp == f.stamp]
+    delayed = [f for f in ready.timers.functions() if f.state == DELAYED]
     for waiting in (delayed, list(placer.unbound)):
         if waiting:
             largest.append((len(waiting), waiting[0].key))
@@ -192,15 +192,7 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
         return None
     fleet = placer.fleet
     if function.state == DELAYED:
-        until = next(
-            (
-                when
-                for when, _, f, stamp in placer.ready.timers
-                if f is function and stamp == f.stamp
-            ),
-            None,
-        )
-        return Waiting("delay", until=until)
+        return Waiting("delay", until=placer.ready.timers.of(function))
     if not fleet.workers:
         return Waiting("no workers")
     if function in placer.unbound:
@@ -228,15 +220,7 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     able = [w for w in able if w.address not in barred]
     addresses = tuple(w.address for w in able)
     if queue.deferred:
-        until = next(
-            (
-                when
-                for when, _, f, stamp in placer.ready.timers
-                if f is function and stamp == f.stamp
-            ),
-            None,
-        )
-        return Waiting("data", addresses, until=until)
+        return Waiting("data", addresses, until=placer.ready.timers.of(function))
     running = [w for w in able if w.running]
     if not running:
         return Waiting("paused", addresses)

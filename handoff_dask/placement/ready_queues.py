@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from heapq import heappush
 from itertools import chain
 
 from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Function, Kind, Queue, Reservation, Run, Worker
 from handoff_dask.placement.fleet import Fleet
 from handoff_dask.placement.size_classes import SizeClasses
+from handoff_dask.placement.timers import Timers
 
 __all__ = ["MANY", "ReadyQueues"]
 
@@ -59,9 +59,7 @@ class ReadyQueues:
         self.gains: list[Worker] = []
         #: Whether something happened for which all queues are to be looked at again.
         self.stir = False
-        #: (when, number, function, its stamp): a function to look at again.
-        self.timers: list[tuple[float, int, Function, int]] = []
-        self._timer = 0
+        self.timers = Timers()
         self._checked_epoch = -1
         #: Queues that were made so far: of functions that may go anywhere by cost, as most may,
         #: and of others.
@@ -73,7 +71,7 @@ class ReadyQueues:
         if function.barred is not None and function.holder is None:
             at = function.barred.relent(self.now, function.seconds)
             if at is not None:
-                self.at(at, function)
+                self.timers.set(at, function)
         queue = self._queue_of(function)
         if not queue.live:
             queue.footprint = self.fleet.footprint(queue.cost)
@@ -110,10 +108,10 @@ class ReadyQueues:
         self.dequeue(function)
         self.enqueue(function)
 
-    def at(self, when: float, function: Function) -> None:
-        """Look at a function again at a time, unless its state changes before."""
-        self._timer += 1
-        heappush(self.timers, (when, self._timer, function, function.stamp))
+    def reconsider(self, function: Function) -> None:
+        """Queue a function anew, and look at all queues, as it may go to more workers."""
+        self.requeue(function)
+        self.stir = True
 
     def rekey(self, run: Run) -> None:
         """Sort the ready functions of a run anew, as their ranks changed."""
@@ -149,7 +147,7 @@ class ReadyQueues:
                         queue.since = self.now if queue.since is None else queue.since
                         queue.judge()
         if queue.stuck or (queue.run is not None and queue.run.saturated):
-            # It is not looked at, so that it misses who gains.
+            # It is not looked at meanwhile, so it may miss workers that gain room.
             self.reopen(queue)
             return False
         return True
@@ -170,7 +168,7 @@ class ReadyQueues:
                 self.unclosed[queue] = None
 
     def candidates(self) -> list[Queue]:
-        """Return the queues that may go anywhere and may find room."""
+        """Return the queues of functions that may go anywhere and may find room."""
         gains = self.gains
         fleet = self.fleet
         many = len(self.anywhere) > MANY
@@ -190,7 +188,7 @@ class ReadyQueues:
                 self.size_classes = SizeClasses(q for q in self.anywhere if q.closed)
             taken = self.size_classes.take(gains)
             for worker in gains:
-                # It may be none of the most urgent, but nobody else gets this worker.
+                # It may not be among the most urgent, but no other queue gets this worker.
                 reservation = worker.reservation
                 if reservation is not None and reservation.queue.closed:
                     taken.append(reservation.queue)
@@ -244,7 +242,7 @@ class ReadyQueues:
         del self.reserved[worker]
         self.stir = True
         if self.size_classes is not None:
-            # Those that were looked at could not have this worker; now they can.
+            # Queues that were looked at could not use this worker; now they can.
             self.size_classes.restore()
         self.gains.append(worker)
         self.fleet.touched[worker] = None

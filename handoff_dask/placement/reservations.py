@@ -1,4 +1,4 @@
-"""Keeping a busy worker for a function that is too big for what is free.
+"""Reserving a busy worker for a function that is too big for what is free.
 
 A worker that is reserved gets nothing but what ends before the reserved function can start, or
 runs beside it. So the function starts in bounded time: once what it waits for has ended. If the
@@ -106,7 +106,7 @@ def choose(
 def _harm(waiting: Entry, placed: Entry) -> float:
     """How much of the placement of a function counts as a debt to one that waits.
 
-    If nobody knows how long either takes, all of it does.
+    If either duration is unknown, all of it does.
     """
     head, function = waiting.function, placed.function
     if waiting.priority != placed.priority or placed < waiting or not head.rank:
@@ -117,16 +117,16 @@ def _harm(waiting: Entry, placed: Entry) -> float:
 
 
 class Reserver:
-    """Who was bypassed for how long, and who gets a worker for it."""
+    """Keeps track of overtaken functions and reserves workers for them."""
 
     def __init__(self, ready: ReadyQueues) -> None:
         self._ready = ready
         self._charged = 0
 
     def charge(self, function: Function, queue: Queue, worker: Worker) -> bool:
-        """Count a placement as a debt to those it bypasses; True if the worker goes to one.
+        """Count a placement as a debt to those it overtakes; True if one of them gets the worker.
 
-        A head that others bypass for too long gets a worker reserved.
+        A head that is overtaken for too long gets a worker reserved.
         """
         if worker.reservation is not None and not worker.reservation.soft:
             return False

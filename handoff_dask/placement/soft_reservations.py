@@ -1,4 +1,4 @@
-"""Keeping a worker softly for a wide function, before anybody's patience is at an end.
+"""Keeping a worker softly for a wide function, before patience runs out.
 
 Where small functions fill every gap, a function that takes most of a worker comes late, even if
 it is the most urgent: it never finds enough free at a time. So for the most urgent of such
@@ -32,7 +32,7 @@ _MANY_WORKERS = 64
 
 
 class SoftReserver:
-    """Who has a worker softly kept for it."""
+    """Reserves workers softly."""
 
     def __init__(self, ready: ReadyQueues) -> None:
         self._ready = ready

@@ -97,7 +97,7 @@ def with_ray(ray: Any, workload: Workload) -> list[Measured]:
 
 
 def note(figures: Figures, columns: Sequence[str], run: Callable[[], Sequence[Measured]]) -> None:
-    """Run and take the makespans down. What the machine disturbed is done again, twice at most."""
+    """Run and record the makespans. Repeat what the machine disturbed, at most twice."""
     tries: list[Sequence[Measured]] = []
     while len(tries) < 3 and not (tries and _late(tries[-1]) <= LATE):
         tries.append(run())

@@ -14,6 +14,7 @@ from distributed.utils_test import gen_cluster
 
 from handoff_dask import Function, FunctionFailedError, submit
 from handoff_dask.client import watching
+from handoff_dask.client.following import Follower
 from handoff_dask.widgets import live
 from tests import support
 from tests.support import assert_clean
@@ -73,6 +74,24 @@ async def test_what_functions_are_held_for(c, s, a, b):
     await run.cancel()
     await go.set()
     await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_the_time_left(c, s, a, b, monkeypatch):
+    """What the scheduler estimates is shown until the run has ended."""
+
+    async def remaining(follower):
+        return 75.0
+
+    monkeypatch.setattr(Follower, "remaining", remaining)
+    run = await submit(dag_of(*GPUS[:1]), client=c)
+    await Event("started").wait()
+    html, ended = await watching.draw(run._follower)
+    assert "75 s left" in html and not ended
+    await Event("go").set()
+    await run.result()
+    html, ended = await watching.draw(run._follower)
+    assert "left" not in html and "ended" in html and ended
 
 
 @on_cluster()
