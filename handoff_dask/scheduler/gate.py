@@ -89,6 +89,7 @@ class Gate:
     def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
         """Annotate a task with the attempt's number and the two ends of a transform."""
         mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": len(record.entries) + 1}
+        mark.pop("cost", None)  # of an attempt before
         if record.cost is not record.row.cost:
             mark["cost"] = record.cost
         if record.row.source is not None:
