@@ -131,7 +131,8 @@ class Decider:
 
     def _fail(self, life: Life, error: Exception, stimulus_id: str) -> None:
         assert isinstance(life, FunctionRecord)
-        if life.state.shown != "held" or life.key not in self._runs.functions:
+        ts = self._scheduler.tasks.get(life.key)
+        if ts is None or ts.state != "no-worker" or life.key not in self._runs.functions:
             return  # cancelled meanwhile
         life.run.decided.add(life.index)
         self._runs.function_failed(life, str(error))

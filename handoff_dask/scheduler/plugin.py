@@ -141,10 +141,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.runs.release(run)
             # What tasks of others need must not wait for ever.
             for record in [r for r in run.functions if r.key in self.functions]:
-                if record.state.shown == "held":
+                state = self.scheduler.tasks[record.key].state
+                if state == "no-worker":
                     error = HandoffError(f"function {record.row.label}: {reason}")
                     compat.fail_task(self.scheduler, record.key, error, "handoff-uninstall")
-                elif record.state.shown == "waiting":
+                elif state == "waiting":
                     compat.free(self.scheduler.tasks[record.key])
             self.runs.forget(run)
         await self.registry.withdraw()
