@@ -207,6 +207,11 @@ class Lives:
         else:
             life.enter("placed", Running(placement))
 
+    def turned_away(self, life: Life, now: float) -> None:
+        """Record that Dask did not send a function where it was placed."""
+        life.enter("turned away", HELD)
+        self.place_again(life, now)
+
     def taken(self, life: Life, placement: Placement) -> None:
         """Record that Dask sent a function to a worker although it was held."""
         self._engine.function_withdrawn(life.key)
@@ -407,4 +412,7 @@ class Lives:
         life.forgiven = len(life.entries)
         life.doom = None
         life.cost = life.row.cost
-        life.enter("pardoned", WAITING)
+        if life.lost is None:
+            life.enter("pardoned", WAITING)
+        else:
+            life.enter("pardoned while asking", Asking(life.lost))

@@ -195,6 +195,7 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
         "taken by Dask": "assigned",
     },
     "assigned": {
+        "turned away": "held",
         "started": "running",
         "thread released": "running",
         "succeeded": "done",
@@ -203,6 +204,7 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
         "lost": "asking",
     },
     "running": {
+        "turned away": "held",
         "thread released": "running",
         "succeeded": "done",
         "failure reported": "failing",
@@ -232,6 +234,7 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
     },
     "failed": {
         "pardoned": "waiting",
+        "pardoned while asking": "asking",
         "answered": "failed",
         "result arrived": "done",
         "failed": "failed",

@@ -100,7 +100,10 @@ class Lifecycle:
             if not isinstance(record.state, PLACED):
                 self._taken(record, ts)
         elif finish == "no-worker":
-            self.lives.ready(record, time.monotonic())
+            if isinstance(record.state, PLACED):
+                self._turned_away(record, ts)
+            else:
+                self.lives.ready(record, time.monotonic())
             self._ask()
         elif finish == "memory":
             self._succeeded(record, ts, facts)
@@ -194,6 +197,15 @@ class Lifecycle:
             worker_died=gone and compat.died_under(ts) and not self._inquiries.closed(worker),
             inputs=self._inputs.expected(record),
         )
+
+    def _turned_away(self, record: FunctionRecord, ts: TaskState) -> None:
+        """Hold a function again that Dask did not send: its worker now declares too little."""
+        worker = record.worker
+        assert worker is not None
+        # Until the worker tells the plugin as well.
+        self._engine.worker_running(worker, False)
+        compat.hold(ts)
+        self.lives.turned_away(record, time.monotonic())
 
     def _taken(self, record: FunctionRecord, ts: TaskState) -> None:
         """Take back a function that Dask sent to a worker although it was held."""

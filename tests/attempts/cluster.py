@@ -233,6 +233,15 @@ class Cluster:
         self.questions.append((sent, lost))
         self.due.append(sent.life)
 
+    def turn_away(self, some, worker):
+        """Dask does not send tasks where they were just placed: the worker declares less now."""
+        self.paused.add(worker)
+        self.engine.worker_running(worker, False)
+        for sent in some:
+            if sent.worker == worker:
+                sent.given_up = sent.over = True
+                self.lives.turned_away(sent.life, self.now)
+
     def settle(self, sent, lost, *, known):
         """It is answered what the worker had started."""
         self.questions.remove((sent, lost))

@@ -94,6 +94,13 @@ class Lives(RuleBasedStateMachine):
             self.cluster.take_back(some[i % len(some)])
 
     @rule(i=pick)
+    def a_worker_shrinks_just_then(self, i):
+        before = len(self.cluster.sent)
+        self.cluster.poll()
+        if some := self.cluster.sent[before:]:
+            self.cluster.turn_away(some, some[i % len(some)].worker)
+
+    @rule(i=pick)
     def a_late_thread_ends(self, i):
         if some := self.attempts(promised=True):
             self.cluster.thread_over(some[i % len(some)])
@@ -169,7 +176,6 @@ class Lives(RuleBasedStateMachine):
     @rule(i=pick)
     def a_failed_one_is_tried_again(self, i):
         failed = [f for f in self.cluster.functions if f.state.name == "failed"]
-        failed = [f for f in failed if f.lost is None]
         if failed:
             self.cluster.pardon(failed[i % len(failed)])
 
