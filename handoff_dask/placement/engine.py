@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from itertools import chain
 
-from handoff_dask.placement import admission, ranking, remaining
+from handoff_dask.placement import admission, ranking
 from handoff_dask.placement.ahead import Ahead
 from handoff_dask.placement.choice import Chooser
 from handoff_dask.placement.durations import Durations
@@ -308,7 +308,8 @@ class Engine:
             self._placer.give_up(function)
         if done:
             function.state = DONE
-            remaining.uncount(function)
+            if function.run.left is not None:
+                function.run.left.remove(function)
 
     def slot_released(self, key: Hashable) -> None:
         """Give the slot of a running function back, which seceded; it keeps its cost."""

@@ -28,6 +28,7 @@ __all__ = [
     "Function",
     "Group",
     "Kind",
+    "Left",
     "Queue",
     "Reservation",
     "Run",
@@ -51,40 +52,15 @@ _NEVER = float("inf")
 _HOLDERS = 2
 
 
-class Work:
-    """What functions that have not ended for good cost in sum."""
-
-    __slots__ = ("costs", "count", "seconds")
-
-    def __init__(self) -> None:
-        self.count = 0
-        #: How long they take (s); in a family, each counts as 1.
-        self.seconds = 0.0
-        #: The same by cost.
-        self.costs: dict[Cost, float] = {}
-
-    def add(self, cost: Cost, count: int, seconds: float) -> None:
-        """Add a function, or take it away with a negative count and seconds."""
-        self.count += count
-        if not self.count:  # rounding leaves nothing behind
-            self.seconds = 0.0
-            self.costs.clear()
-        else:
-            self.seconds += seconds
-            self.costs[cost] = self.costs.get(cost, 0.0) + seconds
-
-
 class Family:
     """The functions of a run that share their code."""
 
-    __slots__ = ("code", "count", "left", "used")
+    __slots__ = ("code", "count", "used")
 
     def __init__(self, code: str) -> None:
         self.code = code
         #: Functions of it that are not measured one by one.
         self.count = 0
-        #: Those of `count` that have not ended for good.
-        self.left = Work()
         #: Seconds that the ranks in force assume; None: unknown.
         self.used: float | None = None
 
@@ -149,10 +125,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "ahead", "barred", "binds", "cost", "counted", "deferred", "dependencies", "expected",
-        "family", "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
-        "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state",
-        "stuck_at", "tail", "token", "urgency", "weight", "worker",
+        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected", "family", "group",
+        "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue", "rank",
+        "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at", "tail",
+        "token", "urgency", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -179,9 +155,6 @@ class Function:
         self.seconds: float | None = None
         #: Whether that was measured of this very function, not of others of its code.
         self.measured = False
-        #: The sum that it counts in until it ends for good, and with how many seconds.
-        self.counted: Work | None = None
-        self.weight = 0.0
         self.queue: Queue | None = None
         self.worker: Worker | None = None
         #: Whether it was handed to its worker ahead and is not taken to run yet.
@@ -205,13 +178,6 @@ class Function:
         """Name the function."""
         return f"<Function {self.key!r}>"
 
-    def count_in(self, work: Work, weight: float) -> None:
-        """Count in another sum of remaining work."""
-        if self.counted is not None:
-            self.counted.add(self.own_cost, -1, -self.weight)
-        self.counted, self.weight = work, weight
-        work.add(self.own_cost, 1, weight)
-
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
         if self.inputs is None:
@@ -220,12 +186,69 @@ class Function:
         return missing / bandwidth + latency if missing > 0 else 0.0
 
 
+class Work:
+    """What some functions take in sum."""
+
+    __slots__ = ("costs", "count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        #: How long they take (s); in a family, each counts as 1.
+        self.seconds = 0.0
+        #: The same by cost.
+        self.costs: dict[Cost, float] = {}
+
+    def add(self, cost: Cost, count: int, seconds: float) -> None:
+        """Add a function, or remove it with a negative count and seconds."""
+        self.count += count
+        if not self.count:  # rounding leaves nothing behind
+            self.seconds = 0.0
+            self.costs.clear()
+        else:
+            self.seconds += seconds
+            self.costs[cost] = self.costs.get(cost, 0.0) + seconds
+
+
+class Left:
+    """Sums over the functions of a run that have not ended for good, as they were ranked."""
+
+    __slots__ = ("families", "functions", "levels", "single")
+
+    def __init__(self, functions: Iterable[Function]) -> None:
+        #: Functions whose duration is their family's, or unknown; and the others.
+        self.families: dict[Family, Work] = {}
+        self.single = Work()
+        #: How many functions there are of each urgency.
+        self.levels: dict[float, int] = {}
+        #: The sum that each function is part of.
+        self.functions: dict[Function, Work] = {}
+        for function in functions:
+            family = function.family
+            if function.measured or (function.seconds is not None and family.used is None):
+                work = self.single
+            else:
+                work = self.families.get(family) or self.families.setdefault(family, Work())
+            self.functions[function] = work
+            self._count(function, work, 1)
+
+    def remove(self, function: Function) -> None:
+        """Count a function no more; ignored if it is not counted."""
+        work = self.functions.pop(function, None)
+        if work is not None:
+            self._count(function, work, -1)
+
+    def _count(self, function: Function, work: Work, sign: int) -> None:
+        seconds = function.seconds if work is self.single else None
+        work.add(function.own_cost, sign, sign * (1.0 if seconds is None else seconds))
+        self.levels[function.urgency] = self.levels.get(function.urgency, 0) + sign
+
+
 class Run:
     """A run: what its functions have in common."""
 
     __slots__ = (
-        "ended", "families", "functions", "key", "levels", "limit", "moved", "order", "patience",
-        "placed", "priority", "queues", "rank_after", "single", "stale", "strategy",
+        "ended", "families", "functions", "key", "left", "limit", "moved", "order", "patience",
+        "placed", "priority", "queues", "rank_after", "ranked", "stale", "strategy",
     )  # fmt: skip
 
     def __init__(
@@ -250,10 +273,9 @@ class Run:
         self.families: dict[str, Family] = {}
         #: Those that are on a worker.
         self.placed: dict[Function, None] = {}
-        #: Functions left whose duration is not their family's; and of all that are left, how many
-        #: are how urgent, as of the last ranking; None: not counted yet.
-        self.single = Work()
-        self.levels: dict[float, int] | None = None
+        #: How many of `order` are ranked; and sums over these, if asked for since.
+        self.ranked = 0
+        self.left: Left | None = None
         #: Queues of its own; a run with a limit has some.
         self.queues: dict[Queue, None] = {}
         #: Whether the ranks must be computed anew.

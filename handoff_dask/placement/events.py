@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = [
     "Backlog",
@@ -89,8 +90,7 @@ class FunctionSpec:
     expected: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Run `key` on `worker`.
 
     Parameters
@@ -164,8 +164,7 @@ class Refuse:
     finding: Finding
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """`key`, which was handed ahead, has a claim now: its worker is taken to run it."""
 
     key: Hashable

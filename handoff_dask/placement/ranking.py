@@ -53,17 +53,12 @@ def rank(run: Run, durations: Durations) -> None:
         f.tail = 0.0
         seconds = durations.of_token(f.token)
         f.measured = seconds is not None
-        work = run.single
         if seconds is None:
             f.family.count += 1
             seconds = f.family.used
             if seconds is None:
                 seconds = f.expected
-            if seconds is None or f.family.used is not None:
-                work = f.family.left
         f.seconds = seconds
-        if f.counted is not work:
-            f.count_in(work, seconds if work is run.single and seconds is not None else 1.0)
         if seconds is not None:
             known += 1
             total += seconds
@@ -80,7 +75,8 @@ def rank(run: Run, durations: Durations) -> None:
     step = _STEP * longest
     for f in order:
         f.urgency = step * round(f.rank / step) if step else f.rank
-    run.levels = None
+    run.ranked = len(order)
+    run.left = None
     run.stale = False
     run.moved = 0
     # Often in the beginning, as little is known; later ranking may only cost so much.
