@@ -403,18 +403,21 @@ class Engine:
     def poll(self, now: float) -> list[Decision]:
         """Decide all that can be decided now."""
         decisions: list[Decision] = []
+        placer = self._placer
         self._ready.now = now
-        self._wake()
+        for function in self._ready.timers.expired(now):
+            self._wake(function)
         came = bool(self._fresh)
-        if came or self._placer.due:
-            self._placer.settle(decisions)
+        if came or placer.due:
+            placer.settle(decisions)
             self._rank()
-            self._queue()
-            self._placer.place(decisions)
+            if came:
+                self._queue()
+            placer.place(decisions)
             self._ahead.commit(came, decisions)
             # Who was handed ahead needs no worker kept for it any more.
-            self._placer.place_rest(decisions)
-        self._placer.refuse(decisions)
+            placer.place(decisions)
+        placer.refuse(decisions)
         return decisions
 
     def wake_at(self) -> float | None:
@@ -423,18 +426,17 @@ class Engine:
 
     # -- inside
 
-    def _wake(self) -> None:
-        """Look again at the functions whose time has come."""
-        for function in self._ready.timers.expired(self._ready.now):
-            if function.state == DELAYED:
-                function.state = FRESH
-                self._fresh.append(function)
-                continue
-            # It has waited long enough for the worker that holds its inputs, or for a worker other
-            # than those it avoids.
-            function.holder = None
-            if function.state == QUEUED:
-                self._ready.reconsider(function)
+    def _wake(self, function: Function) -> None:
+        """Look again at a function whose time has come."""
+        if function.state == DELAYED:
+            function.state = FRESH
+            self._fresh.append(function)
+            return
+        # It has waited long enough for the worker that holds its inputs, or for a worker other
+        # than those it avoids.
+        function.holder = None
+        if function.state == QUEUED:
+            self._ready.reconsider(function)
 
     def _queue(self) -> None:
         """Queue the functions that became ready."""

@@ -8,7 +8,7 @@ themselves consistent: what happens to them is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush, nlargest
+from heapq import heapify, heappop, heappush, heapreplace, nlargest
 from typing import NamedTuple
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost
@@ -431,7 +431,9 @@ class Worker:
 
     def promote(self) -> None:
         """Start what waits ahead as far as it fits, as the worker itself does."""
-        while self.running and self.ahead and min(self.free) >= 0:
+        if not self.running or min(self.free) < 0:
+            return
+        while self.ahead:
             function = next(iter(self.ahead))
             if not function.cost.fits(self.free):
                 return
@@ -536,23 +538,19 @@ class Strata:
         while heads:
             entry = heads[0]
             function = entry.function
-            if function.queue is queue and function.urgency == -entry.urgency:
-                return entry
-            heappop(heads)
             urgency = -entry.urgency
+            if function.queue is queue and function.urgency == urgency:
+                return entry
             key = function.run, urgency
             stratum = self._strata.get(key)
             # If another is its first by now, that one has an entry of its own.
             if stratum is not None and stratum[0][1] is function:
-                while function.queue is not queue or function.urgency != urgency:
-                    heappop(stratum)
-                    self._size -= 1
-                    if not stratum:
-                        del self._strata[key]
-                        break
-                    function = stratum[0][1]
-                else:
-                    heappush(heads, queue.entry(function))
+                self._drop_gone(stratum, urgency)
+                if stratum:
+                    heapreplace(heads, queue.entry(stratum[0][1]))
+                    continue
+                del self._strata[key]
+            heappop(heads)
         return None
 
     def functions(self) -> Iterator[Function]:

@@ -76,21 +76,19 @@ class Placer:
                 self.soft_reserver.refresh(worker)
             if worker.watchers:
                 ready.woken.update(worker.watchers)
-            for function in worker.promoted:
-                if function.ahead and function in worker.placed:
-                    function.ahead = False
-                    out.append(Started(function.key))
-            worker.promoted.clear()
+            if worker.promoted:
+                for function in worker.promoted:
+                    if function.ahead and function in worker.placed:
+                        function.ahead = False
+                        out.append(Started(function.key))
+                worker.promoted.clear()
             if worker.running and not worker.ahead:
                 ready.gains.append(worker)
 
-    def place(self, out: list[Decision]) -> None:
-        """Place whatever fits, the most urgent first."""
-        self._pass(out)
-        self.place_rest(out)
+        ready.stir = True
 
-    def place_rest(self, out: list[Decision]) -> None:
-        """Place what fits now because of what was decided before."""
+    def place(self, out: list[Decision]) -> None:
+        """Place whatever fits since something changed, the most urgent first."""
         while self.ready.stir or self.ready.woken:
             self._pass(out)
 

@@ -35,12 +35,14 @@ class Timers:
         self._number += 1
         heappush(self._heap, _Timer(when, self._number, function, function.stamp))
 
-    def expired(self, now: float) -> Iterator[Function]:
-        """Remove the timers whose time has come, and yield their functions."""
+    def expired(self, now: float) -> list[Function]:
+        """Remove the timers whose time has come, and return their functions."""
+        expired = []
         while self._heap and self._heap[0].when <= now:
             timer = heappop(self._heap)
             if timer.valid:
-                yield timer.function
+                expired.append(timer.function)
+        return expired
 
     def first(self) -> float | None:
         """Return the time of the next one."""
