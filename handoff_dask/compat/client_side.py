@@ -12,15 +12,6 @@ from distributed import Client, Nanny, Worker
 if TYPE_CHECKING:
     from distributed import Future, LocalCluster
 
-__all__ = [
-    "close_clients",
-    "drop_handler",
-    "end_workers",
-    "handle_events",
-    "on_loop",
-    "settle_future",
-]
-
 #: Seconds for worker processes to end by themselves.
 GRACE = 2.0
 

@@ -12,14 +12,6 @@ from tornado.ioloop import IOLoop
 if TYPE_CHECKING:
     from distributed import Scheduler
 
-__all__ = [
-    "Page",
-    "Pages",
-    "dashboard_look",
-    "http_prefix",
-    "metric_name",
-]
-
 #: A function that fills a Bokeh document; called with scheduler, template variables, document.
 Page = Callable[["Scheduler", dict[str, Any], Any], None]
 

@@ -20,34 +20,6 @@ if TYPE_CHECKING:
     from distributed import Scheduler
     from distributed.scheduler import TaskState
 
-__all__ = [
-    "adopt_exception",
-    "ask_once",
-    "claimed_by_task",
-    "claimed_names",
-    "declare",
-    "died_under",
-    "drop_topic",
-    "ended_by_worker",
-    "exact",
-    "fail_orphan",
-    "fail_task",
-    "failed_input",
-    "free",
-    "hold",
-    "input_sizes",
-    "install_handlers",
-    "is_held",
-    "keep_unrunnable",
-    "lacks_failed",
-    "placement_number",
-    "release_hold",
-    "replace_exception",
-    "seceded",
-    "undeclare",
-    "watch_clients",
-]
-
 #: An address that no worker has. A task restricted to it waits in ``no-worker``. All tasks share
 #: one set, because one for each of 100,000 tasks would keep the garbage collector busy. It is
 #: frozen, so that no change can open the gate for all of them.

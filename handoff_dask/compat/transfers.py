@@ -21,18 +21,6 @@ from handoff_dask.standins import text_of
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
 
-__all__ = [
-    "UnusableError",
-    "abandon_transfers",
-    "drop_replica",
-    "drop_unfinished",
-    "fetch",
-    "offload_seconds",
-    "open_value",
-    "refetch",
-    "transfer",
-]
-
 
 #: Name of the connections on which a worker fetches results from another.
 _TRANSFER = "Ephemeral Worker->Worker for gather"

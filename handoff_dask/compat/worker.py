@@ -18,25 +18,6 @@ from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from distributed.worker_state_machine import SecedeEvent
 
-__all__ = [
-    "WORKER_ANY_RUNNING",
-    "NotStarted",
-    "StartsRecord",
-    "TaskEnds",
-    "ThisTask",
-    "failures_shown",
-    "killed_for_memory",
-    "process_client",
-    "set_resource",
-    "silence_failure",
-    "started",
-    "task_annotations",
-    "task_nearby",
-    "this_task",
-    "watch_exits",
-    "worker_address",
-]
-
 #: States in which a worker starts functions.
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 

@@ -9,8 +9,6 @@ from handoff_dask.placement.entities import Family, Function, Group, Run
 from handoff_dask.placement.events import FunctionSpec
 from handoff_dask.placement.placer import Placer
 
-__all__ = ["admit", "tie"]
-
 
 def admit(
     run: Run,

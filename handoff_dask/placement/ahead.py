@@ -10,8 +10,6 @@ from handoff_dask.placement.events import Decision
 from handoff_dask.placement.placer import Placer
 from handoff_dask.placement.ready_queues import MANY
 
-__all__ = ["Ahead"]
-
 
 class Ahead:
     """The pass that commits short functions ahead, after all that fits was placed.

@@ -9,8 +9,6 @@ from handoff_dask.placement.entities import Function, Queue, Worker
 from handoff_dask.placement.index import View
 from handoff_dask.placement.ready_queues import ReadyQueues
 
-__all__ = ["Chooser"]
-
 
 class Chooser:
     """Strategy, locality and reservations, weighed.

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from handoff_dask.placement.events import THREADS
 
-__all__ = ["SLOT", "UNIT", "Cost", "Resources"]
-
 #: Parts of one unit of a resource.
 UNIT = 10**9
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
-__all__ = ["Durations"]
-
 #: The mean of the last so many attempts, roughly. Older ones fade so that a lasting change shows;
 #: the suite, where nothing changes, gains nothing.
 _MEMORY = 16

@@ -29,8 +29,6 @@ from handoff_dask.placement.questions import Questions
 from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.strategies import strategy as strategy_of
 
-__all__ = ["Engine"]
-
 
 class Engine:
     """Decides which function runs where, and when.

@@ -15,29 +15,6 @@ from handoff_dask.placement.costs import SLOT, UNIT, Cost
 from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 from handoff_dask.placement.strategies import Strategy
 
-__all__ = [
-    "DELAYED",
-    "DONE",
-    "FRESH",
-    "PLACED",
-    "QUEUED",
-    "WAITING",
-    "Barred",
-    "Entry",
-    "Family",
-    "Function",
-    "Group",
-    "Kind",
-    "Left",
-    "Queue",
-    "Reservation",
-    "Run",
-    "Shape",
-    "Strata",
-    "Work",
-    "Worker",
-]
-
 # States of a function.
 WAITING = 0  #: not ready
 DELAYED = 1  #: ready, but not before a time
@@ -125,10 +102,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected", "family", "group",
-        "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue", "rank",
-        "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at", "tail",
-        "token", "urgency", "worker",
+        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected", "family",
+        "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
+        "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
+        "tail", "token", "urgency", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:

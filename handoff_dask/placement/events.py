@@ -6,18 +6,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = [
-    "Backlog",
-    "Decision",
-    "Finding",
-    "FunctionSpec",
-    "Place",
-    "Refuse",
-    "Started",
-    "Waiting",
-    "WorkerSpec",
-]
-
 #: The name under which reports show the resource that every worker offers and every function
 #: takes one of. It is no part of a worker's `capacity`.
 THREADS = "threads"

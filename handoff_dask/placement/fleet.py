@@ -10,8 +10,6 @@ from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
 from handoff_dask.placement.strategies import load
 
-__all__ = ["Fleet"]
-
 #: Where all workers would have to be compared, so many are. Bounds the cost of a decision.
 SAMPLE = 16
 

@@ -13,8 +13,6 @@ from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Shape, Worker
 from handoff_dask.placement.strategies import Strategy
 
-__all__ = ["LOG", "Bucket", "Index", "View"]
-
 #: Views that lag more entries of the log behind than this start over. Bounds the log.
 LOG = 4096
 

@@ -21,8 +21,6 @@ from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.reservations import Reserver
 from handoff_dask.placement.soft_reservations import SoftReserver
 
-__all__ = ["Placer"]
-
 _NEVER = float("inf")
 
 #: A queue to look at, by the head it had when that was noted. A function that changed queues may

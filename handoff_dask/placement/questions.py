@@ -13,8 +13,6 @@ from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Qu
 from handoff_dask.placement.events import Backlog, Finding, Waiting
 from handoff_dask.placement.placer import Placer
 
-__all__ = ["Questions"]
-
 
 class Questions:
     """Everything that can be read off an engine's state.

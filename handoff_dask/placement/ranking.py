@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from handoff_dask.placement.durations import NOTHING, Durations
 from handoff_dask.placement.entities import DONE, Family, Function, Run
 
-__all__ = ["add", "learned", "rank"]
-
 #: Rank anew once new knowledge concerns this share of the run's functions. Bounds the cost; to rank
 #: whenever anything is learned would buy nothing. To rank only once would cost 0.2 %, in one
 #: workload 1.7 %, and no short function would be handed ahead in a first run.

@@ -10,8 +10,6 @@ from handoff_dask.placement.fleet import Fleet
 from handoff_dask.placement.size_classes import SizeClasses
 from handoff_dask.placement.timers import Timers
 
-__all__ = ["MANY", "ReadyQueues"]
-
 _NEVER = float("inf")
 
 #: Workers that gained are looked at one by one up to this many, else by the index. Like the next,

@@ -8,8 +8,6 @@ from handoff_dask.placement.durations import Durations
 from handoff_dask.placement.entities import DONE, Left, Run
 from handoff_dask.placement.fleet import Fleet
 
-__all__ = ["estimate"]
-
 #: Path and work overlap, but not wholly: this part of the shorter one is added. With all durations
 #: known, the suite's estimates are 0.77 to 1.20 times the truth; without this, 0.64 to 1.02.
 _BETWEEN = 0.25

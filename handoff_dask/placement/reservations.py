@@ -14,8 +14,6 @@ from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Entry, Function, Queue, Reservation, Worker
 from handoff_dask.placement.ready_queues import ReadyQueues
 
-__all__ = ["Reserver", "choose", "drain"]
-
 # What each value buys is the makespan of the suite without it: tests/benchmarks/bench_ablation.py.
 
 #: A queue's head is overtaken until others got this much of what it lacks, in whole workers; less

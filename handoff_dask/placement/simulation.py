@@ -10,8 +10,6 @@ from random import Random
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Finding, FunctionSpec, Refuse, Started, WorkerSpec
 
-__all__ = ["Simulated", "SimulatedRun", "simulate"]
-
 _RUN = "simulated"
 
 

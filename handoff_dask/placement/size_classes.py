@@ -13,8 +13,6 @@ from heapq import heappop, heappush
 from handoff_dask.placement.costs import SLOT, UNIT, Cost
 from handoff_dask.placement.entities import Entry, Queue, Worker
 
-__all__ = ["SizeClasses"]
-
 #: No more queues of a class are looked at, and no more of them taken, at a time. These bound what
 #: an end costs.
 _SCAN = 16

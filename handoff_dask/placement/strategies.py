@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from handoff_dask.placement.costs import SLOT, Cost
 
-__all__ = ["STRATEGIES", "Strategy", "strategy"]
-
 Score = Callable[[Cost, Sequence[int], Sequence[int], Collection[int]], float]
 
 #: What sparing a scarce resource is worth: more than any difference in fit. A promise of "packed",

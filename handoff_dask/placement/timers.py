@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from handoff_dask.placement.entities import Function
 
-__all__ = ["Timers"]
-
 
 class _Timer(NamedTuple):
     when: float

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-__all__ = ["Lanes", "Row", "lay_out"]
-
 #: Share of a row's height that stays empty above its bars, and below.
 GAP = 0.08
 #: Seconds that two bars in a lane may overlap: clocks are not exact, and times are rounded. In a

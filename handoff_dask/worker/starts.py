@@ -17,8 +17,6 @@ from typing import BinaryIO
 
 import psutil
 
-__all__ = ["Left", "Starts", "StartsFile"]
-
 #: The file's head: process id, starts so far, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qqq128s")
 #: Each place in it: the placement's number plus 1 (0 is none), and seconds since the epoch.
