@@ -11,11 +11,7 @@ from handoff_dask.placement.placer import Placer
 
 
 def admit(
-    run: Run,
-    specs: Sequence[FunctionSpec],
-    known: Container[Hashable],
-    placer: Placer,
-    number: int,
+    run: Run, specs: Sequence[FunctionSpec], known: Container[Hashable], placer: Placer, number: int
 ) -> dict[Hashable, Function]:
     """Make functions from specs and link them with their dependencies. Changes nothing else.
 

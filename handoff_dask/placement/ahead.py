@@ -22,8 +22,6 @@ class Ahead:
         Functions that may wait per function of their kind that it runs.
     """
 
-    __slots__ = ("_each", "_horizon", "_most", "_placer")
-
     def __init__(self, placer: Placer, *, horizon: float, most: int) -> None:
         self._placer = placer
         self._horizon = horizon

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from handoff_dask.placement import reservations
 from handoff_dask.placement.entities import Function, Queue, Worker
-from handoff_dask.placement.index import View
 from handoff_dask.placement.ready_queues import ReadyQueues
 
 
@@ -46,7 +45,7 @@ class Chooser:
         best: Worker | None = None
         barred = self._fleet.barred(queue)
         if queue.able is None and not queue.closed:
-            view = self._view(queue, function)
+            view = self._index.view(function.run.strategy, cost, queue.need)
             bucket = view.best()
             if bucket is not None:
                 best = bucket.first()
@@ -147,9 +146,6 @@ class Chooser:
         ready.enqueue(function)
         ready.timers.set(ready.now + saved, function)
         return True
-
-    def _view(self, queue: Queue, function: Function) -> View:
-        return self._index.view(function.run.strategy, queue.cost, queue.need)
 
     def _near(
         self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]

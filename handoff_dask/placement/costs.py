@@ -70,8 +70,6 @@ class Cost:
 class Resources:
     """Resource names as indices, and the costs made of them."""
 
-    __slots__ = ("_by_items", "_by_parts", "index", "names")
-
     def __init__(self) -> None:
         self.names = [THREADS]
         self.index: dict[str, int] = {}

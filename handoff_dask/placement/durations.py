@@ -13,8 +13,6 @@ _MEMORY = 16
 class _Averages:
     """Fading averages of the most recently used keys."""
 
-    __slots__ = ("_limit", "_values")
-
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._values: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
@@ -53,8 +51,6 @@ class Durations:
     tokens, codes
         How many of each to remember, the most recently measured ones.
     """
-
-    __slots__ = ("_codes", "_tokens")
 
     def __init__(self, *, tokens: int = 200_000, codes: int = 10_000) -> None:
         self._tokens = _Averages(tokens)

@@ -145,7 +145,9 @@ class Engine:
             A key that the engine has already, or a `collocated` or `binds` that names no
             function of the run, or an impossible cost. Nothing was added.
         """
-        owner = self._run(run)
+        owner = self._runs.get(run)
+        if owner is None:
+            raise KeyError(f"no run {run!r}")
         specs = list(functions)
         new = admission.admit(owner, specs, self._functions, self._placer, self._seq)
         self._seq += len(new)
@@ -254,13 +256,7 @@ class Engine:
             self._fresh.append(function)
 
     def exclusion_ended(self, key: Hashable, worker: str) -> None:
-        """Record that a ready function may use an excluded worker again; ignored if it was not.
-
-        Parameters
-        ----------
-        key, worker
-            The function, and the worker's address.
-        """
+        """Record that a ready function may use an excluded worker again; ignored if it was not."""
         function = self._functions.get(key)
         if function is None or function.barred is None:
             return
@@ -442,12 +438,6 @@ class Engine:
             if function.state == FRESH and function not in self._placer.unbound:
                 self._ready.enqueue(function)
         self._fresh.clear()
-
-    def _run(self, run: Hashable) -> Run:
-        owner = self._runs.get(run)
-        if owner is None:
-            raise KeyError(f"no run {run!r}")
-        return owner
 
     def _release(self, function: Function) -> None:
         worker = function.worker

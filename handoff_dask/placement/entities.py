@@ -8,6 +8,7 @@ themselves consistent: what happens to them is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace, nlargest
 from typing import NamedTuple
 
@@ -29,58 +30,42 @@ _NEVER = float("inf")
 _HOLDERS = 2
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Family:
     """The functions of a run that share their code."""
 
-    __slots__ = ("code", "count", "used")
-
-    def __init__(self, code: str) -> None:
-        self.code = code
-        #: Functions of it that are not measured one by one.
-        self.count = 0
-        #: Seconds that the ranks in force assume; None: unknown.
-        self.used: float | None = None
+    code: str
+    #: Functions of it that are not measured one by one.
+    count: int = 0
+    #: Seconds that the ranks in force assume; None: unknown.
+    used: float | None = None
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Group:
     """Functions that run on one worker, whichever their first is placed on."""
 
-    __slots__ = ("members", "need", "pin", "worker")
-
-    def __init__(self, need: Cost) -> None:
-        self.members: list[Function] = []
-        #: What a worker must be able to hold: the element-wise maximum, as they run in turns.
-        self.need = need
-        self.pin: str | None = None
-        self.worker: Worker | None = None
+    #: What a worker must be able to hold: the element-wise maximum, as they run in turns.
+    need: Cost
+    members: list[Function] = field(default_factory=list)
+    pin: str | None = None
+    worker: Worker | None = None
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Barred:
-    """Workers that an attempt is not to use.
+    """Workers that an attempt is not to use."""
 
-    Parameters
-    ----------
-    avoid
-        Addresses of those that it may use after it has waited long enough for others.
-    exclude
-        Addresses of those that it may never use.
-    insist
-        Whether it waits without a limit, as long as another registered worker could hold it.
-    patience
-        Seconds that it waits for others if its duration is unknown.
-    """
-
-    __slots__ = ("avoid", "exclude", "insist", "patience", "until")
-
-    def __init__(
-        self, avoid: frozenset[str], exclude: frozenset[str], insist: bool, patience: float
-    ) -> None:
-        self.avoid = avoid
-        self.exclude = exclude
-        self.insist = insist
-        self.patience = patience
-        #: When it has waited long enough (s); None: it has not begun to.
-        self.until: float | None = None
+    #: Addresses of those that it may use after it has waited long enough for others.
+    avoid: frozenset[str]
+    #: Addresses of those that it may never use.
+    exclude: frozenset[str]
+    #: Whether it waits without a limit, as long as another registered worker could hold it.
+    insist: bool
+    #: Seconds that it waits for others if its duration is unknown.
+    patience: float
+    #: When it has waited long enough (s); None: it has not begun to.
+    until: float | None = None
 
     def relent(self, now: float, seconds: float | None) -> float | None:
         """Stop avoiding workers after waiting long enough; return when to ask again, if at all.
@@ -163,17 +148,15 @@ class Function:
         return missing / bandwidth + latency if missing > 0 else 0.0
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Work:
     """What some functions take in sum."""
 
-    __slots__ = ("costs", "count", "seconds")
-
-    def __init__(self) -> None:
-        self.count = 0
-        #: How long they take (s); in a family, each counts as 1.
-        self.seconds = 0.0
-        #: The same by cost.
-        self.costs: dict[Cost, float] = {}
+    count: int = 0
+    #: How long they take (s); in a family, each counts as 1.
+    seconds: float = 0.0
+    #: The same by cost.
+    costs: dict[Cost, float] = field(default_factory=dict)
 
     def add(self, cost: Cost, count: int, seconds: float) -> None:
         """Add a function, or remove it with a negative count and seconds."""
@@ -220,48 +203,36 @@ class Left:
         self.levels[function.urgency] = self.levels.get(function.urgency, 0) + sign
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Run:
     """A run: what its functions have in common."""
 
-    __slots__ = (
-        "ended", "families", "functions", "key", "left", "limit", "moved", "order", "patience",
-        "placed", "priority", "queues", "rank_after", "ranked", "stale", "strategy",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        key: Hashable,
-        priority: float,
-        strategy: Strategy,
-        limit: int | None,
-        patience: float | None,
-    ) -> None:
-        self.key = key
-        self.priority = priority
-        self.strategy = strategy
-        #: Most functions placed at a time.
-        self.limit = limit
-        #: Seconds to wait for a worker when none could ever hold a function; None: for as long as
-        #: one that was lost may come back.
-        self.patience = patience
-        self.functions: dict[Hashable, Function] = {}
-        #: Functions that did not end, dependencies first.
-        self.order: list[Function] = []
-        self.families: dict[str, Family] = {}
-        #: Those that are on a worker.
-        self.placed: dict[Function, None] = {}
-        #: How many of `order` are ranked; and sums over these, if asked for since.
-        self.ranked = 0
-        self.left: Left | None = None
-        #: Queues of its own; a run with a limit has some.
-        self.queues: dict[Queue, None] = {}
-        #: Whether the ranks must be computed anew.
-        self.stale = False
-        #: Functions that new knowledge concerns since the last ranking; how many ended ever,
-        #: and at which of them it may be ranked again.
-        self.moved = 0
-        self.ended = 0
-        self.rank_after = 1
+    key: Hashable
+    priority: float
+    strategy: Strategy
+    #: Most functions placed at a time.
+    limit: int | None
+    #: Seconds to wait for a worker when none could ever hold a function; None: for as long as one
+    #: that was lost may come back.
+    patience: float | None
+    functions: dict[Hashable, Function] = field(default_factory=dict)
+    #: Functions that did not end, dependencies first.
+    order: list[Function] = field(default_factory=list)
+    families: dict[str, Family] = field(default_factory=dict)
+    #: Functions that are on a worker.
+    placed: dict[Function, None] = field(default_factory=dict)
+    #: How many of `order` are ranked; and sums over these, if asked for since.
+    ranked: int = 0
+    left: Left | None = None
+    #: Queues of its own; a run with a limit has some.
+    queues: dict[Queue, None] = field(default_factory=dict)
+    #: Whether the ranks must be computed anew.
+    stale: bool = False
+    #: Functions that new knowledge concerns since the last ranking; how many ended ever, and at
+    #: which of them it may be ranked again.
+    moved: int = 0
+    ended: int = 0
+    rank_after: int = 1
 
     @property
     def saturated(self) -> bool:
@@ -269,15 +240,13 @@ class Run:
         return self.limit is not None and len(self.placed) >= self.limit
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Shape:
     """A capacity, interned: workers of equal capacity share one."""
 
-    __slots__ = ("capacity", "workers")
-
-    def __init__(self, capacity: tuple[int, ...]) -> None:
-        self.capacity = capacity
-        #: Registered workers of this shape, in no order.
-        self.workers: dict[Worker, None] = {}
+    capacity: tuple[int, ...]
+    #: Registered workers of this shape, in no order.
+    workers: dict[Worker, None] = field(default_factory=dict)
 
 
 class Worker:
@@ -475,11 +444,6 @@ class Strata:
 
     When more is known of how long functions take, most strata become more or less urgent as a
     whole: to sort anew costs little for each function. Functions that left are dropped when met.
-
-    Parameters
-    ----------
-    queue
-        Whose functions these are.
     """
 
     __slots__ = ("_queue", "_size", "_strata", "heads")
@@ -728,22 +692,20 @@ class Queue:
         return self.order.rekey(run)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Reservation:
     """A worker kept for the head of a queue."""
 
-    __slots__ = ("at", "beside", "extra", "queue", "soft", "worker")
-
-    def __init__(self, queue: Queue, worker: Worker, at: float | None, extra: list[int]) -> None:
-        self.queue = queue
-        self.worker = worker
-        #: When it should have room (s); None: unknown.
-        self.at = at
-        #: What it should have free beside the reserved cost then.
-        self.extra = extra
-        #: {function placed since: what it took of that}
-        self.beside: dict[Function, list[tuple[int, int]]] = {}
-        #: Whether more urgent functions may delay it.
-        self.soft = False
+    queue: Queue
+    worker: Worker
+    #: When it should have room (s); None: unknown.
+    at: float | None
+    #: What it should have free beside the reserved cost then.
+    extra: list[int]
+    #: {function placed since: what it took of that}
+    beside: dict[Function, list[tuple[int, int]]] = field(default_factory=dict)
+    #: Whether more urgent functions may delay it.
+    soft: bool = False
 
     def take(self, function: Function) -> None:
         """Count a function that is placed on the worker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
+from operator import attrgetter
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
 from handoff_dask.placement.entities import Queue, Shape, Worker
@@ -165,7 +166,7 @@ class Fleet:
     def finding(self, need: Cost, pin: str | None = None) -> Finding:
         """Who could ever hold a need, or what is missing."""
         candidates = list(self.candidates(pin, None))
-        candidates.sort(key=_order)
+        candidates.sort(key=attrgetter("order"))
         able = tuple(w.address for w in candidates if need.fits(w.shape.capacity))
         if able:
             return Finding(able, pin)
@@ -308,7 +309,3 @@ class Fleet:
                 answers.pop(worker, None)
                 if not answers:
                     del self.names[name]
-
-
-def _order(worker: Worker) -> int:
-    return worker.order

@@ -8,6 +8,7 @@ that got a worker, so that what nobody asks for costs nothing.
 from __future__ import annotations
 
 from heapq import heappop, heappush, heapreplace
+from operator import itemgetter
 
 from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Shape, Worker
@@ -109,7 +110,9 @@ class View:
     def buckets(self) -> list[Bucket]:
         """Return all buckets with room, best first."""
         self.best()
-        return list(dict.fromkeys(b for _, _, b in sorted(self._heap, key=_rank) if b.size))
+        return list(
+            dict.fromkeys(b for _, _, b in sorted(self._heap, key=itemgetter(0, 1)) if b.size)
+        )
 
     def _catch_up(self) -> None:
         index = self._index
@@ -152,24 +155,8 @@ class View:
             known[bucket] = score
 
 
-def _rank(entry: tuple[float, int, Bucket]) -> tuple[float, int]:
-    return entry[:2]
-
-
 class Index:
     """All open workers with room, by what they have free."""
-
-    __slots__ = (
-        "_order",
-        "_views",
-        "buckets",
-        "changed",
-        "checks",
-        "epoch",
-        "log",
-        "scarce",
-        "where",
-    )
 
     def __init__(self) -> None:
         self.buckets: dict[tuple[Shape, tuple[int, ...]], Bucket] = {}

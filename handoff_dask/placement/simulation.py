@@ -44,31 +44,23 @@ class SimulatedRun:
     refused: Mapping[Hashable, Finding]
 
 
+@dataclass
 class _Simulation:
-    def __init__(
-        self,
-        engine: Engine,
-        functions: Sequence[FunctionSpec],
-        durations: Mapping[Hashable, float],
-        sizes: Mapping[Hashable, float],
-        overhead: float,
-        bandwidth: float,
-        latency: float,
-        jitter: float,
-        seed: int,
-    ) -> None:
-        self.engine = engine
-        self.durations = durations
-        self.sizes = sizes
-        self.overhead = overhead
-        self.bandwidth = bandwidth
-        self.latency = latency
-        self.jitter = jitter
-        self._random = Random(seed)
-        self.specs = {f.key: f for f in functions}
+    engine: Engine
+    functions: Sequence[FunctionSpec]
+    durations: Mapping[Hashable, float]
+    sizes: Mapping[Hashable, float]
+    overhead: float
+    bandwidth: float
+    latency: float
+    jitter: float
+    random: Random
+
+    def __post_init__(self) -> None:
+        self.specs = {f.key: f for f in self.functions}
         self.dependents: dict[Hashable, list[Hashable]] = {}
         self.missing: dict[Hashable, int] = {}
-        for f in functions:
+        for f in self.functions:
             inside = {d for d in f.dependencies if d in self.specs}
             self.missing[f.key] = len(inside)
             for d in inside:
@@ -121,7 +113,7 @@ class _Simulation:
         if missing:
             stop += missing / self.bandwidth + self.latency
         if self.jitter:
-            stop += self.jitter * self._random.random()
+            stop += self.jitter * self.random.random()
         self.placements[key] = Simulated(worker, start, stop)
         self._count += 1
         heappush(self._ends, (stop, self._count, key))
@@ -207,7 +199,7 @@ def simulate(
         specs = list(functions)
     engine.functions_added(_RUN, specs)
     simulation = _Simulation(
-        engine, specs, durations, sizes or {}, overhead, bandwidth, latency, jitter, seed
+        engine, specs, durations, sizes or {}, overhead, bandwidth, latency, jitter, Random(seed)
     )
     simulation.run()
     engine.run_closed(_RUN)

@@ -69,9 +69,7 @@ class Picture:
 
 
 def picture(
-    functions: Mapping[Hashable, Function],
-    codes: Sequence[str],
-    error: DAGError | None = None,
+    functions: Mapping[Hashable, Function], codes: Sequence[str], error: DAGError | None = None
 ) -> Picture:
     """Return the boxes and lines of a DAG.
 

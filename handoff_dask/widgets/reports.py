@@ -154,8 +154,7 @@ def plan(
         f"{seconds(makespan)}"
     )
     used = markup.table(
-        ("resource", "used"),
-        [(name, _gauge(share)) for name, share in utilisation.items()],
+        ("resource", "used"), [(name, _gauge(share)) for name, share in utilisation.items()]
     )
     rows = []
     for worker, slots in timeline.items():

@@ -120,12 +120,7 @@ def _bar(bar: Bar, lane: int, left: float, top: float, scale: float) -> str:
 
 
 def _profile(
-    bars: Sequence[Bar],
-    left: float,
-    top: float,
-    scale: float,
-    length: float,
-    order: Sequence[str],
+    bars: Sequence[Bar], left: float, top: float, scale: float, length: float, order: Sequence[str]
 ) -> str:
     """Return how many bars of each colour there are at a time, on top of each other."""
     step = length / _STEPS

@@ -203,12 +203,7 @@ class Terms(NamedTuple):
     gpus: bool
 
 
-def run_on_terms(
-    terms: Terms,
-    names: tuple[Name, ...],
-    call: bytes,
-    *values: Any,
-) -> Any:
+def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Evaluate a pickled call on terms.
 
     Parameters
@@ -359,11 +354,7 @@ def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping
 
 
 def _failure(
-    error: BaseException,
-    text: str,
-    started: float,
-    policy: bytes | None,
-    facts: Mapping[str, Any],
+    error: BaseException, text: str, started: float, policy: bytes | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
     return {

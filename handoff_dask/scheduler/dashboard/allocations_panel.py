@@ -20,13 +20,7 @@ from bokeh.models import (
 )
 
 from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, AttemptView
-from handoff_dask.scheduler.dashboard.panel import (
-    Panel,
-    name_axis,
-    scrolled_figure,
-    short,
-    write,
-)
+from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, scrolled_figure, short, write
 from handoff_dask.widgets.lanes import Lanes
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, STATE_COLOURS
 

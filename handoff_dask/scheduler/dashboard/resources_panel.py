@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper, Range1d
 
-from handoff_dask.scheduler.dashboard.panel import (
-    Panel,
-    name_axis,
-    scrolled_figure,
-    short,
-    write,
-)
+from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, scrolled_figure, short, write
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import STATE_COLOURS
 
