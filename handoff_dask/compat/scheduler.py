@@ -324,15 +324,8 @@ def replace_exception(ts: TaskState, error: BaseException | None) -> None:
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
     """Exempt tasks from the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
-    They wait on purpose; the limit is meant for tasks that no worker can run. Their clock is reset
-    periodically.
-
-    Parameters
-    ----------
-    scheduler
-        The scheduler.
-    mark
-        The annotation that marks these tasks.
+    Tasks with the annotation `mark` wait on purpose; the limit is meant for tasks that no worker
+    can run. Their clock is reset periodically.
     """
     if scheduler.no_workers_timeout is None:
         return None

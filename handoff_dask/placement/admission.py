@@ -15,12 +15,7 @@ def admit(
 ) -> dict[Hashable, Function]:
     """Make functions from specs and link them with their dependencies. Changes nothing else.
 
-    Parameters
-    ----------
-    known
-        Keys that are taken.
-    number
-        Functions are numbered in order, from the one after this.
+    Keys in `known` are taken. Functions are numbered in order, the first is `number` + 1.
 
     Raises
     ------

@@ -12,19 +12,13 @@ from handoff_dask.placement.ready_queues import MANY
 
 
 class Ahead:
-    """The pass that commits short functions ahead, after all that fits was placed.
-
-    Parameters
-    ----------
-    horizon
-        Seconds of work that a worker may have waiting.
-    most
-        Functions that may wait per function of their kind that it runs.
-    """
+    """The pass that commits short functions ahead, after all that fits was placed."""
 
     def __init__(self, placer: Placer, *, horizon: float, most: int) -> None:
         self._placer = placer
+        #: Seconds of work that a worker may have waiting.
         self._horizon = horizon
+        #: Functions that may wait per function of their kind that it runs.
         self._most = most
         #: How many functions wait ahead on a worker, on average.
         self._each = 0

@@ -10,19 +10,12 @@ from handoff_dask.placement.ready_queues import ReadyQueues
 
 
 class Chooser:
-    """Strategy, locality and reservations, weighed.
-
-    Parameters
-    ----------
-    bandwidth, latency
-        Bytes per second, and seconds, of moving inputs.
-    worth
-        Seconds that waiting for the holder of inputs must save at least.
-    """
+    """Strategy, locality and reservations, weighed."""
 
     def __init__(
         self, ready: ReadyQueues, *, bandwidth: float, latency: float, worth: float
     ) -> None:
+        #: Seconds that waiting for the holder of inputs must save at least.
         self._worth = worth
         self.bandwidth = bandwidth
         self.latency = latency

@@ -44,13 +44,7 @@ NOTHING = 0.001
 
 
 class Durations:
-    """Measured seconds per function over runs, and per family of code.
-
-    Parameters
-    ----------
-    tokens, codes
-        How many of each to remember, the most recently measured ones.
-    """
+    """Measured seconds per function over runs, and per family of code; the latest of each."""
 
     def __init__(self, *, tokens: int = 200_000, codes: int = 10_000) -> None:
         self._tokens = _Averages(tokens)
@@ -59,7 +53,7 @@ class Durations:
     def learn(self, token: Hashable | None, code: str, seconds: float) -> float:
         """Record a measured duration and return the family's average.
 
-        Where a function takes no time to speak of, its family's average tells as much.
+        A function that takes next to no time is not recorded by itself, only with its family.
         """
         if token is not None and (seconds >= NOTHING or self._tokens.get(token) is not None):
             self._tokens.add(token, seconds)

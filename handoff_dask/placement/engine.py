@@ -356,9 +356,6 @@ class Engine:
             for run in self._runs.values():
                 run.patience = run.patience or self._fleet.grace
         for function in chain(worker.placed, worker.ahead):
-            function.state = WAITING
-            function.stamp += 1
-            function.worker = None
             self._left(function)
         for key in worker.foreign:
             del self._foreign[key]
@@ -444,9 +441,6 @@ class Engine:
         assert worker is not None
         worker.release(function)
         self._fleet.touched[worker] = None
-        function.worker = None
-        function.state = WAITING
-        function.stamp += 1
         self._left(function)
 
     def _rank(self) -> None:
@@ -463,6 +457,10 @@ class Engine:
         self._stale.clear()
 
     def _left(self, function: Function) -> None:
+        """Note that a function is no longer on its worker."""
+        function.worker = None
+        function.state = WAITING
+        function.stamp += 1
         run = function.run
         del run.placed[function]
         if run.limit is not None:

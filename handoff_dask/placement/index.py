@@ -60,13 +60,7 @@ class Bucket:
 
 
 class View:
-    """The buckets with room for a cost, best first.
-
-    Parameters
-    ----------
-    need
-        What the worker's capacity must hold as well, for a collocation group.
-    """
+    """The buckets with room for a cost, best first."""
 
     __slots__ = (
         "_cursor", "_epoch", "_heap", "_index", "_known", "_strategy", "cost", "need", "used",
@@ -76,6 +70,7 @@ class View:
         self._index = index
         self._strategy = strategy
         self.cost = cost
+        #: What the worker's capacity must hold as well, for a collocation group.
         self.need = need
         self._heap: list[tuple[float, int, Bucket]] = []
         #: Score of each bucket met; None: no room. A bucket with a score is in the heap.

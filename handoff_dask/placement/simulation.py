@@ -24,23 +24,15 @@ class Simulated:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """What a simulation found.
+    """What a simulation found."""
 
-    Parameters
-    ----------
-    placements
-        By function key, in order of start.
-    makespan
-        Seconds until the last function ends.
-    utilisation
-        Per resource: the share of what all workers offer over the makespan that is used.
-    refused
-        Functions that no worker could hold; what depends on them did not run either.
-    """
-
+    #: By function key, in order of start.
     placements: Mapping[Hashable, Simulated]
+    #: Seconds until the last function ends.
     makespan: float
+    #: Per resource: the share of what all workers offer over the makespan that is used.
     utilisation: Mapping[str, float]
+    #: Functions that no worker could hold; what depends on them did not run either.
     refused: Mapping[Hashable, Finding]
 
 

@@ -20,20 +20,13 @@ _SPARE = 1000.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Strategy:
-    """How a run chooses among the workers that have room.
+    """How a run chooses among the workers that have room."""
 
-    Parameters
-    ----------
-    name
-        What `run_opened` knows it by.
-    score
-        ``(cost, capacity, free, scarce) -> float``; None: the order of registration.
-    local
-        Whether a worker with room that holds the inputs is taken at once.
-    """
-
+    #: What `run_opened` knows it by.
     name: str
+    #: ``(cost, capacity, free, scarce) -> float``; None: the order of registration.
     score: Score | None
+    #: Whether a worker with room that holds the inputs is taken at once.
     local: bool
 
 

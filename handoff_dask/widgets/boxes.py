@@ -21,30 +21,20 @@ MOST_LINES = 300
 
 @dataclass(slots=True)
 class Box:
-    """One box of the drawing.
+    """One box of the drawing."""
 
-    Attributes
-    ----------
-    title, lines
-        Its text.
-    tooltip
-        The text shown while the pointer rests on it.
-    kind : str
-        ``"box"``, ``"inline"``, or ``"missing"`` for ids that are not in the DAG.
-    wrong : bool
-        Whether an error is about it.
-    size : int
-        How many functions it stands for.
-    place : Hashable
-        The same for all functions that are collocated; None for others.
-    """
-
+    #: Its text.
     title: str
     lines: list[str] = field(default_factory=list)
+    #: The text shown while the pointer rests on it.
     tooltip: str = ""
+    #: ``"box"``, ``"inline"``, or ``"missing"`` for ids that are not in the DAG.
     kind: str = "box"
+    #: Whether an error is about it.
     wrong: bool = False
+    #: How many functions it stands for.
     size: int = 1
+    #: The same for all functions that are collocated; None for others.
     place: Hashable = None
 
 

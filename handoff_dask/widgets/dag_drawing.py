@@ -31,19 +31,7 @@ def draw(
     *,
     alone: bool = False,
 ) -> str:
-    """Return a DAG as SVG.
-
-    Parameters
-    ----------
-    functions
-        The functions by id. They need not be valid.
-    codes
-        The name of each function's code, in the same order.
-    error
-        What is wrong with the DAG: its culprits are marked.
-    alone
-        Whether the drawing is for a file of its own.
-    """
+    """Return a DAG as SVG: see `picture`; `alone` if the drawing is for a file of its own."""
     return _svg(picture(functions, codes, error), alone)
 
 

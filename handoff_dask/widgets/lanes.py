@@ -20,18 +20,11 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class Row:
-    """The lanes of one worker.
-
-    Parameters
-    ----------
-    name
-        The worker's name.
-    slack
-        Seconds that two bars in a lane may overlap.
-    """
+    """The lanes of one worker."""
 
     def __init__(self, name: str = "", slack: float = SLACK) -> None:
         self.name = name
+        #: Seconds that two bars in a lane may overlap.
         self.slack = slack
         #: When each lane becomes free.
         self.until: list[float] = []

@@ -23,23 +23,15 @@ _SWEEPS = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """A graph laid out.
+    """A graph laid out."""
 
-    Attributes
-    ----------
-    centres : list of (float, float)
-        The middle of each box (pixels).
-    lines : dict
-        {edge: the points of its line, from box to box}.
-    size : (float, float)
-        Width and height of the graph.
-    downwards : bool
-        Whether it flows downwards instead of to the right.
-    """
-
+    #: The middle of each box (pixels).
     centres: list[Point]
+    #: {edge: the points of its line, from box to box}.
     lines: dict[Edge, list[Point]]
+    #: Width and height of the graph.
     size: Point
+    #: Whether it flows downwards instead of to the right.
     downwards: bool
 
 

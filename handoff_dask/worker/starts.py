@@ -156,21 +156,14 @@ def _identity(file: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a process has recorded in a file.
+    """What a process has recorded in a file."""
 
-    Attributes
-    ----------
-    owner, pid
-        The worker's id, and that of its process.
-    count
-        The number of starts.
-    started
-        {placement: s since epoch} of the latest ones; None if the record is incomplete.
-    """
-
+    #: The worker's id, and that of its process.
     owner: str
     pid: int
+    #: The number of starts.
     count: int
+    #: {placement: s since epoch} of the latest ones; None if the record is incomplete.
     started: dict[int, float] | None
 
 

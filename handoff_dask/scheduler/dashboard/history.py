@@ -31,13 +31,7 @@ def label(record: FunctionRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AttemptView:
-    """An attempt as the dashboard shows it. Times are seconds since the epoch.
-
-    Attributes
-    ----------
-    state
-        Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
-    """
+    """An attempt as the dashboard shows it. Times are seconds since the epoch."""
 
     id: AttemptId
     dag_id: str
@@ -45,28 +39,22 @@ class AttemptView:
     worker: str
     started: float
     stopped: float
+    #: Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
     state: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as the dashboard shows it. Times are seconds since the epoch.
-
-    Attributes
-    ----------
-    functions
-        How many functions are in which state.
-    retries
-        Attempts that ended and were not the first of their function.
-    closed
-        When the scheduler forgot the run; None while it knows it.
-    """
+    """A run as the dashboard shows it. Times are seconds since the epoch."""
 
     run_id: str
     dag_id: str
+    #: How many functions are in which state.
     functions: Mapping[str, int]
+    #: Attempts that ended and were not the first of their function.
     retries: int
     opened: float
+    #: When the scheduler forgot the run; None while it knows it.
     closed: float | None = None
 
     @classmethod

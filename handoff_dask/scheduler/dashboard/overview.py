@@ -26,21 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Functions that wait for the same thing.
+    """Functions that wait for the same thing."""
 
-    Attributes
-    ----------
-    functions
-        How many.
-    cost, why
-        What each costs, and what they wait for.
-    example, dag_id
-        One of the functions, and the DAG it belongs to.
-    """
-
+    #: How many.
     functions: int
+    #: What each costs, and what they wait for.
     cost: Mapping[str, float]
     why: str
+    #: One of the functions, and the DAG it belongs to.
     example: str
     dag_id: str
 
@@ -66,15 +59,7 @@ class Usage:
 
 
 class Overview:
-    """The state of Handoff on one scheduler; reading it changes nothing.
-
-    Parameters
-    ----------
-    scheduler
-        Knows the workers' names.
-    sources, history
-        What happens now, and what has happened.
-    """
+    """The state of Handoff on one scheduler; reading it changes nothing."""
 
     def __init__(self, scheduler: Scheduler, sources: Sources, history: History) -> None:
         self._scheduler = scheduler

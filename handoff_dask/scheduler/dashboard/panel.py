@@ -30,13 +30,7 @@ LONGEST = 60
 
 
 class Panel:
-    """A view of Handoff's state in one document; it lives as long as the document.
-
-    Parameters
-    ----------
-    overview
-        What is shown.
-    """
+    """A view of Handoff's state in one document; it lives as long as the document."""
 
     #: What the page is called.
     title: ClassVar[str]
