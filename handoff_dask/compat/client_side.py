@@ -17,7 +17,7 @@ GRACE = 2.0
 
 
 def settle_future(future: Future[Any], state: str) -> None:
-    """Set a future to the state of its task on the scheduler; only ``"memory"`` and ``"erred"`` matter."""
+    """Set a future to its task's state on the scheduler, if that is "memory" or "erred"."""
     future_state = future._state
     if future_state is not None and state == "memory":
         future_state.finish()

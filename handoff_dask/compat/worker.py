@@ -118,19 +118,6 @@ class TaskEnds(WorkerPlugin):
 _worker_logger = logging.getLogger("distributed.worker")
 
 
-def _shown(logger: logging.Logger | None, level: int) -> bool:
-    """Whether a logger's output is shown anywhere: Dask's `silence_logs` changes the handlers."""
-    if logger is None or not logger.isEnabledFor(level):
-        return False
-    handlers = list(logger.handlers)
-    while logger.propagate and logger.parent is not None:
-        logger = logger.parent
-        handlers += logger.handlers
-    # Each worker also keeps its latest lines in memory, which does not count.
-    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
-    return not shows or any(handler.level <= level for handler in shows)
-
-
 class _FailureFilter(logging.Filter):
     """Drops Dask's reports of failure for some tasks."""
 
@@ -322,8 +309,20 @@ def started() -> Iterator[Callable[[], None]]:
 
 
 def failures_shown() -> bool:
-    """Whether this process logs failures of tasks, which users can switch off."""
-    return _shown(_worker_logger, logging.ERROR)
+    """Whether this process logs failures of tasks, which users can switch off.
+
+    Dask's `silence_logs` changes the handlers.
+    """
+    logger = _worker_logger
+    if not logger.isEnabledFor(logging.ERROR):
+        return False
+    handlers = list(logger.handlers)
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    # Each worker also keeps its latest lines in memory, which does not count.
+    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
+    return not shows or any(handler.level <= logging.ERROR for handler in shows)
 
 
 def silence_failure() -> bool:

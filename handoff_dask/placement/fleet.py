@@ -124,27 +124,19 @@ class Fleet:
         if queue.able_epoch != self.epoch:
             queue.able_epoch = self.epoch
             if queue.anywhere:
-                queue.able = None if self.any_able(queue.need) else ()
+                shapes = self.shapes.values()
+                queue.able = None if any(queue.need.fits(s.capacity) for s in shapes) else ()
             else:
                 candidates = self.candidates(queue.pin, queue.bound)
                 queue.able = tuple(w for w in candidates if queue.need.fits(w.shape.capacity))
         return queue.able is None or bool(queue.able)
 
-    def any_able(self, need: Cost) -> bool:
-        """Whether any worker could ever hold a need."""
-        return any(shape.workers and need.fits(shape.capacity) for shape in self.shapes.values())
-
     def candidates(self, pin: str | None, bound: Worker | None) -> Collection[Worker]:
         """Return the workers that a pin or a binding leaves, in order of registration."""
-        if bound is not None:
-            candidates: Collection[Worker] = (bound,) if bound.address in self.workers else ()
-        elif pin is None:
-            return self.workers.values()
-        else:
-            candidates = self.names.get(pin, ())
-        if bound is not None and pin is not None and bound not in self.names.get(pin, ()):
-            return ()
-        return candidates
+        if bound is None:
+            return self.workers.values() if pin is None else self.names.get(pin, ())
+        answers = pin is None or bound in self.names.get(pin, ())
+        return (bound,) if answers and bound.address in self.workers else ()
 
     def barred(self, queue: Queue) -> frozenset[str]:
         """Return the workers that a queue's functions may not use now.

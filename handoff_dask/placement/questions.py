@@ -8,9 +8,9 @@ from itertools import chain
 from operator import attrgetter
 
 from handoff_dask.placement import remaining
-from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
+from handoff_dask.placement.costs import SLOT, UNIT, Cost
 from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Run, Worker
+from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Run
 from handoff_dask.placement.events import Backlog, Finding, Waiting
 from handoff_dask.placement.placer import Placer
 
@@ -57,11 +57,16 @@ class Questions:
 
     def free(self, worker: str) -> dict[str, float]:
         """Return what is free of each resource a worker declares; below 0 if it shrank."""
-        return _amounts(self._fleet.worker(worker), self._fleet.resources)[0]
+        state, index = self._fleet.worker(worker), self._fleet.resources.index
+        return {name: state.free[index[name]] / UNIT for name in state.spec_capacity}
 
     def claimed(self, worker: str) -> dict[str, float]:
         """Return what is claimed of each resource a worker declares, by us and others."""
-        return _amounts(self._fleet.worker(worker), self._fleet.resources)[1]
+        state, index = self._fleet.worker(worker), self._fleet.resources.index
+        return {
+            name: (state.shape.capacity[index[name]] - state.free[index[name]]) / UNIT
+            for name in state.spec_capacity
+        }
 
     def capacity(self, worker: str) -> dict[str, float]:
         """Return what a worker declares."""
@@ -153,17 +158,6 @@ def _needs(function: Function) -> tuple[Cost, str | None]:
     """Return what a worker must be able to hold, and what it must answer to."""
     group = function.group
     return (group.need, group.pin) if group else (function.own_cost, function.pin)
-
-
-def _amounts(worker: Worker, resources: Resources) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what is free and what is claimed of each resource that a worker declares."""
-    free: dict[str, float] = {}
-    claimed: dict[str, float] = {}
-    for name in worker.spec_capacity:
-        i = resources.index[name]
-        free[name] = worker.free[i] / UNIT
-        claimed[name] = (worker.shape.capacity[i] - worker.free[i]) / UNIT
-    return free, claimed
 
 
 def _why(function: Function, placer: Placer) -> Waiting | None:

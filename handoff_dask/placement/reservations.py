@@ -2,7 +2,7 @@
 
 A worker that is reserved gets nothing but what ends before the reserved function can start, or
 runs beside it. So the function starts in bounded time: once what it waits for has ended. If the
-reservation is soft (see `keeping`), the worker gets what is more urgent than the function, too.
+reservation is soft, the worker also gets what is more urgent than the function.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ def picture(
                 number = missing.setdefault(markup.plain(id_), len(functions) + len(missing))
             line = lines.setdefault((number, numbers[function.id]), Line(0))
             line.size += 1
-            line.transformed = line.transformed or _is_transformed(arg)
+            if isinstance(arg, Argument):
+                fns = arg.serialization_fn, arg.deserialization_fn
+                line.transformed = line.transformed or fns != (None, None)
     wrong = _culprits(error, numbers, lines)
     if len(functions) + len(missing) > MOST_SINGLE:
         return _collapsed(functions, codes, lines, missing, wrong)
@@ -106,12 +108,6 @@ def _number(id_: Hashable, numbers: Mapping[Hashable, int]) -> int | None:
         return numbers.get(id_)
     except TypeError:  # not hashable, and so no id
         return None
-
-
-def _is_transformed(arg: Hashable | Argument) -> bool:
-    return isinstance(arg, Argument) and (
-        arg.serialization_fn is not None or arg.deserialization_fn is not None
-    )
 
 
 def _culprits(

@@ -72,35 +72,21 @@ class History:
     When the result of an attempt arrives although the attempt was given up, a second `AttemptEnded`
     replaces the first. Totals are counters for Prometheus, which must never go down, so the attempt
     stays counted under its first outcome, once, and is counted in `late_results` as well.
-
-    Parameters
-    ----------
-    runs
-        The runs on the scheduler, by ``run_id``.
-
-    Attributes
-    ----------
-    outcomes
-        Attempts that ended, by the outcome that was recorded first.
-    late_results
-        Those of them whose result arrived later and was used, by the same outcome.
-    retries
-        Attempts that ended and were not the first of their function.
-    attempts
-        The latest attempts, as they ended in the end.
-    closed_runs
-        The latest runs that the scheduler has forgotten.
-    shown
-        Removes, once closed, everything that shows the history.
     """
 
     def __init__(self, runs: Mapping[str, RunRecord]) -> None:
+        #: Removes, once closed, everything that shows the history.
         self.shown = ExitStack()
         self.closed = False
+        #: Attempts that ended, by the outcome that was recorded first.
         self.outcomes: Counter[Outcome] = Counter()
+        #: Those of them whose result arrived later and was used, by the same outcome.
         self.late_results: Counter[Outcome] = Counter()
+        #: Attempts that ended and were not the first of their function.
         self.retries = 0
+        #: The latest attempts, as they ended in the end.
         self.attempts: dict[AttemptId, AttemptView] = {}
+        #: The latest runs that the scheduler has forgotten.
         self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
         self._runs = runs
         #: By run: how attempts ended that a late result may still correct, by function and number.
