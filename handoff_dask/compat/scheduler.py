@@ -80,13 +80,7 @@ def install_handlers(
     handlers: Mapping[str, Callable[..., Any]],
     on_streams: Mapping[str, Callable[..., Any]],
 ) -> Callable[[], None]:
-    """Install handlers on a scheduler, for calls and for messages on workers' streams.
-
-    Returns
-    -------
-    Callable
-        Restores the former handlers.
-    """
+    """Install handlers for calls and for workers' streams; return what restores the former."""
     undo = []
     table: dict[str, Any]
     for table, new in ((scheduler.handlers, handlers), (scheduler.stream_handlers, on_streams)):
@@ -177,12 +171,8 @@ def placement_number(ts: TaskState) -> int:
 def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retried: bool) -> bool:
     """Whether a task left ``processing`` because its worker reported its end.
 
-    Parameters
-    ----------
-    finish, facts
-        Its new state, and the other arguments of the transition.
-    retried
-        Whether it failed and Dask was told to retry it once.
+    `finish` and `facts` are its new state and the other arguments of the transition; `retried` says
+    whether it failed and Dask was told to retry it once.
     """
     if finish == "memory" or "startstops" in facts:
         return True
@@ -276,7 +266,7 @@ def watch_clients(
     cancel: Callable[[list[Any], str, bool], list[Any]],
     check_retry: Callable[[list[Any]], None],
 ) -> Callable[[], None]:
-    """Intercept the keys that clients cancel or retry.
+    """Intercept the keys that clients cancel or retry; return what stops that.
 
     When Dask cancels, it follows dependents, and raises on one that no client wants. The client
     that cancelled then loses its stream, and with it everything that it has on the cluster.
@@ -288,11 +278,6 @@ def watch_clients(
         Returns the keys that Dask shall cancel.
     check_retry
         Called with the keys that a client retries; may raise.
-
-    Returns
-    -------
-    Callable
-        Stops intercepting.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
 

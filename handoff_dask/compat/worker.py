@@ -34,10 +34,7 @@ def worker_address() -> str:
 def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
     """Make a worker declare an amount of a resource; what its tasks hold of it stays held.
 
-    Returns
-    -------
-    bool
-        False if the amount is None and a task of the worker still claims the resource.
+    False if the amount is None and a task of the worker still claims the resource.
     """
     state = worker.state
     if amount is None:
@@ -326,13 +323,7 @@ def failures_shown() -> bool:
 
 
 def silence_failure() -> bool:
-    """Keep Dask's report that this thread's task failed out of the log.
-
-    Returns
-    -------
-    bool
-        Whether Dask would have logged one.
-    """
+    """Keep Dask's report that this thread's task failed out of the log; False if there is none."""
     task = this_task()
     if task is None or not isinstance(task.plugin, TaskEnds):
         return False
@@ -351,10 +342,7 @@ def task_annotations() -> Mapping[str, Any]:
 def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
     """Call something with the exit code of each process of a nanny's worker, before a restart.
 
-    Returns
-    -------
-    Callable
-        Stops watching.
+    Return what stops that.
     """
     inner = nanny._on_worker_exit_sync
 

@@ -59,7 +59,10 @@ class Fleet:
             worker.spec_capacity = dict(spec.capacity)
             worker.slots = spec.slots
             worker.running = spec.running
-            self._reshape(worker, shape)
+            if worker.shape is not shape:
+                self._leave(worker)
+                worker.reshape(shape)
+                shape.workers[worker] = None
         for name in {worker.address: None, worker.name: None, worker.host: None}:
             self.names.setdefault(name, {})[worker] = None
         self.changed(worker)
@@ -92,9 +95,9 @@ class Fleet:
         self.touched[worker] = None
         self.epoch += 1
 
-    def cost(self, amounts: Mapping[str, float] | None) -> Cost:
+    def cost(self, amounts: Mapping[str, float]) -> Cost:
         """Return the `Cost` of these amounts."""
-        cost = self.resources.cost(amounts or {})
+        cost = self.resources.cost(amounts)
         self._widen()
         return cost
 
@@ -281,12 +284,6 @@ class Fleet:
         if shape is None:
             shape = self.shapes[capacity] = Shape(capacity)
         return shape
-
-    def _reshape(self, worker: Worker, shape: Shape) -> None:
-        if worker.shape is not shape:
-            self._leave(worker)
-            worker.reshape(shape)
-            shape.workers[worker] = None
 
     def _leave(self, worker: Worker) -> None:
         shape = worker.shape

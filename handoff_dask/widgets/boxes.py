@@ -84,8 +84,8 @@ def picture(
             line = lines.setdefault((number, numbers[function.id]), Line(0))
             line.size += 1
             if isinstance(arg, Argument):
-                fns = arg.serialization_fn, arg.deserialization_fn
-                line.transformed = line.transformed or fns != (None, None)
+                plain = arg.serialization_fn is None and arg.deserialization_fn is None
+                line.transformed = line.transformed or not plain
     wrong = _culprits(error, numbers, lines)
     if len(functions) + len(missing) > MOST_SINGLE:
         return _collapsed(functions, codes, lines, missing, wrong)

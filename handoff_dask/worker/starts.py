@@ -69,12 +69,9 @@ class Starts:
             _HEAD.pack_into(self._memory, 0, os.getpid(), self.count, self._lost, self._owner)
 
     def begin(self, number: int) -> int | None:
-        """Record that the function of a placement starts.
+        """Record that the function of a placement starts; return the place, to be passed to `end`.
 
-        Returns
-        -------
-        int or None
-            The place, to be passed to `end`; None if the function must not start.
+        None if the function must not start.
         """
         now = time.time()
         with self._lock:
@@ -110,10 +107,7 @@ class Starts:
     def withdraw(self, numbers: Iterable[int]) -> dict[int, float]:
         """Withdraw placements: those that have not started never will.
 
-        Returns
-        -------
-        dict
-            {placement: s since epoch} of those that have started.
+        Return {placement: s since epoch} of those that have.
         """
         with self._lock:
             started = {}

@@ -92,10 +92,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
         """Declare resources, under the worker's own names for them if it has any.
 
-        Returns
-        -------
-        dict
-            Everything that the worker now offers, by resource.
+        Return everything that the worker now offers, by resource.
         """
         declarations, total = self.declarations, self.worker.state.total_resources
         self._set(declarations.declare(total, capabilities))
@@ -116,16 +113,10 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             compat.set_resource(self.worker, name, amount)
 
     def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
-        """Stop declaring what was declared on our behalf; see ``Withdrawal``.
+        """Stop declaring what was declared on our behalf, {name: declaration}; see ``Withdrawal``.
 
         What the thread of a cancelled function still holds is withdrawn when that thread ends.
-
-        Parameters
-        ----------
-        names
-            {name: declaration}.
-        number
-            The number that :meth:`taken_back` is called with.
+        `number` is what :meth:`taken_back` is called with.
         """
         worker, declarations = self.worker, self.declarations
         held = {}
