@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distributed import Client, Nanny, Worker
-
-if TYPE_CHECKING:
-    from distributed import Future, LocalCluster
+from distributed import Client, Future, LocalCluster, Nanny, Worker
 
 #: Seconds for worker processes to end by themselves.
 GRACE = 2.0

@@ -10,15 +10,13 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distributed import Scheduler
 from distributed.comm.core import connect as open_comm
 from distributed.core import send_recv
+from distributed.scheduler import TaskState
 from tornado.ioloop import PeriodicCallback
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-    from distributed.scheduler import TaskState
 
 #: An address that no worker has. A task restricted to it waits in ``no-worker``. All tasks share
 #: one set, because one for each of 100,000 tasks would keep the garbage collector busy. It is

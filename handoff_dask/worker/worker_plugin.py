@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask.system import CPU_COUNT
-from distributed import Status
+from distributed import Scheduler, Status, Worker
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask._version import __version__
@@ -28,9 +28,6 @@ from handoff_dask.worker.fetches import Fetches
 from handoff_dask.worker.nanny_plugin import VARIABLE, HandoffNannyPlugin
 from handoff_dask.worker.starts import Starts, StartsFile
 from handoff_dask.worker.task import TOPIC
-
-if TYPE_CHECKING:
-    from distributed import Scheduler, Worker
 
 logger = logging.getLogger(__name__)
 

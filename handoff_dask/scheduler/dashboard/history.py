@@ -6,14 +6,12 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
+from handoff_dask.model.attempt import Outcome
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.wire.run_events import AttemptEnded, Event, RunClosed, RunOpened
-
-if TYPE_CHECKING:
-    from handoff_dask.model.attempt import Outcome
-    from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 
 #: How many attempts and runs are remembered after their end.
 ATTEMPTS = 1000

@@ -11,17 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
-from typing import TYPE_CHECKING
+
+from distributed import Scheduler
 
 from handoff_dask.attempts.states import PLACED, STATES, UNENDED
 from handoff_dask.placement.events import THREADS
 from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-
-    from handoff_dask.scheduler.dashboard.sources import Sources
-    from handoff_dask.scheduler.records import RunRecord
+from handoff_dask.scheduler.dashboard.sources import Sources
+from handoff_dask.scheduler.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True)

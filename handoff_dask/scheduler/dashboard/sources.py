@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from handoff_dask.placement.events import Waiting
-    from handoff_dask.placement.questions import Questions
-    from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.placement.events import Waiting
+from handoff_dask.placement.questions import Questions
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
