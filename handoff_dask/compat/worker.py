@@ -56,15 +56,12 @@ class StartsRecord(Protocol):
 
     def begin(self, number: int) -> int | None:
         """Record a start; return its place, or None if the placement must not start."""
-        ...
 
     def end(self, place: int) -> None:
         """Record that the start at a place has ended."""
-        ...
 
     def withdrawn(self, number: int) -> bool:
         """Whether a placement was withdrawn."""
-        ...
 
 
 class TaskEnds(WorkerPlugin):

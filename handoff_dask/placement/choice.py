@@ -27,14 +27,8 @@ class Chooser:
         """Choose a worker that has room."""
         cost = queue.cost
         for reservation in queue.reservations:
-            worker = reservation.worker
-            if (
-                worker.running
-                and not worker.ahead
-                and cost.fits(worker.free)
-                and min(worker.free) >= 0
-            ):
-                return worker
+            if reservation.worker.has_room(cost):
+                return reservation.worker
         best: Worker | None = None
         barred = self._fleet.barred(queue)
         if queue.able is None and not queue.closed:
@@ -186,11 +180,8 @@ class Chooser:
             reservation = worker.reservation
             if (
                 reservation is not None
-                and worker.running
-                and not worker.ahead
+                and worker.has_room(queue.cost)
                 and worker.address not in barred
-                and queue.cost.fits(worker.free)
-                and min(worker.free) >= 0
                 and queue.need.fits(worker.shape.capacity)
                 and reservation.admits(function, ready.now)
             ):

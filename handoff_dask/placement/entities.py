@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace, nlargest
+from operator import attrgetter
 from typing import NamedTuple
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost
@@ -139,6 +140,12 @@ class Function:
     def __repr__(self) -> str:
         """Name the function."""
         return f"<Function {self.key!r}>"
+
+    @property
+    def target(self) -> Group:
+        """The group of the function that it binds."""
+        assert self.binds is not None and self.binds.group is not None
+        return self.binds.group
 
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
@@ -312,6 +319,11 @@ class Worker:
             and self.free[SLOT] > 0
             and min(self.free) >= 0
         )
+
+    def has_room(self, cost: Cost) -> bool:
+        """Whether a function could start now, were the worker not kept for others."""
+        free = self.free
+        return self.running and not self.ahead and cost.fits(free) and min(free) >= 0
 
     def take(self, items: tuple[tuple[int, int], ...]) -> None:
         """Take these amounts from what is free."""
@@ -536,16 +548,10 @@ class Strata:
             self._size -= 1
 
     def _compact(self) -> None:
-        functions = set(self.functions())
+        functions = sorted(set(self.functions()), key=attrgetter("seq"))
         self.clear()
         for function in functions:
-            self._strata.setdefault((function.run, function.urgency), []).append(
-                (function.seq, function)
-            )
-        self._size = len(functions)
-        for stratum in self._strata.values():
-            heapify(stratum)
-        self._restart()
+            self.push(function)
 
     def _restart(self) -> None:
         """Find the head of each stratum anew."""

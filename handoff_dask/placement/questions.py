@@ -170,8 +170,7 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     if not fleet.workers:
         return Waiting("no workers")
     if function in placer.unbound:
-        assert function.binds is not None and function.binds.group is not None
-        group = function.binds.group
+        group = function.target
         return Waiting(
             "binding",
             until=None if function.stuck_at is None else placer.unbound_until(function),
