@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
-#: The mean of the last so many attempts, roughly. Older ones fade so that a lasting change shows;
-#: the suite, where nothing changes, gains nothing.
+#: Averages are over about this many of the latest attempts. Older ones fade so that a lasting
+#: change shows; the suite, where nothing changes, gains nothing.
 _MEMORY = 16
 
 
@@ -39,7 +39,7 @@ class _Averages:
         return mean
 
 
-#: Shorter durations are not told apart (s). Bounds what is remembered and how often is ranked.
+#: Shorter durations count as equal (s). Bounds what is remembered and how often runs are ranked.
 NOTHING = 0.001
 
 

@@ -42,12 +42,12 @@ class Engine:
         Seconds of short functions a worker may be handed ahead. Short is what takes less than
         a quarter of it: of longer ones the round trip is a small part.
     max_ahead
-        Most functions handed ahead, per function of their kind that the worker runs.
+        How many functions may be handed ahead for each of their kind that the worker runs.
     bandwidth, latency
         Bytes per second, and seconds, of moving a function's inputs to a worker.
     lost_grace
-        Seconds in which a worker that was lost may come back: a ready function that only such a
-        one could hold waits for it before it is refused.
+        Seconds in which a lost worker may come back: a ready function that only such a worker
+        could hold waits for it before it is refused.
 
     Examples
     --------
@@ -302,8 +302,8 @@ class Engine:
             self._placer.give_up(function)
         if done:
             function.state = DONE
-            if function.run.left is not None:
-                function.run.left.remove(function)
+            if function.run.remaining is not None:
+                function.run.remaining.remove(function)
 
     def slot_released(self, key: Hashable) -> None:
         """Give the slot of a running function back, which seceded; it keeps its cost."""

@@ -1,4 +1,4 @@
-"""The things that the engine keeps books on.
+"""The state of the engine.
 
 Functions, the groups and runs they belong to, the queues they wait in, the workers they go to and
 the reservations made for them refer to each other, so they are defined together. They only keep
@@ -27,7 +27,7 @@ DONE = 5  #: ended for good
 
 _NEVER = float("inf")
 
-#: A function is looked up by so many of the workers that hold most of its inputs. Bounds the cost.
+#: A function is found by this many of the workers that hold most of its inputs. Bounds the cost.
 _HOLDERS = 2
 
 
@@ -46,7 +46,7 @@ class Family:
 class Group:
     """Functions that run on one worker, whichever their first is placed on."""
 
-    #: What a worker must be able to hold: the element-wise maximum, as they run in turns.
+    #: What a worker must be able to hold: the element-wise maximum, as they run one at a time.
     need: Cost
     members: list[Function] = field(default_factory=list)
     pin: str | None = None
@@ -176,7 +176,7 @@ class Work:
             self.costs[cost] = self.costs.get(cost, 0.0) + seconds
 
 
-class Left:
+class Remaining:
     """Sums over the functions of a run that have not ended for good, as they were ranked."""
 
     __slots__ = ("families", "functions", "levels", "single")
@@ -230,7 +230,7 @@ class Run:
     placed: dict[Function, None] = field(default_factory=dict)
     #: How many of `order` are ranked; and sums over these, if asked for since.
     ranked: int = 0
-    left: Left | None = None
+    remaining: Remaining | None = None
     #: Queues of its own; a run with a limit has some.
     queues: dict[Queue, None] = field(default_factory=dict)
     #: Whether the ranks must be computed anew.

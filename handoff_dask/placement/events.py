@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-#: The name under which reports show the resource that every worker offers and every function
-#: takes one of. It is no part of a worker's `capacity`.
+#: What reports call the slots: the resource of which each function takes 1. It is not part of a
+#: worker's `capacity`.
 THREADS = "threads"
 
 

@@ -11,7 +11,7 @@ from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
 from handoff_dask.placement.strategies import load
 
-#: Where all workers would have to be compared, so many are. Bounds the cost of a decision.
+#: How many workers are compared where the best of all is wanted. Bounds the cost of a decision.
 SAMPLE = 16
 
 

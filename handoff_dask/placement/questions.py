@@ -1,4 +1,4 @@
-"""What one may ask an engine. Asking changes nothing."""
+"""Questions to an engine. Asking changes nothing."""
 
 from __future__ import annotations
 
@@ -116,11 +116,8 @@ class Questions:
     def waits_ahead(self, key: Hashable) -> bool:
         """Whether a placed function waits on its worker, as far as one can know from here."""
         function = self._functions.get(key)
-        return (
-            function is not None
-            and function.worker is not None
-            and function in function.worker.ahead
-        )
+        worker = None if function is None else function.worker
+        return worker is not None and function in worker.ahead
 
     def why(self, key: Hashable) -> Waiting | None:
         """Why a ready function is not placed; None if it is not ready, or placed."""

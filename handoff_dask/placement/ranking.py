@@ -74,7 +74,7 @@ def rank(run: Run, durations: Durations) -> None:
     for f in order:
         f.urgency = step * round(f.rank / step) if step else f.rank
     run.ranked = len(order)
-    run.left = None
+    run.remaining = None
     run.stale = False
     run.moved = 0
     # Often in the beginning, as little is known; later ranking may only cost so much.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain, islice
 
 from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.entities import DONE, Left, Run
+from handoff_dask.placement.entities import DONE, Remaining, Run
 from handoff_dask.placement.fleet import Fleet
 
 #: Path and work overlap, but not wholly: this part of the shorter one is added. With all durations
@@ -25,9 +25,10 @@ def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float 
     None
         If the duration of more than half of the functions left is unknown, or no worker runs.
     """
-    left = run.left
+    left = run.remaining
     if left is None:
-        left = run.left = Left(f for f in islice(run.order, run.ranked) if f.state != DONE)
+        ranked = islice(run.order, run.ranked)
+        left = run.remaining = Remaining(f for f in ranked if f.state != DONE)
     known, seconds = left.single.count, left.single.seconds
     sums = [(1.0, left.single)]
     unknown = []

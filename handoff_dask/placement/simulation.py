@@ -166,9 +166,8 @@ def simulate(
     bandwidth, latency
         Bytes per second, and seconds, of moving results.
     jitter, seed
-        Seconds that a function takes longer than it should at most, drawn for each start from a
-        generator of that seed. Without it, equal functions end at the same instant and find each
-        other's room, which on a cluster they don't.
+        The most seconds that are added to a duration, at random for each start. Without it, equal
+        functions end at the same instant and take each other's place, unlike on a cluster.
     engine
         The one to drive, with what it learned before; it must have no workers.
 

@@ -22,7 +22,7 @@ class _Timer(NamedTuple):
 
 
 class Timers:
-    """Timers of functions; one is void once the state of its function has changed."""
+    """Timers of functions; a timer is void once the state of its function has changed."""
 
     def __init__(self) -> None:
         self._heap: list[_Timer] = []
