@@ -5,34 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distributed import Client, Nanny, Worker
-
-if TYPE_CHECKING:
-    from distributed import Future, LocalCluster
-
-__all__ = [
-    "close_clients",
-    "drop_handler",
-    "end_workers",
-    "handle_events",
-    "on_loop",
-    "settle_future",
-]
+from distributed import Client, Future, LocalCluster, Nanny, Worker
 
 #: Seconds for worker processes to end by themselves.
 GRACE = 2.0
 
 
 def settle_future(future: Future[Any], state: str) -> None:
-    """Set a future to the state of its task on the scheduler.
-
-    Parameters
-    ----------
-    state
-        ``"memory"`` or ``"erred"``; any other state changes nothing.
-    """
+    """Set a future to its task's state on the scheduler, if that is "memory" or "erred"."""
     future_state = future._state
     if future_state is not None and state == "memory":
         future_state.finish()

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.config
+from distributed import Scheduler
 from tornado.ioloop import IOLoop
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-
-__all__ = [
-    "Page",
-    "Pages",
-    "dashboard_look",
-    "http_prefix",
-    "metric_name",
-]
 
 #: A function that fills a Bokeh document; called with scheduler, template variables, document.
 Page = Callable[["Scheduler", dict[str, Any], Any], None]

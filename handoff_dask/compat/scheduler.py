@@ -10,43 +10,13 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distributed import Scheduler
 from distributed.comm.core import connect as open_comm
 from distributed.core import send_recv
+from distributed.scheduler import TaskState
 from tornado.ioloop import PeriodicCallback
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-    from distributed.scheduler import TaskState
-
-__all__ = [
-    "adopt_exception",
-    "ask_once",
-    "claimed_by_task",
-    "claimed_names",
-    "declare",
-    "died_under",
-    "drop_topic",
-    "ended_by_worker",
-    "exact",
-    "fail_orphan",
-    "fail_task",
-    "failed_input",
-    "free",
-    "hold",
-    "input_sizes",
-    "install_handlers",
-    "is_held",
-    "keep_unrunnable",
-    "lacks_failed",
-    "placement_number",
-    "release_hold",
-    "replace_exception",
-    "seceded",
-    "undeclare",
-    "watch_clients",
-]
 
 #: An address that no worker has. A task restricted to it waits in ``no-worker``. All tasks share
 #: one set, because one for each of 100,000 tasks would keep the garbage collector busy. It is
@@ -108,13 +78,7 @@ def install_handlers(
     handlers: Mapping[str, Callable[..., Any]],
     on_streams: Mapping[str, Callable[..., Any]],
 ) -> Callable[[], None]:
-    """Install handlers on a scheduler, for calls and for messages on workers' streams.
-
-    Returns
-    -------
-    Callable
-        Restores the former handlers.
-    """
+    """Install handlers for calls and for workers' streams; return what restores the former."""
     undo = []
     table: dict[str, Any]
     for table, new in ((scheduler.handlers, handlers), (scheduler.stream_handlers, on_streams)):
@@ -205,12 +169,8 @@ def placement_number(ts: TaskState) -> int:
 def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retried: bool) -> bool:
     """Whether a task left ``processing`` because its worker reported its end.
 
-    Parameters
-    ----------
-    finish, facts
-        Its new state, and the other arguments of the transition.
-    retried
-        Whether it failed and Dask was told to retry it once.
+    `finish` and `facts` are its new state and the other arguments of the transition; `retried` says
+    whether it failed and Dask was told to retry it once.
     """
     if finish == "memory" or "startstops" in facts:
         return True
@@ -304,7 +264,7 @@ def watch_clients(
     cancel: Callable[[list[Any], str, bool], list[Any]],
     check_retry: Callable[[list[Any]], None],
 ) -> Callable[[], None]:
-    """Intercept the keys that clients cancel or retry.
+    """Intercept the keys that clients cancel or retry; return what stops that.
 
     When Dask cancels, it follows dependents, and raises on one that no client wants. The client
     that cancelled then loses its stream, and with it everything that it has on the cluster.
@@ -316,11 +276,6 @@ def watch_clients(
         Returns the keys that Dask shall cancel.
     check_retry
         Called with the keys that a client retries; may raise.
-
-    Returns
-    -------
-    Callable
-        Stops intercepting.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
 
@@ -352,15 +307,8 @@ def replace_exception(ts: TaskState, error: BaseException | None) -> None:
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:
     """Exempt tasks from the operator's ``distributed.scheduler.no-workers-timeout``, if it is set.
 
-    They wait on purpose; the limit is meant for tasks that no worker can run. Their clock is reset
-    periodically.
-
-    Parameters
-    ----------
-    scheduler
-        The scheduler.
-    mark
-        The annotation that marks these tasks.
+    Tasks with the annotation `mark` wait on purpose; the limit is meant for tasks that no worker
+    can run. Their clock is reset periodically.
     """
     if scheduler.no_workers_timeout is None:
         return None

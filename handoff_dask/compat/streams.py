@@ -8,8 +8,6 @@ from typing import Any
 
 from distributed.batched import BatchedSend
 
-__all__ = ["bound_log"]
-
 
 def bound_log(stream: BatchedSend) -> None:
     """Limit the log of a stream to as many messages as Dask allows it batches.

@@ -7,9 +7,10 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
+from distributed import Scheduler, Worker
 from distributed.comm.core import Comm, connect
 from distributed.core import send_recv
 from distributed.protocol.core import dumps, loads
@@ -17,22 +18,6 @@ from distributed.protocol.serialize import Serialized
 from distributed.worker_state_machine import AcquireReplicasEvent, FreeKeysEvent
 
 from handoff_dask.standins import text_of
-
-if TYPE_CHECKING:
-    from distributed import Scheduler, Worker
-
-__all__ = [
-    "UnusableError",
-    "abandon_transfers",
-    "drop_replica",
-    "drop_unfinished",
-    "fetch",
-    "offload_seconds",
-    "open_value",
-    "refetch",
-    "transfer",
-]
-
 
 #: Name of the connections on which a worker fetches results from another.
 _TRANSFER = "Ephemeral Worker->Worker for gather"

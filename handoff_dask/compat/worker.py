@@ -18,25 +18,6 @@ from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from distributed.worker_state_machine import SecedeEvent
 
-__all__ = [
-    "WORKER_ANY_RUNNING",
-    "NotStarted",
-    "StartsRecord",
-    "TaskEnds",
-    "ThisTask",
-    "failures_shown",
-    "killed_for_memory",
-    "process_client",
-    "set_resource",
-    "silence_failure",
-    "started",
-    "task_annotations",
-    "task_nearby",
-    "this_task",
-    "watch_exits",
-    "worker_address",
-]
-
 #: States in which a worker starts functions.
 WORKER_ANY_RUNNING = (Status.running, Status.paused, Status.closing_gracefully)
 
@@ -53,10 +34,7 @@ def worker_address() -> str:
 def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
     """Make a worker declare an amount of a resource; what its tasks hold of it stays held.
 
-    Returns
-    -------
-    bool
-        False if the amount is None and a task of the worker still claims the resource.
+    False if the amount is None and a task of the worker still claims the resource.
     """
     state = worker.state
     if amount is None:
@@ -78,15 +56,12 @@ class StartsRecord(Protocol):
 
     def begin(self, number: int) -> int | None:
         """Record a start; return its place, or None if the placement must not start."""
-        ...
 
     def end(self, place: int) -> None:
         """Record that the start at a place has ended."""
-        ...
 
     def withdrawn(self, number: int) -> bool:
         """Whether a placement was withdrawn."""
-        ...
 
 
 class TaskEnds(WorkerPlugin):
@@ -135,19 +110,6 @@ class TaskEnds(WorkerPlugin):
 
 
 _worker_logger = logging.getLogger("distributed.worker")
-
-
-def _shown(logger: logging.Logger | None, level: int) -> bool:
-    """Whether a logger's output is shown anywhere: Dask's `silence_logs` changes the handlers."""
-    if logger is None or not logger.isEnabledFor(level):
-        return False
-    handlers = list(logger.handlers)
-    while logger.propagate and logger.parent is not None:
-        logger = logger.parent
-        handlers += logger.handlers
-    # Each worker also keeps its latest lines in memory, which does not count.
-    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
-    return not shows or any(handler.level <= level for handler in shows)
 
 
 class _FailureFilter(logging.Filter):
@@ -341,18 +303,24 @@ def started() -> Iterator[Callable[[], None]]:
 
 
 def failures_shown() -> bool:
-    """Whether this process logs failures of tasks, which users can switch off."""
-    return _shown(_worker_logger, logging.ERROR)
+    """Whether this process logs failures of tasks, which users can switch off.
+
+    Dask's `silence_logs` changes the handlers.
+    """
+    logger = _worker_logger
+    if not logger.isEnabledFor(logging.ERROR):
+        return False
+    handlers = list(logger.handlers)
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    # Each worker also keeps its latest lines in memory, which does not count.
+    shows = [handler for handler in handlers if not isinstance(handler, DequeHandler)]
+    return not shows or any(handler.level <= logging.ERROR for handler in shows)
 
 
 def silence_failure() -> bool:
-    """Keep Dask's report that this thread's task failed out of the log.
-
-    Returns
-    -------
-    bool
-        Whether Dask would have logged one.
-    """
+    """Keep Dask's report that this thread's task failed out of the log; False if there is none."""
     task = this_task()
     if task is None or not isinstance(task.plugin, TaskEnds):
         return False
@@ -371,10 +339,7 @@ def task_annotations() -> Mapping[str, Any]:
 def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:
     """Call something with the exit code of each process of a nanny's worker, before a restart.
 
-    Returns
-    -------
-    Callable
-        Stops watching.
+    Return what stops that.
     """
     inner = nanny._on_worker_exit_sync
 

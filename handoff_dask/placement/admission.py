@@ -9,24 +9,13 @@ from handoff_dask.placement.entities import Family, Function, Group, Run
 from handoff_dask.placement.events import FunctionSpec
 from handoff_dask.placement.placer import Placer
 
-__all__ = ["admit", "tie"]
-
 
 def admit(
-    run: Run,
-    specs: Sequence[FunctionSpec],
-    known: Container[Hashable],
-    placer: Placer,
-    number: int,
+    run: Run, specs: Sequence[FunctionSpec], known: Container[Hashable], placer: Placer, number: int
 ) -> dict[Hashable, Function]:
     """Make functions from specs and link them with their dependencies. Changes nothing else.
 
-    Parameters
-    ----------
-    known
-        Keys that are taken.
-    number
-        Functions are numbered in order, from the one after this.
+    Keys in `known` are taken. Functions are numbered in order, the first is `number` + 1.
 
     Raises
     ------

@@ -10,25 +10,15 @@ from handoff_dask.placement.events import Decision
 from handoff_dask.placement.placer import Placer
 from handoff_dask.placement.ready_queues import MANY
 
-__all__ = ["Ahead"]
-
 
 class Ahead:
-    """The pass that commits short functions ahead, after all that fits was placed.
-
-    Parameters
-    ----------
-    horizon
-        Seconds of work that a worker may have waiting.
-    most
-        Functions that may wait per function of their kind that it runs.
-    """
-
-    __slots__ = ("_each", "_horizon", "_most", "_placer")
+    """The pass that commits short functions ahead, after all that fits was placed."""
 
     def __init__(self, placer: Placer, *, horizon: float, most: int) -> None:
         self._placer = placer
+        #: Seconds of work that a worker may have waiting.
         self._horizon = horizon
+        #: Functions that may wait per function of their kind that it runs.
         self._most = most
         #: How many functions wait ahead on a worker, on average.
         self._each = 0
@@ -40,19 +30,13 @@ class Ahead:
             return
         if not ready.short_queues:
             return
-        workers = dict(placer.changed)
         some = placer.fleet.sample()
-        if came:
-            workers.update(dict.fromkeys(some))
+        workers = placer.changed | dict.fromkeys(some) if came else placer.changed
         self._each = sum(len(worker.ahead) for worker in some) // max(1, len(some))
         for worker in workers:
             if worker.running and worker.counts and worker.reservation is None:
                 while self._top_up(worker, out):
                     pass
-
-    @staticmethod
-    def _seconds(function: Function) -> float:
-        return float("inf") if function.seconds is None else function.seconds
 
     def _top_up(self, worker: Worker, out: list[Decision]) -> bool:
         """Commit from the most urgent queue that may use a worker; True to look at it again.
@@ -105,9 +89,10 @@ class Ahead:
             if head is None or (second is not None and second < head):
                 return len(worker.ahead) > 0 and second is not None
             function = placer.chooser.suited(best, head.function, worker)
-            seconds = self._seconds(function)
+            seconds = function.seconds
             if (
-                seconds > ready.short
+                seconds is None
+                or seconds > ready.short
                 or worker.ahead_work + seconds > budget
                 or function.binds is not None
                 or self._elsewhere(function, worker)

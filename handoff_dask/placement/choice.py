@@ -6,26 +6,16 @@ from collections.abc import Iterable
 
 from handoff_dask.placement import reservations
 from handoff_dask.placement.entities import Function, Queue, Worker
-from handoff_dask.placement.index import View
 from handoff_dask.placement.ready_queues import ReadyQueues
-
-__all__ = ["Chooser"]
 
 
 class Chooser:
-    """Strategy, locality and reservations, weighed.
-
-    Parameters
-    ----------
-    bandwidth, latency
-        Bytes per second, and seconds, of moving inputs.
-    worth
-        Seconds that waiting for the holder of inputs must save at least.
-    """
+    """Strategy, locality and reservations, weighed."""
 
     def __init__(
         self, ready: ReadyQueues, *, bandwidth: float, latency: float, worth: float
     ) -> None:
+        #: Seconds that waiting for the holder of inputs must save at least.
         self._worth = worth
         self.bandwidth = bandwidth
         self.latency = latency
@@ -37,18 +27,12 @@ class Chooser:
         """Choose a worker that has room."""
         cost = queue.cost
         for reservation in queue.reservations:
-            worker = reservation.worker
-            if (
-                worker.running
-                and not worker.ahead
-                and cost.fits(worker.free)
-                and min(worker.free) >= 0
-            ):
-                return worker
+            if reservation.worker.has_room(cost):
+                return reservation.worker
         best: Worker | None = None
         barred = self._fleet.barred(queue)
         if queue.able is None and not queue.closed:
-            view = self._view(queue, function)
+            view = self._index.view(function.run.strategy, cost, queue.need)
             bucket = view.best()
             if bucket is not None:
                 best = bucket.first()
@@ -150,9 +134,6 @@ class Chooser:
         ready.timers.set(ready.now + saved, function)
         return True
 
-    def _view(self, queue: Queue, function: Function) -> View:
-        return self._index.view(function.run.strategy, queue.cost, queue.need)
-
     def _near(
         self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]
     ) -> Worker:
@@ -199,11 +180,8 @@ class Chooser:
             reservation = worker.reservation
             if (
                 reservation is not None
-                and worker.running
-                and not worker.ahead
+                and worker.has_room(queue.cost)
                 and worker.address not in barred
-                and queue.cost.fits(worker.free)
-                and min(worker.free) >= 0
                 and queue.need.fits(worker.shape.capacity)
                 and reservation.admits(function, ready.now)
             ):

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from handoff_dask.placement.events import THREADS
 
-__all__ = ["SLOT", "UNIT", "Cost", "Resources"]
-
 #: Parts of one unit of a resource.
 UNIT = 10**9
 
@@ -71,8 +69,6 @@ class Cost:
 
 class Resources:
     """Resource names as indices, and the costs made of them."""
-
-    __slots__ = ("_by_items", "_by_parts", "index", "names")
 
     def __init__(self) -> None:
         self.names = [THREADS]

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
-__all__ = ["Durations"]
-
-#: The mean of the last so many attempts, roughly. Older ones fade so that a lasting change shows;
-#: the suite, where nothing changes, gains nothing.
+#: Averages are over about this many of the latest attempts. Older ones fade so that a lasting
+#: change shows; the suite, where nothing changes, gains nothing.
 _MEMORY = 16
 
 
 class _Averages:
     """Fading averages of the most recently used keys."""
-
-    __slots__ = ("_limit", "_values")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -43,20 +39,12 @@ class _Averages:
         return mean
 
 
-#: Shorter durations are not told apart (s). Bounds what is remembered and how often is ranked.
+#: Shorter durations count as equal (s). Bounds what is remembered and how often runs are ranked.
 NOTHING = 0.001
 
 
 class Durations:
-    """Measured seconds per function over runs, and per family of code.
-
-    Parameters
-    ----------
-    tokens, codes
-        How many of each to remember, the most recently measured ones.
-    """
-
-    __slots__ = ("_codes", "_tokens")
+    """Measured seconds per function over runs, and per family of code; the latest of each."""
 
     def __init__(self, *, tokens: int = 200_000, codes: int = 10_000) -> None:
         self._tokens = _Averages(tokens)
@@ -65,7 +53,7 @@ class Durations:
     def learn(self, token: Hashable | None, code: str, seconds: float) -> float:
         """Record a measured duration and return the family's average.
 
-        Where a function takes no time to speak of, its family's average tells as much.
+        A function that takes next to no time is not recorded by itself, only with its family.
         """
         if token is not None and (seconds >= NOTHING or self._tokens.get(token) is not None):
             self._tokens.add(token, seconds)

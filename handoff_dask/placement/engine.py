@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from itertools import chain
 
-from handoff_dask.placement import admission, ranking, remaining
+from handoff_dask.placement import admission, ranking
 from handoff_dask.placement.ahead import Ahead
 from handoff_dask.placement.choice import Chooser
 from handoff_dask.placement.durations import Durations
@@ -29,8 +29,6 @@ from handoff_dask.placement.questions import Questions
 from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.strategies import strategy as strategy_of
 
-__all__ = ["Engine"]
-
 
 class Engine:
     """Decides which function runs where, and when.
@@ -44,12 +42,12 @@ class Engine:
         Seconds of short functions a worker may be handed ahead. Short is what takes less than
         a quarter of it: of longer ones the round trip is a small part.
     max_ahead
-        Most functions handed ahead, per function of their kind that the worker runs.
+        How many functions may be handed ahead for each of their kind that the worker runs.
     bandwidth, latency
         Bytes per second, and seconds, of moving a function's inputs to a worker.
     lost_grace
-        Seconds in which a worker that was lost may come back: a ready function that only such a
-        one could hold waits for it before it is refused.
+        Seconds in which a lost worker may come back: a ready function that only such a worker
+        could hold waits for it before it is refused.
 
     Examples
     --------
@@ -147,7 +145,9 @@ class Engine:
             A key that the engine has already, or a `collocated` or `binds` that names no
             function of the run, or an impossible cost. Nothing was added.
         """
-        owner = self._run(run)
+        owner = self._runs.get(run)
+        if owner is None:
+            raise KeyError(f"no run {run!r}")
         specs = list(functions)
         new = admission.admit(owner, specs, self._functions, self._placer, self._seq)
         self._seq += len(new)
@@ -256,13 +256,7 @@ class Engine:
             self._fresh.append(function)
 
     def exclusion_ended(self, key: Hashable, worker: str) -> None:
-        """Record that a ready function may use an excluded worker again; ignored if it was not.
-
-        Parameters
-        ----------
-        key, worker
-            The function, and the worker's address.
-        """
+        """Record that a ready function may use an excluded worker again; ignored if it was not."""
         function = self._functions.get(key)
         if function is None or function.barred is None:
             return
@@ -308,7 +302,8 @@ class Engine:
             self._placer.give_up(function)
         if done:
             function.state = DONE
-            remaining.uncount(function)
+            if function.run.remaining is not None:
+                function.run.remaining.remove(function)
 
     def slot_released(self, key: Hashable) -> None:
         """Give the slot of a running function back, which seceded; it keeps its cost."""
@@ -361,9 +356,6 @@ class Engine:
             for run in self._runs.values():
                 run.patience = run.patience or self._fleet.grace
         for function in chain(worker.placed, worker.ahead):
-            function.state = WAITING
-            function.stamp += 1
-            function.worker = None
             self._left(function)
         for key in worker.foreign:
             del self._foreign[key]
@@ -402,18 +394,21 @@ class Engine:
     def poll(self, now: float) -> list[Decision]:
         """Decide all that can be decided now."""
         decisions: list[Decision] = []
+        placer = self._placer
         self._ready.now = now
-        self._wake()
+        for function in self._ready.timers.expired(now):
+            self._wake(function)
         came = bool(self._fresh)
-        if came or self._placer.due:
-            self._placer.settle(decisions)
+        if came or placer.due:
+            placer.settle(decisions)
             self._rank()
-            self._queue()
-            self._placer.place(decisions)
+            if came:
+                self._queue()
+            placer.place(decisions)
             self._ahead.commit(came, decisions)
             # Who was handed ahead needs no worker kept for it any more.
-            self._placer.place_rest(decisions)
-        self._placer.refuse(decisions)
+            placer.place(decisions)
+        placer.refuse(decisions)
         return decisions
 
     def wake_at(self) -> float | None:
@@ -422,18 +417,17 @@ class Engine:
 
     # -- inside
 
-    def _wake(self) -> None:
-        """Look again at the functions whose time has come."""
-        for function in self._ready.timers.expired(self._ready.now):
-            if function.state == DELAYED:
-                function.state = FRESH
-                self._fresh.append(function)
-                continue
-            # It has waited long enough for the worker that holds its inputs, or for a worker other
-            # than those it avoids.
-            function.holder = None
-            if function.state == QUEUED:
-                self._ready.reconsider(function)
+    def _wake(self, function: Function) -> None:
+        """Look again at a function whose time has come."""
+        if function.state == DELAYED:
+            function.state = FRESH
+            self._fresh.append(function)
+            return
+        # It has waited long enough for the worker that holds its inputs, or for a worker other
+        # than those it avoids.
+        function.holder = None
+        if function.state == QUEUED:
+            self._ready.reconsider(function)
 
     def _queue(self) -> None:
         """Queue the functions that became ready."""
@@ -442,20 +436,11 @@ class Engine:
                 self._ready.enqueue(function)
         self._fresh.clear()
 
-    def _run(self, run: Hashable) -> Run:
-        owner = self._runs.get(run)
-        if owner is None:
-            raise KeyError(f"no run {run!r}")
-        return owner
-
     def _release(self, function: Function) -> None:
         worker = function.worker
         assert worker is not None
         worker.release(function)
         self._fleet.touched[worker] = None
-        function.worker = None
-        function.state = WAITING
-        function.stamp += 1
         self._left(function)
 
     def _rank(self) -> None:
@@ -472,6 +457,10 @@ class Engine:
         self._stale.clear()
 
     def _left(self, function: Function) -> None:
+        """Note that a function is no longer on its worker."""
+        function.worker = None
+        function.state = WAITING
+        function.stamp += 1
         run = function.run
         del run.placed[function]
         if run.limit is not None:

@@ -1,4 +1,4 @@
-"""The things that the engine keeps books on.
+"""The state of the engine.
 
 Functions, the groups and runs they belong to, the queues they wait in, the workers they go to and
 the reservations made for them refer to each other, so they are defined together. They only keep
@@ -8,34 +8,14 @@ themselves consistent: what happens to them is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush, nlargest
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace, nlargest
+from operator import attrgetter
 from typing import NamedTuple
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost
 from handoff_dask.placement.events import FunctionSpec, WorkerSpec
 from handoff_dask.placement.strategies import Strategy
-
-__all__ = [
-    "DELAYED",
-    "DONE",
-    "FRESH",
-    "PLACED",
-    "QUEUED",
-    "WAITING",
-    "Barred",
-    "Entry",
-    "Family",
-    "Function",
-    "Group",
-    "Kind",
-    "Queue",
-    "Reservation",
-    "Run",
-    "Shape",
-    "Strata",
-    "Work",
-    "Worker",
-]
 
 # States of a function.
 WAITING = 0  #: not ready
@@ -47,87 +27,46 @@ DONE = 5  #: ended for good
 
 _NEVER = float("inf")
 
-#: A function is looked up by so many of the workers that hold most of its inputs. Bounds the cost.
+#: A function is found by this many of the workers that hold most of its inputs. Bounds the cost.
 _HOLDERS = 2
 
 
-class Work:
-    """What functions that have not ended for good cost in sum."""
-
-    __slots__ = ("costs", "count", "seconds")
-
-    def __init__(self) -> None:
-        self.count = 0
-        #: How long they take (s); in a family, each counts as 1.
-        self.seconds = 0.0
-        #: The same by cost.
-        self.costs: dict[Cost, float] = {}
-
-    def add(self, cost: Cost, count: int, seconds: float) -> None:
-        """Add a function, or take it away with a negative count and seconds."""
-        self.count += count
-        if not self.count:  # rounding leaves nothing behind
-            self.seconds = 0.0
-            self.costs.clear()
-        else:
-            self.seconds += seconds
-            self.costs[cost] = self.costs.get(cost, 0.0) + seconds
-
-
+@dataclass(eq=False, repr=False, slots=True)
 class Family:
     """The functions of a run that share their code."""
 
-    __slots__ = ("code", "count", "left", "used")
-
-    def __init__(self, code: str) -> None:
-        self.code = code
-        #: Functions of it that are not measured one by one.
-        self.count = 0
-        #: Those of `count` that have not ended for good.
-        self.left = Work()
-        #: Seconds that the ranks in force assume; None: unknown.
-        self.used: float | None = None
+    code: str
+    #: Functions of it that are not measured one by one.
+    count: int = 0
+    #: Seconds that the ranks in force assume; None: unknown.
+    used: float | None = None
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Group:
     """Functions that run on one worker, whichever their first is placed on."""
 
-    __slots__ = ("members", "need", "pin", "worker")
-
-    def __init__(self, need: Cost) -> None:
-        self.members: list[Function] = []
-        #: What a worker must be able to hold: the element-wise maximum, as they run in turns.
-        self.need = need
-        self.pin: str | None = None
-        self.worker: Worker | None = None
+    #: What a worker must be able to hold: the element-wise maximum, as they run one at a time.
+    need: Cost
+    members: list[Function] = field(default_factory=list)
+    pin: str | None = None
+    worker: Worker | None = None
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Barred:
-    """Workers that an attempt is not to use.
+    """Workers that an attempt is not to use."""
 
-    Parameters
-    ----------
-    avoid
-        Addresses of those that it may use after it has waited long enough for others.
-    exclude
-        Addresses of those that it may never use.
-    insist
-        Whether it waits without a limit, as long as another registered worker could hold it.
-    patience
-        Seconds that it waits for others if its duration is unknown.
-    """
-
-    __slots__ = ("avoid", "exclude", "insist", "patience", "until")
-
-    def __init__(
-        self, avoid: frozenset[str], exclude: frozenset[str], insist: bool, patience: float
-    ) -> None:
-        self.avoid = avoid
-        self.exclude = exclude
-        self.insist = insist
-        self.patience = patience
-        #: When it has waited long enough (s); None: it has not begun to.
-        self.until: float | None = None
+    #: Addresses of those that it may use after it has waited long enough for others.
+    avoid: frozenset[str]
+    #: Addresses of those that it may never use.
+    exclude: frozenset[str]
+    #: Whether it waits without a limit, as long as another registered worker could hold it.
+    insist: bool
+    #: Seconds that it waits for others if its duration is unknown.
+    patience: float
+    #: When it has waited long enough (s); None: it has not begun to.
+    until: float | None = None
 
     def relent(self, now: float, seconds: float | None) -> float | None:
         """Stop avoiding workers after waiting long enough; return when to ask again, if at all.
@@ -149,10 +88,10 @@ class Function:
     """A function of a run and where it is."""
 
     __slots__ = (
-        "ahead", "barred", "binds", "cost", "counted", "deferred", "dependencies", "expected",
-        "family", "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
-        "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state",
-        "stuck_at", "tail", "token", "urgency", "weight", "worker",
+        "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected", "family",
+        "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
+        "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
+        "tail", "token", "urgency", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -179,9 +118,6 @@ class Function:
         self.seconds: float | None = None
         #: Whether that was measured of this very function, not of others of its code.
         self.measured = False
-        #: The sum that it counts in until it ends for good, and with how many seconds.
-        self.counted: Work | None = None
-        self.weight = 0.0
         self.queue: Queue | None = None
         self.worker: Worker | None = None
         #: Whether it was handed to its worker ahead and is not taken to run yet.
@@ -205,12 +141,11 @@ class Function:
         """Name the function."""
         return f"<Function {self.key!r}>"
 
-    def count_in(self, work: Work, weight: float) -> None:
-        """Count in another sum of remaining work."""
-        if self.counted is not None:
-            self.counted.add(self.own_cost, -1, -self.weight)
-        self.counted, self.weight = work, weight
-        work.add(self.own_cost, 1, weight)
+    @property
+    def target(self) -> Group:
+        """The group of the function that it binds."""
+        assert self.binds is not None and self.binds.group is not None
+        return self.binds.group
 
     def transfer(self, address: str, bandwidth: float, latency: float) -> float:
         """Seconds to bring the inputs that a worker lacks to it."""
@@ -220,49 +155,91 @@ class Function:
         return missing / bandwidth + latency if missing > 0 else 0.0
 
 
+@dataclass(eq=False, repr=False, slots=True)
+class Work:
+    """What some functions take in sum."""
+
+    count: int = 0
+    #: How long they take (s); in a family, each counts as 1.
+    seconds: float = 0.0
+    #: The same by cost.
+    costs: dict[Cost, float] = field(default_factory=dict)
+
+    def add(self, cost: Cost, count: int, seconds: float) -> None:
+        """Add a function, or remove it with a negative count and seconds."""
+        self.count += count
+        if not self.count:  # rounding leaves nothing behind
+            self.seconds = 0.0
+            self.costs.clear()
+        else:
+            self.seconds += seconds
+            self.costs[cost] = self.costs.get(cost, 0.0) + seconds
+
+
+class Remaining:
+    """Sums over the functions of a run that have not ended for good, as they were ranked."""
+
+    __slots__ = ("families", "functions", "levels", "single")
+
+    def __init__(self, functions: Iterable[Function]) -> None:
+        #: Functions whose duration is their family's, or unknown; and the others.
+        self.families: dict[Family, Work] = {}
+        self.single = Work()
+        #: How many functions there are of each urgency.
+        self.levels: dict[float, int] = {}
+        #: The sum that each function is part of.
+        self.functions: dict[Function, Work] = {}
+        for function in functions:
+            family = function.family
+            if function.measured or (function.seconds is not None and family.used is None):
+                work = self.single
+            else:
+                work = self.families.get(family) or self.families.setdefault(family, Work())
+            self.functions[function] = work
+            self._count(function, work, 1)
+
+    def remove(self, function: Function) -> None:
+        """Count a function no more; ignored if it is not counted."""
+        work = self.functions.pop(function, None)
+        if work is not None:
+            self._count(function, work, -1)
+
+    def _count(self, function: Function, work: Work, sign: int) -> None:
+        seconds = function.seconds if work is self.single else None
+        work.add(function.own_cost, sign, sign * (1.0 if seconds is None else seconds))
+        self.levels[function.urgency] = self.levels.get(function.urgency, 0) + sign
+
+
+@dataclass(eq=False, repr=False, slots=True)
 class Run:
     """A run: what its functions have in common."""
 
-    __slots__ = (
-        "ended", "families", "functions", "key", "levels", "limit", "moved", "order", "patience",
-        "placed", "priority", "queues", "rank_after", "single", "stale", "strategy",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        key: Hashable,
-        priority: float,
-        strategy: Strategy,
-        limit: int | None,
-        patience: float | None,
-    ) -> None:
-        self.key = key
-        self.priority = priority
-        self.strategy = strategy
-        #: Most functions placed at a time.
-        self.limit = limit
-        #: Seconds to wait for a worker when none could ever hold a function; None: for as long as
-        #: one that was lost may come back.
-        self.patience = patience
-        self.functions: dict[Hashable, Function] = {}
-        #: Functions that did not end, dependencies first.
-        self.order: list[Function] = []
-        self.families: dict[str, Family] = {}
-        #: Those that are on a worker.
-        self.placed: dict[Function, None] = {}
-        #: Functions left whose duration is not their family's; and of all that are left, how many
-        #: are how urgent, as of the last ranking; None: not counted yet.
-        self.single = Work()
-        self.levels: dict[float, int] | None = None
-        #: Queues of its own; a run with a limit has some.
-        self.queues: dict[Queue, None] = {}
-        #: Whether the ranks must be computed anew.
-        self.stale = False
-        #: Functions that new knowledge concerns since the last ranking; how many ended ever,
-        #: and at which of them it may be ranked again.
-        self.moved = 0
-        self.ended = 0
-        self.rank_after = 1
+    key: Hashable
+    priority: float
+    strategy: Strategy
+    #: Most functions placed at a time.
+    limit: int | None
+    #: Seconds to wait for a worker when none could ever hold a function; None: for as long as one
+    #: that was lost may come back.
+    patience: float | None
+    functions: dict[Hashable, Function] = field(default_factory=dict)
+    #: Functions that did not end, dependencies first.
+    order: list[Function] = field(default_factory=list)
+    families: dict[str, Family] = field(default_factory=dict)
+    #: Functions that are on a worker.
+    placed: dict[Function, None] = field(default_factory=dict)
+    #: How many of `order` are ranked; and sums over these, if asked for since.
+    ranked: int = 0
+    remaining: Remaining | None = None
+    #: Queues of its own; a run with a limit has some.
+    queues: dict[Queue, None] = field(default_factory=dict)
+    #: Whether the ranks must be computed anew.
+    stale: bool = False
+    #: Functions that new knowledge concerns since the last ranking; how many ended ever, and at
+    #: which of them it may be ranked again.
+    moved: int = 0
+    ended: int = 0
+    rank_after: int = 1
 
     @property
     def saturated(self) -> bool:
@@ -270,15 +247,13 @@ class Run:
         return self.limit is not None and len(self.placed) >= self.limit
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Shape:
     """A capacity, interned: workers of equal capacity share one."""
 
-    __slots__ = ("capacity", "workers")
-
-    def __init__(self, capacity: tuple[int, ...]) -> None:
-        self.capacity = capacity
-        #: Registered workers of this shape, in no order.
-        self.workers: dict[Worker, None] = {}
+    capacity: tuple[int, ...]
+    #: Registered workers of this shape, in no order.
+    workers: dict[Worker, None] = field(default_factory=dict)
 
 
 class Worker:
@@ -345,6 +320,11 @@ class Worker:
             and min(self.free) >= 0
         )
 
+    def has_room(self, cost: Cost) -> bool:
+        """Whether a function could start now, were the worker not kept for others."""
+        free = self.free
+        return self.running and not self.ahead and cost.fits(free) and min(free) >= 0
+
     def take(self, items: tuple[tuple[int, int], ...]) -> None:
         """Take these amounts from what is free."""
         free = self.free
@@ -409,7 +389,9 @@ class Worker:
 
     def promote(self) -> None:
         """Start what waits ahead as far as it fits, as the worker itself does."""
-        while self.running and self.ahead and min(self.free) >= 0:
+        if not self.running or min(self.free) < 0:
+            return
+        while self.ahead:
             function = next(iter(self.ahead))
             if not function.cost.fits(self.free):
                 return
@@ -474,11 +456,6 @@ class Strata:
 
     When more is known of how long functions take, most strata become more or less urgent as a
     whole: to sort anew costs little for each function. Functions that left are dropped when met.
-
-    Parameters
-    ----------
-    queue
-        Whose functions these are.
     """
 
     __slots__ = ("_queue", "_size", "_strata", "heads")
@@ -514,23 +491,19 @@ class Strata:
         while heads:
             entry = heads[0]
             function = entry.function
-            if function.queue is queue and function.urgency == -entry.urgency:
-                return entry
-            heappop(heads)
             urgency = -entry.urgency
+            if function.queue is queue and function.urgency == urgency:
+                return entry
             key = function.run, urgency
             stratum = self._strata.get(key)
             # If another is its first by now, that one has an entry of its own.
             if stratum is not None and stratum[0][1] is function:
-                while function.queue is not queue or function.urgency != urgency:
-                    heappop(stratum)
-                    self._size -= 1
-                    if not stratum:
-                        del self._strata[key]
-                        break
-                    function = stratum[0][1]
-                else:
-                    heappush(heads, queue.entry(function))
+                self._drop_gone(stratum, urgency)
+                if stratum:
+                    heapreplace(heads, queue.entry(stratum[0][1]))
+                    continue
+                del self._strata[key]
+            heappop(heads)
         return None
 
     def functions(self) -> Iterator[Function]:
@@ -575,16 +548,10 @@ class Strata:
             self._size -= 1
 
     def _compact(self) -> None:
-        functions = set(self.functions())
+        functions = sorted(set(self.functions()), key=attrgetter("seq"))
         self.clear()
         for function in functions:
-            self._strata.setdefault((function.run, function.urgency), []).append(
-                (function.seq, function)
-            )
-        self._size = len(functions)
-        for stratum in self._strata.values():
-            heapify(stratum)
-        self._restart()
+            self.push(function)
 
     def _restart(self) -> None:
         """Find the head of each stratum anew."""
@@ -731,22 +698,20 @@ class Queue:
         return self.order.rekey(run)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Reservation:
     """A worker kept for the head of a queue."""
 
-    __slots__ = ("at", "beside", "extra", "queue", "soft", "worker")
-
-    def __init__(self, queue: Queue, worker: Worker, at: float | None, extra: list[int]) -> None:
-        self.queue = queue
-        self.worker = worker
-        #: When it should have room (s); None: unknown.
-        self.at = at
-        #: What it should have free beside the reserved cost then.
-        self.extra = extra
-        #: {function placed since: what it took of that}
-        self.beside: dict[Function, list[tuple[int, int]]] = {}
-        #: Whether more urgent functions may delay it.
-        self.soft = False
+    queue: Queue
+    worker: Worker
+    #: When it should have room (s); None: unknown.
+    at: float | None
+    #: What it should have free beside the reserved cost then.
+    extra: list[int]
+    #: {function placed since: what it took of that}
+    beside: dict[Function, list[tuple[int, int]]] = field(default_factory=dict)
+    #: Whether more urgent functions may delay it.
+    soft: bool = False
 
     def take(self, function: Function) -> None:
         """Count a function that is placed on the worker."""

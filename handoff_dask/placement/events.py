@@ -4,134 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-__all__ = [
-    "Backlog",
-    "Decision",
-    "Finding",
-    "FunctionSpec",
-    "Place",
-    "Refuse",
-    "Started",
-    "Waiting",
-    "WorkerSpec",
-]
-
-#: The name under which reports show the resource that every worker offers and every function
-#: takes one of. It is no part of a worker's `capacity`.
+#: What reports call the slots: the resource of which each function takes 1. It is not part of a
+#: worker's `capacity`.
 THREADS = "threads"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """A worker as the cluster describes it.
+    """A worker as the cluster describes it."""
 
-    Parameters
-    ----------
-    address
-        Unique; what `Place.worker` names.
-    name, host
-        Other things a pin may call it by.
-    capacity
-        Amount of each resource it declares. A resource not named is 0.
-    slots
-        How many functions it runs at once, whatever they cost (its threads).
-    running
-        False while it is paused or closing: it gets nothing.
-    identity
-        What it is recognised by if it restarts under another address; None: its address.
-    """
-
+    #: Unique; what `Place.worker` names.
     address: str
+    #: Other things a pin may call it by.
     name: str
     host: str
+    #: Amount of each resource it declares. A resource not named is 0.
     capacity: Mapping[str, float]
+    #: How many functions it runs at once, whatever they cost (its threads).
     slots: int
+    #: False while it is paused or closing: it gets nothing.
     running: bool = True
+    #: What it is recognised by if it restarts under another address; None: its address.
     identity: Hashable | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionSpec:
-    """A function of a run, as far as placing it goes.
+    """A function of a run, as far as placing it goes."""
 
-    Parameters
-    ----------
-    key
-        Unique in the engine, over all runs.
-    cost
-        Amount of each resource, >= 0. Empty: it takes a slot and nothing else.
-    dependencies
-        Keys of the same run; what the remaining path is computed from.
-    pin
-        A worker's address, name or host.
-    collocated
-        Key of another function of the run: same worker as that one. Chains are fine.
-    binds
-        Key of another function of the run. Before this one is placed, that one's
-        collocation group is bound to a worker, which `Place.target` names.
-    code
-        Duration family (Dask's key prefix).
-    token
-        Identity of the function over runs, for learned durations: finer than `code`.
-    expected
-        Seconds, as far as the caller knows.
-    """
-
+    #: Unique in the engine, over all runs.
     key: Hashable
+    #: Amount of each resource, >= 0. Empty: it takes a slot and nothing else.
     cost: Mapping[str, float]
+    #: Keys of the same run; what the remaining path is computed from.
     dependencies: tuple[Hashable, ...] = ()
+    #: A worker's address, name or host.
     pin: str | None = None
+    #: Key of another function of the run: same worker as that one. Chains are fine.
     collocated: Hashable | None = None
+    #: Key of another function of the run. Before this one is placed, that one's collocation group
+    #: is bound to a worker, which `Place.target` names.
     binds: Hashable | None = None
+    #: Duration family (Dask's key prefix).
     code: str = ""
+    #: Identity of the function over runs, for learned durations: finer than `code`.
     token: Hashable | None = None
+    #: Seconds, as far as the caller knows.
     expected: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Run `key` on `worker`.
-
-    Parameters
-    ----------
-    target
-        The worker that the function named by `binds` is bound to.
-    ahead
-        The worker is busy and starts it itself, once one of its functions ends.
-    """
+class Place(NamedTuple):
+    """Run `key` on `worker`."""
 
     key: Hashable
     worker: str
+    #: The worker that the function named by `binds` is bound to.
     target: str | None = None
+    #: The worker is busy and starts it itself, once one of its functions ends.
     ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Which workers could ever hold a cost, or what is missing.
+    """Which workers could ever hold a cost, or what is missing."""
 
-    Parameters
-    ----------
-    able
-        Addresses of the registered workers that could, in registration order.
-    pin
-        The pin asked for, if any.
-    pin_known
-        Whether a registered worker answers to the pin; True without one.
-    nearest
-        When no worker is able: the one that lacks the least.
-    shortfall
-        What `nearest` lacks: resource -> (needed, offered).
-    nearest_name
-        The name of `nearest`, if it has one.
-    """
-
+    #: Addresses of the registered workers that could, in registration order.
     able: tuple[str, ...]
+    #: The pin asked for, if any.
     pin: str | None = None
+    #: Whether a registered worker answers to the pin; True without one.
     pin_known: bool = True
+    #: When no worker is able: the one that lacks the least.
     nearest: str | None = None
+    #: What `nearest` lacks: resource -> (needed, offered).
     shortfall: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    #: The name of `nearest`, if it has one.
     nearest_name: str | None = None
 
     def __bool__(self) -> bool:
@@ -164,8 +113,7 @@ class Refuse:
     finding: Finding
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """`key`, which was handed ahead, has a claim now: its worker is taken to run it."""
 
     key: Hashable
@@ -177,36 +125,25 @@ Decision = Place | Refuse | Started
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why a ready function is not placed.
+    """Why a ready function is not placed."""
 
-    Parameters
-    ----------
-    reason
-        ``"delay"`` (a retry's), ``"impossible"``, ``"max_concurrency"``, ``"no workers"``,
-        ``"binding"`` (the function it binds has no worker), ``"data"`` (waits for the worker
-        that holds its inputs), ``"excluded"`` (it may not use those that could hold it, as
-        an earlier attempt still runs there),
-        ``"paused"`` (those that could hold it don't run), ``"reserved"`` (a worker with room
-        is kept for another), ``"ahead"`` (a worker with room works off what it was handed
-        ahead first), ``"resources"`` or ``"next"`` (the next poll places it). On a cluster also
-        who is being asked whether an attempt had started.
-    workers
-        The workers it waits for.
-    resources
-        What these are short of now: resource -> (needed, the most that one has free).
-    until
-        When the wait ends by itself (s, the caller's clock), if it does.
-    finding
-        For ``"impossible"`` and ``"binding"``: what is missing.
-    ending
-        What still uses these workers although it was given up, in words; empty if unknown.
-    """
-
+    #: ``"delay"`` (a retry's), ``"impossible"``, ``"max_concurrency"``, ``"no workers"``,
+    #: ``"binding"`` (the function it binds has no worker), ``"data"`` (waits for the worker that
+    #: holds its inputs), ``"excluded"`` (it may not use those that could hold it, as an earlier
+    #: attempt still runs there), ``"paused"`` (those that could hold it don't run), ``"reserved"``
+    #: (a worker with room is kept for another), ``"ahead"`` (a worker with room works off what it
+    #: was handed ahead first), ``"resources"`` or ``"next"`` (the next poll places it). On a
+    #: cluster also who is being asked whether an attempt had started.
     reason: str
+    #: The workers it waits for.
     workers: tuple[str, ...] = ()
+    #: What these are short of now: resource -> (needed, the most that one has free).
     resources: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    #: When the wait ends by itself (s, the caller's clock), if it does.
     until: float | None = None
+    #: For ``"impossible"`` and ``"binding"``: what is missing.
     finding: Finding | None = None
+    #: What still uses these workers although it was given up, in words; empty if unknown.
     ending: str = ""
 
     @property
@@ -234,18 +171,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The ready functions that are not placed, by what they ask for.
+    """The ready functions that are not placed, by what they ask for."""
 
-    Parameters
-    ----------
-    asked
-        Amount of each resource that they cost in sum, but those whose retry delay is not over.
-    asked_of
-        The same for a single worker, by address: of functions that may go nowhere else.
-    largest
-        (how many, key of the most urgent) of those that wait for the same, the most first.
-    """
-
+    #: Amount of each resource that they cost in sum, but those whose retry delay is not over.
     asked: Mapping[str, float] = field(default_factory=dict)
+    #: The same for a single worker, by address: of functions that may go nowhere else.
     asked_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: (how many, key of the most urgent) of those that wait for the same, the most first.
     largest: tuple[tuple[int, Hashable], ...] = ()

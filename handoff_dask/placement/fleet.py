@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
+from operator import attrgetter
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
 from handoff_dask.placement.entities import Queue, Shape, Worker
@@ -10,9 +11,7 @@ from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
 from handoff_dask.placement.strategies import load
 
-__all__ = ["Fleet"]
-
-#: Where all workers would have to be compared, so many are. Bounds the cost of a decision.
+#: How many workers are compared where the best of all is wanted. Bounds the cost of a decision.
 SAMPLE = 16
 
 
@@ -60,7 +59,10 @@ class Fleet:
             worker.spec_capacity = dict(spec.capacity)
             worker.slots = spec.slots
             worker.running = spec.running
-            self._reshape(worker, shape)
+            if worker.shape is not shape:
+                self._leave(worker)
+                worker.reshape(shape)
+                shape.workers[worker] = None
         for name in {worker.address: None, worker.name: None, worker.host: None}:
             self.names.setdefault(name, {})[worker] = None
         self.changed(worker)
@@ -93,9 +95,9 @@ class Fleet:
         self.touched[worker] = None
         self.epoch += 1
 
-    def cost(self, amounts: Mapping[str, float] | None) -> Cost:
+    def cost(self, amounts: Mapping[str, float]) -> Cost:
         """Return the `Cost` of these amounts."""
-        cost = self.resources.cost(amounts or {})
+        cost = self.resources.cost(amounts)
         self._widen()
         return cost
 
@@ -125,27 +127,19 @@ class Fleet:
         if queue.able_epoch != self.epoch:
             queue.able_epoch = self.epoch
             if queue.anywhere:
-                queue.able = None if self.any_able(queue.need) else ()
+                shapes = self.shapes.values()
+                queue.able = None if any(queue.need.fits(s.capacity) for s in shapes) else ()
             else:
                 candidates = self.candidates(queue.pin, queue.bound)
                 queue.able = tuple(w for w in candidates if queue.need.fits(w.shape.capacity))
         return queue.able is None or bool(queue.able)
 
-    def any_able(self, need: Cost) -> bool:
-        """Whether any worker could ever hold a need."""
-        return any(shape.workers and need.fits(shape.capacity) for shape in self.shapes.values())
-
     def candidates(self, pin: str | None, bound: Worker | None) -> Collection[Worker]:
         """Return the workers that a pin or a binding leaves, in order of registration."""
-        if bound is not None:
-            candidates: Collection[Worker] = (bound,) if bound.address in self.workers else ()
-        elif pin is None:
-            return self.workers.values()
-        else:
-            candidates = self.names.get(pin, ())
-        if bound is not None and pin is not None and bound not in self.names.get(pin, ()):
-            return ()
-        return candidates
+        if bound is None:
+            return self.workers.values() if pin is None else self.names.get(pin, ())
+        answers = pin is None or bound in self.names.get(pin, ())
+        return (bound,) if answers and bound.address in self.workers else ()
 
     def barred(self, queue: Queue) -> frozenset[str]:
         """Return the workers that a queue's functions may not use now.
@@ -167,7 +161,7 @@ class Fleet:
     def finding(self, need: Cost, pin: str | None = None) -> Finding:
         """Who could ever hold a need, or what is missing."""
         candidates = list(self.candidates(pin, None))
-        candidates.sort(key=_order)
+        candidates.sort(key=attrgetter("order"))
         able = tuple(w.address for w in candidates if need.fits(w.shape.capacity))
         if able:
             return Finding(able, pin)
@@ -291,12 +285,6 @@ class Fleet:
             shape = self.shapes[capacity] = Shape(capacity)
         return shape
 
-    def _reshape(self, worker: Worker, shape: Shape) -> None:
-        if worker.shape is not shape:
-            self._leave(worker)
-            worker.reshape(shape)
-            shape.workers[worker] = None
-
     def _leave(self, worker: Worker) -> None:
         shape = worker.shape
         del shape.workers[worker]
@@ -310,7 +298,3 @@ class Fleet:
                 answers.pop(worker, None)
                 if not answers:
                     del self.names[name]
-
-
-def _order(worker: Worker) -> int:
-    return worker.order

@@ -8,12 +8,11 @@ that got a worker, so that what nobody asks for costs nothing.
 from __future__ import annotations
 
 from heapq import heappop, heappush, heapreplace
+from operator import itemgetter
 
 from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Shape, Worker
 from handoff_dask.placement.strategies import Strategy
-
-__all__ = ["LOG", "Bucket", "Index", "View"]
 
 #: Views that lag more entries of the log behind than this start over. Bounds the log.
 LOG = 4096
@@ -61,13 +60,7 @@ class Bucket:
 
 
 class View:
-    """The buckets with room for a cost, best first.
-
-    Parameters
-    ----------
-    need
-        What the worker's capacity must hold as well, for a collocation group.
-    """
+    """The buckets with room for a cost, best first."""
 
     __slots__ = (
         "_cursor", "_epoch", "_heap", "_index", "_known", "_strategy", "cost", "need", "used",
@@ -77,6 +70,7 @@ class View:
         self._index = index
         self._strategy = strategy
         self.cost = cost
+        #: What the worker's capacity must hold as well, for a collocation group.
         self.need = need
         self._heap: list[tuple[float, int, Bucket]] = []
         #: Score of each bucket met; None: no room. A bucket with a score is in the heap.
@@ -111,7 +105,9 @@ class View:
     def buckets(self) -> list[Bucket]:
         """Return all buckets with room, best first."""
         self.best()
-        return list(dict.fromkeys(b for _, _, b in sorted(self._heap, key=_rank) if b.size))
+        return list(
+            dict.fromkeys(b for _, _, b in sorted(self._heap, key=itemgetter(0, 1)) if b.size)
+        )
 
     def _catch_up(self) -> None:
         index = self._index
@@ -154,24 +150,8 @@ class View:
             known[bucket] = score
 
 
-def _rank(entry: tuple[float, int, Bucket]) -> tuple[float, int]:
-    return entry[:2]
-
-
 class Index:
     """All open workers with room, by what they have free."""
-
-    __slots__ = (
-        "_order",
-        "_views",
-        "buckets",
-        "changed",
-        "checks",
-        "epoch",
-        "log",
-        "scarce",
-        "where",
-    )
 
     def __init__(self) -> None:
         self.buckets: dict[tuple[Shape, tuple[int, ...]], Bucket] = {}

@@ -21,8 +21,6 @@ from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.reservations import Reserver
 from handoff_dask.placement.soft_reservations import SoftReserver
 
-__all__ = ["Placer"]
-
 _NEVER = float("inf")
 
 #: A queue to look at, by the head it had when that was noted. A function that changed queues may
@@ -76,21 +74,19 @@ class Placer:
                 self.soft_reserver.refresh(worker)
             if worker.watchers:
                 ready.woken.update(worker.watchers)
-            for function in worker.promoted:
-                if function.ahead and function in worker.placed:
-                    function.ahead = False
-                    out.append(Started(function.key))
-            worker.promoted.clear()
+            if worker.promoted:
+                for function in worker.promoted:
+                    if function.ahead and function in worker.placed:
+                        function.ahead = False
+                        out.append(Started(function.key))
+                worker.promoted.clear()
             if worker.running and not worker.ahead:
                 ready.gains.append(worker)
 
-    def place(self, out: list[Decision]) -> None:
-        """Place whatever fits, the most urgent first."""
-        self._pass(out)
-        self.place_rest(out)
+        ready.stir = True
 
-    def place_rest(self, out: list[Decision]) -> None:
-        """Place what fits now because of what was decided before."""
+    def place(self, out: list[Decision]) -> None:
+        """Place whatever fits since something changed, the most urgent first."""
         while self.ready.stir or self.ready.woken:
             self._pass(out)
 
@@ -178,9 +174,9 @@ class Placer:
         self.fleet.index.changed[worker] = None
         target = None
         if function.binds is not None:
-            bound = function.binds.group
-            assert bound is not None and bound.worker is not None
-            target = bound.worker.address
+            bound = function.target.worker
+            assert bound is not None
+            target = bound.address
         out.append(Place(function.key, worker.address, target, ahead))
 
     def bind(self, group: Group, worker: Worker) -> None:
@@ -204,9 +200,7 @@ class Placer:
 
     def _bind_target(self, function: Function, worker: Worker) -> bool:
         """Bind the group of the function that this one binds; False if no worker is able."""
-        assert function.binds is not None
-        group = function.binds.group
-        assert group is not None
+        group = function.target
         if group.worker is not None or group is function.group:
             return True
         chosen = self.fleet.promise(group.need, group.pin, worker)
@@ -236,8 +230,7 @@ class Placer:
             queue.judge()
         for function in list(self.unbound):
             if now >= self.unbound_until(function):
-                assert function.binds is not None and function.binds.group is not None
-                group = function.binds.group
+                group = function.target
                 out.append(Refuse(function.key, self.fleet.finding(group.need, group.pin)))
                 self.give_up(function)
 
@@ -248,8 +241,7 @@ class Placer:
             return _NEVER
         if function.run.patience is not None:
             return since + function.run.patience
-        assert function.binds is not None and function.binds.group is not None
-        group = function.binds.group
+        group = function.target
         return max(since, self.fleet.hope(group.need, group.pin))
 
     def give_up(self, function: Function) -> None:

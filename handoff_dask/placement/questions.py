@@ -1,31 +1,22 @@
-"""What one may ask an engine. Asking changes nothing."""
+"""Questions to an engine. Asking changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from heapq import nlargest
 from itertools import chain
+from operator import attrgetter
 
 from handoff_dask.placement import remaining
-from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
+from handoff_dask.placement.costs import SLOT, UNIT, Cost
 from handoff_dask.placement.durations import Durations
-from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Queue, Run, Worker
+from handoff_dask.placement.entities import DELAYED, FRESH, QUEUED, Function, Run
 from handoff_dask.placement.events import Backlog, Finding, Waiting
 from handoff_dask.placement.placer import Placer
 
-__all__ = ["Questions"]
-
 
 class Questions:
-    """Everything that can be read off an engine's state.
-
-    Parameters
-    ----------
-    runs, functions, durations
-        The engine's.
-    placer
-        What it places functions with.
-    """
+    """Everything that can be read off an engine's state."""
 
     def __init__(
         self,
@@ -66,11 +57,16 @@ class Questions:
 
     def free(self, worker: str) -> dict[str, float]:
         """Return what is free of each resource a worker declares; below 0 if it shrank."""
-        return _amounts(self._fleet.worker(worker), self._fleet.resources)[0]
+        state, index = self._fleet.worker(worker), self._fleet.resources.index
+        return {name: state.free[index[name]] / UNIT for name in state.spec_capacity}
 
     def claimed(self, worker: str) -> dict[str, float]:
         """Return what is claimed of each resource a worker declares, by us and others."""
-        return _amounts(self._fleet.worker(worker), self._fleet.resources)[1]
+        state, index = self._fleet.worker(worker), self._fleet.resources.index
+        return {
+            name: (state.shape.capacity[index[name]] - state.free[index[name]]) / UNIT
+            for name in state.spec_capacity
+        }
 
     def capacity(self, worker: str) -> dict[str, float]:
         """Return what a worker declares."""
@@ -87,23 +83,41 @@ class Questions:
         return [function.key for function in chain(state.placed, state.ahead)]
 
     def backlog(self, most: int) -> Backlog:
-        """Return what is ready and not placed; goes through queues, not through functions.
+        """Return what is ready and not placed, with the `most` largest groups of it.
 
-        Parameters
-        ----------
-        most
-            How many entries `Backlog.largest` has at most.
+        Goes through queues, not through functions.
         """
-        return _backlog(self._placer, most)
+        ready, fleet = self._placer.ready, self._fleet
+        names = fleet.resources.names
+        sums = [0] * len(names)
+        asked_of: dict[str, dict[str, float]] = {}
+        for queue in chain(ready.anywhere, ready.tied):
+            for i, amount in queue.cost.items:
+                sums[i] += queue.live * amount
+        for queue in ready.tied:
+            only = list(fleet.candidates(queue.pin, queue.bound))
+            if len(only) == 1:
+                sums_of = asked_of.setdefault(only[0].address, {})
+                for i, amount in queue.cost.items:
+                    sums_of[names[i]] = sums_of.get(names[i], 0) + queue.live * amount / UNIT
+        largest = [
+            (queue.live, head.function.key)
+            for queue in nlargest(most, chain(ready.anywhere, ready.tied), key=attrgetter("live"))
+            if (head := queue.head()) is not None
+        ]
+        delayed = [f for f in ready.timers.functions() if f.state == DELAYED]
+        for waiting in (delayed, list(self._placer.unbound)):
+            if waiting:
+                largest.append((len(waiting), waiting[0].key))
+        largest.sort(key=lambda entry: -entry[0])
+        asked = {name: amount / UNIT for name, amount in zip(names, sums, strict=True) if amount}
+        return Backlog(asked, asked_of, tuple(largest[:most]))
 
     def waits_ahead(self, key: Hashable) -> bool:
         """Whether a placed function waits on its worker, as far as one can know from here."""
         function = self._functions.get(key)
-        return (
-            function is not None
-            and function.worker is not None
-            and function in function.worker.ahead
-        )
+        worker = None if function is None else function.worker
+        return worker is not None and function in worker.ahead
 
     def why(self, key: Hashable) -> Waiting | None:
         """Why a ready function is not placed; None if it is not ready, or placed."""
@@ -143,49 +157,6 @@ def _needs(function: Function) -> tuple[Cost, str | None]:
     return (group.need, group.pin) if group else (function.own_cost, function.pin)
 
 
-def _amounts(worker: Worker, resources: Resources) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what is free and what is claimed of each resource that a worker declares."""
-    free: dict[str, float] = {}
-    claimed: dict[str, float] = {}
-    for name in worker.spec_capacity:
-        i = resources.index[name]
-        free[name] = worker.free[i] / UNIT
-        claimed[name] = (worker.shape.capacity[i] - worker.free[i]) / UNIT
-    return free, claimed
-
-
-def _backlog(placer: Placer, most: int) -> Backlog:
-    ready, fleet = placer.ready, placer.fleet
-    names = fleet.resources.names
-    sums = [0] * len(names)
-    asked_of: dict[str, dict[str, float]] = {}
-    for queue in chain(ready.anywhere, ready.tied):
-        for i, amount in queue.cost.items:
-            sums[i] += queue.live * amount
-    for queue in ready.tied:
-        only = list(fleet.candidates(queue.pin, queue.bound))
-        if len(only) == 1:
-            sums_of = asked_of.setdefault(only[0].address, {})
-            for i, amount in queue.cost.items:
-                sums_of[names[i]] = sums_of.get(names[i], 0) + queue.live * amount / UNIT
-    largest = [
-        (queue.live, head.function.key)
-        for queue in nlargest(most, chain(ready.anywhere, ready.tied), key=_live)
-        if (head := queue.head()) is not None
-    ]
-    delayed = [f for f in ready.timers.functions() if f.state == DELAYED]
-    for waiting in (delayed, list(placer.unbound)):
-        if waiting:
-            largest.append((len(waiting), waiting[0].key))
-    largest.sort(key=lambda entry: -entry[0])
-    asked = {name: amount / UNIT for name, amount in zip(names, sums, strict=True) if amount}
-    return Backlog(asked, asked_of, tuple(largest[:most]))
-
-
-def _live(queue: Queue) -> int:
-    return queue.live
-
-
 def _why(function: Function, placer: Placer) -> Waiting | None:
     """Say why a ready function is not placed; None if it is not ready, or placed."""
     if function.state not in (DELAYED, FRESH, QUEUED):
@@ -196,8 +167,7 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     if not fleet.workers:
         return Waiting("no workers")
     if function in placer.unbound:
-        assert function.binds is not None and function.binds.group is not None
-        group = function.binds.group
+        group = function.target
         return Waiting(
             "binding",
             until=None if function.stuck_at is None else placer.unbound_until(function),

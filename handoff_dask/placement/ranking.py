@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from handoff_dask.placement.durations import NOTHING, Durations
 from handoff_dask.placement.entities import DONE, Family, Function, Run
 
-__all__ = ["add", "learned", "rank"]
-
 #: Rank anew once new knowledge concerns this share of the run's functions. Bounds the cost; to rank
 #: whenever anything is learned would buy nothing. To rank only once would cost 0.2 %, in one
 #: workload 1.7 %, and no short function would be handed ahead in a first run.
@@ -53,17 +51,12 @@ def rank(run: Run, durations: Durations) -> None:
         f.tail = 0.0
         seconds = durations.of_token(f.token)
         f.measured = seconds is not None
-        work = run.single
         if seconds is None:
             f.family.count += 1
             seconds = f.family.used
             if seconds is None:
                 seconds = f.expected
-            if seconds is None or f.family.used is not None:
-                work = f.family.left
         f.seconds = seconds
-        if f.counted is not work:
-            f.count_in(work, seconds if work is run.single and seconds is not None else 1.0)
         if seconds is not None:
             known += 1
             total += seconds
@@ -80,7 +73,8 @@ def rank(run: Run, durations: Durations) -> None:
     step = _STEP * longest
     for f in order:
         f.urgency = step * round(f.rank / step) if step else f.rank
-    run.levels = None
+    run.ranked = len(order)
+    run.remaining = None
     run.stale = False
     run.moved = 0
     # Often in the beginning, as little is known; later ranking may only cost so much.

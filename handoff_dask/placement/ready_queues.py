@@ -10,8 +10,6 @@ from handoff_dask.placement.fleet import Fleet
 from handoff_dask.placement.size_classes import SizeClasses
 from handoff_dask.placement.timers import Timers
 
-__all__ = ["MANY", "ReadyQueues"]
-
 _NEVER = float("inf")
 
 #: Workers that gained are looked at one by one up to this many, else by the index. Like the next,
@@ -28,16 +26,11 @@ _NONE: frozenset[str] = frozenset()
 
 
 class ReadyQueues:
-    """Queues of ready functions, by where they may go.
-
-    Parameters
-    ----------
-    short
-        Seconds below which a function is short.
-    """
+    """Queues of ready functions, by where they may go."""
 
     def __init__(self, fleet: Fleet, *, short: float) -> None:
         self.fleet = fleet
+        #: Seconds below which a function is short.
         self.short = short
         self.now = 0.0
         #: Queues that hold functions: those that may go anywhere, and the others.

@@ -2,7 +2,7 @@
 
 A worker that is reserved gets nothing but what ends before the reserved function can start, or
 runs beside it. So the function starts in bounded time: once what it waits for has ended. If the
-reservation is soft (see `keeping`), the worker gets what is more urgent than the function, too.
+reservation is soft, the worker also gets what is more urgent than the function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Entry, Function, Queue, Reservation, Worker
 from handoff_dask.placement.ready_queues import ReadyQueues
 
-__all__ = ["Reserver", "choose", "drain"]
+_NEVER = float("inf")
 
 # What each value buys is the makespan of the suite without it: tests/benchmarks/bench_ablation.py.
 
@@ -53,12 +53,8 @@ def drain(worker: Worker, cost: Cost, now: float) -> tuple[float | None, int, li
     ends: list[tuple[float, int, Function]] = []
     for function in worker.placed:
         seconds = function.seconds
-        if seconds is None:
-            end = float("inf")
-        else:
-            end = function.started + seconds
-            if end < now:
-                end = now  # past its estimate
+        # Not before now, if it is past its estimate.
+        end = _NEVER if seconds is None else max(now, function.started + seconds)
         ends.append((end, function.seq, function))
     ends.sort()
     at = now
@@ -73,7 +69,7 @@ def drain(worker: Worker, cost: Cost, now: float) -> tuple[float | None, int, li
         ended += 1
     for i, amount in cost.items:
         free[i] -= amount
-    return (None if at == float("inf") else at), ended, free
+    return (None if at == _NEVER else at), ended, free
 
 
 def choose(
@@ -84,7 +80,7 @@ def choose(
     With `kept`, it may be one that is softly kept for others, if all are reserved.
     """
     best: Reservation | None = None
-    best_score = (True, float("inf"), 0)
+    best_score = (True, _NEVER, 0)
     for worker in workers:
         if (
             not worker.running

@@ -10,8 +10,6 @@ from random import Random
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Finding, FunctionSpec, Refuse, Started, WorkerSpec
 
-__all__ = ["Simulated", "SimulatedRun", "simulate"]
-
 _RUN = "simulated"
 
 
@@ -26,51 +24,35 @@ class Simulated:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """What a simulation found.
+    """What a simulation found."""
 
-    Parameters
-    ----------
-    placements
-        By function key, in order of start.
-    makespan
-        Seconds until the last function ends.
-    utilisation
-        Per resource: the share of what all workers offer over the makespan that is used.
-    refused
-        Functions that no worker could hold; what depends on them did not run either.
-    """
-
+    #: By function key, in order of start.
     placements: Mapping[Hashable, Simulated]
+    #: Seconds until the last function ends.
     makespan: float
+    #: Per resource: the share of what all workers offer over the makespan that is used.
     utilisation: Mapping[str, float]
+    #: Functions that no worker could hold; what depends on them did not run either.
     refused: Mapping[Hashable, Finding]
 
 
+@dataclass
 class _Simulation:
-    def __init__(
-        self,
-        engine: Engine,
-        functions: Sequence[FunctionSpec],
-        durations: Mapping[Hashable, float],
-        sizes: Mapping[Hashable, float],
-        overhead: float,
-        bandwidth: float,
-        latency: float,
-        jitter: float,
-        seed: int,
-    ) -> None:
-        self.engine = engine
-        self.durations = durations
-        self.sizes = sizes
-        self.overhead = overhead
-        self.bandwidth = bandwidth
-        self.latency = latency
-        self.jitter = jitter
-        self._random = Random(seed)
-        self.specs = {f.key: f for f in functions}
+    engine: Engine
+    functions: Sequence[FunctionSpec]
+    durations: Mapping[Hashable, float]
+    sizes: Mapping[Hashable, float]
+    overhead: float
+    bandwidth: float
+    latency: float
+    jitter: float
+    random: Random
+
+    def __post_init__(self) -> None:
+        self.specs = {f.key: f for f in self.functions}
         self.dependents: dict[Hashable, list[Hashable]] = {}
         self.missing: dict[Hashable, int] = {}
-        for f in functions:
+        for f in self.functions:
             inside = {d for d in f.dependencies if d in self.specs}
             self.missing[f.key] = len(inside)
             for d in inside:
@@ -123,7 +105,7 @@ class _Simulation:
         if missing:
             stop += missing / self.bandwidth + self.latency
         if self.jitter:
-            stop += self.jitter * self._random.random()
+            stop += self.jitter * self.random.random()
         self.placements[key] = Simulated(worker, start, stop)
         self._count += 1
         heappush(self._ends, (stop, self._count, key))
@@ -184,9 +166,8 @@ def simulate(
     bandwidth, latency
         Bytes per second, and seconds, of moving results.
     jitter, seed
-        Seconds that a function takes longer than it should at most, drawn for each start from a
-        generator of that seed. Without it, equal functions end at the same instant and find each
-        other's room, which on a cluster they don't.
+        The most seconds that are added to a duration, at random for each start. Without it, equal
+        functions end at the same instant and take each other's place, unlike on a cluster.
     engine
         The one to drive, with what it learned before; it must have no workers.
 
@@ -209,7 +190,7 @@ def simulate(
         specs = list(functions)
     engine.functions_added(_RUN, specs)
     simulation = _Simulation(
-        engine, specs, durations, sizes or {}, overhead, bandwidth, latency, jitter, seed
+        engine, specs, durations, sizes or {}, overhead, bandwidth, latency, jitter, Random(seed)
     )
     simulation.run()
     engine.run_closed(_RUN)

@@ -8,12 +8,11 @@ big for what became free are skipped as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost
 from handoff_dask.placement.entities import Entry, Queue, Worker
-
-__all__ = ["SizeClasses"]
 
 #: No more queues of a class are looked at, and no more of them taken, at a time. These bound what
 #: an end costs.
@@ -22,22 +21,18 @@ _HITS = 4
 
 _Size = tuple[tuple[int, int], ...]
 #: The head a queue had, a number that says whether this is its latest, the queue.
-_Item = tuple["Entry", int, "Queue"]
+_Item = tuple[Entry, int, Queue]
 
 
+@dataclass(slots=True)
 class _SizeClass:
-    __slots__ = ("heap", "least")
-
-    def __init__(self, least: _Size) -> None:
-        #: (resource index, parts): each cost in it is at least this.
-        self.least = least
-        self.heap: list[_Item] = []
+    #: Each cost in it is at least this.
+    least: Cost
+    heap: list[_Item] = field(default_factory=list)
 
 
 class SizeClasses:
     """Closed queues that may go anywhere."""
-
-    __slots__ = ("_aside", "_classes", "_number", "more")
 
     def __init__(self, queues: Iterable[Queue]) -> None:
         self._classes: dict[_Size, _SizeClass] = {}
@@ -64,7 +59,7 @@ class SizeClasses:
         self.more = False
         taken: list[Queue] = []
         for size, size_class in list(self._classes.items()):
-            if not any(_fits(size_class.least, worker.free) for worker in gains):
+            if not any(size_class.least.fits(worker.free) for worker in gains):
                 continue
             looked = hits = 0
             heap = size_class.heap
@@ -99,17 +94,10 @@ class SizeClasses:
         size_class = self._classes.get(size)
         if size_class is None:
             least = ((SLOT, UNIT), *((i, 1 << (bits - 1)) for i, bits in size))
-            size_class = self._classes[size] = _SizeClass(least)
+            size_class = self._classes[size] = _SizeClass(Cost(least, {}))
         return size_class
 
 
 def _size(cost: Cost) -> _Size:
     """Round each amount down to a power of two."""
     return tuple((i, amount.bit_length()) for i, amount in cost.rest)
-
-
-def _fits(least: _Size, free: Sequence[int]) -> bool:
-    for i, amount in least:
-        if free[i] < amount:
-            return False
-    return True

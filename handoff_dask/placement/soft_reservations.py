@@ -16,8 +16,6 @@ from handoff_dask.placement.entities import Entry, Queue, Reservation, Worker
 from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.reservations import choose, drain
 
-__all__ = ["SoftReserver"]
-
 # Soft reservations buy 1.7 % of the suite's makespan once durations are known, up to 8.0 % of a
 # workload's: tests/benchmarks/bench_ablation.py.
 

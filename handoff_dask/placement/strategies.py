@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from handoff_dask.placement.costs import SLOT, Cost
 
-__all__ = ["STRATEGIES", "Strategy", "strategy"]
-
 Score = Callable[[Cost, Sequence[int], Sequence[int], Collection[int]], float]
 
 #: What sparing a scarce resource is worth: more than any difference in fit. A promise of "packed",
@@ -22,20 +20,13 @@ _SPARE = 1000.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Strategy:
-    """How a run chooses among the workers that have room.
+    """How a run chooses among the workers that have room."""
 
-    Parameters
-    ----------
-    name
-        What `run_opened` knows it by.
-    score
-        ``(cost, capacity, free, scarce) -> float``; None: the order of registration.
-    local
-        Whether a worker with room that holds the inputs is taken at once.
-    """
-
+    #: What `run_opened` knows it by.
     name: str
+    #: ``(cost, capacity, free, scarce) -> float``; None: the order of registration.
     score: Score | None
+    #: Whether a worker with room that holds the inputs is taken at once.
     local: bool
 
 

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from handoff_dask.placement.entities import Function
 
-__all__ = ["Timers"]
-
 
 class _Timer(NamedTuple):
     when: float
@@ -24,7 +22,7 @@ class _Timer(NamedTuple):
 
 
 class Timers:
-    """Timers of functions; one is void once the state of its function has changed."""
+    """Timers of functions; a timer is void once the state of its function has changed."""
 
     def __init__(self) -> None:
         self._heap: list[_Timer] = []
@@ -35,12 +33,14 @@ class Timers:
         self._number += 1
         heappush(self._heap, _Timer(when, self._number, function, function.stamp))
 
-    def expired(self, now: float) -> Iterator[Function]:
-        """Remove the timers whose time has come, and yield their functions."""
+    def expired(self, now: float) -> list[Function]:
+        """Remove the timers whose time has come, and return their functions."""
+        expired = []
         while self._heap and self._heap[0].when <= now:
             timer = heappop(self._heap)
             if timer.valid:
-                yield timer.function
+                expired.append(timer.function)
+        return expired
 
     def first(self) -> float | None:
         """Return the time of the next one."""

@@ -21,30 +21,20 @@ MOST_LINES = 300
 
 @dataclass(slots=True)
 class Box:
-    """One box of the drawing.
+    """One box of the drawing."""
 
-    Attributes
-    ----------
-    title, lines
-        Its text.
-    tooltip
-        The text shown while the pointer rests on it.
-    kind : str
-        ``"box"``, ``"inline"``, or ``"missing"`` for ids that are not in the DAG.
-    wrong : bool
-        Whether an error is about it.
-    size : int
-        How many functions it stands for.
-    place : Hashable
-        The same for all functions that are collocated; None for others.
-    """
-
+    #: Its text.
     title: str
     lines: list[str] = field(default_factory=list)
+    #: The text shown while the pointer rests on it.
     tooltip: str = ""
+    #: ``"box"``, ``"inline"``, or ``"missing"`` for ids that are not in the DAG.
     kind: str = "box"
+    #: Whether an error is about it.
     wrong: bool = False
+    #: How many functions it stands for.
     size: int = 1
+    #: The same for all functions that are collocated; None for others.
     place: Hashable = None
 
 
@@ -69,9 +59,7 @@ class Picture:
 
 
 def picture(
-    functions: Mapping[Hashable, Function],
-    codes: Sequence[str],
-    error: DAGError | None = None,
+    functions: Mapping[Hashable, Function], codes: Sequence[str], error: DAGError | None = None
 ) -> Picture:
     """Return the boxes and lines of a DAG.
 
@@ -95,7 +83,9 @@ def picture(
                 number = missing.setdefault(markup.plain(id_), len(functions) + len(missing))
             line = lines.setdefault((number, numbers[function.id]), Line(0))
             line.size += 1
-            line.transformed = line.transformed or _is_transformed(arg)
+            if isinstance(arg, Argument):
+                plain = arg.serialization_fn is None and arg.deserialization_fn is None
+                line.transformed = line.transformed or not plain
     wrong = _culprits(error, numbers, lines)
     if len(functions) + len(missing) > MOST_SINGLE:
         return _collapsed(functions, codes, lines, missing, wrong)
@@ -118,12 +108,6 @@ def _number(id_: Hashable, numbers: Mapping[Hashable, int]) -> int | None:
         return numbers.get(id_)
     except TypeError:  # not hashable, and so no id
         return None
-
-
-def _is_transformed(arg: Hashable | Argument) -> bool:
-    return isinstance(arg, Argument) and (
-        arg.serialization_fn is not None or arg.deserialization_fn is not None
-    )
 
 
 def _culprits(

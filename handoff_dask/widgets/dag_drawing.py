@@ -31,19 +31,7 @@ def draw(
     *,
     alone: bool = False,
 ) -> str:
-    """Return a DAG as SVG.
-
-    Parameters
-    ----------
-    functions
-        The functions by id. They need not be valid.
-    codes
-        The name of each function's code, in the same order.
-    error
-        What is wrong with the DAG: its culprits are marked.
-    alone
-        Whether the drawing is for a file of its own.
-    """
+    """Return a DAG as SVG: see `picture`; `alone` if the drawing is for a file of its own."""
     return _svg(picture(functions, codes, error), alone)
 
 
@@ -187,9 +175,7 @@ def _stroke(line: Line, path: list[Point], direction: int, downwards: bool) -> s
     head = f"M{place(x, y)}L{place(foot, y - 3.5)}L{place(foot, y + 3.5)}Z"
     thick = 1.1 + 0.5 * math.log10(max(line.size, 1)) + 0.7 * line.wrong
     look = f'stroke={colour} stroke-width="{thick:.1f}"'
-    parts = [
-        f'<path d="{curve}" fill="none" {look}/><path d="{head}" fill={colour}/>',
-    ]
+    parts = [f'<path d="{curve}" fill="none" {look}/><path d="{head}" fill={colour}/>']
     bends = path[:: len(path) - 1] if len(path) == 4 else path[:4:3]
     mx, my = (sum(p[i] for p in bends) / 2 for i in (0, 1))
     if line.transformed:

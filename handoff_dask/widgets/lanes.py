@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-__all__ = ["Lanes", "Row", "lay_out"]
-
 #: Share of a row's height that stays empty above its bars, and below.
 GAP = 0.08
 #: Seconds that two bars in a lane may overlap: clocks are not exact, and times are rounded. In a
@@ -22,18 +20,11 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class Row:
-    """The lanes of one worker.
-
-    Parameters
-    ----------
-    name
-        The worker's name.
-    slack
-        Seconds that two bars in a lane may overlap.
-    """
+    """The lanes of one worker."""
 
     def __init__(self, name: str = "", slack: float = SLACK) -> None:
         self.name = name
+        #: Seconds that two bars in a lane may overlap.
         self.slack = slack
         #: When each lane becomes free.
         self.until: list[float] = []

@@ -23,23 +23,15 @@ _SWEEPS = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """A graph laid out.
+    """A graph laid out."""
 
-    Attributes
-    ----------
-    centres : list of (float, float)
-        The middle of each box (pixels).
-    lines : dict
-        {edge: the points of its line, from box to box}.
-    size : (float, float)
-        Width and height of the graph.
-    downwards : bool
-        Whether it flows downwards instead of to the right.
-    """
-
+    #: The middle of each box (pixels).
     centres: list[Point]
+    #: {edge: the points of its line, from box to box}.
     lines: dict[Edge, list[Point]]
+    #: Width and height of the graph.
     size: Point
+    #: Whether it flows downwards instead of to the right.
     downwards: bool
 
 
@@ -189,18 +181,11 @@ class _Drawing:
             for at in steps:
                 beside = self.before if forth else self.after
                 place = {n: i for i, n in enumerate(self.layers[at - 1 if forth else at + 1])}
-                own = {n: i for i, n in enumerate(self.layers[at])}
-
-                def pull(
-                    node: int,
-                    beside: list[list[int]] = beside,
-                    place: dict[int, int] = place,
-                    own: dict[int, int] = own,
-                ) -> float:
+                pull: dict[int, float] = {}
+                for i, node in enumerate(self.layers[at]):
                     near = beside[node]
-                    return sum(place[n] for n in near) / len(near) if near else own[node]
-
-                self.layers[at].sort(key=pull)
+                    pull[node] = sum(place[n] for n in near) / len(near) if near else i
+                self.layers[at].sort(key=pull.__getitem__)
             crossings = self._crossings()
             if crossings < fewest:
                 best, fewest = [list(layer) for layer in self.layers], crossings

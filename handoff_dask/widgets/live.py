@@ -19,21 +19,10 @@ _following: set[asyncio.Task[None]] = set()
 def bundle(
     html: str, text: str, draw: Callable[[], Draw | None], loop: asyncio.AbstractEventLoop
 ) -> dict[str, Any]:
-    """Return a MIME bundle that changes while IPython displays it.
+    """Return a MIME bundle that changes while IPython displays it; empty without ipywidgets.
 
-    Parameters
-    ----------
-    html, text
-        Its current content.
-    draw
-        Returns a function that draws it, or None once it is gone.
-    loop
-        The loop to draw on.
-
-    Returns
-    -------
-    dict
-        Empty if ipywidgets is not installed.
+    Its current content is `html` and `text`. `draw` is called on the loop; it returns a function
+    that draws the content anew, or None once that is gone.
     """
     try:
         import ipywidgets

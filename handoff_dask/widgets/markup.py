@@ -183,18 +183,9 @@ def render(template: str, /, **values: object) -> Html:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[object]], right: str = "", remark: str = ""
 ) -> Html:
-    """Return a table.
+    """Return a table, with a remark below if there is one.
 
-    Parameters
-    ----------
-    head
-        The columns' names.
-    rows
-        The cells.
-    right
-        An ``r`` in the place of each column of numbers, which is aligned right.
-    remark
-        A note below it, if any.
+    `right` has an ``r`` in the place of each column of numbers: these are aligned right.
     """
     looks = {True: "text-align:right;white-space:nowrap", False: "text-align:left"}
     styles = [looks[right[i : i + 1] == "r"] for i in range(len(head))]
@@ -222,18 +213,9 @@ def note(value: object) -> Html:
 
 
 def svg(size: tuple[float, float], inner: str, *, alone: bool = False, label: str = "") -> Html:
-    """Return a drawing.
+    """Return a drawing of some width and height (pixels), with a description for screen readers.
 
-    Parameters
-    ----------
-    size
-        Width and height in pixels.
-    inner
-        The elements in it.
-    alone
-        Whether it is for a file of its own, and so needs a background.
-    label
-        The description for screen readers.
+    `alone` says that it is for a file of its own, and so needs a background.
     """
     wide, high = (f"{x:.0f}" for x in size)
     colour = "color:#24292f;" if alone else ""

@@ -13,16 +13,7 @@ _LANE, _LOW, _HIGH = 18, 160, 900
 
 
 def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, str]) -> Any:
-    """Return a timeline by worker as a Bokeh figure.
-
-    Parameters
-    ----------
-    rows
-        {worker: its bars}.
-    title
-        The title above it.
-    legend
-        {word: colour}.
+    """Return a timeline, {worker: its bars}, as a Bokeh figure; the legend is {word: colour}.
 
     Raises
     ------

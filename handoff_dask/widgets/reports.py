@@ -154,8 +154,7 @@ def plan(
         f"{seconds(makespan)}"
     )
     used = markup.table(
-        ("resource", "used"),
-        [(name, _gauge(share)) for name, share in utilisation.items()],
+        ("resource", "used"), [(name, _gauge(share)) for name, share in utilisation.items()]
     )
     rows = []
     for worker, slots in timeline.items():
@@ -227,18 +226,9 @@ def progress(
     held: Sequence[tuple[int, str, object, object]] = (),
     remark: str = "",
 ) -> str:
-    """Return the progress of a run, and what its functions are held for.
+    """Return the progress of a run, by its functions' states, and what they are held for.
 
-    Parameters
-    ----------
-    dag_id
-        The DAG.
-    counts
-        Functions by state.
-    held
-        For each kind of held function: how many, what one costs, what they wait for, and where.
-    remark
-        A note below.
+    For each kind of held function: how many, what one costs, what they wait for, and where.
     """
     total = sum(counts.values())
     shown = {state: counts.get(state, 0) for state in STATE_COLOURS}

@@ -44,16 +44,9 @@ def lanes(bars: Sequence[Bar]) -> list[int]:
 
 
 def draw(rows: Mapping[str, Sequence[Bar]], length: float, legend: Mapping[str, str]) -> Html:
-    """Return a timeline as HTML; nothing if it has no bars.
+    """Return a timeline of `length` seconds, {worker: its bars}, as HTML; nothing without bars.
 
-    Parameters
-    ----------
-    rows
-        {worker: its bars}.
-    length
-        Seconds that the timeline shows.
-    legend
-        {word: colour}; those that no bar has are left out.
+    Of the legend, {word: colour}, colours that no bar has are left out.
     """
     total = sum(map(len, rows.values()))
     if not total:
@@ -120,12 +113,7 @@ def _bar(bar: Bar, lane: int, left: float, top: float, scale: float) -> str:
 
 
 def _profile(
-    bars: Sequence[Bar],
-    left: float,
-    top: float,
-    scale: float,
-    length: float,
-    order: Sequence[str],
+    bars: Sequence[Bar], left: float, top: float, scale: float, length: float, order: Sequence[str]
 ) -> str:
     """Return how many bars of each colour there are at a time, on top of each other."""
     step = length / _STEPS

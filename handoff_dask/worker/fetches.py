@@ -6,13 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from distributed import Worker
+from distributed.worker_state_machine import TaskState
 
 from handoff_dask.compat import transfers
-
-if TYPE_CHECKING:
-    from distributed import Worker
-    from distributed.worker_state_machine import TaskState
 
 
 class Fetches:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distributed import NannyPlugin
+from distributed import Nanny, NannyPlugin
 
 from handoff_dask.compat import worker as compat
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.worker.starts import StartsFile
-
-if TYPE_CHECKING:
-    from distributed import Nanny
 
 #: Seconds that a nanny waits for the process of a lost worker to end.
 PATIENCE = 5.0

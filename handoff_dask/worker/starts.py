@@ -17,8 +17,6 @@ from typing import BinaryIO
 
 import psutil
 
-__all__ = ["Left", "Starts", "StartsFile"]
-
 #: The file's head: process id, starts so far, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qqq128s")
 #: Each place in it: the placement's number plus 1 (0 is none), and seconds since the epoch.
@@ -71,12 +69,9 @@ class Starts:
             _HEAD.pack_into(self._memory, 0, os.getpid(), self.count, self._lost, self._owner)
 
     def begin(self, number: int) -> int | None:
-        """Record that the function of a placement starts.
+        """Record that the function of a placement starts; return the place, to be passed to `end`.
 
-        Returns
-        -------
-        int or None
-            The place, to be passed to `end`; None if the function must not start.
+        None if the function must not start.
         """
         now = time.time()
         with self._lock:
@@ -112,10 +107,7 @@ class Starts:
     def withdraw(self, numbers: Iterable[int]) -> dict[int, float]:
         """Withdraw placements: those that have not started never will.
 
-        Returns
-        -------
-        dict
-            {placement: s since epoch} of those that have started.
+        Return {placement: s since epoch} of those that have.
         """
         with self._lock:
             started = {}
@@ -158,21 +150,14 @@ def _identity(file: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a process has recorded in a file.
+    """What a process has recorded in a file."""
 
-    Attributes
-    ----------
-    owner, pid
-        The worker's id, and that of its process.
-    count
-        The number of starts.
-    started
-        {placement: s since epoch} of the latest ones; None if the record is incomplete.
-    """
-
+    #: The worker's id, and that of its process.
     owner: str
     pid: int
+    #: The number of starts.
     count: int
+    #: {placement: s since epoch} of the latest ones; None if the record is incomplete.
     started: dict[int, float] | None
 
 

@@ -167,13 +167,7 @@ def seceded(client: Client, method: Callable[..., Awaitable[T]]) -> Callable[...
 
 
 def run(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
-    """Evaluate a pickled call.
-
-    Parameters
-    ----------
-    names, call, *values
-        As for :func:`~handoff_dask.wire.payload.opened`.
-    """
+    """Evaluate a pickled call; the arguments are as for ``payload.opened``."""
     return _run(None, names, call, values)
 
 
@@ -183,41 +177,20 @@ def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
 
 
 class Terms(NamedTuple):
-    """How to run a function that has a time limit, a policy with code, or devices.
+    """How to run a function that has a time limit, a policy with code, or devices."""
 
-    Parameters
-    ----------
-    timeout
-        Seconds it may take; None is no limit.
-    policy
-        Its retry policy, pickled, if the policy contains users' code.
-    keep
-        Whether to keep its result.
-    gpus
-        Whether it may claim devices.
-    """
-
+    #: Seconds it may take; None is no limit.
     timeout: float | None
+    #: Its retry policy, pickled, if the policy contains users' code.
     policy: bytes | None
+    #: Whether to keep its result.
     keep: bool
+    #: Whether it may claim devices.
     gpus: bool
 
 
-def run_on_terms(
-    terms: Terms,
-    names: tuple[Name, ...],
-    call: bytes,
-    *values: Any,
-) -> Any:
-    """Evaluate a pickled call on terms.
-
-    Parameters
-    ----------
-    terms
-        The terms.
-    names, call, *values
-        As for :func:`run`.
-    """
+def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
+    """Evaluate a pickled call on terms."""
     with _devices(terms.gpus):
         result = _run(terms.policy, names, call, values, terms.timeout)
         return result if terms.keep else None
@@ -359,11 +332,7 @@ def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping
 
 
 def _failure(
-    error: BaseException,
-    text: str,
-    started: float,
-    policy: bytes | None,
-    facts: Mapping[str, Any],
+    error: BaseException, text: str, started: float, policy: bytes | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
     return {

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask.system import CPU_COUNT
-from distributed import Status
+from distributed import Scheduler, Status, Worker
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask._version import __version__
@@ -28,9 +28,6 @@ from handoff_dask.worker.fetches import Fetches
 from handoff_dask.worker.nanny_plugin import VARIABLE, HandoffNannyPlugin
 from handoff_dask.worker.starts import Starts, StartsFile
 from handoff_dask.worker.task import TOPIC
-
-if TYPE_CHECKING:
-    from distributed import Scheduler, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +89,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
         """Declare resources, under the worker's own names for them if it has any.
 
-        Returns
-        -------
-        dict
-            Everything that the worker now offers, by resource.
+        Return everything that the worker now offers, by resource.
         """
         declarations, total = self.declarations, self.worker.state.total_resources
         self._set(declarations.declare(total, capabilities))
@@ -116,16 +110,10 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             compat.set_resource(self.worker, name, amount)
 
     def take_back(self, names: Mapping[str, Any], number: int | None = None) -> None:
-        """Stop declaring what was declared on our behalf; see ``Withdrawal``.
+        """Stop declaring what was declared on our behalf, {name: declaration}; see ``Withdrawal``.
 
         What the thread of a cancelled function still holds is withdrawn when that thread ends.
-
-        Parameters
-        ----------
-        names
-            {name: declaration}.
-        number
-            The number that :meth:`taken_back` is called with.
+        `number` is what :meth:`taken_back` is called with.
         """
         worker, declarations = self.worker, self.declarations
         held = {}

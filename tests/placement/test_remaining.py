@@ -70,3 +70,22 @@ def test_a_run_that_ended_takes_no_more_time() -> None:
     d.places()
     d.end("f")
     assert d.engine.questions.remaining("run", 0.0) == 0.0
+
+
+def test_asking_changes_nothing() -> None:
+    """The estimate is the same whether it was asked for all the time or never before."""
+    estimates: list[list[float | None]] = [[], []]
+    for asked, answers in zip((range(16), (15,)), estimates, strict=True):
+        d = Driver({"a": {"cpu": 2}})
+        for i in range(0, 24, 3):
+            d.engine.duration_known(i, 2.0 + i)
+        d.specs(*(FunctionSpec(i, {"cpu": 1}, code=f"c{i % 2}", token=i) for i in range(24)))
+        d.ready(*range(24))
+        running = list(d.places())
+        for turn in range(16):
+            d.end(running.pop(0), after=2.0, duration=2.0 + turn / 16)
+            running += d.places()
+            if turn in asked:
+                answers.append(d.engine.questions.remaining("run", 2.0 * turn))
+    assert estimates[0][-1] == pytest.approx(estimates[1][-1])
+    assert estimates[1][-1] is not None

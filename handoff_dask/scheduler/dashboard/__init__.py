@@ -7,8 +7,12 @@ prometheus_client, that part is missing and nothing else changes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from distributed import Scheduler
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard import metrics, routes
@@ -17,11 +21,7 @@ from handoff_dask.scheduler.dashboard.overview import Overview
 from handoff_dask.scheduler.dashboard.sources import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import ExitStack
-
     from bokeh.document import Document
-    from distributed import Scheduler
 
 __all__ = ["PAGES", "Sources", "install"]
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from bokeh.models import (
@@ -20,18 +20,10 @@ from bokeh.models import (
 )
 
 from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, AttemptView
-from handoff_dask.scheduler.dashboard.panel import (
-    Panel,
-    name_axis,
-    scrolled_figure,
-    short,
-    write,
-)
+from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, scrolled_figure, short, write
 from handoff_dask.widgets.lanes import Lanes
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, STATE_COLOURS
-
-if TYPE_CHECKING:
-    from handoff_dask.scheduler.dashboard.overview import Overview
 
 #: Seconds that are shown.
 WINDOW = 60.0

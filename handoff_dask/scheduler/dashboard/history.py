@@ -6,14 +6,12 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
+from handoff_dask.model.attempt import Outcome
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.wire.run_events import AttemptEnded, Event, RunClosed, RunOpened
-
-if TYPE_CHECKING:
-    from handoff_dask.model.attempt import Outcome
-    from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 
 #: How many attempts and runs are remembered after their end.
 ATTEMPTS = 1000
@@ -31,13 +29,7 @@ def label(record: FunctionRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AttemptView:
-    """An attempt as the dashboard shows it. Times are seconds since the epoch.
-
-    Attributes
-    ----------
-    state
-        Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
-    """
+    """An attempt as the dashboard shows it. Times are seconds since the epoch."""
 
     id: AttemptId
     dag_id: str
@@ -45,28 +37,22 @@ class AttemptView:
     worker: str
     started: float
     stopped: float
+    #: Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
     state: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as the dashboard shows it. Times are seconds since the epoch.
-
-    Attributes
-    ----------
-    functions
-        How many functions are in which state.
-    retries
-        Attempts that ended and were not the first of their function.
-    closed
-        When the scheduler forgot the run; None while it knows it.
-    """
+    """A run as the dashboard shows it. Times are seconds since the epoch."""
 
     run_id: str
     dag_id: str
+    #: How many functions are in which state.
     functions: Mapping[str, int]
+    #: Attempts that ended and were not the first of their function.
     retries: int
     opened: float
+    #: When the scheduler forgot the run; None while it knows it.
     closed: float | None = None
 
     @classmethod
@@ -84,35 +70,21 @@ class History:
     When the result of an attempt arrives although the attempt was given up, a second `AttemptEnded`
     replaces the first. Totals are counters for Prometheus, which must never go down, so the attempt
     stays counted under its first outcome, once, and is counted in `late_results` as well.
-
-    Parameters
-    ----------
-    runs
-        The runs on the scheduler, by ``run_id``.
-
-    Attributes
-    ----------
-    outcomes
-        Attempts that ended, by the outcome that was recorded first.
-    late_results
-        Those of them whose result arrived later and was used, by the same outcome.
-    retries
-        Attempts that ended and were not the first of their function.
-    attempts
-        The latest attempts, as they ended in the end.
-    closed_runs
-        The latest runs that the scheduler has forgotten.
-    shown
-        Removes, once closed, everything that shows the history.
     """
 
     def __init__(self, runs: Mapping[str, RunRecord]) -> None:
+        #: Removes, once closed, everything that shows the history.
         self.shown = ExitStack()
         self.closed = False
+        #: Attempts that ended, by the outcome that was recorded first.
         self.outcomes: Counter[Outcome] = Counter()
+        #: Those of them whose result arrived later and was used, by the same outcome.
         self.late_results: Counter[Outcome] = Counter()
+        #: Attempts that ended and were not the first of their function.
         self.retries = 0
+        #: The latest attempts, as they ended in the end.
         self.attempts: dict[AttemptId, AttemptView] = {}
+        #: The latest runs that the scheduler has forgotten.
         self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
         self._runs = runs
         #: By run: how attempts ended that a late result may still correct, by function and number.

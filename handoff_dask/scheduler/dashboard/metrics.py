@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+
+from distributed import Scheduler
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.model.attempt import Outcome
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-
-    from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.overview import Overview
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 

@@ -11,36 +11,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
-from typing import TYPE_CHECKING
+
+from distributed import Scheduler
 
 from handoff_dask.attempts.states import PLACED, STATES, UNENDED
 from handoff_dask.placement.events import THREADS
 from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-
-    from handoff_dask.scheduler.dashboard.sources import Sources
-    from handoff_dask.scheduler.records import RunRecord
+from handoff_dask.scheduler.dashboard.sources import Sources
+from handoff_dask.scheduler.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Functions that wait for the same thing.
+    """Functions that wait for the same thing."""
 
-    Attributes
-    ----------
-    functions
-        How many.
-    cost, why
-        What each costs, and what they wait for.
-    example, dag_id
-        One of the functions, and the DAG it belongs to.
-    """
-
+    #: How many.
     functions: int
+    #: What each costs, and what they wait for.
     cost: Mapping[str, float]
     why: str
+    #: One of the functions, and the DAG it belongs to.
     example: str
     dag_id: str
 
@@ -66,15 +56,7 @@ class Usage:
 
 
 class Overview:
-    """The state of Handoff on one scheduler; reading it changes nothing.
-
-    Parameters
-    ----------
-    scheduler
-        Knows the workers' names.
-    sources, history
-        What happens now, and what has happened.
-    """
+    """The state of Handoff on one scheduler; reading it changes nothing."""
 
     def __init__(self, scheduler: Scheduler, sources: Sources, history: History) -> None:
         self._scheduler = scheduler

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bokeh.document import Document
 from bokeh.layouts import column, row
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard.allocations_panel import AllocationsPanel
+from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.panel import Panel
 from handoff_dask.scheduler.dashboard.resources_panel import ResourcesPanel
 from handoff_dask.scheduler.dashboard.runs_panel import RunsPanel
-
-if TYPE_CHECKING:
-    from bokeh.document import Document
-
-    from handoff_dask.scheduler.dashboard.overview import Overview
-    from handoff_dask.scheduler.dashboard.panel import Panel
 
 PANELS: dict[str, type[Panel]] = {
     "allocations": AllocationsPanel,

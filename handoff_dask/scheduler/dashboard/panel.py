@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from bokeh.core.properties import without_property_validation
+from bokeh.document import Document
 from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, Div, FixedTicker, Range1d, UIElement
 from bokeh.plotting import figure
 
+from handoff_dask.scheduler.dashboard.overview import Overview
 from handoff_dask.widgets import markup
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from bokeh.document import Document
-
-    from handoff_dask.scheduler.dashboard.overview import Overview
 
 #: Least time between two looks (ms).
 TICK = 500
@@ -30,13 +25,7 @@ LONGEST = 60
 
 
 class Panel:
-    """A view of Handoff's state in one document; it lives as long as the document.
-
-    Parameters
-    ----------
-    overview
-        What is shown.
-    """
+    """A view of Handoff's state in one document; it lives as long as the document."""
 
     #: What the page is called.
     title: ClassVar[str]

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper, Range1d
 
-from handoff_dask.scheduler.dashboard.panel import (
-    Panel,
-    name_axis,
-    scrolled_figure,
-    short,
-    write,
-)
+from handoff_dask.scheduler.dashboard.overview import Amounts, Overview
+from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, scrolled_figure, short, write
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import STATE_COLOURS
-
-if TYPE_CHECKING:
-    from handoff_dask.scheduler.dashboard.overview import Amounts, Overview
 
 #: Workers that get a row of their own; and more cells than this are not written into.
 ROWS = 250

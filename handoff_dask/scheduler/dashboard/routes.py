@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distributed import Scheduler
 from tornado.web import Application, RequestHandler
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.model import jsonable
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
-
-    from handoff_dask.scheduler.dashboard.overview import Overview
+from handoff_dask.scheduler.dashboard.overview import Overview
 
 PATH = "/handoff/runs.json"
 #: Runs, and causes of waiting, that are listed.

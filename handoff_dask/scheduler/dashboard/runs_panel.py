@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from bokeh.models import ColumnDataSource, Div, HoverTool, Range1d
 from bokeh.plotting import figure
 
+from handoff_dask.scheduler.dashboard.history import RunView
+from handoff_dask.scheduler.dashboard.overview import Held, Overview
 from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, short, write
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import STATE_COLOURS
-
-if TYPE_CHECKING:
-    from handoff_dask.scheduler.dashboard.history import RunView
-    from handoff_dask.scheduler.dashboard.overview import Held, Overview
 
 #: Runs that are drawn, and causes that are listed.
 RUNS = 20
