@@ -20,8 +20,6 @@ from handoff_dask.pickling import Pickler
 from handoff_dask.standins import HandoffError, StandInError, text_of, type_of
 from handoff_dask.tracebacks import Line, lines_of, traceback_of, without_ours
 
-__all__ = ["PackedError", "packed"]
-
 #: Exceptions kept at each end of a long chain of causes.
 KEPT = 10
 #: Most exceptions that are sent together, and most bytes of their pickles.

@@ -26,26 +26,16 @@ _JSON: Mapping[Any, str] = {dict: "object", list: "list", str: "string"}
 
 @dataclass(frozen=True)
 class Task:
-    """A recorded task.
-
-    Attributes
-    ----------
-    id : str
-        Unique in its workflow.
-    code : str
-        The name of its program.
-    parents : tuple of str
-        Ids of the tasks that it depends on.
-    cost : Mapping
-        cpu (cores) and, if measured, memory (MB).
-    seconds : float
-        How long it took.
-    """
+    """A recorded task."""
 
     id: str
+    #: The name of its program.
     code: str
+    #: Ids of the tasks that it depends on.
     parents: tuple[str, ...]
+    #: cpu (cores) and, if measured, memory (MB).
     cost: Mapping[str, float]
+    #: How long it took.
     seconds: float
 
 

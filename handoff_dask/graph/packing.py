@@ -28,23 +28,15 @@ LARGE = 100_000
 
 @dataclass(slots=True)
 class _Part:
-    """What several calls have in common, or something large.
+    """What several calls have in common, or something large."""
 
-    Attributes
-    ----------
-    data
-        Its pickle.
-    names
-        What the pickle names, and what the parts named there name.
-    state
-        By id: the mutable objects in it, possibly including itself.
-    users
-        How many tasks need it.
-    """
-
+    #: A pickle.
     data: bytes
+    #: What the pickle names, and what the parts named there name.
     names: tuple[Name, ...]
+    #: By id: the mutable objects in it, possibly including itself.
     state: Mapping[int, object]
+    #: The number of tasks that need it.
     users: int = 0
 
     @property

@@ -30,26 +30,16 @@ NO_RETRIES = RetryPolicy(0)
 
 @dataclass(frozen=True)
 class Translation:
-    """A DAG as Dask sees it.
-
-    Attributes
-    ----------
-    graph : HighLevelGraph
-        The graph, annotated.
-    keys : tuple
-        The key of each node, by index.
-    prefixes : tuple of str
-        The part of each key that functions with the same code share, by index.
-    policies : tuple of RetryPolicy
-        The retry policy of each node, by index.
-    futures : Mapping
-        {key: Future} of those among the arguments.
-    """
+    """A DAG as Dask sees it."""
 
     graph: HighLevelGraph
+    #: The key of each node, by index.
     keys: tuple[Key, ...]
+    #: The part of each key that functions with the same code share, by index.
     prefixes: tuple[str, ...]
+    #: The retry policy of each node, by index.
     policies: tuple[RetryPolicy, ...]
+    #: {key: Future} of those among the arguments.
     futures: Mapping[Hashable, Future[Any]]
 
 

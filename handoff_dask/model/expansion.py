@@ -105,43 +105,28 @@ def given(call: Call) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A call that is scheduled.
+    """A call that is scheduled."""
 
-    Attributes
-    ----------
-    index : int
-        Its place in the expansion; regular functions come first, in the order of the DAG.
-    kind : str
-        ``"function"``, ``"serializer"`` or ``"deserializer"``.
-    function : Function
-        The function that it runs; for a transform, the consumer.
-    call : Call
-        What to call; positions in it count `dependencies`.
-    dependencies : tuple of int
-        Nodes whose results the call needs.
-    cost : Mapping
-        What it claims. For each resource, the larger amount of its own and its inline functions'
-        costs counts. Lower case names, no zeros.
-    pin : str or None
-        Name, address or host of a worker.
-    collocated : int or None
-        The node whose worker it must share.
-    source, target : int or None
-        For a transform: the producer and the consumer.
-    inlined : tuple of Function
-        The inline functions in the call; for a transform, the one whose argument it is.
-    """
-
+    #: Its place in the expansion; regular functions come first, in the order of the DAG.
     index: int
     kind: NodeKind
+    #: The function that it runs; for a transform, the consumer.
     function: Function
+    #: What to call; positions in it count `dependencies`.
     call: Call
+    #: Nodes whose results the call needs.
     dependencies: tuple[int, ...]
+    #: What it claims. For each resource, the larger amount of its own and its inline functions'
+    #: costs counts. Lower case names, no zeros.
     cost: Mapping[str, float]
+    #: Name, address or host of a worker.
     pin: str | None = None
+    #: The node whose worker it must share.
     collocated: int | None = None
+    #: For a transform: the producer and the consumer.
     source: int | None = None
     target: int | None = None
+    #: The inline functions in the call; for a transform, the one whose argument it is.
     inlined: tuple[Function, ...] = ()
 
     @property
@@ -157,9 +142,7 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     transforms: list[Node] = []
     # One object for each distinct cost: there are few, and they are sent to the cluster.
     costs: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
-    nodes = [
-        _Expansion(functions, indices, function, transforms, costs).node() for function in regular
-    ]
+    nodes = [_Expansion(functions, indices, f, transforms, costs).node() for f in regular]
     return nodes + transforms
 
 
@@ -253,11 +236,11 @@ class _Expansion:
             if id_ not in inline:
                 self.inlined[id_] = producer
                 inline[id_] = self.call(producer)
-            if isinstance(arg, Argument):
-                both = (arg.serialization_fn, arg.deserialization_fn)
-                steps = tuple(_step(t) for t in both if t is not None)
-                return Transformed(inline[id_], steps) if steps else inline[id_]
-            return inline[id_]
+            if not isinstance(arg, Argument):
+                return inline[id_]
+            both = (arg.serialization_fn, arg.deserialization_fn)
+            steps = tuple(_step(t) for t in both if t is not None)
+            return Transformed(inline[id_], steps) if steps else inline[id_]
         index = self.indices[id_]
         if isinstance(arg, Argument):
             index = self.transformed(user, arg, index)
@@ -303,14 +286,8 @@ def _step(transform: Transform) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
     """Evaluate a call, and run the coroutines that it or any call inside it returns.
 
-    Parameters
-    ----------
-    call
-        The call.
-    values
-        Results of the node's dependencies.
-    here
-        Returns the address of this worker: source and target of transforms applied in place.
+    `values` are the results of the node's dependencies; `here` returns the address of this worker,
+    the source and target of transforms that are applied in place.
     """
     # An inline function that is named twice is one object: evaluated once, passed twice.
     made: dict[int, Any] = {}
@@ -342,7 +319,7 @@ def finish(result: Any) -> Any:
         running = True
     except RuntimeError:
         running = False
-    if not running:  # outside the handler, whose error would become the context of the user's
+    if not running:  # not in the handler, whose error would become the context of the user's
         return asyncio.run(result)
     # A loop already runs in this thread, as in a notebook, so the coroutine needs another thread.
     with ThreadPoolExecutor(1) as pool:

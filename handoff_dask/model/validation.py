@@ -8,20 +8,10 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from handoff_dask.errors import (
-    CyclicDependencyError,
-    InvalidFunctionError,
-    MissingFunctionError,
-)
+from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
 from handoff_dask.model.amounts import as_number
 from handoff_dask.model.contents import contents
-from handoff_dask.model.function import (
-    Argument,
-    Collocated,
-    Function,
-    argument_id,
-    given_by_field,
-)
+from handoff_dask.model.function import Argument, Collocated, Function, argument_id, given_by_field
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
 _INCLUSIONS = ("variadic", "as_list")
@@ -33,20 +23,19 @@ _COMPUTE = (
 
 
 def validate(functions: Mapping[Hashable, Function]) -> None:
-    """Raise the error of the first mistake found in the functions of a DAG."""
-    fit = _SignatureCheck()
+    """Raise the error of the first mistake in the functions of a DAG."""
     for function in functions.values():
         for field, problem in _problems(function):
             raise InvalidFunctionError(function.id, field, problem)
     _check_references(functions)
     _check_cycles(
-        {f.id: [argument_id(a) for a in f.args] for f in functions.values()},
-        "depends on",
+        {f.id: [argument_id(a) for a in f.args] for f in functions.values()}, "depends on"
     )
     _check_cycles(
         {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
         "is collocated with",
     )
+    fit = _SignatureCheck()
     for function in functions.values():
         if misfit := fit.problem(function):
             raise InvalidFunctionError(function.id, "args", misfit)
@@ -72,9 +61,8 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
     for arg in function.args:
         yield from _argument_problems(arg)
     yield from _collection_problems(function)
-    if function.cost is not None:
-        if problem := cost_problem(function.cost):
-            yield "cost", problem
+    if function.cost is not None and (problem := cost_problem(function.cost)):
+        yield "cost", problem
     if function.node is not None:
         yield from _node_problems(function)
     yield from _limit_problems(function)
@@ -141,11 +129,8 @@ def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
                 f"not {transform!r}",
             )
     if arg.argument_inclusion not in _INCLUSIONS:
-        yield (
-            "args",
-            f"argument_inclusion of the argument {id_!r} "
-            + _inclusion_problem(arg.argument_inclusion),
-        )
+        problem = _inclusion_problem(arg.argument_inclusion)
+        yield "args", f"argument_inclusion of the argument {id_!r} {problem}"
 
 
 def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -162,25 +147,20 @@ def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
         except TypeError:
             yield "node", f"collocated({node.id!r}) does not refer to an id: ids must be hashable"
     elif isinstance(node, bool) or not isinstance(node, (str, int)) or node == "":
-        yield (
-            "node",
-            f"must be a worker's name, address or host, or collocated(id), not {node!r}",
-        )
+        yield "node", f"must be a worker's name, address or host, or collocated(id), not {node!r}"
 
 
 def _limit_problems(function: Function) -> Iterator[tuple[str, str]]:
-    if function.max_retries is not None:
-        if problem := count_problem(function.max_retries):
-            yield "max_retries", problem
+    if function.max_retries is not None and (problem := count_problem(function.max_retries)):
+        yield "max_retries", problem
     if function.retry is not None:
         if not isinstance(function.retry, RetryPolicy):
             yield "retry", f"must be a RetryPolicy or None, not {function.retry!r}"
         else:
             for field, problem in function.retry.problems():
                 yield f"retry.{field}", problem
-    if function.timeout is not None:
-        if problem := time_limit_problem(function.timeout):
-            yield "timeout", problem
+    if function.timeout is not None and (problem := time_limit_problem(function.timeout)):
+        yield "timeout", problem
 
 
 #: The largest amount of a resource: sums of them stay finite.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-__all__ = ["SHARED", "Key", "index_of", "is_shared", "node_key", "run_of", "shared_key"]
-
 #: (name of the code and run, index of the node). Names of codes have no dash.
 Key: TypeAlias = tuple[str, int]
 

@@ -11,17 +11,6 @@ from typing import NamedTuple, TypeAlias, Union
 
 from handoff_dask.model.attempt import Attempt
 
-__all__ = [
-    "AttemptEnded",
-    "Event",
-    "FunctionEnded",
-    "FunctionPlaced",
-    "RunClosed",
-    "RunOpened",
-    "RunStopped",
-    "topic",
-]
-
 
 class RunOpened(NamedTuple):
     """A run begins.
@@ -46,10 +35,8 @@ class FunctionPlaced(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        Its run.
-    at
-        When (s since epoch).
+    run_id, at
+        Its run, and when it happened (s since epoch).
     function
         The function.
     attempt
@@ -73,10 +60,8 @@ class AttemptEnded(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        Its run.
-    at
-        When (s since epoch).
+    run_id, at
+        Its run, and when it happened (s since epoch).
     function
         The function.
     attempt
@@ -94,10 +79,8 @@ class FunctionEnded(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        Its run.
-    at
-        When (s since epoch).
+    run_id, at
+        Its run, and when it happened (s since epoch).
     function
         The function.
     state
@@ -118,10 +101,8 @@ class RunStopped(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        The run.
-    at
-        When (s since epoch).
+    run_id, at
+        The run, and when it happened (s since epoch).
     kind
         ``"failed"``, ``"cancelled"``, ``"timeout"`` or ``"abandoned"``.
     problem
@@ -139,10 +120,8 @@ class RunClosed(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        The run.
-    at
-        When (s since epoch).
+    run_id, at
+        The run, and when it happened (s since epoch).
     """
 
     run_id: str
