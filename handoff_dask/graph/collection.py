@@ -76,6 +76,9 @@ class DAG(model.DAG, DaskMethodsMixin):
             self._plain = translate_plain(self.functions, self._token)
         return self._plain
 
+    def _regular(self) -> list[Function]:
+        return [f for f in self.functions.values() if f.type == "regular"]
+
     def _fault(self) -> DAGError | None:
         """Return what is wrong with the DAG; people look at it while they build it."""
         try:
@@ -148,8 +151,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         if chosen == "handoff":
             return write_svg(self._repr_svg_(), filename)
         if "color" not in kwargs:  # Dask labels what it colours
-            regular = [f for f in self.functions.values() if f.type == "regular"]
-            kwargs = {**looks(chosen, self.__dask_keys__(), regular), **kwargs}
+            kwargs = {**looks(chosen, self.__dask_keys__(), self._regular()), **kwargs}
         drawn: Any = DaskMethodsMixin.visualize(
             self,
             filename=filename,
@@ -159,9 +161,6 @@ class DAG(model.DAG, DaskMethodsMixin):
             **kwargs,
         )
         return drawn
-
-    def _regular(self) -> list[Hashable]:
-        return [f.id for f in self.functions.values() if f.type == "regular"]
 
     # Delayed's own, which drops unused keys only: dask.compute() groups collections by this and
     # returns the results group by group, mixed up where two kinds alternate.
@@ -178,7 +177,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         return type(self).__name__, self._token
 
     def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _by_id, (self._regular(),)
+        return _by_id, ([f.id for f in self._regular()],)
 
     def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _persisted, (self.id, dict(self.functions), self.__dask_keys__())

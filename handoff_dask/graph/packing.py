@@ -57,22 +57,13 @@ class _StrayFutureError(Exception):
 
 
 class Packer:
-    """Pickles the calls of a run.
+    """Pickles the calls of a run, after a look at all of them for what they have in common.
 
-    Parameters
-    ----------
-    calls
-        All calls: what they have in common is looked for first.
-    key
-        The key of a part's node in the Dask graph, by the part's number.
-
-    Attributes
-    ----------
-    futures : dict
-        {key: Future} of those among the arguments.
+    `key` returns the key of a part's node in the Dask graph, by the part's number.
     """
 
     def __init__(self, calls: Iterable[Call], key: Callable[[int], Any]) -> None:
+        #: {key: Future} of those among the arguments.
         self.futures: dict[Hashable, Future[Any]] = {}
         self._key = key
         self._replace_futures = Replacing(Future, self._result)
@@ -98,14 +89,9 @@ class Packer:
     def __call__(
         self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
     ) -> tuple[tuple[Name, ...], bytes]:
-        """Return what the pickle of a call names, and the pickle.
+        """Return what the pickle of a call names, and the pickle, or raise if it cannot be made.
 
         The `identity`, ids of function and DAG, goes with the call.
-
-        Raises
-        ------
-        InvalidFunctionError
-            The code or the arguments of a function cannot be pickled.
         """
         try:
             if self._has_futures:
@@ -143,13 +129,9 @@ class Packer:
         part = self._parts[number]
         return part.users > 1 and len(part.data) >= LARGE
 
-    # Futures
-
     def _result(self, future: Future[Any]) -> _Result:
         self.futures[future.key] = future
         return _Result(future.key)
-
-    # Pickles
 
     def _pickled(self, call: Any) -> tuple[tuple[Name, ...], bytes]:
         data, pickler = self._dumped(call)
@@ -264,15 +246,14 @@ class _Sizes(dict[type, Any]):
     """By type: how to measure an object in bytes; None if no object is large by itself."""
 
     def __missing__(self, kind: type) -> Any:
-        measure: Any = None
+        self[kind] = None
         if issubclass(kind, Future):
-            measure = _stray
+            self[kind] = _stray
         elif issubclass(kind, (bytes, bytearray, str)):
-            measure = len
+            self[kind] = len
         elif hasattr(kind, "nbytes"):  # arrays, tensors
-            measure = _nbytes
-        self[kind] = measure
-        return measure
+            self[kind] = _nbytes
+        return self[kind]
 
 
 def _nbytes(value: Any) -> int:
@@ -298,17 +279,15 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> Name | None:
         """Return what stands for an object; None has it pickled."""
-        kind = type(obj)
         name: Name | None
-        if kind is _Result:
+        if type(obj) is _Result:
             name = (obj.key,)
         else:
-            packer = self.packer
-            measure = packer.sizes[kind]
+            measure = self.packer.sizes[type(obj)]
             small = measure is None or measure(obj) < LARGE
-            if small and id(obj) not in packer.common:
+            if small and id(obj) not in self.packer.common:
                 return None
-            name = packer.number(obj, self)
+            name = self.packer.number(obj, self)
         if name is not None:
             self.names[name] = None
         return name
