@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from distributed import Client
 
@@ -20,6 +20,12 @@ from handoff_dask.widgets import markup, reports
 from handoff_dask.wire.messages import RunSpec
 
 Verdict = TypeVar("Verdict")
+
+
+def _some(items: Sequence[Any], text: Callable[[Any], str] = repr) -> str:
+    """List the first three of many items."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(text, items[:3])) + more
 
 
 class _Report(Mapping[Hashable, Verdict]):
@@ -46,13 +52,11 @@ class _Report(Mapping[Hashable, Verdict]):
         for id_, verdict in self._verdicts.items():
             ids.setdefault(str(verdict), []).append(id_)
         for verdict_text, same in ids.items():
-            names = ", ".join(repr(id_) for id_ in same[:3])
-            more = f" and {len(same) - 3} more" if len(same) > 3 else ""
-            yield f"{names}{more}: {verdict_text}"
+            yield f"{_some(same)}: {verdict_text}"
 
 
 class Explanation(_Report[Finding]):
-    """What :func:`explain` found: {function id: Finding}; its text reads as a report.
+    """What :func:`explain` returns: {function id: Finding}; its text reads as a report.
 
     Attributes
     ----------
@@ -119,44 +123,30 @@ class Unready:
     dependencies: tuple[Hashable, ...]
 
     def __str__(self) -> str:
-        if not self.dependencies:
-            return "waits for its arguments"
-        names = ", ".join(repr(id_) for id_ in self.dependencies[:3])
-        more = f" and {len(self.dependencies) - 3} more" if len(self.dependencies) > 3 else ""
-        return f"waits for {names}{more}"
+        return f"waits for {_some(self.dependencies) or 'its arguments'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
-    """What a placed function waits for: inputs that its worker has yet to receive.
+    """What a placed function waits for: inputs that its worker has yet to receive."""
 
-    Attributes
-    ----------
-    inputs : tuple
-        Pairs of (id of the function whose result it is, addresses of the workers that have it).
-    """
-
+    #: Pairs of (id of the function whose result it is, addresses of the workers that have it).
     inputs: tuple[tuple[Hashable, tuple[str, ...]], ...]
 
     def __str__(self) -> str:
-        shown = [f"{id_!r} from {' or '.join(workers[:3])}" for id_, workers in self.inputs[:3]]
-        more = f" and {len(self.inputs) - 3} more" if len(self.inputs) > 3 else ""
-        return f"fetching {', '.join(shown)}{more}"
+        shown = _some(self.inputs, lambda pair: f"{pair[0]!r} from {' or '.join(pair[1][:3])}")
+        return f"fetching {shown}"
 
     @classmethod
     def of(
         cls, inputs: Iterable[tuple[int | str, tuple[str, ...]]], nodes: Sequence[Node]
     ) -> Fetching:
-        """Make one of inputs that are given by the index of their node, or by a key of Dask."""
-        return cls(
-            tuple(
-                (i if isinstance(i, str) else producer(nodes, i), workers) for i, workers in inputs
-            )
-        )
+        """Return it for inputs given by the index of their node, or by a key of Dask."""
+        return cls(tuple((i if isinstance(i, str) else producer(nodes, i), w) for i, w in inputs))
 
 
 class RunExplanation(_Report[Waiting | Unready | Fetching]):
-    """What ``run.explain()`` found: {id of a function that is not running: why}."""
+    """What ``run.explain()`` returns: {id of a function that is not running: why}."""
 
     def __str__(self) -> str:
         if not self._verdicts:
@@ -239,14 +229,7 @@ def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
         )
         answer = await connection.call(client, "explain", spec=spec.packed())
         findings, ending = pickle.loads(answer)
-        return Explanation(
-            {
-                node.function.id: finding
-                for node, finding in zip(nodes, findings, strict=True)
-                if node.kind == "function"
-            },
-            ending,
-        )
+        pairs = zip(nodes, findings, strict=True)
+        return Explanation({n.function.id: f for n, f in pairs if n.kind == "function"}, ending)
 
-    answer: ExplanationAnswer = connection.sync(client, ask)
-    return answer
+    return cast("ExplanationAnswer", connection.sync(client, ask))

@@ -60,16 +60,8 @@ def register_node(
     client = connection.require_client(client)
     capabilities = check_capabilities(capabilities)
 
-    async def register() -> dict[str, float]:
-        await connection.install(client)
-        answer = await connection.call(
-            client, "declare", worker=str(worker), capabilities=capabilities
-        )
-        offered: dict[str, float] = _found(worker, answer)
-        return offered
-
-    answer: DictAnswer[str, float] = connection.sync(client, register)
-    return answer
+    offered = _ask_about(client, "declare", worker, capabilities=capabilities)
+    return cast("DictAnswer[str, float]", offered)
 
 
 def register_local_node(
@@ -137,8 +129,7 @@ def discover_nodes(client: Client | None = None) -> DictAnswer[str, dict[str, fl
         nodes = await connection.call(client, "nodes")
         return {address: dict(node["capabilities"]) for address, node in nodes.items()}
 
-    answer: DictAnswer[str, dict[str, float]] = connection.sync(client, discover)
-    return answer
+    return cast("DictAnswer[str, dict[str, float]]", connection.sync(client, discover))
 
 
 def resources_available(
@@ -176,17 +167,18 @@ def resources_available(
         raise ValueError(f"cost: {problem}")
     lower = {name.lower(): amount for name, amount in as_numbers(cost).items()}
 
-    async def available() -> bool:
+    return _ask_about(client, "available", worker, cost=lower)
+
+
+def _ask_about(client: Client, handler: str, worker: str, **kwargs: Any) -> Any:
+    """Call a handler of the plugin that is about one worker."""
+
+    async def ask() -> Any:
         await connection.install(client)
-        answer = await connection.call(client, "available", worker=str(worker), cost=lower)
-        fits: bool = _found(worker, answer)
-        return fits
+        answer = await connection.call(client, handler, worker=str(worker), **kwargs)
+        address, value = pickle.loads(answer)
+        if address is None:
+            raise UnknownWorkerError(str(worker), value)
+        return value
 
-    return connection.sync(client, available)
-
-
-def _found(worker: str, answer: bytes) -> Any:
-    address, value = pickle.loads(answer)
-    if address is None:
-        raise UnknownWorkerError(str(worker), value)
-    return value
+    return connection.sync(client, ask)

@@ -10,12 +10,7 @@ from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.amounts import as_count, as_number
 from handoff_dask.model.function import Function
-from handoff_dask.model.retry import (
-    RetryPolicy,
-    count_problem,
-    number_problem,
-    time_limit_problem,
-)
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
 

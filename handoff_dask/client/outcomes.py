@@ -60,10 +60,8 @@ def result_of(
 
     Parameters
     ----------
-    outline
-        The run.
-    report, causes
-        The scheduler's report, and the errors of what failed by itself.
+    outline, report, causes
+        The run, the scheduler's report, and the errors of what failed by itself.
     values, problems
         {function id: value} of the results there are, and {function id: error} of those that cannot
         be fetched.
@@ -106,19 +104,10 @@ def failure_of(
     function_id: Hashable,
     problem: BaseException | None,
 ) -> BaseException:
-    """Return why a function that ended has no result.
-
-    Parameters
-    ----------
-    outline, report, causes, function_id
-        The run, what happened in it, and the function.
-    problem
-        What fetching the result raised, if there is one.
-    """
+    """Return why a function that ended has no result; `problem` is what fetching it raised."""
     nodes = outline.nodes
     if problem is not None:
-        attempts = Attempts(report, nodes).get(function_id, ())
-        return _unfetched(function_id, problem, attempts)
+        return _unfetched(function_id, problem, Attempts(report, nodes).get(function_id, ()))
     # Of the function itself or of what it depends on; else of the one that ended the run.
     ahead, seen = [outline.awaited[function_id]], set()
     while ahead:
@@ -173,15 +162,13 @@ def failure(nodes: Sequence[Node], index: int, causes: Causes, report: RunReport
     # Otherwise it may come from a DAG that the function executed itself.
     if index in report.decided:
         if isinstance(cause, InvalidFunctionError):
-            return InvalidFunctionError(id_, cause.field, cause.problem)
+            return InvalidFunctionError(id_, *cause.args[1:])
         if isinstance(cause, TransferError):
             cause = _with_producer(cause, nodes, node)
         if isinstance(cause, WorkerLostError):
             cause = WorkerLostError(id_, *cause.args[1:])
         if isinstance(cause, AllocationError):
-            return AllocationError(
-                id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
-            )
+            return AllocationError(id_, *cause.args[1:])
     attempts = report.attempts_by_index().get(index, ())
     problem = described(cause)
     if not attempts and index not in report.decided:

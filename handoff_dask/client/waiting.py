@@ -2,7 +2,7 @@
 
 Dask reports the end of each task to a client in one message, which may be late or unreadable. The
 scheduler's plugin knows which runs are over. So a client waits for whichever comes first
-(:func:`ended`), and then asks for what it has not heard (:func:`settle`).
+(:func:`ended`), and then asks for what it has missed (:func:`settle`).
 """
 
 from __future__ import annotations
@@ -61,11 +61,6 @@ async def ended(
     -------
     bool
         Whether it happened in time.
-
-    Raises
-    ------
-    ClusterLostError
-        The client has lost its scheduler.
     """
     loop = asyncio.get_running_loop()
     deadline = float("inf") if timeout is None else loop.time() + timeout
@@ -104,14 +99,14 @@ async def settle(client: Client, futures: Collection[Future[Any]]) -> None:
     deadline = loop.time() + PATIENCE
     while pending := {f.key: f for f in futures if f.status in ("pending", "lost")}:
         states = await connection.call(client, "states", keys=list(pending))
-        unheard = {key: state for key, state in states if state in ("memory", "erred")}
-        if not unheard:
+        missed = {key: state for key, state in states if state in ("memory", "erred")}
+        if not missed:
             return
         if loop.time() > deadline:
-            for key, state in unheard.items():
+            for key, state in missed.items():
                 compat.settle_future(pending[key], state)
             return
-        await want(client, [pending[key] for key in unheard])
+        await want(client, [pending[key] for key in missed])
         await asyncio.sleep(PATIENCE / 10)
 
 
