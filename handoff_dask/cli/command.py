@@ -52,6 +52,13 @@ class Command(click.Command):
             ctx.exit(problem.code)
 
 
+def command(*examples: str, remark: str = "") -> Callable[[Callable[..., Any]], Command]:
+    """Return a decorator that makes a command; its help ends with examples and a remark."""
+    lines = [f"  dask handoff {example}\n" for example in examples]
+    shown = "".join(["\b\nExamples:\n", *lines, "\n"]) if examples else ""
+    return click.command(cls=Command, epilog=shown + remark)
+
+
 class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
     """A target; a shell completes its file."""
 
