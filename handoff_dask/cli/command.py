@@ -5,17 +5,15 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from handoff_dask import config
 from handoff_dask.cli.exit_codes import Problem, problem_of
 from handoff_dask.cli.signals import error_printed, interruptible
 from handoff_dask.placement.strategies import STRATEGIES
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,8 +65,6 @@ class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # de
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
         return [CompletionItem(incomplete, type="file")]
 
 

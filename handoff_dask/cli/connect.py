@@ -177,21 +177,9 @@ def cluster_options(*, workers: bool = True) -> Callable[[F], F]:
 
 @contextlib.contextmanager
 def connected(where: Where, *, embedded: bool = True, processes: bool = False) -> Iterator[Client]:
-    """Provide a client of the cluster that was named, or else of an embedded one.
+    """Provide a client of the cluster that was named or else, if allowed, of an embedded one.
 
-    Parameters
-    ----------
-    where
-        The options.
-    embedded
-        Whether an embedded cluster is allowed.
-    processes
-        Whether its workers are processes, which functions that compute need.
-
-    Raises
-    ------
-    Problem
-        The scheduler cannot be reached, or none was named and one is needed.
+    `processes` says whether its workers are processes, which functions that compute need.
     """
     if not where.debug:
         # The command's own errors say what matters of it.

@@ -46,13 +46,6 @@ def load(target: str, arguments: Sequence[str] = (), scale: float | None = None)
         Arguments of ``make_dag``, as ``name=value``.
     scale
         Factor for the recorded times of a workflow file; None is 1.
-
-    Raises
-    ------
-    Problem
-        There is no such DAG, or its module cannot be imported.
-    DAGError
-        The DAG is not valid.
     """
     if target.endswith(".json"):
         loaded = _workflow(Path(target), arguments, 1.0 if scale is None else scale)

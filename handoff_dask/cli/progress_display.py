@@ -129,12 +129,7 @@ class Bar(Lines):
 class JsonLines(Display):
     """Write an object a line, for programs: the events ``start``, ``progress`` and ``end``.
 
-    Parameters
-    ----------
-    stream
-        Where to write.
-    results
-        Whether ``end`` contains the results.
+    `results` says whether ``end`` contains the results.
     """
 
     interval = 1.0

@@ -35,17 +35,7 @@ _ABRIDGED.maxstring = _ABRIDGED.maxlong = _ABRIDGED.maxother = _WIDTH
 class OutputFile:
     """Where ``--output`` writes: a file, device or pipe, or standard output (``-``).
 
-    Parameters
-    ----------
-    path
-        A file named ``*.pkl`` or ``*.pickle`` is a pickle, any other JSON.
-    stdout
-        The stream that ``-`` stands for; None is `sys.stdout`.
-
-    Raises
-    ------
-    Problem
-        It cannot be written.
+    A file named ``*.pkl`` or ``*.pickle`` is a pickle, any other JSON.
     """
 
     def __init__(self, path: Path, stdout: IO[str] | None = None) -> None:

@@ -46,6 +46,12 @@ class _Report(Mapping[Hashable, Verdict]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}\n{self}>"
 
+    def __str__(self) -> str:
+        return "\n".join([self._head(), *(f"  {line}" for line in self._lines())])
+
+    def _head(self) -> str:
+        raise NotImplementedError
+
     def _lines(self) -> Iterator[str]:
         """Yield a line for each verdict, naming the functions that share it."""
         ids: dict[str, list[Hashable]] = {}
@@ -74,24 +80,21 @@ class Explanation(_Report[Finding]):
         return all(self._verdicts.values())
 
     def __str__(self) -> str:
-        bad = [id_ for id_, finding in self._verdicts.items() if not finding]
+        return super().__str__() + (f"\n{self.ending}" if self.ending else "")
+
+    def _head(self) -> str:
         if not self._verdicts:
-            head = "nothing to place"
-        elif bad:
-            head = f"{len(bad)} of {len(self)} functions cannot run on this cluster"
-        else:
-            head = f"all {len(self)} functions can run on this cluster"
-        ending = [self.ending] if self.ending else []
-        return "\n".join([head, *(f"  {line}" for line in self._lines()), *ending])
+            return "nothing to place"
+        if bad := sum(not finding for finding in self._verdicts.values()):
+            return f"{bad} of {len(self)} functions cannot run on this cluster"
+        return f"all {len(self)} functions can run on this cluster"
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _finding_cells)
         # What cannot run comes first: it is what one looks for.
         rows.sort(key=lambda row: bool(self._verdicts[row.ids[0]]))
         head = ("can it run", "where, or nearest", "lacks")
-        summary = str(self).split("\n", 1)[0]
-        if self.ending:
-            summary += f"; {self.ending}"
+        summary = self._head() + (f"; {self.ending}" if self.ending else "")
         return reports.report("Explanation", summary, head, rows)
 
 
@@ -148,17 +151,14 @@ class Fetching:
 class RunExplanation(_Report[Waiting | Unready | Fetching]):
     """What ``run.explain()`` returns: {id of a function that is not running: why}."""
 
-    def __str__(self) -> str:
+    def _head(self) -> str:
         if not self._verdicts:
             return "nothing waits"
-        verb = "waits" if len(self) == 1 else "wait"
-        head = f"{markup.count(len(self), 'function')} {verb}"
-        return "\n".join([head, *(f"  {line}" for line in self._lines())])
+        return f"{markup.count(len(self), 'function')} {'waits' if len(self) == 1 else 'wait'}"
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _reason_cells)
-        head = ("held for", "workers")
-        return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+        return reports.report("Explanation", self._head(), ("held for", "workers"), rows)
 
 
 class RunExplanationAnswer(RunExplanation, Awaitable[RunExplanation]):

@@ -76,7 +76,7 @@ class Follower:
     # Its beginning
 
     async def start(self, submission: Submission, within: Any) -> Follower:
-        """Send the run on its way; `within` is the key of the task that submits it, if any."""
+        """Send the run to the cluster; `within` is the key of the task that submits it, if any."""
         client, options = self.client, submission.options
         await connection.install(client)
         pins = None

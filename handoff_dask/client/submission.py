@@ -96,12 +96,7 @@ class Submission:
     ) -> dict[Hashable, str]:
         """Ask the user's allocator where everything runs.
 
-        Parameters
-        ----------
-        capabilities
-            {worker address: {resource: amount}}.
-        names
-            {worker address: what it answers to: its address, its name, its host}.
+        `capabilities` and `names` are by worker address; the names are its address, name and host.
         """
         allocator = self.options.allocation_strategy
         assert isinstance(allocator, Allocator)
@@ -121,14 +116,8 @@ class Submission:
     ) -> bytes:
         """Return the description of the run, pickled.
 
-        Parameters
-        ----------
-        client
-            Id of the client.
-        pins
-            What the allocator chose.
-        within
-            Key of the task that submits it, if any.
+        `client` is the id of the client, `pins` what the allocator chose, and `within` the key of
+        the task that submits the run, if any.
         """
         outline, options, translation = self.outline, self.options, self.translation
         strategy = options.allocation_strategy

@@ -64,7 +64,7 @@ async def ended(
     """
     loop = asyncio.get_running_loop()
     deadline = float("inf") if timeout is None else loop.time() + timeout
-    over = _over(client, run_id)
+    over = _watchers.setdefault(client, _Watcher()).add(client, run_id)
     with client.as_current():
         waiting = outcome_of(wait(list(futures)))
     every = INTERVAL if again else float("inf")
@@ -122,20 +122,6 @@ def outcome_of(waiting: Awaitable[T]) -> asyncio.Future[T]:
     return future
 
 
-_watchers: WeakKeyDictionary[Client, _Watcher] = WeakKeyDictionary()
-
-
-def _over(client: Client, run_id: str) -> asyncio.Future[None]:
-    """Return a future that is done when a run is over or not known to the scheduler.
-
-    It raises ``ClusterLostError`` if the client loses its scheduler.
-    """
-    watcher = _watchers.get(client)
-    if watcher is None:
-        watcher = _watchers[client] = _Watcher()
-    return watcher.add(client, run_id)
-
-
 class _Watcher:
     """Asks the scheduler which of a client's runs are over, while somebody waits for them."""
 
@@ -144,6 +130,10 @@ class _Watcher:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, client: Client, run_id: str) -> asyncio.Future[None]:
+        """Return a future that is done when a run is over or not known to the scheduler.
+
+        It raises if asking fails, as when the client loses its scheduler.
+        """
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[waiting] = run_id
         waiting.add_done_callback(self._waiting.pop)
@@ -170,20 +160,14 @@ class _Watcher:
         return bool(self._waiting)
 
 
+_watchers: WeakKeyDictionary[Client, _Watcher] = WeakKeyDictionary()
+
+
 def wait_for(client: Client, method: Callable[..., Awaitable[Any]], *args: Any, **run: Any) -> Any:
     """Run a coroutine function that waits for a run; with an asynchronous client, return it.
 
     A function of a run that waits here gives up its thread meanwhile. Whoever waits is warned if
-    the run makes no progress.
-
-    Parameters
-    ----------
-    client
-        The client.
-    method, *args
-        The coroutine function and its arguments.
-    **run
-        The run: its `run_id` or `dag_id`, as the scheduler knows it.
+    the run makes no progress: the run with this `run_id` or `dag_id`, as the scheduler knows it.
     """
     __tracebackhide__ = True
     frame, _ = users_frame()

@@ -144,7 +144,7 @@ class Packer:
     def _dumped(self, value: Any, whole: bool = False) -> tuple[bytes, _Pickler]:
         """Pickle by reference what can be imported, and by value what was made in a script."""
         try:
-            data, pickler = self._dump(_ReferencePickler, value, whole=whole)
+            data, pickler = self._dump(_Pickler, value, whole=whole)
             # A worker has another __main__ than the client, and may lack what the user registered.
             local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
             if not any(name.encode() in data for name in local):
@@ -268,7 +268,7 @@ def _stray(future: Future[Any]) -> int:
 
 
 class _Pickler(pickle.Pickler):
-    """Names parts and futures instead of pickling them."""
+    """Names parts and futures instead of pickling them; fails for what cannot be imported."""
 
     packer: Packer
     #: The object whose part it pickles.
@@ -308,9 +308,5 @@ def _may_change(kind: Any) -> bool:
     return kind.__hash__ is None or kind.__dictoffset__ > 0
 
 
-class _ReferencePickler(_Pickler):
-    """Fast, but fails for what cannot be imported."""
-
-
 class _ValuePickler(_Pickler, pickling.Pickler):  # type: ignore[misc] # cloudpickle's own
-    """Pickles all that cloudpickle can."""
+    """Slower, but pickles all that cloudpickle can."""

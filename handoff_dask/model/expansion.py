@@ -12,7 +12,7 @@ import contextvars
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Union
 
 from handoff_dask.model.function import Argument, Collocated, Function, Transform, argument_id
@@ -157,26 +157,22 @@ def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
     return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
 
 
+@dataclass(slots=True)
 class _Expansion:
     """Expands one regular function; transform nodes are appended to a shared list."""
 
-    def __init__(
-        self,
-        functions: Mapping[Hashable, Function],
-        indices: Mapping[Hashable, int],
-        function: Function,
-        transforms: list[Node],
-        costs: dict[tuple[tuple[str, float], ...], dict[str, float]],
-    ) -> None:
-        self.functions = functions
-        self.indices = indices
-        self.function = function
-        self.index = indices[function.id]
-        self.transforms = transforms
-        self.positions: dict[int, int] = {}
-        self.inlined: dict[Hashable, Function] = {}
-        self.cost: dict[str, float] = {}
-        self.costs = costs
+    functions: Mapping[Hashable, Function]
+    indices: Mapping[Hashable, int]
+    function: Function
+    transforms: list[Node]
+    costs: dict[tuple[tuple[str, float], ...], dict[str, float]]
+    positions: dict[int, int] = field(default_factory=dict)
+    inlined: dict[Hashable, Function] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def index(self) -> int:
+        return self.indices[self.function.id]
 
     def node(self) -> Node:
         function = self.function

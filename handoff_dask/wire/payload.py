@@ -27,19 +27,10 @@ Name: TypeAlias = Union[int, tuple[Any]]  # noqa: UP007 - evaluated at run time
 def opened(
     names: Sequence[Name], call: bytes, values: Sequence[Any]
 ) -> tuple[tuple[Hashable, Hashable], Call, Sequence[Any]]:
-    """Open a pickled call for one start.
+    """Open a pickled call for one start; return ids of function and DAG, call and dependencies.
 
-    Parameters
-    ----------
-    names, call
-        What is named in the pickle, and the pickle.
-    values
-        The content of each name, then the results of the functions that it depends on.
-
-    Returns
-    -------
-    tuple
-        The ids of function and DAG, the call, and those results.
+    `values` are the content of each name in the pickle, then the results of the functions that it
+    depends on.
     """
     contents = dict(zip(names, values, strict=False))
     identity, *fields = _Unpickler(call, contents, {}).load()
