@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -49,8 +50,8 @@ class _Report(Mapping[Hashable, Verdict]):
     def __str__(self) -> str:
         return "\n".join([self._head(), *(f"  {line}" for line in self._lines())])
 
-    def _head(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _head(self) -> str: ...
 
     def _lines(self) -> Iterator[str]:
         """Yield a line for each verdict, naming the functions that share it."""

@@ -1,4 +1,4 @@
-"""The runs on a cluster, whoever submitted them; and taking Handoff off the cluster."""
+"""The runs of all clients on a cluster; and removing Handoff from the cluster."""
 
 from __future__ import annotations
 

@@ -89,9 +89,9 @@ class RunOptions:
         strategy = self.allocation_strategy
         if isinstance(strategy, str):
             if strategy not in STRATEGIES:
+                names = ", ".join(map(repr, STRATEGIES))
                 problems["allocation_strategy"] = (
-                    f"must be one of {', '.join(map(repr, STRATEGIES))} or an Allocator, "
-                    f"not {strategy!r}"
+                    f"must be one of {names} or an Allocator, not {strategy!r}"
                 )
         elif isinstance(strategy, type) or not isinstance(strategy, Allocator):
             problems["allocation_strategy"] = (

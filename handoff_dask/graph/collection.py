@@ -111,10 +111,10 @@ class DAG(model.DAG, DaskMethodsMixin):
         Parameters
         ----------
         filename
-            Its ending tells the format: ``"dag.svg"``, ``"dag.png"``, ``"dag.pdf"``. None writes no
+            Its ending is the format: ``"dag.svg"``, ``"dag.png"``, ``"dag.pdf"``. None writes no
             file.
         format
-            The format, if the filename does not tell; PNG, or SVG where Graphviz is missing.
+            The format, if the filename has no ending; PNG, or SVG where Graphviz is missing.
         optimize_graph
             Whether Dask's engines draw the graph as it is after optimization.
         engine

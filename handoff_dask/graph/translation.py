@@ -183,7 +183,7 @@ def code_names(codes: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
 
 
 def _identify(code: Callable[..., Any]) -> tuple[str, tuple[object, ...]]:
-    """Return a name for a callable, and what tells it from others of that name."""
+    """Return a name for a callable, and what distinguishes it from others of that name."""
     inner: Any = code
     while isinstance(inner, (partial, toolz.curry)):
         inner = inner.func

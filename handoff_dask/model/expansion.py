@@ -10,12 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
-from handoff_dask.model.function import Argument, Collocated, Function, Transform, argument_id
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    Transform,
+    argument_id,
+    is_listed,
+)
 
 NodeKind = Literal["function", "serializer", "deserializer"]
 
@@ -197,31 +205,16 @@ class _Expansion:
     def call(self, function: Function) -> Call:
         for name, amount in effective_cost(function.cost).items():
             self.cost[name] = max(amount, self.cost.get(name, 0))
-        entries: list[Entry] = []
-        listing: list[Entry] | None = None
         # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}
-        for arg in function.args:
-            entry = self.entry(function, arg, inline)
-            if isinstance(arg, Argument) and arg.argument_inclusion == "as_list":
-                if listing is None:
-                    listing = []
-                listing.append(entry)
-                continue
-            if listing is not None:
-                entries.append(Listed(tuple(listing)))
-                listing = None
-            entries.append(entry)
+        groups: Iterable[tuple[bool, Iterable[Any]]] = groupby(function.args, is_listed)
         if function.argument_inclusion == "as_list":
-            flat = [*entries, *(listing or ())]
-            entries = [
-                Listed(tuple(i for e in flat for i in (e.items if isinstance(e, Listed) else (e,))))
-            ]
-        elif listing is not None:
-            entries.append(Listed(tuple(listing)))
-        return Call(
-            function.code, tuple(entries), tuple(function.extra_args), function.extra_kwargs
-        )
+            groups = [(True, function.args)]
+        args: list[Entry] = []
+        for as_list, group in groups:
+            entries = tuple(self.entry(function, arg, inline) for arg in group)
+            args += [Listed(entries)] if as_list else entries
+        return Call(function.code, tuple(args), tuple(function.extra_args), function.extra_kwargs)
 
     def entry(
         self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]

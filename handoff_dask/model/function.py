@@ -172,6 +172,11 @@ def argument_id(arg: Hashable | Argument) -> Hashable:
     return arg.id if isinstance(arg, Argument) else arg
 
 
+def is_listed(arg: Hashable | Argument) -> bool:
+    """Whether an entry of ``Function.args`` is passed in a list, with those next to it."""
+    return isinstance(arg, Argument) and arg.argument_inclusion == "as_list"
+
+
 def given_by_field(function: Function) -> dict[str, Iterable[Any]]:
     """Return the code and the arguments of a function, by the field that holds them."""
     transforms = [

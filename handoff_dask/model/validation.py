@@ -5,13 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
 from handoff_dask.model.amounts import as_number
 from handoff_dask.model.contents import contents
-from handoff_dask.model.function import Argument, Collocated, Function, argument_id, given_by_field
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    argument_id,
+    given_by_field,
+    is_listed,
+)
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
 _INCLUSIONS = ("variadic", "as_list")
@@ -252,12 +259,8 @@ class _SignatureCheck:
     def _positional(function: Function) -> int:
         if function.argument_inclusion == "as_list":
             return 1
-        count, listed = 0, False
-        for arg in function.args:
-            as_list = isinstance(arg, Argument) and arg.argument_inclusion == "as_list"
-            count += not (as_list and listed)
-            listed = as_list
-        return count
+        groups = groupby(function.args, is_listed)
+        return sum(1 if as_list else len(list(args)) for as_list, args in groups)
 
     def _bind(self, function: Function, positional: int) -> str | None:
         code = function.code

@@ -139,7 +139,7 @@ class RunSpec:
     detach: bool = False
     #: Seconds that the run may take.
     timeout: float | None = None
-    #: Nodes whose results are kept for whoever asked for them, in the order asked for.
+    #: Nodes whose results the user asked for, in that order.
     wanted: tuple[int, ...] = ()
     #: Nodes whose end the run waits for: these, and those that run only for their effects.
     awaited: frozenset[int] = frozenset()

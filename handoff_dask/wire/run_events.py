@@ -35,10 +35,8 @@ class FunctionPlaced(NamedTuple):
 
     Parameters
     ----------
-    run_id, at
-        Its run, and when it happened (s since epoch).
-    function
-        The function.
+    run_id, at, function
+        The run, when it happened (s since epoch), and the function.
     attempt
         The number that its attempt will have once it starts, from 1.
     worker
@@ -60,10 +58,8 @@ class AttemptEnded(NamedTuple):
 
     Parameters
     ----------
-    run_id, at
-        Its run, and when it happened (s since epoch).
-    function
-        The function.
+    run_id, at, function
+        The run, when it happened (s since epoch), and the function.
     attempt
         Where and when it ran, what it claimed and how it ended.
     """
@@ -79,10 +75,8 @@ class FunctionEnded(NamedTuple):
 
     Parameters
     ----------
-    run_id, at
-        Its run, and when it happened (s since epoch).
-    function
-        The function.
+    run_id, at, function
+        The run, when it happened (s since epoch), and the function.
     state
         ``"done"``, ``"failed"`` or ``"cancelled"``.
     problem
