@@ -41,7 +41,7 @@ class Follower:
         self._followed = False
         #: Why this client stopped the run, if it did.
         self._stopped: HandoffError | None = None
-        self._outcome: asyncio.Task[ExecutionResult] | None = None
+        self._outcome: asyncio.Future[ExecutionResult] | None = None
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
         self._listener: Listener | None = None
@@ -267,12 +267,10 @@ class Follower:
                 return f"; of its functions {', '.join(states)}"
         return ""
 
-    def _ending(self) -> asyncio.Task[ExecutionResult]:
+    def _ending(self) -> asyncio.Future[ExecutionResult]:
         """Wait for the end and fetch the results: for a run that is followed, once asked to."""
         if self._outcome is None:
-            self._outcome = asyncio.create_task(self._finish())
-            # An outcome that nobody asks for is not an unretrieved exception.
-            self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._outcome = waiting.outcome_of(self._finish())
         return self._outcome
 
     async def _finish(self) -> ExecutionResult:

@@ -42,10 +42,7 @@ def validate(functions: Mapping[Hashable, Function]) -> None:
         {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
         "is collocated with",
     )
-    fit = _SignatureCheck()
-    for function in functions.values():
-        if misfit := fit.problem(function):
-            raise InvalidFunctionError(function.id, "args", misfit)
+    _check_signatures(functions)
 
 
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -240,44 +237,44 @@ def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str)
                 path.popitem()
 
 
-class _SignatureCheck:
-    """Binds each kind of call to its code once: DAGs repeat a few kinds of calls many times."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, str | None] = {}
-        self._signatures: dict[int, inspect.Signature | None] = {}
-
-    def problem(self, function: Function) -> str | None:
-        """Return why a function's arguments do not fit its code, or None."""
-        positional = self._positional(function) + len(function.extra_args)
-        shape = (id(function.code), positional, *function.extra_kwargs)
-        if shape not in self._known:
-            self._known[shape] = self._bind(function, positional)
-        return self._known[shape]
-
-    @staticmethod
-    def _positional(function: Function) -> int:
-        if function.argument_inclusion == "as_list":
-            return 1
-        groups = groupby(function.args, is_listed)
-        return sum(1 if as_list else len(list(args)) for as_list, args in groups)
-
-    def _bind(self, function: Function, positional: int) -> str | None:
+def _check_signatures(functions: Mapping[Hashable, Function]) -> None:
+    """Raise for the first function whose arguments do not fit its code."""
+    # Each kind of call is bound once: DAGs repeat a few kinds of calls many times.
+    fitting: set[Any] = set()
+    signatures: dict[int, inspect.Signature | None] = {}
+    for function in functions.values():
         code = function.code
-        if id(code) not in self._signatures:
-            self._signatures[id(code)] = _signature(code)
-        signature = self._signatures[id(code)]
-        if signature is None:
-            return None
-        try:
-            signature.bind(*[None] * positional, **function.extra_kwargs)
-        except TypeError as error:
-            name = getattr(code, "__qualname__", None) or repr(code)
-            given = f"{positional} positional arguments"
-            if function.extra_kwargs:
-                given += f" and {', '.join(map(repr, function.extra_kwargs))}"
-            return f"{name}{signature} cannot be called with {given}: {error}"
+        positional = _positional(function) + len(function.extra_args)
+        shape = (id(code), positional, *function.extra_kwargs)
+        if shape in fitting:
+            continue
+        if id(code) not in signatures:
+            signatures[id(code)] = _signature(code)
+        if misfit := _misfit(function, signatures[id(code)], positional):
+            raise InvalidFunctionError(function.id, "args", misfit)
+        fitting.add(shape)
+
+
+def _positional(function: Function) -> int:
+    """Return how many positional arguments the dependencies of a function become."""
+    if function.argument_inclusion == "as_list":
+        return 1
+    groups = groupby(function.args, is_listed)
+    return sum(1 if as_list else len(list(args)) for as_list, args in groups)
+
+
+def _misfit(function: Function, signature: inspect.Signature | None, positional: int) -> str | None:
+    if signature is None:
         return None
+    try:
+        signature.bind(*[None] * positional, **function.extra_kwargs)
+    except TypeError as error:
+        name = getattr(function.code, "__qualname__", None) or repr(function.code)
+        given = f"{positional} positional arguments"
+        if function.extra_kwargs:
+            given += f" and {', '.join(map(repr, function.extra_kwargs))}"
+        return f"{name}{signature} cannot be called with {given}: {error}"
+    return None
 
 
 def _signature(code: Any) -> inspect.Signature | None:
