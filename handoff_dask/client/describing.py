@@ -1,4 +1,4 @@
-"""A run in the client's terms, and in those that it is described in to the scheduler."""
+"""The descriptions of a run: for its clients, and for the scheduler."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Outline:
     keys: Sequence[Key]
     #: The functions whose results are asked for.
     wanted: Sequence[Hashable]
-    #: {function id: index} of those, and of the functions that run only for what they do.
+    #: {function id: index} of those, and of the functions that run only for their side effects.
     awaited: Mapping[Hashable, int]
     on_error: OnError
 

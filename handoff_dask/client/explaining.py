@@ -68,7 +68,7 @@ class Explanation(_Report[Finding]):
     Attributes
     ----------
     ending : str
-        What still uses workers although it was given up, in words; empty if nothing does.
+        What still occupies workers although it was given up, in words; empty if nothing does.
     """
 
     def __init__(self, verdicts: Mapping[Hashable, Finding], ending: str = "") -> None:

@@ -94,7 +94,7 @@ class Follower:
                 index, finding = pickle.loads(refused)
                 node = self.outline.nodes[index]
                 raise allocation_error(node.function.id, node.cost, finding)
-            if self._stopped is not None:  # cancelled on its way here
+            if self._stopped is not None:  # cancelled meanwhile
                 raise self._stopped
             keys = submission.translation.keys
             get = partial(
@@ -127,7 +127,7 @@ class Follower:
             watch.cancel()
 
     async def follow(self) -> Follower:
-        """Follow a run that is on its way already."""
+        """Follow a run that another client submitted."""
         self._followed = True
         keys = [self.outline.keys[index] for index in self.outline.awaited.values()]
         self._watch([Future(key, self.client) for key in keys])

@@ -23,7 +23,7 @@ from handoff_dask.wire.messages import RunSpec
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run on a cluster, in a line; see :func:`list_runs`.
+    """A summary of a run on a cluster; see :func:`list_runs`.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class RunInfo:
 
 
 def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAnswer[RunInfo]:
-    """Return the runs on a cluster, everybody's, the oldest first.
+    """Return the runs of all clients on a cluster, the oldest first.
 
     Parameters
     ----------
@@ -127,8 +127,8 @@ def get_result(
 ) -> Any:
     """Return one result of a run that the cluster keeps (``Handoff.get_result``).
 
-    From any client of the cluster: while the run's own client holds it or, after that, if it was
-    submitted with ``detach=True``.
+    Any client of the cluster can fetch it: while the run's own client holds the run or, after that,
+    if it was submitted with ``detach=True``.
 
     Parameters
     ----------
@@ -246,15 +246,15 @@ def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAns
     """Remove Handoff from a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared
-    goes as soon as no plain task, running or pending, claims it. The next :func:`execute` puts
-    everything back.
+    is removed as soon as no plain task, running or pending, claims it. The next :func:`execute`
+    installs everything again.
 
     Parameters
     ----------
     client
         A client of the cluster; None takes the current one.
     force
-        Whether runs that are under way or kept are cancelled; else they are an error.
+        Whether to cancel runs that are under way or kept; otherwise they are an error.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The events of a run, passed on to a callable of the user's."""
+"""Passes the events of a run to the user's callable."""
 
 from __future__ import annotations
 

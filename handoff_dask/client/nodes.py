@@ -87,7 +87,7 @@ def register_local_node(
     Raises
     ------
     ValueError
-        A capability is not a finite number >= 0; this is no Dask worker; or the worker does not
+        A capability is not a finite number >= 0; this is not a Dask worker; or the worker does not
         have the Handoff plugin yet.
     """
     capabilities = check_capabilities(capabilities)

@@ -1,4 +1,4 @@
-"""What a run comes to: its result, or the error that it ended with."""
+"""The outcome of a run: its result, or the error that ended it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _unfetched(
 
 
 def described(error: BaseException | None) -> str:
-    """Say what an error is, in a line."""
+    """Return the type and the text of an error."""
     if error is None or isinstance(error, StandInError):
         return str(error)
     return f"{type(error).__name__}: {text_of(error)}"
@@ -159,7 +159,7 @@ def failure(nodes: Sequence[Node], index: int, causes: Causes, report: RunReport
     """Return the error of a node that failed by itself."""
     node, cause = nodes[index], causes[index]
     id_ = node.function.id
-    # Otherwise it may come from a DAG that the function executed itself.
+    # Any other error of these types may come from a DAG that the function itself executed.
     if index in report.decided:
         if isinstance(cause, InvalidFunctionError):
             return InvalidFunctionError(id_, *cause.args[1:])

@@ -111,11 +111,11 @@ def plan(
 ) -> Plan:
     """Predict how a DAG would run.
 
-    The engine that places functions on a cluster places them on imagined workers here, against the
-    clock of a simulation. In it functions take exactly their time and start in none; results are
-    small, and take 5 ms to move. What is decided when several functions end at once is a matter of
-    chance, on a cluster as well: of several simulations the plan is the one of median makespan.
-    The same arguments give the same plan.
+    The engine that places functions on a cluster places them on imagined workers here, under
+    simulated time. Functions take exactly their duration and start at once; results are small, and
+    take 5 ms to move. When several functions end at once, chance decides which counts first, as on
+    a cluster: of several simulations, the plan is the one of median makespan. The same arguments
+    give the same plan.
 
     Parameters
     ----------

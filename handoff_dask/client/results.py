@@ -174,7 +174,7 @@ def select(
 
 
 class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
-    """The attempts of each function, made from a report when somebody looks."""
+    """The attempts of each function, made from a report on first use."""
 
     def __init__(self, report: RunReport, nodes: Sequence[Node]) -> None:
         self._source: tuple[RunReport, Sequence[Node]] | None = report, nodes

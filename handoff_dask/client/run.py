@@ -1,4 +1,4 @@
-"""A DAG on its way through a cluster, for users."""
+"""The handle of a submitted DAG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handoff_dask.client.waiting import wait_for
 
 
 class Run:
-    """A DAG on its way through a cluster; made by :func:`submit`.
+    """A run of a DAG; made by :func:`submit`.
 
     With an asynchronous client, the methods return awaitables. The run goes on to its end even if
     this object is dropped; its results are released then.

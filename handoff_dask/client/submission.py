@@ -1,4 +1,4 @@
-"""What is made of a DAG before anything is sent: checks, graph, description."""
+"""Prepares a DAG for submission: checks, graph, description."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Submission:
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}
         regular = [node for node in nodes if node.kind == "function"]
-        # Functions that nobody needs run for what they do; what they return is dropped.
+        # Functions whose results nobody needs run for their side effects.
         discard = frozenset(
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )

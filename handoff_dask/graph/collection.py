@@ -29,7 +29,7 @@ class DAG(model.DAG, DaskMethodsMixin):
     Parameters
     ----------
     id
-        Name of the DAG, any hashable; None draws a fresh one.
+        Name of the DAG, any hashable; None generates one.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         Raises
         ------
         DuplicateFunctionError
-            The DAG has a function of that id.
+            The DAG already has a function with that id.
         InvalidFunctionError
             The id cannot be hashed.
         """
@@ -80,7 +80,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         return [f for f in self.functions.values() if f.type == "regular"]
 
     def _fault(self) -> DAGError | None:
-        """Return what is wrong with the DAG; people look at it while they build it."""
+        """Return what is wrong with the DAG, which may be incomplete when it is displayed."""
         try:
             self.validate()
         except DAGError as error:
@@ -133,7 +133,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         Raises
         ------
         DAGError
-            The DAG is not valid; our own engine draws it all the same.
+            The DAG is not valid; our own engine draws it anyway.
         RuntimeError
             What the format or the engine needs is not installed.
 
@@ -184,7 +184,7 @@ class DAG(model.DAG, DaskMethodsMixin):
 
 
 class _PersistedDAG(DAG):
-    """A DAG whose results Dask has, or is at work on."""
+    """A DAG whose results Dask has, or is computing."""
 
     def __init__(
         self,

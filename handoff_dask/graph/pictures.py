@@ -90,7 +90,7 @@ def looks(engine: Engine, keys: Iterable[Key], functions: Iterable[Function]) ->
 
 
 def write_svg(svg: str, filename: str | None) -> Any:
-    """Write a drawing, if it is to have a file; return it for a notebook to show."""
+    """Write a drawing, unless the filename is None; return it for a notebook to show."""
     if filename is not None:
         if not filename.lower().endswith(".svg"):
             filename += ".svg"

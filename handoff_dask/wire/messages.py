@@ -1,4 +1,4 @@
-"""What client and scheduler tell each other about a run."""
+"""The messages between client and scheduler about a run."""
 
 from __future__ import annotations
 
