@@ -9,7 +9,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client
@@ -97,9 +97,8 @@ class EmbeddedCluster:
 async def installed(client: Client) -> dict[str, Any] | None:
     """Return the facts of the plugin on a client's scheduler; None if it is not there."""
     _require_scheduler(client)
-    metadata = client.get_metadata([HandoffPlugin.name], default=None)
-    facts: dict[str, Any] | None = await answered(client, metadata)
-    return facts
+    facts: Any = client.get_metadata([HandoffPlugin.name], default=None)
+    return cast("dict[str, Any] | None", await answered(client, facts))
 
 
 async def install(client: Client) -> None:

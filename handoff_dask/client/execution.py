@@ -245,10 +245,9 @@ def _sent(submission: Submission, run: Follower) -> Follower | Awaitable[Followe
     __tracebackhide__ = True
     try:
         outer = waiting_task(run.client)
-        started: Follower | Awaitable[Follower] = sync(
-            run.client, run.start, submission, None if outer is None else outer.key
-        )
-        return started
+        within = None if outer is None else outer.key
+        started = sync(run.client, run.start, submission, within)
+        return cast("Follower | Awaitable[Follower]", started)
     except KeyboardInterrupt:
         run.cancel()
         raise

@@ -152,15 +152,9 @@ class DAG(model.DAG, DaskMethodsMixin):
             return write_svg(self._repr_svg_(), filename)
         if "color" not in kwargs:  # Dask labels what it colours
             kwargs = {**looks(chosen, self.__dask_keys__(), self._regular()), **kwargs}
-        drawn: Any = DaskMethodsMixin.visualize(
-            self,
-            filename=filename,
-            format=format,
-            optimize_graph=optimize_graph,
-            engine=chosen,
-            **kwargs,
+        return DaskMethodsMixin.visualize(
+            self, filename, format, optimize_graph, engine=chosen, **kwargs
         )
-        return drawn
 
     # Delayed's own, which drops unused keys only: dask.compute() groups collections by this and
     # returns the results group by group, mixed up where two kinds alternate.
