@@ -13,8 +13,6 @@ from distributed import Client, Worker, get_worker
 from handoff_dask.client import connection
 from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.errors import UnknownWorkerError
-from handoff_dask.model.amounts import as_numbers
-from handoff_dask.model.validation import cost_problem
 from handoff_dask.wire.offers import check_capabilities
 from handoff_dask.worker.worker_plugin import HandoffWorkerPlugin
 
@@ -163,11 +161,7 @@ def resources_available(
         The cost is not a mapping of names to finite numbers >= 0.
     """
     client = connection.require_client(client)
-    if problem := cost_problem(cost):
-        raise ValueError(f"cost: {problem}")
-    lower = {name.lower(): amount for name, amount in as_numbers(cost).items()}
-
-    return _ask_about(client, "available", worker, cost=lower)
+    return _ask_about(client, "available", worker, cost=check_capabilities(cost, "cost"))
 
 
 def _ask_about(client: Client, handler: str, worker: str, **kwargs: Any) -> Any:

@@ -69,7 +69,9 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "cost", problem
     if function.node is not None:
         yield from _node_problems(function)
-    yield from _limit_problems(function)
+    if function.max_retries is not None and (problem := count_problem(function.max_retries)):
+        yield "max_retries", problem
+    yield from limit_problems(function.retry, function.timeout)
 
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -154,16 +156,14 @@ def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "node", f"must be a worker's name, address or host, or collocated(id), not {node!r}"
 
 
-def _limit_problems(function: Function) -> Iterator[tuple[str, str]]:
-    if function.max_retries is not None and (problem := count_problem(function.max_retries)):
-        yield "max_retries", problem
-    if function.retry is not None:
-        if not isinstance(function.retry, RetryPolicy):
-            yield "retry", f"must be a RetryPolicy or None, not {function.retry!r}"
-        else:
-            for field, problem in function.retry.problems():
-                yield f"retry.{field}", problem
-    if function.timeout is not None and (problem := time_limit_problem(function.timeout)):
+def limit_problems(retry: object, timeout: object) -> Iterator[tuple[str, str]]:
+    """Yield (field, what is wrong with it) for a retry policy and a time limit, or None."""
+    if isinstance(retry, RetryPolicy):
+        for field, misfit in retry.problems():
+            yield f"retry.{field}", misfit
+    elif retry is not None:
+        yield "retry", f"must be a RetryPolicy or None, not {retry!r}"
+    if timeout is not None and (problem := time_limit_problem(timeout)):
         yield "timeout", problem
 
 

@@ -62,10 +62,10 @@ def offered(total: Mapping[str, float]) -> dict[str, float]:
     return {resource: total[names[0]] for resource, names in names_of(total).items()}
 
 
-def check_capabilities(capabilities: Any) -> dict[str, float]:
-    """Return capabilities with lower case names; raise ValueError if they are not valid."""
+def check_capabilities(capabilities: Any, what: str = "capabilities") -> dict[str, float]:
+    """Return capabilities, or a cost, with lower case names; raise ValueError if not valid."""
     if problem := cost_problem(capabilities):
-        raise ValueError(f"capabilities: {problem}")
+        raise ValueError(f"{what}: {problem}")
     return {name.lower(): value for name, value in as_numbers(capabilities).items()}
 
 
