@@ -11,28 +11,8 @@ from typing import Any
 import cloudpickle
 
 from handoff_dask.packed_errors import packed
-from handoff_dask.standins import HandoffError, StandInError
-
-__all__ = [
-    "AllocationError",
-    "ClusterLostError",
-    "CyclicDependencyError",
-    "DAGError",
-    "DuplicateFunctionError",
-    "FunctionFailedError",
-    "HandoffError",
-    "InvalidFunctionError",
-    "MissingFunctionError",
-    "RunCancelledError",
-    "RunTimeoutError",
-    "StandInError",
-    "TransferError",
-    "UnknownFunctionError",
-    "UnknownRunError",
-    "UnknownWorkerError",
-    "VersionError",
-    "WorkerLostError",
-]
+from handoff_dask.standins import HandoffError as HandoffError
+from handoff_dask.standins import StandInError as StandInError
 
 _SHOWN = 5
 

@@ -20,8 +20,6 @@ from handoff_dask.pickling import Pickler
 from handoff_dask.standins import HandoffError, StandInError, text_of, type_of
 from handoff_dask.tracebacks import Line, lines_of, traceback_of, without_ours
 
-__all__ = ["PackedError", "packed"]
-
 #: Exceptions kept at each end of a long chain of causes.
 KEPT = 10
 #: Most exceptions that are sent together, and most bytes of their pickles.
@@ -119,15 +117,12 @@ class _Packing:
                 chain[id(following)] = following
                 following = _next(following)
             end = None if following is None else self._places.get(id(following))
-            self._append(_ends(list(chain.values())), end)
+            for link in _ends(list(chain.values())):
+                self._places[id(link)] = len(self._errors)
+                self._errors.append(link)
+                self._next.append(len(self._errors))
+            self._next[-1] = end
         return self._places[id(error)]
-
-    def _append(self, chain: list[BaseException], end: int | None) -> None:
-        for error in chain:
-            self._places[id(error)] = len(self._errors)
-            self._errors.append(error)
-            self._next.append(len(self._errors))
-        self._next[-1] = end
 
     def _record(self, place: int, error: BaseException) -> _Record:
         following, caused = self._next[place], error.__cause__ is not None
@@ -313,8 +308,13 @@ class _Parcel:
 
     def _error(self, place: int) -> Exception:
         if place not in self._errors:
-            self._errors[place] = self._unpickled(place) or _stand_in(self._records[place])
+            self._errors[place] = self._unpickled(place) or self._stand_in(place)
         return self._errors[place]
+
+    def _stand_in(self, place: int) -> StandInError:
+        record = self._records[place]
+        text = "".join(traceback.format_tb(traceback_of(record.lines)))
+        return StandInError(record.type_name, record.message, text)
 
     def _unpickled(self, place: int) -> Exception | None:
         pickled = self._records[place].pickled
@@ -335,8 +335,3 @@ class _Parcel:
         error.__traceback__ = traceback_of(record.lines)
         if record.notes and not hasattr(error, "__notes__"):
             error.__notes__ = list(record.notes)
-
-
-def _stand_in(record: _Record) -> StandInError:
-    text = "".join(traceback.format_tb(traceback_of(record.lines)))
-    return StandInError(record.type_name, record.message, text)

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 
 import cloudpickle
 
-__all__ = ["Pickler", "dumps"]
-
 
 def _with_file(make: Callable[..., CodeType], args: tuple[Any, ...], filename: str) -> CodeType:
     return make(*args).replace(co_filename=filename)

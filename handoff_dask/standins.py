@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["HandoffError", "StandInError", "shortened", "text_of", "type_of"]
-
 #: Characters of an exception's text that are kept.
 TEXT = 2000
 

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 from tblib import Traceback  # type: ignore[import-untyped]
 
-__all__ = ["Line", "lines_of", "traceback_of", "users_frame", "without_ours"]
-
 #: Lines kept at each end of a long traceback.
 KEPT = 20
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from handoff_dask import config
 from handoff_dask.cli.exit_codes import Problem, problem_of
 from handoff_dask.cli.signals import error_printed, interruptible
 from handoff_dask.placement.strategies import STRATEGIES
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +50,13 @@ class Command(click.Command):
             ctx.exit(problem.code)
 
 
+def command(*examples: str, remark: str = "") -> Callable[[Callable[..., Any]], Command]:
+    """Return a decorator that makes a command; its help ends with examples and a remark."""
+    lines = [f"  dask handoff {example}\n" for example in examples]
+    shown = "".join(["\b\nExamples:\n", *lines, "\n"]) if examples else ""
+    return click.command(cls=Command, epilog=shown + remark)
+
+
 class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
     """A target; a shell completes its file."""
 
@@ -60,8 +65,6 @@ class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # de
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
         return [CompletionItem(incomplete, type="file")]
 
 

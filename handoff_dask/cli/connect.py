@@ -41,17 +41,7 @@ WorkerSpec = tuple[str | None, Mapping[str, float]]
 
 
 def parse_worker(text: str) -> WorkerSpec:
-    """Return the name, if there is one, and the capabilities of a worker.
-
-    Parameters
-    ----------
-    text
-        ``"cpu=4,memory=8000,gpu=1"``: cores, MB, units. ``name=...`` is what a pin may refer to.
-
-    Raises
-    ------
-    click.BadParameter
-        A part is not of that form.
+    """Return the name, if there is one, and the capabilities of a worker (cores, MB, units).
 
     Examples
     --------
@@ -144,10 +134,7 @@ class Where:
 def cluster_options(*, workers: bool = True) -> Callable[[F], F]:
     """Add the options that say where a command runs, and pass them to it as `where`.
 
-    Parameters
-    ----------
-    workers
-        Whether the command can start an embedded cluster.
+    `workers` says whether the command can start an embedded cluster.
     """
     file = click.Path(exists=True, dir_okay=False)
     options = [
@@ -190,21 +177,9 @@ def cluster_options(*, workers: bool = True) -> Callable[[F], F]:
 
 @contextlib.contextmanager
 def connected(where: Where, *, embedded: bool = True, processes: bool = False) -> Iterator[Client]:
-    """Provide a client of the cluster that was named, or else of an embedded one.
+    """Provide a client of the cluster that was named or else, if allowed, of an embedded one.
 
-    Parameters
-    ----------
-    where
-        The options.
-    embedded
-        Whether an embedded cluster is allowed.
-    processes
-        Whether its workers are processes, which functions that compute need.
-
-    Raises
-    ------
-    Problem
-        The scheduler cannot be reached, or none was named and one is needed.
+    `processes` says whether its workers are processes, which functions that compute need.
     """
     if not where.debug:
         # The command's own errors say what matters of it.
@@ -269,11 +244,10 @@ def _client(where: Where) -> Client:
 async def _check_scheduler(address: str, security: Security, timeout: float) -> None:
     """Raise unless a scheduler answers at an address."""
 
-    async def identity() -> Mapping[str, Any]:
+    async def identity() -> Any:
         args = security.get_connection_args("client")
         async with rpc(address, timeout=timeout, connection_args=args) as server:
-            answer: Mapping[str, Any] = await server.identity()
-            return answer
+            return await server.identity()
 
     # Dask raises the reason only when its own timeout ends: let that come first.
     facts = await asyncio.wait_for(identity(), timeout + 1)

@@ -46,13 +46,6 @@ def load(target: str, arguments: Sequence[str] = (), scale: float | None = None)
         Arguments of ``make_dag``, as ``name=value``.
     scale
         Factor for the recorded times of a workflow file; None is 1.
-
-    Raises
-    ------
-    Problem
-        There is no such DAG, or its module cannot be imported.
-    DAGError
-        The DAG is not valid.
     """
     if target.endswith(".json"):
         loaded = _workflow(Path(target), arguments, 1.0 if scale is None else scale)
@@ -103,17 +96,10 @@ def _dag(target: str, arguments: Sequence[str]) -> DAG:
 
 
 def call(function: Callable[..., Any], arguments: Sequence[str], name: str) -> Any:
-    """Call a function with arguments of the form ``name=value``.
+    """Call a function with arguments of the form ``name=value``; messages call it `name`.
 
     A parameter annotated `str` gets the text. Any other gets the value that the text is in JSON,
     or else the text.
-
-    Parameters
-    ----------
-    function, arguments
-        The function, and the text.
-    name
-        How messages refer to the function.
 
     Raises
     ------
@@ -139,9 +125,8 @@ def call(function: Callable[..., Any], arguments: Sequence[str], name: str) -> A
         signature.bind(**values)
     except TypeError as error:
         names = ", ".join(parameters) or "none"
-        raise Problem(
-            f"{name}: {error}; its arguments are {names} (after --, as name=value)"
-        ) from None
+        text = f"{name}: {error}; its arguments are {names} (after --, as name=value)"
+        raise Problem(text) from None
     return function(**values)
 
 
@@ -214,19 +199,13 @@ def _travel(names: Iterable[str]) -> None:
 
 
 def ids_by_name(ids: Iterable[Hashable]) -> dict[str, Hashable]:
-    """Return {name: id}: functions go by the repr of their id, or by its text if that is free."""
+    """Return {name: id}: a name is the repr of an id, or its text if that is not another's repr."""
     ids = list(ids)
     return {**{str(id_): id_ for id_ in reversed(ids)}, **{repr(id_): id_ for id_ in ids}}
 
 
 def resolve(name: str, ids: Iterable[Hashable]) -> Hashable:
-    """Return the id of the function that the command line refers to by a name.
-
-    Raises
-    ------
-    Problem
-        There is none.
-    """
+    """Return the id of the function that the command line refers to by a name."""
     known = ids_by_name(ids)
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from handoff_dask.cli.command import (
-    Command,
+    command,
     max_concurrency_option,
     output_option,
     print_table,
@@ -28,14 +28,7 @@ from handoff_dask.client.results import ExecutionResult
 from handoff_dask.widgets import markup
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff validate pipeline.py:dag
-  dask handoff validate pipeline.py:make_dag -- day=2026-03-01
-""",
-)
+@command("validate pipeline.py:dag", "validate pipeline.py:make_dag -- day=2026-03-01")
 @target_options
 def validate(**target: Any) -> None:
     """Check a DAG without a cluster."""
@@ -50,15 +43,10 @@ def validate(**target: Any) -> None:
         click.echo(f"  {name}: at most {most:g} by one function")
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff explain pipeline.py:dag --scheduler tcp://host:8786
-  dask handoff explain pipeline.py:dag --worker cpu=4,memory=8000 --worker cpu=2,gpu=1
-
-The exit code is 3 if a function cannot run.
-""",
+@command(
+    "explain pipeline.py:dag --scheduler tcp://host:8786",
+    "explain pipeline.py:dag --worker cpu=4,memory=8000 --worker cpu=2,gpu=1",
+    remark="The exit code is 3 if a function cannot run.",
 )
 @target_options
 @cluster_options()
@@ -72,13 +60,9 @@ def explain(where: Where, **target: Any) -> None:
         click.get_current_context().exit(IMPOSSIBLE)
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff plan trace.json --worker cpu=8,memory=16000 --worker cpu=4,memory=8000
-  dask handoff plan pipeline.py:dag --durations result.json --scheduler tcp://host:8786
-""",
+@command(
+    "plan trace.json --worker cpu=8,memory=16000 --worker cpu=4,memory=8000",
+    "plan pipeline.py:dag --durations result.json --scheduler tcp://host:8786",
 )
 @target_options
 @cluster_options()
@@ -132,14 +116,7 @@ def plan(
                 click.echo(f"  {slot.start:10.3f} s to {slot.stop:10.3f} s  {slot.id}")
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff visualize pipeline.py:dag
-  dask handoff visualize trace.json --output trace.png
-""",
-)
+@command("visualize pipeline.py:dag", "visualize trace.json --output trace.png")
 @target_options
 @output_option(
     "The file to draw; its suffix is the format. - is standard output, as SVG.", Path("dag.svg")
@@ -158,13 +135,7 @@ def visualize(output: Path, **target: Any) -> None:
         click.echo(file.read_text(encoding="utf-8") if file is not output else str(output))
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff nodes --scheduler tcp://host:8786
-""",
-)
+@command("nodes --scheduler tcp://host:8786")
 @cluster_options(workers=False)
 def nodes(where: Where) -> None:
     """Show what each worker of a cluster offers."""

@@ -10,7 +10,7 @@ import click
 from distributed import Client
 
 from handoff_dask.attempts.states import STATES
-from handoff_dask.cli.command import Command, output_option, print_table
+from handoff_dask.cli.command import command, output_option, print_table
 from handoff_dask.cli.connect import Where, cluster_options, connected
 from handoff_dask.cli.dag_loader import ids_by_name
 from handoff_dask.cli.exit_codes import Problem
@@ -21,7 +21,7 @@ from handoff_dask.model import jsonable
 from handoff_dask.widgets import markup
 
 
-@click.command(cls=Command)
+@command()
 @cluster_options(workers=False)
 def runs(where: Where) -> None:
     """List the runs of all clients on a cluster, the oldest first.
@@ -46,13 +46,7 @@ def _started(info: RunInfo) -> str:
 
 
 def _known(name: str, client: Client) -> RunInfo:
-    """Return the latest run that the command line refers to by a name.
-
-    Raises
-    ------
-    Problem
-        There is none.
-    """
+    """Return the latest run that the command line refers to by a name."""
     infos = {info.dag_id: info for info in kept_runs.list_runs(stopped=True, client=client)}
     try:
         return infos[ids_by_name(infos)[name]]
@@ -61,7 +55,7 @@ def _known(name: str, client: Client) -> RunInfo:
         raise Problem(f"the cluster has no run {name!r}; its runs are: {there}") from None
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("dag_id")
 @cluster_options(workers=False)
 def status(where: Where, dag_id: str) -> None:
@@ -85,13 +79,9 @@ def status(where: Where, dag_id: str) -> None:
         click.echo(str(explanation))
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff result nightly total --scheduler tcp://host:8786
-  dask handoff result nightly model --output model.pkl --timeout 3600 --scheduler tcp://host:8786
-""",
+@command(
+    "result nightly total --scheduler tcp://host:8786",
+    "result nightly model --output model.pkl --timeout 3600 --scheduler tcp://host:8786",
 )
 @click.argument("dag_id")
 @click.argument("function")
@@ -118,11 +108,8 @@ def result(where: Where, dag_id: str, function: str, timeout: float, output: Pat
         ids = ids_by_name(kept_runs.get_run(own_id, client=client).futures)
         id_ = ids.get(function, function)
         value = kept_runs.get_result(own_id, id_, timeout, client=client)
-    if file is not None and file.pickles:
-        file.write(value)
-        return
     try:
-        exact = jsonable.exact(value)
+        exact = value if file is not None and file.pickles else jsonable.exact(value)
     except jsonable.NotJSONError:
         if file is not None:
             kind = type(value).__name__
@@ -137,7 +124,7 @@ def result(where: Where, dag_id: str, function: str, timeout: float, output: Pat
         click.echo(value if isinstance(value, str) else json.dumps(exact))
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("dag_id")
 @cluster_options(workers=False)
 def cancel(where: Where, dag_id: str) -> None:
@@ -146,7 +133,7 @@ def cancel(where: Where, dag_id: str) -> None:
         kept_runs.get_run(_known(dag_id, client).dag_id, client=client).cancel()
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("dag_id")
 @cluster_options(workers=False)
 def forget(where: Where, dag_id: str) -> None:

@@ -41,9 +41,7 @@ class Display:
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Show the functions by state, why they are held, and the seconds left."""
 
-    def end(
-        self, seconds: float, result: ExecutionResult | None, problem: Problem | None = None
-    ) -> None:
+    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
         """Show how the run ended."""
 
     def note(self, text: str) -> None:
@@ -68,9 +66,7 @@ class Lines(Display):
         """Print the progress."""
         self.note(f"{self._dag_id}: {summary(counts, self._total, why, left)}")
 
-    def end(
-        self, seconds: float, result: ExecutionResult | None, problem: Problem | None = None
-    ) -> None:
+    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
         """Print what was done."""
         if result is None:
             return
@@ -118,9 +114,7 @@ class Bar(Lines):
         self._clear()
         super().note(text)
 
-    def end(
-        self, seconds: float, result: ExecutionResult | None, problem: Problem | None = None
-    ) -> None:
+    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
         """Remove the bar, and print what was done."""
         self._clear()
         super().end(seconds, result, problem)
@@ -135,12 +129,7 @@ class Bar(Lines):
 class JsonLines(Display):
     """Write an object a line, for programs: the events ``start``, ``progress`` and ``end``.
 
-    Parameters
-    ----------
-    stream
-        Where to write.
-    results
-        Whether ``end`` contains the results.
+    `results` says whether ``end`` contains the results.
     """
 
     interval = 1.0
@@ -172,9 +161,7 @@ class JsonLines(Display):
         }
         self._event("progress", **counts, waits=waits, seconds_left=left)
 
-    def end(
-        self, seconds: float, result: ExecutionResult | None, problem: Problem | None = None
-    ) -> None:
+    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
         """Write the event ``end``."""
         results: dict[str, Any] = {}
         if self._results and result is not None:

@@ -35,17 +35,7 @@ _ABRIDGED.maxstring = _ABRIDGED.maxlong = _ABRIDGED.maxother = _WIDTH
 class OutputFile:
     """Where ``--output`` writes: a file, device or pipe, or standard output (``-``).
 
-    Parameters
-    ----------
-    path
-        A file named ``*.pkl`` or ``*.pickle`` is a pickle, any other JSON.
-    stdout
-        The stream that ``-`` stands for; None is `sys.stdout`.
-
-    Raises
-    ------
-    Problem
-        It cannot be written.
+    A file named ``*.pkl`` or ``*.pickle`` is a pickle, any other JSON.
     """
 
     def __init__(self, path: Path, stdout: IO[str] | None = None) -> None:
@@ -87,14 +77,15 @@ class OutputFile:
                 self._stdout.write(data.decode())
                 self._stdout.flush()
                 return
+            if self._draft is None:
+                self._path.write_bytes(data)
+                return
             try:
-                (self._draft or self._path).write_bytes(data)
-                if self._draft is not None:
-                    os.replace(self._draft, self._path)
+                self._draft.write_bytes(data)
+                os.replace(self._draft, self._path)
             except OSError:
-                if self._draft is not None:
-                    with contextlib.suppress(OSError):
-                        self._draft.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._draft.unlink(missing_ok=True)
                 raise
 
     @contextlib.contextmanager
@@ -161,9 +152,7 @@ def as_json(result: ExecutionResult) -> tuple[dict[str, Any], list[Hashable]]:
             exact[id_] = jsonable.exact(value)
         except jsonable.NotJSONError:
             left_out[id_] = type(value).__name__
-    errors = {
-        id_: f"{type(error).__name__}: {text_of(error)}" for id_, error in result.errors.items()
-    }
+    errors = {id_: f"{type(e).__name__}: {text_of(e)}" for id_, e in result.errors.items()}
     parts = {
         "results": exact,
         "allocations": facts["allocations"],
@@ -199,15 +188,7 @@ def labels(ids: Iterable[Hashable]) -> dict[Hashable, str]:
 def read_durations(
     path: Path, ids: Iterable[Hashable]
 ) -> Mapping[Hashable, float] | ExecutionResult:
-    """Read how long functions take: ``{id: seconds}`` in JSON, or the output of a run.
-
-    From the output of a run, a result is made that has the attempts and nothing else.
-
-    Raises
-    ------
-    Problem
-        The file cannot be read, or is neither.
-    """
+    """Read how long functions take: ``{id: seconds}`` in JSON, or a run's attempts."""
     try:
         data = path.read_bytes()
         document = pickle.loads(data) if path.suffix in (".pkl", ".pickle") else json.loads(data)

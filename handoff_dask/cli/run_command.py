@@ -14,7 +14,7 @@ import click
 from distributed import Client
 
 from handoff_dask.cli.command import (
-    Command,
+    command,
     max_concurrency_option,
     output_option,
     strategy_option,
@@ -33,17 +33,12 @@ from handoff_dask.model import jsonable
 from handoff_dask.model.dag import DAG
 
 
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  dask handoff run pipeline.py:dag --worker cpu=4,memory=8000 --output result.json
-  dask handoff run pipeline.py:make_dag --scheduler-file scheduler.json -- day=2026-03-01
-  dask handoff run package.module:dag --scheduler tcp://host:8786 --detach
-  dask handoff run trace.json --scale 0.01 --worker cpu=8,memory=16000
-
-"""
-    + EPILOG,
+@command(
+    "run pipeline.py:dag --worker cpu=4,memory=8000 --output result.json",
+    "run pipeline.py:make_dag --scheduler-file scheduler.json -- day=2026-03-01",
+    "run package.module:dag --scheduler tcp://host:8786 --detach",
+    "run trace.json --scale 0.01 --worker cpu=8,memory=16000",
+    remark=EPILOG,
 )
 @target_options
 @cluster_options()
@@ -226,7 +221,5 @@ def _summed_up(result: ExecutionResult) -> Problem | None:
     if len(errors) > 3:
         text += f"; and {len(errors) - 3} more"
     impossible = all(isinstance(error, AllocationError) for error in errors)
-    return Problem(
-        f"{len(result.errors)} functions failed or were not run: {text}",
-        IMPOSSIBLE if impossible else FAILED,
-    )
+    text = f"{len(result.errors)} functions failed or were not run: {text}"
+    return Problem(text, IMPOSSIBLE if impossible else FAILED)

@@ -26,26 +26,16 @@ _JSON: Mapping[Any, str] = {dict: "object", list: "list", str: "string"}
 
 @dataclass(frozen=True)
 class Task:
-    """A recorded task.
-
-    Attributes
-    ----------
-    id : str
-        Unique in its workflow.
-    code : str
-        The name of its program.
-    parents : tuple of str
-        Ids of the tasks that it depends on.
-    cost : Mapping
-        cpu (cores) and, if measured, memory (MB).
-    seconds : float
-        How long it took.
-    """
+    """A recorded task."""
 
     id: str
+    #: The name of its program.
     code: str
+    #: Ids of the tasks that it depends on.
     parents: tuple[str, ...]
+    #: cpu (cores) and, if measured, memory (MB).
     cost: Mapping[str, float]
+    #: How long it took.
     seconds: float
 
 
@@ -74,16 +64,7 @@ def read(path: Path) -> tuple[Task, ...]:
 
 
 def replay(tasks: tuple[Task, ...], id: str, scale: float = 1.0) -> DAG:
-    """Return a DAG whose functions wait as long as the tasks took.
-
-    Parameters
-    ----------
-    tasks
-        What :func:`read` returns.
-    id
-        Id of the DAG.
-    scale
-        Factor for the seconds.
+    """Return a DAG whose functions wait as long as the tasks took, times a factor.
 
     Examples
     --------
@@ -94,11 +75,9 @@ def replay(tasks: tuple[Task, ...], id: str, scale: float = 1.0) -> DAG:
     """
     dag = DAG(id)
     for task in tasks:
-        seconds = {"seconds": task.seconds * scale}
-        code = waiting(task.code)
-        dag.add_function(
-            Function(task.id, task.parents, code, extra_kwargs=seconds, cost=task.cost)
-        )
+        code, seconds = waiting(task.code), {"seconds": task.seconds * scale}
+        function = Function(task.id, task.parents, code, extra_kwargs=seconds, cost=task.cost)
+        dag.add_function(function)
     return dag
 
 
@@ -160,8 +139,8 @@ def _field(where: Any, name: str, kind: type, what: str = "") -> Any:
 def _task(id_: str, parents: list[Any], facts: Mapping[str, Any]) -> Task:
     for name in ("runtimeInSeconds", "avgCPU", "memoryInBytes"):
         value = facts.get(name)
-        optional = name != "runtimeInSeconds"
-        if not (optional and value is None) and (problem := number_problem(value)):
+        absent = value is None and name != "runtimeInSeconds"
+        if not absent and (problem := number_problem(value)):
             raise ValueError(f"{name} of task {id_!r} {problem}")
     cost = {"cpu": cores(facts.get("avgCPU"))}
     if facts.get("memoryInBytes"):

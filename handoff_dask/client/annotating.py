@@ -44,7 +44,7 @@ def without(keys: Collection[Hashable], call: Callable[[], T]) -> T:
     Raises
     ------
     HandoffError
-        Dask cannot send one of these: it would lose connections over it, and what they carry.
+        Dask cannot send one of these; trying would break connections.
     """
     ignored = _ignored(keys)
     kept = {name: value for name, value in get_annotations().items() if name not in ignored}

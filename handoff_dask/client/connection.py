@@ -9,7 +9,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client
@@ -39,7 +39,7 @@ PULSE = 0.5
 
 
 def current_client(client: Client | None = None) -> Client | None:
-    """Return the client given, else the default one or that of this worker, else None."""
+    """Return the client given, or else the default one, that of this worker, or None."""
     if client is not None:
         if not isinstance(client, Client):
             raise TypeError(f"client must be a dask.distributed.Client or None, not {client!r}")
@@ -51,13 +51,7 @@ def current_client(client: Client | None = None) -> Client | None:
 
 
 def require_client(client: Client | None = None) -> Client:
-    """Return the client given or the default one.
-
-    Raises
-    ------
-    ValueError
-        There is none.
-    """
+    """Return the client given or the current one; raise ValueError if there is none."""
     client = current_client(client)
     if client is None:
         raise ValueError("no client: create a dask.distributed.Client first, or pass client=")
@@ -101,32 +95,22 @@ class EmbeddedCluster:
 
 
 async def installed(client: Client) -> dict[str, Any] | None:
-    """Return the facts of the plugin on a client's scheduler; None if it is not there.
-
-    Raises
-    ------
-    ClusterLostError
-        The client has lost its scheduler.
-    """
+    """Return the facts of the plugin on a client's scheduler; None if it is not there."""
     _require_scheduler(client)
-    metadata = client.get_metadata([HandoffPlugin.name], default=None)
-    facts: dict[str, Any] | None = await answered(client, metadata)
-    return facts
+    facts: Any = client.get_metadata([HandoffPlugin.name], default=None)
+    return cast("dict[str, Any] | None", await answered(client, facts))
 
 
 async def install(client: Client) -> None:
     """Install the plugin on a client's scheduler and its workers, unless it is there.
 
-    It brings a copy of the package for those who lack it.
+    It brings a copy of the package to those that lack it.
 
     Raises
     ------
     HandoffError
-        The scheduler takes no plugins from clients, or has a copy of the package that is broken.
-    VersionError
-        The scheduler has a version of the package that does not fit ours.
-    ClusterLostError
-        The client has lost its scheduler.
+        The scheduler takes no plugins from clients, has a broken copy of the package or another
+        version, or is gone.
     """
     facts = await installed(client)
     if client.scheduler_comm is not None:
@@ -183,7 +167,7 @@ def _deserialized(header: dict[str, Any], frames: list[bytes]) -> Exception:
 async def restored(
     errors: Iterable[tuple[int, Any, Any, str]], texts: Mapping[int, tuple[str, str]]
 ) -> dict[int, BaseException]:
-    """Return exceptions that can be raised.
+    """Return exceptions that can be raised, by index.
 
     Parameters
     ----------
@@ -233,13 +217,7 @@ def sync(client: Client, method: Callable[..., Awaitable[Any]], *args: Any) -> A
 
 
 async def call(client: Client, handler: str, /, **kwargs: Any) -> Any:
-    """Call a handler of the plugin.
-
-    Raises
-    ------
-    ClusterLostError
-        The client has lost its scheduler.
-    """
+    """Call a handler of the plugin; raise ClusterLostError if the scheduler is gone."""
     return await ask(client, f"handoff_{handler}", **kwargs)
 
 
@@ -250,14 +228,9 @@ async def ask(client: Client, handler: str, /, **kwargs: Any) -> Any:
 
 
 async def answered(client: Client, answer: Awaitable[T]) -> T:
-    """Wait for an answer of the scheduler for as long as the client has one.
+    """Wait for an answer of the scheduler; raise ClusterLostError if the scheduler is gone.
 
     By itself, a call keeps looking for a scheduler that is gone, and does not say so.
-
-    Raises
-    ------
-    ClusterLostError
-        The client has lost its scheduler.
     """
     asked = asyncio.ensure_future(answer)
     try:

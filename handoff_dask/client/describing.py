@@ -1,4 +1,4 @@
-"""A run in the client's terms, and in those that it is described in to the scheduler."""
+"""The descriptions of a run: for its clients, and for the scheduler."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def function_rows(
     nodes, prefixes
         The nodes, and the names of their code.
     policies
-        How each node is retried, if it is going to run.
+        How each node is retried; None if nothing will run.
     pins
         What an allocator chose; it overrides pins and collocations of the DAG.
     """
@@ -81,76 +81,38 @@ def packed_outlines(functions: Mapping[Hashable, Function]) -> bytes:
     """Return the outlines of functions, pickled for clients that need not have the user's code."""
     # One object for each distinct cost, so that it travels once.
     costs: dict[Any, Mapping[str, float]] = {}
-
-    def cost(function: Function) -> Mapping[str, float] | None:
-        if function.cost is None:
-            return None
-        return costs.setdefault(tuple(function.cost.items()), function.cost)
-
-    outlines = (
-        FunctionOutline(
-            f.id,
-            tuple(map(argument_id, f.args)),
-            getattr(f.code, "__qualname__", None) or repr(f.code),
-            cost(f),
-            f.node,
-            f.type,
-        )
-        for f in functions.values()
-    )
-    packed: bytes = cloudpickle.dumps([tuple(outline) for outline in outlines])
+    outlines = []
+    for f in functions.values():
+        args = tuple(map(argument_id, f.args))
+        code = getattr(f.code, "__qualname__", None) or repr(f.code)
+        cost = None if f.cost is None else costs.setdefault(tuple(f.cost.items()), f.cost)
+        outlines.append(tuple(FunctionOutline(f.id, args, code, cost, f.node, f.type)))
+    packed: bytes = cloudpickle.dumps(outlines)
     return packed
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a client needs to know of a run to follow it, whoever submitted it.
-
-    Attributes
-    ----------
-    run_id : str
-        Distinguishes this run from every other.
-    dag_id : Hashable
-        The id of its DAG.
-    functions : Mapping
-        {id: Function}.
-    nodes : sequence of Node
-        What the DAG expands to.
-    keys : sequence
-        The Dask key of each node.
-    wanted : sequence of Hashable
-        The functions whose results are asked for.
-    awaited : Mapping
-        {function id: index} of those, and of the functions that run only for what they do.
-    on_error : str
-        ``"raise"`` or ``"continue"``.
-    """
+    """What a client needs to know of a run to follow it, whoever submitted it."""
 
     run_id: str
     dag_id: Hashable
     functions: Mapping[Hashable, Function]
+    #: What the DAG expands to.
     nodes: Sequence[Node]
     keys: Sequence[Key]
+    #: The functions whose results are asked for.
     wanted: Sequence[Hashable]
+    #: {function id: index} of those, and of the functions that run only for their side effects.
     awaited: Mapping[Hashable, int]
     on_error: OnError
 
     @classmethod
     def of(cls, spec: RunSpec) -> Outline:
-        """Return the outline of a run that another client submitted.
-
-        :class:`Elsewhere` stands for the code of each function.
-        """
+        """Return the outline of a run that another client submitted."""
         outlines = [FunctionOutline(*fields) for fields in pickle.loads(spec.functions)]
         functions = {
-            o.id: Function(
-                o.id,
-                o.args,
-                Elsewhere(o.code),
-                cost=o.cost,
-                node=o.node,
-                type=o.type,  # type: ignore[arg-type] # it was checked where it was submitted
-            )
+            o.id: Function(o.id, o.args, Elsewhere(o.code), cost=o.cost, node=o.node, type=o.type)
             for o in outlines
         }
         regular = [f for f in functions.values() if f.type == "regular"]

@@ -48,7 +48,7 @@ def execute(
         Where to run it. None takes the current default client or, where there is none, starts an
         embedded cluster in this process and closes it afterwards.
     max_retries
-        Further attempts of a function that fails or loses its worker, unless it says otherwise.
+        Further attempts of a function that fails or loses its worker, unless it sets its own.
     retry
         The full policy; it replaces `max_retries`, which is its shorthand.
     max_concurrency
@@ -86,7 +86,7 @@ def execute(
     DAGError
         The DAG is not valid; nothing was sent.
     AllocationError
-        No worker can ever hold a function's cost, or nobody answers to its pin; nothing ran.
+        No worker can ever hold a function's cost, or no worker answers to its pin; nothing ran.
     FunctionFailedError
         A function failed in its last attempt: the original exception is the cause, `partial` holds
         the results there are.
@@ -218,7 +218,7 @@ timeout, placement_timeout, priority, on_event
 def _started(
     dag: DAG, options: RunOptions, client: Client | None
 ) -> Follower | Awaitable[Follower]:
-    """Send a run on its way, on an embedded cluster if there is no other."""
+    """Start a run, on an embedded cluster if there is no other."""
     __tracebackhide__ = True
     with collector.paused():
         submission = Submission(dag, options)
@@ -245,10 +245,9 @@ def _sent(submission: Submission, run: Follower) -> Follower | Awaitable[Followe
     __tracebackhide__ = True
     try:
         outer = waiting_task(run.client)
-        started: Follower | Awaitable[Follower] = sync(
-            run.client, run.start, submission, None if outer is None else outer.key
-        )
-        return started
+        within = None if outer is None else outer.key
+        started = sync(run.client, run.start, submission, within)
+        return cast("Follower | Awaitable[Follower]", started)
     except KeyboardInterrupt:
         run.cancel()
         raise

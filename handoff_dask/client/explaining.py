@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from distributed import Client
 
@@ -20,6 +21,12 @@ from handoff_dask.widgets import markup, reports
 from handoff_dask.wire.messages import RunSpec
 
 Verdict = TypeVar("Verdict")
+
+
+def _some(items: Sequence[Any], text: Callable[[Any], str] = repr) -> str:
+    """List the first three of many items."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(text, items[:3])) + more
 
 
 class _Report(Mapping[Hashable, Verdict]):
@@ -40,24 +47,28 @@ class _Report(Mapping[Hashable, Verdict]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}\n{self}>"
 
+    def __str__(self) -> str:
+        return "\n".join([self._head(), *(f"  {line}" for line in self._lines())])
+
+    @abstractmethod
+    def _head(self) -> str: ...
+
     def _lines(self) -> Iterator[str]:
         """Yield a line for each verdict, naming the functions that share it."""
         ids: dict[str, list[Hashable]] = {}
         for id_, verdict in self._verdicts.items():
             ids.setdefault(str(verdict), []).append(id_)
         for verdict_text, same in ids.items():
-            names = ", ".join(repr(id_) for id_ in same[:3])
-            more = f" and {len(same) - 3} more" if len(same) > 3 else ""
-            yield f"{names}{more}: {verdict_text}"
+            yield f"{_some(same)}: {verdict_text}"
 
 
 class Explanation(_Report[Finding]):
-    """What :func:`explain` found: {function id: Finding}; its text reads as a report.
+    """What :func:`explain` returns: {function id: Finding}; its text reads as a report.
 
     Attributes
     ----------
     ending : str
-        What still uses workers although it was given up, in words; empty if nothing does.
+        What still occupies workers although it was given up, in words; empty if nothing does.
     """
 
     def __init__(self, verdicts: Mapping[Hashable, Finding], ending: str = "") -> None:
@@ -70,24 +81,21 @@ class Explanation(_Report[Finding]):
         return all(self._verdicts.values())
 
     def __str__(self) -> str:
-        bad = [id_ for id_, finding in self._verdicts.items() if not finding]
+        return super().__str__() + (f"\n{self.ending}" if self.ending else "")
+
+    def _head(self) -> str:
         if not self._verdicts:
-            head = "nothing to place"
-        elif bad:
-            head = f"{len(bad)} of {len(self)} functions cannot run on this cluster"
-        else:
-            head = f"all {len(self)} functions can run on this cluster"
-        ending = [self.ending] if self.ending else []
-        return "\n".join([head, *(f"  {line}" for line in self._lines()), *ending])
+            return "nothing to place"
+        if bad := sum(not finding for finding in self._verdicts.values()):
+            return f"{bad} of {len(self)} functions cannot run on this cluster"
+        return f"all {len(self)} functions can run on this cluster"
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _finding_cells)
         # What cannot run comes first: it is what one looks for.
         rows.sort(key=lambda row: bool(self._verdicts[row.ids[0]]))
         head = ("can it run", "where, or nearest", "lacks")
-        summary = str(self).split("\n", 1)[0]
-        if self.ending:
-            summary += f"; {self.ending}"
+        summary = self._head() + (f"; {self.ending}" if self.ending else "")
         return reports.report("Explanation", summary, head, rows)
 
 
@@ -119,56 +127,39 @@ class Unready:
     dependencies: tuple[Hashable, ...]
 
     def __str__(self) -> str:
-        if not self.dependencies:
-            return "waits for its arguments"
-        names = ", ".join(repr(id_) for id_ in self.dependencies[:3])
-        more = f" and {len(self.dependencies) - 3} more" if len(self.dependencies) > 3 else ""
-        return f"waits for {names}{more}"
+        return f"waits for {_some(self.dependencies) or 'its arguments'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
-    """What a placed function waits for: inputs that its worker has yet to receive.
+    """What a placed function waits for: inputs that its worker has yet to receive."""
 
-    Attributes
-    ----------
-    inputs : tuple
-        Pairs of (id of the function whose result it is, addresses of the workers that have it).
-    """
-
+    #: Pairs of (id of the function whose result it is, addresses of the workers that have it).
     inputs: tuple[tuple[Hashable, tuple[str, ...]], ...]
 
     def __str__(self) -> str:
-        shown = [f"{id_!r} from {' or '.join(workers[:3])}" for id_, workers in self.inputs[:3]]
-        more = f" and {len(self.inputs) - 3} more" if len(self.inputs) > 3 else ""
-        return f"fetching {', '.join(shown)}{more}"
+        shown = _some(self.inputs, lambda pair: f"{pair[0]!r} from {' or '.join(pair[1][:3])}")
+        return f"fetching {shown}"
 
     @classmethod
     def of(
         cls, inputs: Iterable[tuple[int | str, tuple[str, ...]]], nodes: Sequence[Node]
     ) -> Fetching:
-        """Make one of inputs that are given by the index of their node, or by a key of Dask."""
-        return cls(
-            tuple(
-                (i if isinstance(i, str) else producer(nodes, i), workers) for i, workers in inputs
-            )
-        )
+        """Return it for inputs given by the index of their node, or by a key of Dask."""
+        return cls(tuple((i if isinstance(i, str) else producer(nodes, i), w) for i, w in inputs))
 
 
 class RunExplanation(_Report[Waiting | Unready | Fetching]):
-    """What ``run.explain()`` found: {id of a function that is not running: why}."""
+    """What ``run.explain()`` returns: {id of a function that is not running: why}."""
 
-    def __str__(self) -> str:
+    def _head(self) -> str:
         if not self._verdicts:
             return "nothing waits"
-        verb = "waits" if len(self) == 1 else "wait"
-        head = f"{markup.count(len(self), 'function')} {verb}"
-        return "\n".join([head, *(f"  {line}" for line in self._lines())])
+        return f"{markup.count(len(self), 'function')} {'waits' if len(self) == 1 else 'wait'}"
 
     def _repr_html_(self) -> str:
         rows = reports.verdicts(self._verdicts, _reason_cells)
-        head = ("held for", "workers")
-        return reports.report("Explanation", str(self).split("\n", 1)[0], head, rows)
+        return reports.report("Explanation", self._head(), ("held for", "workers"), rows)
 
 
 class RunExplanationAnswer(RunExplanation, Awaitable[RunExplanation]):
@@ -239,14 +230,7 @@ def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
         )
         answer = await connection.call(client, "explain", spec=spec.packed())
         findings, ending = pickle.loads(answer)
-        return Explanation(
-            {
-                node.function.id: finding
-                for node, finding in zip(nodes, findings, strict=True)
-                if node.kind == "function"
-            },
-            ending,
-        )
+        pairs = zip(nodes, findings, strict=True)
+        return Explanation({n.function.id: f for n, f in pairs if n.kind == "function"}, ending)
 
-    answer: ExplanationAnswer = connection.sync(client, ask)
-    return answer
+    return cast("ExplanationAnswer", connection.sync(client, ask))

@@ -21,35 +21,27 @@ from handoff_dask.client.results import Attempts, ExecutionResult
 from handoff_dask.client.submission import Submission
 from handoff_dask.errors import ClusterLostError, HandoffError, RunCancelledError
 from handoff_dask.placement.events import Waiting
-from handoff_dask.wire.messages import RunReport
+from handoff_dask.wire.messages import RunReport, allocation_error
 
 #: Seconds before the first further look at a run that the scheduler does not yet call over.
 PAUSE = 0.005
 
 
 class Follower:
-    """A run, as its client follows it. The coroutines run on the client's event loop.
-
-    Attributes
-    ----------
-    outline, client
-        The run, and the client.
-    futures : Mapping
-        {function id: Future} of everything that the run waits for, until it is released.
-    wanted : Mapping
-        Those of them whose results are asked for.
-    """
+    """A run, as its client follows it. The coroutines run on the client's event loop."""
 
     def __init__(self, outline: Outline, client: Client) -> None:
         self.outline = outline
         self.client = client
+        #: {function id: Future} of everything that the run waits for, until it is released.
         self.futures: Mapping[Hashable, Future[Any]] = {}
+        #: Those of them whose results are asked for.
         self.wanted: Mapping[Hashable, Future[Any]] = {}
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
         self._stopped: HandoffError | None = None
-        self._outcome: asyncio.Task[ExecutionResult] | None = None
+        self._outcome: asyncio.Future[ExecutionResult] | None = None
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
         self._listener: Listener | None = None
@@ -84,29 +76,25 @@ class Follower:
     # Its beginning
 
     async def start(self, submission: Submission, within: Any) -> Follower:
-        """Send the run on its way.
-
-        Parameters
-        ----------
-        submission
-            The run.
-        within
-            Key of the task that submits it, if one does.
-        """
+        """Send the run to the cluster; `within` is the key of the task that submits it, if any."""
         client, options = self.client, submission.options
         await connection.install(client)
         pins = None
         if isinstance(options.allocation_strategy, Allocator):
             nodes = await self.call("nodes")
-            names = {a: n["names"] for a, n in nodes.items()}
-            pins = submission.pins({a: n["capabilities"] for a, n in nodes.items()}, names)
+            pins = submission.pins(
+                {address: node["capabilities"] for address, node in nodes.items()},
+                {address: node["names"] for address, node in nodes.items()},
+            )
         if options.on_event is not None:
             self._listener = Listener(client, self.outline, options.on_event)
         try:
             refused = await self.call("open", spec=submission.spec(client.id, pins, within))
             if refused is not None:
-                raise submission.allocation_error(*pickle.loads(refused))
-            if self._stopped is not None:  # cancelled on its way here
+                index, finding = pickle.loads(refused)
+                node = self.outline.nodes[index]
+                raise allocation_error(node.function.id, node.cost, finding)
+            if self._stopped is not None:  # cancelled meanwhile
                 raise self._stopped
             keys = submission.translation.keys
             get = partial(
@@ -139,11 +127,11 @@ class Follower:
             watch.cancel()
 
     async def follow(self) -> Follower:
-        """Follow a run that is on its way already."""
+        """Follow a run that another client submitted."""
         self._followed = True
         keys = [self.outline.keys[index] for index in self.outline.awaited.values()]
         self._watch([Future(key, self.client) for key in keys])
-        # Only now: the scheduler answers with the states, which the futures must hear.
+        # Only now: the scheduler answers with the states, which only existing futures receive.
         await waiting.want(self.client, self.futures.values())
         return self
 
@@ -279,12 +267,10 @@ class Follower:
                 return f"; of its functions {', '.join(states)}"
         return ""
 
-    def _ending(self) -> asyncio.Task[ExecutionResult]:
+    def _ending(self) -> asyncio.Future[ExecutionResult]:
         """Wait for the end and fetch the results: for a run that is followed, once asked to."""
         if self._outcome is None:
-            self._outcome = asyncio.create_task(self._finish())
-            # An outcome that nobody asks for is not an unretrieved exception.
-            self._outcome.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._outcome = waiting.outcome_of(self._finish())
         return self._outcome
 
     async def _finish(self) -> ExecutionResult:
@@ -308,10 +294,7 @@ class Follower:
     async def _final_report(self) -> tuple[RunReport, outcomes.Causes]:
         """Wait until the scheduler says that the run is over; return its report.
 
-        Raises
-        ------
-        HandoffError
-            The run never began, or goes on without this client.
+        Raise if the run never began, or goes on without this client.
         """
         loop, dag_id = asyncio.get_running_loop(), self.outline.dag_id
         pause, deadline = PAUSE, loop.time() + waiting.PATIENCE

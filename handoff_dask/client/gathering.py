@@ -28,7 +28,7 @@ def complete(futures: Futures, *parts: Mapping[Hashable, Any]) -> bool:
 
 
 async def finished(client: Client, futures: Futures) -> tuple[dict[Hashable, Any], Problems]:
-    """Fetch the results that there are.
+    """Fetch the results of the functions that finished.
 
     A function may have raised ``CancelledError``, which must not cancel anything here.
 
@@ -93,9 +93,9 @@ async def _fetch_apart(client: Client, futures: Futures) -> tuple[dict[Hashable,
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Have an exception, as gather raised it, not refer to where that was.
+    """Drop the traceback of an exception that fetching raised.
 
-    The client keeps it with the state of its future, and with it the frames, and with these every
-    future that they hold: results would stay on the cluster.
+    The client keeps the exception with its future. The frames of a traceback would keep other
+    futures alive, and so their results on the cluster.
     """
     error.__traceback__ = None

@@ -1,11 +1,12 @@
-"""The runs on a cluster, whoever submitted them; and taking Handoff off the cluster."""
+"""The runs of all clients on a cluster; and removing Handoff from the cluster."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from distributed import Client, Future
 
@@ -22,7 +23,7 @@ from handoff_dask.wire.messages import RunSpec
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run on a cluster, in a line; see :func:`list_runs`.
+    """A summary of a run on a cluster; see :func:`list_runs`.
 
     Attributes
     ----------
@@ -46,7 +47,7 @@ class RunInfo:
 
 
 def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAnswer[RunInfo]:
-    """Return the runs on a cluster, everybody's, the oldest first.
+    """Return the runs of all clients on a cluster, the oldest first.
 
     Parameters
     ----------
@@ -73,25 +74,19 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAns
         await install(client)
         return [
             RunInfo(
-                dag_id=_own_id(run),
-                started=run["started"],
-                detached=run["detached"],
-                priority=run["priority"],
-                counts=dict(run["counts"]),
+                _own_id(run), run["started"], run["detached"], run["priority"], dict(run["counts"])
             )
             for run in await call(client, "known")
             if run["alive"] or stopped
         ]
 
-    answer: ListAnswer[RunInfo] = sync(client, listed)
-    return answer
+    return cast("ListAnswer[RunInfo]", sync(client, listed))
 
 
 def _own_id(run: Mapping[str, Any]) -> Hashable:
-    try:
-        own: Hashable = pickle.loads(run["own_id"])
-    except Exception:
-        own = run["dag_id"]  # of a type that only its submitter has
+    own: Hashable = run["dag_id"]
+    with suppress(Exception):  # it may be of a type that only its submitter has
+        own = pickle.loads(run["own_id"])
     return own
 
 
@@ -122,11 +117,9 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> RunAnswer:
 
     async def followed() -> Run:
         await install(client)
-        _, outline = await _outline(client, dag_id)
-        return Run(await Follower(outline, client).follow())
+        return Run(await Follower(await _outline(client, dag_id), client).follow())
 
-    answer: RunAnswer = sync(client, followed)
-    return answer
+    return cast("RunAnswer", sync(client, followed))
 
 
 def get_result(
@@ -134,8 +127,8 @@ def get_result(
 ) -> Any:
     """Return one result of a run that the cluster keeps (``Handoff.get_result``).
 
-    From any client of the cluster: while the run's own client holds it or, after that, if it was
-    submitted with ``detach=True``.
+    Any client of the cluster can fetch it: while the run's own client holds the run or, after that,
+    if it was submitted with ``detach=True``.
 
     Parameters
     ----------
@@ -169,7 +162,7 @@ def get_result(
         if _is_plain(function_id):
             key = await call(client, "find", run_id=run_id, label=function_label(function_id))
         if key is None:
-            _, outline = await _outline(client, dag_id, run_id)
+            outline = await _outline(client, dag_id, run_id)
             # As a mapping compares: numpy's numbers compare with tuples element by element.
             if function_id not in outline.awaited or function_id not in set(outline.wanted):
                 problem = f"the run {dag_id!r} has no such function, or does not keep its result"
@@ -185,7 +178,7 @@ def get_result(
             values, problems = await gathering.finished(client, {function_id: future})
             if values:
                 return values[function_id]
-            _, outline = await _outline(client, dag_id, run_id)
+            outline = await _outline(client, dag_id, run_id)
             report, causes = await Follower(outline, client).report()
             unfetched = problems.get(function_id)
             raise outcomes.failure_of(outline, report, causes, function_id, unfetched)
@@ -197,13 +190,7 @@ def get_result(
 
 
 async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
-    """Return the facts of the runs of a DAG, the latest last.
-
-    Raises
-    ------
-    UnknownRunError
-        There are none.
-    """
+    """Return the facts of the runs of a DAG, the latest last; raise if there are none."""
     known = await call(client, "known")
     runs = [run for run in known if not run["forgotten"] and dag_id in {_own_id(run)}]
     if not runs:
@@ -211,16 +198,14 @@ async def _runs_of(client: Client, dag_id: Hashable) -> list[dict[str, Any]]:
     return runs
 
 
-async def _outline(
-    client: Client, dag_id: Hashable, run_id: str | None = None
-) -> tuple[str, Outline]:
-    """Return the id and the outline of a run of a DAG; by default, of the latest."""
+async def _outline(client: Client, dag_id: Hashable, run_id: str | None = None) -> Outline:
+    """Return the outline of a run of a DAG; by default, of the latest."""
     if run_id is None:
         run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
     spec = await call(client, "described", run_id=run_id)
     if spec is None:
         raise UnknownRunError(dag_id)
-    return run_id, Outline.of(RunSpec.unpacked(spec))
+    return Outline.of(RunSpec.unpacked(spec))
 
 
 def _is_plain(id_: Hashable) -> bool:
@@ -261,15 +246,15 @@ def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAns
     """Remove Handoff from a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared
-    goes as soon as no plain task, running or pending, claims it. The next :func:`execute` puts
-    everything back.
+    is removed as soon as no plain task, running or pending, claims it. The next :func:`execute`
+    installs everything again.
 
     Parameters
     ----------
     client
         A client of the cluster; None takes the current one.
     force
-        Whether runs that are under way or kept are cancelled; else they are an error.
+        Whether to cancel runs that are under way or kept; otherwise they are an error.
 
     Raises
     ------

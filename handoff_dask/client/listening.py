@@ -1,4 +1,4 @@
-"""The events of a run, passed on to a callable of the user's."""
+"""Passes the events of a run to the user's callable."""
 
 from __future__ import annotations
 
@@ -18,16 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """Calls a callable with each event of a run, on the client's event loop, until the run closes.
+    """Calls the user's callable with each event of a run, until the run closes.
 
-    Parameters
-    ----------
-    client
-        The client that submits the run.
-    outline
-        The run.
-    on_event
-        The user's callable. What it raises is logged once and changes nothing.
+    It is called on the client's event loop. What it raises is logged once and changes nothing.
     """
 
     def __init__(self, client: Client, outline: Outline, on_event: Callable[[Event], Any]) -> None:

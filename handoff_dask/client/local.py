@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
@@ -24,16 +25,12 @@ from handoff_dask.standins import text_of
 from handoff_dask.tracebacks import without_ours
 from handoff_dask.worker.task import running
 
-#: The worker, so to speak.
+#: The address, and the name, of the worker that attempts and transforms see.
 HERE = "local"
 
 
 def execute_local(
-    dag: DAG,
-    *,
-    max_retries: int = 3,
-    results: Any = "all",
-    on_error: OnError = "raise",
+    dag: DAG, *, max_retries: int = 3, results: Any = "all", on_error: OnError = "raise"
 ) -> ExecutionResult:
     """Run a DAG in this process, one function after the other.
 
@@ -88,7 +85,7 @@ def execute_local(
             dag_functions=dict(dag.functions),
         )
 
-    for index in _order(nodes):
+    for index in TopologicalSorter({n.index: n.dependencies for n in nodes}).static_order():
         node = nodes[index]
         id_ = node.function.id
         cause = next((failed[i] for i in node.dependencies if i in failed), None)
@@ -115,19 +112,12 @@ def execute_local(
     return result()
 
 
-def _order(nodes: list[Node]) -> tuple[int, ...]:
-    return tuple(
-        TopologicalSorter({node.index: node.dependencies for node in nodes}).static_order()
-    )
-
-
 def _result(function_id: Hashable, future: Future[Any]) -> Any:
     """Wait for a future among the arguments of a function; return its result."""
     what = f"its argument, the future {future.key!r},"
     if future.client is None or future.client.asynchronous:
-        raise FunctionFailedError(
-            function_id, (), f"{what} cannot be waited for here: pass its result"
-        )
+        problem = f"{what} cannot be waited for here: pass its result"
+        raise FunctionFailedError(function_id, (), problem)
     try:
         return future.result()
     except Exception as error:
@@ -155,19 +145,11 @@ def _attempt(
                 raise
             except BaseException as raised:  # a function's failure, whatever the type
                 error = raised.with_traceback(without_ours(raised.__traceback__))
-        tries.append(
-            Attempt(
-                len(tries) + 1,
-                HERE,
-                HERE,
-                platform.node(),
-                started,
-                time.time(),
-                node.cost,
-                "ok" if error is None else "error",
-                None if error is None else type(error).__name__,
-                None if error is None else text_of(error),
-            )
-        )
+        host, stopped = platform.node(), time.time()
+        tried = Attempt(len(tries) + 1, HERE, HERE, host, started, stopped, node.cost)
+        if error is not None:
+            name, text = type(error).__name__, text_of(error)
+            tried = replace(tried, outcome="error", error_type=name, message=text)
+        tries.append(tried)
         if error is None or len(tries) > policy.max_retries or not policy.retries(error):
             return tuple(tries), value, error

@@ -13,8 +13,6 @@ from distributed import Client, Worker, get_worker
 from handoff_dask.client import connection
 from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.errors import UnknownWorkerError
-from handoff_dask.model.amounts import as_numbers
-from handoff_dask.model.validation import cost_problem
 from handoff_dask.wire.offers import check_capabilities
 from handoff_dask.worker.worker_plugin import HandoffWorkerPlugin
 
@@ -60,16 +58,8 @@ def register_node(
     client = connection.require_client(client)
     capabilities = check_capabilities(capabilities)
 
-    async def register() -> dict[str, float]:
-        await connection.install(client)
-        answer = await connection.call(
-            client, "declare", worker=str(worker), capabilities=capabilities
-        )
-        offered: dict[str, float] = _found(worker, answer)
-        return offered
-
-    answer: DictAnswer[str, float] = connection.sync(client, register)
-    return answer
+    offered = _ask_about(client, "declare", worker, capabilities=capabilities)
+    return cast("DictAnswer[str, float]", offered)
 
 
 def register_local_node(
@@ -95,7 +85,7 @@ def register_local_node(
     Raises
     ------
     ValueError
-        A capability is not a finite number >= 0; this is no Dask worker; or the worker does not
+        A capability is not a finite number >= 0; this is not a Dask worker; or the worker does not
         have the Handoff plugin yet.
     """
     capabilities = check_capabilities(capabilities)
@@ -137,8 +127,7 @@ def discover_nodes(client: Client | None = None) -> DictAnswer[str, dict[str, fl
         nodes = await connection.call(client, "nodes")
         return {address: dict(node["capabilities"]) for address, node in nodes.items()}
 
-    answer: DictAnswer[str, dict[str, float]] = connection.sync(client, discover)
-    return answer
+    return cast("DictAnswer[str, dict[str, float]]", connection.sync(client, discover))
 
 
 def resources_available(
@@ -172,21 +161,18 @@ def resources_available(
         The cost is not a mapping of names to finite numbers >= 0.
     """
     client = connection.require_client(client)
-    if problem := cost_problem(cost):
-        raise ValueError(f"cost: {problem}")
-    lower = {name.lower(): amount for name, amount in as_numbers(cost).items()}
+    return _ask_about(client, "available", worker, cost=check_capabilities(cost, "cost"))
 
-    async def available() -> bool:
+
+def _ask_about(client: Client, handler: str, worker: str, **kwargs: Any) -> Any:
+    """Call a handler of the plugin that is about one worker."""
+
+    async def ask() -> Any:
         await connection.install(client)
-        answer = await connection.call(client, "available", worker=str(worker), cost=lower)
-        fits: bool = _found(worker, answer)
-        return fits
+        answer = await connection.call(client, handler, worker=str(worker), **kwargs)
+        address, value = pickle.loads(answer)
+        if address is None:
+            raise UnknownWorkerError(str(worker), value)
+        return value
 
-    return connection.sync(client, available)
-
-
-def _found(worker: str, answer: bytes) -> Any:
-    address, value = pickle.loads(answer)
-    if address is None:
-        raise UnknownWorkerError(str(worker), value)
-    return value
+    return connection.sync(client, ask)

@@ -10,12 +10,8 @@ from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.amounts import as_count, as_number
 from handoff_dask.model.function import Function
-from handoff_dask.model.retry import (
-    RetryPolicy,
-    count_problem,
-    number_problem,
-    time_limit_problem,
-)
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
+from handoff_dask.model.validation import limit_problems
 from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
 
@@ -72,19 +68,13 @@ class RunOptions:
         problems = {
             "max_retries": count_problem(self.max_retries),
             "placement_timeout": number_problem(self.placement_timeout),
+            **dict(limit_problems(self.retry, self.timeout)),
+            "priority": number_problem(self.priority, -math.inf),
         }
-        if self.retry is not None:
-            if not isinstance(self.retry, RetryPolicy):
-                problems["retry"] = f"must be a RetryPolicy or None, not {self.retry!r}"
-            else:
-                problems.update((f"retry.{name}", text) for name, text in self.retry.problems())
-        if self.timeout is not None:
-            problems["timeout"] = time_limit_problem(self.timeout)
         if self.max_concurrency is not None:
             problems["max_concurrency"] = count_problem(self.max_concurrency) or (
                 None if self.max_concurrency else "must be at least 1, not 0: nothing could run"
             )
-        problems["priority"] = number_problem(self.priority, -math.inf)
         if self.on_event is not None and not callable(self.on_event):
             problems["on_event"] = f"must be a callable or None, not {self.on_event!r}"
         elif iscoroutinefunction(self.on_event):
@@ -94,9 +84,9 @@ class RunOptions:
         strategy = self.allocation_strategy
         if isinstance(strategy, str):
             if strategy not in STRATEGIES:
+                names = ", ".join(map(repr, STRATEGIES))
                 problems["allocation_strategy"] = (
-                    f"must be one of {', '.join(map(repr, STRATEGIES))} or an Allocator, "
-                    f"not {strategy!r}"
+                    f"must be one of {names} or an Allocator, not {strategy!r}"
                 )
         elif isinstance(strategy, type) or not isinstance(strategy, Allocator):
             problems["allocation_strategy"] = (

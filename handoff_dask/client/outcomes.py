@@ -1,4 +1,4 @@
-"""What a run comes to: its result, or the error that it ended with."""
+"""The outcome of a run: its result, or the error that ended it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,8 @@ def result_of(
 
     Parameters
     ----------
-    outline
-        The run.
-    report, causes
-        The scheduler's report, and the errors of what failed by itself.
+    outline, report, causes
+        The run, the scheduler's report, and the errors of what failed by itself.
     values, problems
         {function id: value} of the results there are, and {function id: error} of those that cannot
         be fetched.
@@ -106,19 +104,10 @@ def failure_of(
     function_id: Hashable,
     problem: BaseException | None,
 ) -> BaseException:
-    """Return why a function that ended has no result.
-
-    Parameters
-    ----------
-    outline, report, causes, function_id
-        The run, what happened in it, and the function.
-    problem
-        What fetching the result raised, if there is one.
-    """
+    """Return why a function that ended has no result; `problem` is what fetching it raised."""
     nodes = outline.nodes
     if problem is not None:
-        attempts = Attempts(report, nodes).get(function_id, ())
-        return _unfetched(function_id, problem, attempts)
+        return _unfetched(function_id, problem, Attempts(report, nodes).get(function_id, ()))
     # Of the function itself or of what it depends on; else of the one that ended the run.
     ahead, seen = [outline.awaited[function_id]], set()
     while ahead:
@@ -147,7 +136,7 @@ def _unfetched(
 
 
 def described(error: BaseException | None) -> str:
-    """Say what an error is, in a line."""
+    """Return the type and the text of an error."""
     if error is None or isinstance(error, StandInError):
         return str(error)
     return f"{type(error).__name__}: {text_of(error)}"
@@ -170,18 +159,16 @@ def failure(nodes: Sequence[Node], index: int, causes: Causes, report: RunReport
     """Return the error of a node that failed by itself."""
     node, cause = nodes[index], causes[index]
     id_ = node.function.id
-    # Otherwise it may come from a DAG that the function executed itself.
+    # Any other error of these types may come from a DAG that the function itself executed.
     if index in report.decided:
         if isinstance(cause, InvalidFunctionError):
-            return InvalidFunctionError(id_, cause.field, cause.problem)
+            return InvalidFunctionError(id_, *cause.args[1:])
         if isinstance(cause, TransferError):
             cause = _with_producer(cause, nodes, node)
         if isinstance(cause, WorkerLostError):
             cause = WorkerLostError(id_, *cause.args[1:])
         if isinstance(cause, AllocationError):
-            return AllocationError(
-                id_, cause.cost, cause.problem, cause.nearest, cause.shortfall, cause.node
-            )
+            return AllocationError(id_, *cause.args[1:])
     attempts = report.attempts_by_index().get(index, ())
     problem = described(cause)
     if not attempts and index not in report.decided:

@@ -111,11 +111,11 @@ def plan(
 ) -> Plan:
     """Predict how a DAG would run.
 
-    The engine that places functions on a cluster places them on imagined workers here, against the
-    clock of a simulation. In it functions take exactly their time and start in none; results are
-    small, and take 5 ms to move. What is decided when several functions end at once is a matter of
-    chance, on a cluster as well: of several simulations the plan is the one of median makespan.
-    The same arguments give the same plan.
+    The engine that places functions on a cluster places them on imagined workers here, under
+    simulated time. Functions take exactly their duration and start at once; results are small, and
+    take 5 ms to move. When several functions end at once, chance decides which counts first, as on
+    a cluster: of several simulations, the plan is the one of median makespan. The same arguments
+    give the same plan.
 
     Parameters
     ----------
@@ -188,30 +188,26 @@ def plan(
             max_concurrency=max_concurrency,
             overhead=overhead,
             sizes=dict.fromkeys(seconds, _RESULT_BYTES),
-            # As long again, on average, until the scheduler hears of its end.
+            # As long again, on average, until the scheduler knows of its end.
             jitter=2 * overhead or _JITTER * longest,
             seed=seed,
         )
         for seed in range(count)
     ]
     run = sorted(runs, key=lambda run: run.makespan)[len(runs) // 2]
+    node_of: dict[Hashable, Node] = {node.index: node for node in nodes}
     for index, finding in run.refused.items():
-        node = nodes[_index(index)]
+        node = node_of[index]
         raise allocation_error(node.function.id, node.cost, finding)
     rounded = partial(round, ndigits=_DIGITS - math.floor(math.log10(longest or 1)))
     timeline: dict[str, list[Slot]] = {name: [] for name in capabilities}
     for index, place in run.placements.items():
-        node = nodes[_index(index)]
+        node = node_of[index]
         if node.kind == "function":
             slot = Slot(node.function.id, rounded(place.start), rounded(place.stop))
             timeline[place.worker].append(slot)
     utilisation = {name: round(share, _DIGITS) for name, share in run.utilisation.items()}
     return Plan(rounded(run.makespan), timeline, utilisation)
-
-
-def _index(key: Hashable) -> int:
-    assert isinstance(key, int)
-    return key
 
 
 def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
@@ -223,13 +219,7 @@ def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
 def _learned(
     nodes: Sequence[Node], prefixes: Sequence[str], result: ExecutionResult
 ) -> dict[Hashable, float]:
-    """Return the seconds that functions take, as learned from a run.
-
-    Raises
-    ------
-    ValueError
-        Nothing is known about a function, nor about others of its code.
-    """
+    """Return the seconds that functions take, as learned from a run."""
     codes = {
         node.function.id: prefix
         for node, prefix in zip(nodes, prefixes, strict=True)

@@ -132,14 +132,8 @@ def failed_or_not_run(
 ) -> dict[Hashable, BaseException]:
     """Return the error of each function that failed or depends on one that did.
 
-    Parameters
-    ----------
-    nodes
-        What the DAG expands to.
-    failed
-        {index: error} of the nodes that failed by themselves.
-    done
-        The functions whose results are there all the same.
+    `failed` has the nodes that failed by themselves; `done` are the functions whose results are
+    there all the same.
     """
     # Nodes come in no particular order: follow failures to their end.
     spread = dict(failed)
@@ -162,22 +156,7 @@ def failed_or_not_run(
 def select(
     functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: Any
 ) -> list[Hashable]:
-    """Return the functions whose results are asked for, in the order of the DAG or of the list.
-
-    Parameters
-    ----------
-    functions, nodes
-        The DAG, and what it expands to.
-    results
-        ``"all"``, ``"sinks"`` or a list of ids.
-
-    Raises
-    ------
-    ValueError
-        `results` is neither ``"all"``, ``"sinks"`` nor a list of ids.
-    UnknownFunctionError
-        The list names a function that the DAG lacks, or an inline one.
-    """
+    """Return the functions whose results are asked for, in the order of the DAG or of the list."""
     if isinstance(results, str) and results == "all":
         return [f.id for f in functions.values() if f.type == "regular"]
     if isinstance(results, str) and results == "sinks":
@@ -195,7 +174,7 @@ def select(
 
 
 class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
-    """The attempts of each function, made from a report when somebody looks."""
+    """The attempts of each function, made from a report on first use."""
 
     def __init__(self, report: RunReport, nodes: Sequence[Node]) -> None:
         self._source: tuple[RunReport, Sequence[Node]] | None = report, nodes

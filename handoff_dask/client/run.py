@@ -1,9 +1,9 @@
-"""A DAG on its way through a cluster, for users."""
+"""The handle of a submitted DAG."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from distributed import Future
 
@@ -16,7 +16,7 @@ from handoff_dask.client.waiting import wait_for
 
 
 class Run:
-    """A DAG on its way through a cluster; made by :func:`submit`.
+    """A run of a DAG; made by :func:`submit`.
 
     With an asynchronous client, the methods return awaitables. The run goes on to its end even if
     this object is dropped; its results are released then.
@@ -54,8 +54,7 @@ class Run:
             ``"assigned"`` (handed to a worker ahead, not started), ``"running"``, ``"done"``,
             ``"failed"`` and ``"cancelled"``; under ``"attempts"`` {function id: tuple of Attempt}.
         """
-        answer: DictAnswer[str, Any] = self._ask(self._follower.status)
-        return answer
+        return cast("DictAnswer[str, Any]", self._ask(self._follower.status))
 
     def progress(self) -> DictAnswer[str, int]:
         """Return how many functions are in which state, however large the run at little cost.
@@ -65,10 +64,7 @@ class Run:
         dict
             The counts of :meth:`status`.
         """
-        answer: DictAnswer[str, int] = connection.sync(
-            self._follower.client, self._follower.progress
-        )
-        return answer
+        return cast("DictAnswer[str, int]", self._ask(self._follower.progress))
 
     def remaining(self) -> ScalarAnswer:
         """Return how long the run will still take, as the scheduler estimates.
@@ -96,10 +92,7 @@ class Run:
             delay, the limit or whatever else holds it; or the inputs that are on their way to its
             worker. Printed, it is a report.
         """
-        answer: RunExplanationAnswer = connection.sync(
-            self._follower.client, self._follower.explain, held
-        )
-        return answer
+        return cast("RunExplanationAnswer", self._ask(self._follower.explain, held))
 
     def wait(self, timeout: float | None = None) -> ScalarAnswer:
         """Wait for the run to end, well or not.
@@ -130,8 +123,7 @@ class Run:
             The run had not ended by then; it goes on.
         """
         __tracebackhide__ = True
-        answer: ExecutionResultAnswer = self._wait_for(self._follower.result, timeout)
-        return answer
+        return cast("ExecutionResultAnswer", self._wait_for(self._follower.result, timeout))
 
     def cancel(self) -> ScalarAnswer:
         """Stop the run: functions that have not started never will, results are dropped.

@@ -1,4 +1,4 @@
-"""What is made of a DAG before anything is sent: checks, graph, description."""
+"""Prepares a DAG for submission: checks, graph, description."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from handoff_dask.client.describing import Outline, dag_label, function_rows, pa
 from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
-from handoff_dask.graph.translation import Translation, translate
+from handoff_dask.graph.translation import translate
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Function, given_by_field
-from handoff_dask.placement.events import Finding
-from handoff_dask.wire.messages import RunSpec, allocation_error
+from handoff_dask.wire.messages import RunSpec
 
 
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
@@ -33,15 +32,6 @@ def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Functio
 
 class Submission:
     """A DAG and the options of its run, checked and translated.
-
-    Attributes
-    ----------
-    outline : Outline
-        The run, as its client follows it.
-    options : RunOptions
-        As the user chose them.
-    translation : Translation
-        The Dask graph.
 
     Raises
     ------
@@ -58,12 +48,12 @@ class Submission:
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}
         regular = [node for node in nodes if node.kind == "function"]
-        # Functions that nobody needs run for what they do; what they return is dropped.
+        # Functions whose results nobody needs run for their side effects.
         discard = frozenset(
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
         run_id = uuid4().hex
-        self.translation: Translation = translate(
+        self.translation = translate(
             nodes, run_id, dag_id=dag.id, policy=options.policy, discard=discard
         )
         self.outline = Outline(
@@ -84,15 +74,7 @@ class Submission:
     def check_futures(self, client: Client | None) -> None:
         """Raise if an argument is a future whose result the run cannot have.
 
-        Parameters
-        ----------
-        client
-            The run's client; None for one that no future can belong to.
-
-        Raises
-        ------
-        InvalidFunctionError
-            It names the function and the field.
+        `client` is the run's; None for one that no future can belong to.
         """
         for future in self.translation.futures.values():
             if client is None or future.client is not client:
@@ -110,18 +92,11 @@ class Submission:
             )
 
     def pins(
-        self,
-        capabilities: Mapping[str, Mapping[str, float]],
-        names: Mapping[str, Sequence[str]],
-    ) -> Any:
+        self, capabilities: Mapping[str, Mapping[str, float]], names: Mapping[str, Sequence[str]]
+    ) -> dict[Hashable, str]:
         """Ask the user's allocator where everything runs.
 
-        Parameters
-        ----------
-        capabilities
-            {worker address: {resource: amount}}.
-        names
-            {worker address: what it answers to: its address, its name, its host}.
+        `capabilities` and `names` are by worker address; the names are its address, name and host.
         """
         allocator = self.options.allocation_strategy
         assert isinstance(allocator, Allocator)
@@ -129,11 +104,8 @@ class Submission:
         answer = dict(allocator.allocate(regular, capabilities))
         for function in regular:
             if function.id not in answer:
-                raise AllocationError(
-                    function.id,
-                    function.cost or {},
-                    f"{type(allocator).__name__}.allocate() returned no worker for it",
-                )
+                problem = f"{type(allocator).__name__}.allocate() returned no worker for it"
+                raise AllocationError(function.id, function.cost or {}, problem)
             if not any(str(answer[function.id]) in own for own in names.values()):
                 known = sorted(name for _, name, _ in names.values())
                 raise UnknownWorkerError(str(answer[function.id]), known)
@@ -144,14 +116,8 @@ class Submission:
     ) -> bytes:
         """Return the description of the run, pickled.
 
-        Parameters
-        ----------
-        client
-            Id of the client.
-        pins
-            What the allocator chose; it overrides pins and collocations of the DAG.
-        within
-            Key of the task that submits it, if one does.
+        `client` is the id of the client, `pins` what the allocator chose, and `within` the key of
+        the task that submits the run, if any.
         """
         outline, options, translation = self.outline, self.options, self.translation
         strategy = options.allocation_strategy
@@ -174,8 +140,3 @@ class Submission:
             within=within,
             events=options.on_event is not None,
         ).packed()
-
-    def allocation_error(self, index: int, finding: Finding) -> AllocationError:
-        """Return the error for a node that no worker can hold."""
-        node = self.outline.nodes[index]
-        return allocation_error(node.function.id, node.cost, finding)

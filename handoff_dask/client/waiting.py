@@ -2,7 +2,7 @@
 
 Dask reports the end of each task to a client in one message, which may be late or unreadable. The
 scheduler's plugin knows which runs are over. So a client waits for whichever comes first
-(:func:`ended`), and then asks for what it has not heard (:func:`settle`).
+(:func:`ended`), and then asks for what it has missed (:func:`settle`).
 """
 
 from __future__ import annotations
@@ -61,15 +61,10 @@ async def ended(
     -------
     bool
         Whether it happened in time.
-
-    Raises
-    ------
-    ClusterLostError
-        The client has lost its scheduler.
     """
     loop = asyncio.get_running_loop()
     deadline = float("inf") if timeout is None else loop.time() + timeout
-    over = _over(client, run_id)
+    over = _watchers.setdefault(client, _Watcher()).add(client, run_id)
     with client.as_current():
         waiting = outcome_of(wait(list(futures)))
     every = INTERVAL if again else float("inf")
@@ -104,14 +99,14 @@ async def settle(client: Client, futures: Collection[Future[Any]]) -> None:
     deadline = loop.time() + PATIENCE
     while pending := {f.key: f for f in futures if f.status in ("pending", "lost")}:
         states = await connection.call(client, "states", keys=list(pending))
-        unheard = {key: state for key, state in states if state in ("memory", "erred")}
-        if not unheard:
+        missed = {key: state for key, state in states if state in ("memory", "erred")}
+        if not missed:
             return
         if loop.time() > deadline:
-            for key, state in unheard.items():
+            for key, state in missed.items():
                 compat.settle_future(pending[key], state)
             return
-        await want(client, [pending[key] for key in unheard])
+        await want(client, [pending[key] for key in missed])
         await asyncio.sleep(PATIENCE / 10)
 
 
@@ -127,20 +122,6 @@ def outcome_of(waiting: Awaitable[T]) -> asyncio.Future[T]:
     return future
 
 
-_watchers: WeakKeyDictionary[Client, _Watcher] = WeakKeyDictionary()
-
-
-def _over(client: Client, run_id: str) -> asyncio.Future[None]:
-    """Return a future that is done when a run is over or not known to the scheduler.
-
-    It raises ``ClusterLostError`` if the client loses its scheduler.
-    """
-    watcher = _watchers.get(client)
-    if watcher is None:
-        watcher = _watchers[client] = _Watcher()
-    return watcher.add(client, run_id)
-
-
 class _Watcher:
     """Asks the scheduler which of a client's runs are over, while somebody waits for them."""
 
@@ -149,6 +130,10 @@ class _Watcher:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, client: Client, run_id: str) -> asyncio.Future[None]:
+        """Return a future that is done when a run is over or not known to the scheduler.
+
+        It raises if asking fails, as when the client loses its scheduler.
+        """
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[waiting] = run_id
         waiting.add_done_callback(self._waiting.pop)
@@ -175,20 +160,14 @@ class _Watcher:
         return bool(self._waiting)
 
 
+_watchers: WeakKeyDictionary[Client, _Watcher] = WeakKeyDictionary()
+
+
 def wait_for(client: Client, method: Callable[..., Awaitable[Any]], *args: Any, **run: Any) -> Any:
     """Run a coroutine function that waits for a run; with an asynchronous client, return it.
 
     A function of a run that waits here gives up its thread meanwhile. Whoever waits is warned if
-    the run makes no progress.
-
-    Parameters
-    ----------
-    client
-        The client.
-    method, *args
-        The coroutine function and its arguments.
-    **run
-        The run: its `run_id` or `dag_id`, as the scheduler knows it.
+    the run makes no progress: the run with this `run_id` or `dag_id`, as the scheduler knows it.
     """
     __tracebackhide__ = True
     frame, _ = users_frame()

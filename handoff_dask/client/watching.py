@@ -1,4 +1,4 @@
-"""How a run looks while it goes on: how far it is, and what its functions are held for."""
+"""A run as a notebook shows it while it goes on."""
 
 from __future__ import annotations
 
@@ -59,10 +59,7 @@ async def draw(run: Follower) -> tuple[str, bool]:
 
 
 def _drawing(
-    run: Follower,
-    counts: dict[str, int],
-    held: list[Any] | None = None,
-    left: float | None = None,
+    run: Follower, counts: dict[str, int], held: list[Any] | None = None, left: float | None = None
 ) -> str:
     remark = run.remark or ("" if left is None else f"{markup.seconds(left)} left")
     return reports.progress(run.outline.dag_id, counts, held or (), remark)

@@ -29,7 +29,7 @@ class DAG(model.DAG, DaskMethodsMixin):
     Parameters
     ----------
     id
-        Name of the DAG, any hashable; None draws a fresh one.
+        Name of the DAG, any hashable; None generates one.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         Raises
         ------
         DuplicateFunctionError
-            The DAG has a function of that id.
+            The DAG already has a function with that id.
         InvalidFunctionError
             The id cannot be hashed.
         """
@@ -76,8 +76,11 @@ class DAG(model.DAG, DaskMethodsMixin):
             self._plain = translate_plain(self.functions, self._token)
         return self._plain
 
+    def _regular(self) -> list[Function]:
+        return [f for f in self.functions.values() if f.type == "regular"]
+
     def _fault(self) -> DAGError | None:
-        """Return what is wrong with the DAG; people look at it while they build it."""
+        """Return what is wrong with the DAG, which may be incomplete when it is displayed."""
         try:
             self.validate()
         except DAGError as error:
@@ -108,10 +111,10 @@ class DAG(model.DAG, DaskMethodsMixin):
         Parameters
         ----------
         filename
-            Its ending tells the format: ``"dag.svg"``, ``"dag.png"``, ``"dag.pdf"``. None writes no
+            Its ending is the format: ``"dag.svg"``, ``"dag.png"``, ``"dag.pdf"``. None writes no
             file.
         format
-            The format, if the filename does not tell; PNG, or SVG where Graphviz is missing.
+            The format, if the filename has no ending; PNG, or SVG where Graphviz is missing.
         optimize_graph
             Whether Dask's engines draw the graph as it is after optimization.
         engine
@@ -130,7 +133,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         Raises
         ------
         DAGError
-            The DAG is not valid; our own engine draws it all the same.
+            The DAG is not valid; our own engine draws it anyway.
         RuntimeError
             What the format or the engine needs is not installed.
 
@@ -148,20 +151,10 @@ class DAG(model.DAG, DaskMethodsMixin):
         if chosen == "handoff":
             return write_svg(self._repr_svg_(), filename)
         if "color" not in kwargs:  # Dask labels what it colours
-            regular = [f for f in self.functions.values() if f.type == "regular"]
-            kwargs = {**looks(chosen, self.__dask_keys__(), regular), **kwargs}
-        drawn: Any = DaskMethodsMixin.visualize(
-            self,
-            filename=filename,
-            format=format,
-            optimize_graph=optimize_graph,
-            engine=chosen,
-            **kwargs,
+            kwargs = {**looks(chosen, self.__dask_keys__(), self._regular()), **kwargs}
+        return DaskMethodsMixin.visualize(
+            self, filename, format, optimize_graph, engine=chosen, **kwargs
         )
-        return drawn
-
-    def _regular(self) -> list[Hashable]:
-        return [f.id for f in self.functions.values() if f.type == "regular"]
 
     # Delayed's own, which drops unused keys only: dask.compute() groups collections by this and
     # returns the results group by group, mixed up where two kinds alternate.
@@ -178,14 +171,14 @@ class DAG(model.DAG, DaskMethodsMixin):
         return type(self).__name__, self._token
 
     def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _by_id, (self._regular(),)
+        return _by_id, ([f.id for f in self._regular()],)
 
     def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _persisted, (self.id, dict(self.functions), self.__dask_keys__())
 
 
 class _PersistedDAG(DAG):
-    """A DAG whose results Dask has, or is at work on."""
+    """A DAG whose results Dask has, or is computing."""
 
     def __init__(
         self,

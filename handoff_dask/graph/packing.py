@@ -28,23 +28,15 @@ LARGE = 100_000
 
 @dataclass(slots=True)
 class _Part:
-    """What several calls have in common, or something large.
+    """What several calls have in common, or something large."""
 
-    Attributes
-    ----------
-    data
-        Its pickle.
-    names
-        What the pickle names, and what the parts named there name.
-    state
-        By id: the mutable objects in it, possibly including itself.
-    users
-        How many tasks need it.
-    """
-
+    #: A pickle.
     data: bytes
+    #: What the pickle names, and what the parts named there name.
     names: tuple[Name, ...]
+    #: By id: the mutable objects in it, possibly including itself.
     state: Mapping[int, object]
+    #: The number of tasks that need it.
     users: int = 0
 
     @property
@@ -65,22 +57,13 @@ class _StrayFutureError(Exception):
 
 
 class Packer:
-    """Pickles the calls of a run.
+    """Pickles the calls of a run, after a look at all of them for what they have in common.
 
-    Parameters
-    ----------
-    calls
-        All calls: what they have in common is looked for first.
-    key
-        The key of a part's node in the Dask graph, by the part's number.
-
-    Attributes
-    ----------
-    futures : dict
-        {key: Future} of those among the arguments.
+    `key` returns the key of a part's node in the Dask graph, by the part's number.
     """
 
     def __init__(self, calls: Iterable[Call], key: Callable[[int], Any]) -> None:
+        #: {key: Future} of those among the arguments.
         self.futures: dict[Hashable, Future[Any]] = {}
         self._key = key
         self._replace_futures = Replacing(Future, self._result)
@@ -106,14 +89,9 @@ class Packer:
     def __call__(
         self, node: Node, call: Call, identity: tuple[Hashable, Hashable]
     ) -> tuple[tuple[Name, ...], bytes]:
-        """Return what the pickle of a call names, and the pickle.
+        """Return what the pickle of a call names, and the pickle, or raise if it cannot be made.
 
         The `identity`, ids of function and DAG, goes with the call.
-
-        Raises
-        ------
-        InvalidFunctionError
-            The code or the arguments of a function cannot be pickled.
         """
         try:
             if self._has_futures:
@@ -151,13 +129,9 @@ class Packer:
         part = self._parts[number]
         return part.users > 1 and len(part.data) >= LARGE
 
-    # Futures
-
     def _result(self, future: Future[Any]) -> _Result:
         self.futures[future.key] = future
         return _Result(future.key)
-
-    # Pickles
 
     def _pickled(self, call: Any) -> tuple[tuple[Name, ...], bytes]:
         data, pickler = self._dumped(call)
@@ -170,7 +144,7 @@ class Packer:
     def _dumped(self, value: Any, whole: bool = False) -> tuple[bytes, _Pickler]:
         """Pickle by reference what can be imported, and by value what was made in a script."""
         try:
-            data, pickler = self._dump(_ReferencePickler, value, whole=whole)
+            data, pickler = self._dump(_Pickler, value, whole=whole)
             # A worker has another __main__ than the client, and may lack what the user registered.
             local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
             if not any(name.encode() in data for name in local):
@@ -272,15 +246,14 @@ class _Sizes(dict[type, Any]):
     """By type: how to measure an object in bytes; None if no object is large by itself."""
 
     def __missing__(self, kind: type) -> Any:
-        measure: Any = None
+        self[kind] = None
         if issubclass(kind, Future):
-            measure = _stray
+            self[kind] = _stray
         elif issubclass(kind, (bytes, bytearray, str)):
-            measure = len
+            self[kind] = len
         elif hasattr(kind, "nbytes"):  # arrays, tensors
-            measure = _nbytes
-        self[kind] = measure
-        return measure
+            self[kind] = _nbytes
+        return self[kind]
 
 
 def _nbytes(value: Any) -> int:
@@ -295,7 +268,7 @@ def _stray(future: Future[Any]) -> int:
 
 
 class _Pickler(pickle.Pickler):
-    """Names parts and futures instead of pickling them."""
+    """Names parts and futures instead of pickling them; fails for what cannot be imported."""
 
     packer: Packer
     #: The object whose part it pickles.
@@ -306,17 +279,15 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> Name | None:
         """Return what stands for an object; None has it pickled."""
-        kind = type(obj)
         name: Name | None
-        if kind is _Result:
+        if type(obj) is _Result:
             name = (obj.key,)
         else:
-            packer = self.packer
-            measure = packer.sizes[kind]
+            measure = self.packer.sizes[type(obj)]
             small = measure is None or measure(obj) < LARGE
-            if small and id(obj) not in packer.common:
+            if small and id(obj) not in self.packer.common:
                 return None
-            name = packer.number(obj, self)
+            name = self.packer.number(obj, self)
         if name is not None:
             self.names[name] = None
         return name
@@ -337,9 +308,5 @@ def _may_change(kind: Any) -> bool:
     return kind.__hash__ is None or kind.__dictoffset__ > 0
 
 
-class _ReferencePickler(_Pickler):
-    """Fast, but fails for what cannot be imported."""
-
-
 class _ValuePickler(_Pickler, pickling.Pickler):  # type: ignore[misc] # cloudpickle's own
-    """Pickles all that cloudpickle can."""
+    """Slower, but pickles all that cloudpickle can."""

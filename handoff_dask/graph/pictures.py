@@ -1,4 +1,4 @@
-"""Pictures of DAGs in files: who can draw them, and what Dask's engines are told."""
+"""Pictures of DAGs in files: the choice of the engine, and the options of Dask's engines."""
 
 from __future__ import annotations
 
@@ -32,14 +32,7 @@ _NEEDS = {
 
 
 def choose_engine(filename: str | None, format: str | None, engine: str | None) -> Engine:
-    """Return who draws a file.
-
-    Parameters
-    ----------
-    filename, format
-        The format, or the name that tells it by its ending.
-    engine
-        Whom the user asks for; None takes Dask's setting, or who can draw it and is installed.
+    """Return the engine that draws a file: by default Dask's setting, or the first that can.
 
     Raises
     ------
@@ -92,15 +85,12 @@ def looks(engine: Engine, keys: Iterable[Key], functions: Iterable[Function]) ->
             attributes[key] = {"label": plain, "shape": "box", "style": "rounded"}
         else:
             attributes[key] = {"label": label, "shape": "rectangle"}
-    return {
-        "collapse_outputs": True,
-        "function_attributes": attributes,
-        "data_attributes": attributes,
-    }
+    both = {"function_attributes": attributes, "data_attributes": attributes}
+    return {"collapse_outputs": True, **both}
 
 
 def write_svg(svg: str, filename: str | None) -> Any:
-    """Write a drawing, if it is to have a file; return it for a notebook to show."""
+    """Write a drawing, unless the filename is None; return it for a notebook to show."""
     if filename is not None:
         if not filename.lower().endswith(".svg"):
             filename += ".svg"

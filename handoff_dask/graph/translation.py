@@ -23,33 +23,22 @@ from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand,
 from handoff_dask.model.function import Function, effective_policy
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.keys import Key, node_key, shared_key
+from handoff_dask.wire.messages import ONE_ATTEMPT
 from handoff_dask.worker.task import Terms, run, run_and_discard, run_on_terms, run_transform
-
-NO_RETRIES = RetryPolicy(0)
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A DAG as Dask sees it.
-
-    Attributes
-    ----------
-    graph : HighLevelGraph
-        The graph, annotated.
-    keys : tuple
-        The key of each node, by index.
-    prefixes : tuple of str
-        The part of each key that functions with the same code share, by index.
-    policies : tuple of RetryPolicy
-        The retry policy of each node, by index.
-    futures : Mapping
-        {key: Future} of those among the arguments.
-    """
+    """A DAG as Dask sees it."""
 
     graph: HighLevelGraph
+    #: The key of each node, by index.
     keys: tuple[Key, ...]
+    #: The part of each key that functions with the same code share, by index.
     prefixes: tuple[str, ...]
+    #: The retry policy of each node, by index.
     policies: tuple[RetryPolicy, ...]
+    #: {key: Future} of those among the arguments.
     futures: Mapping[Hashable, Future[Any]]
 
 
@@ -58,28 +47,23 @@ def translate(
     run_id: str,
     *,
     dag_id: Hashable = None,
-    policy: RetryPolicy = NO_RETRIES,
+    policy: RetryPolicy = ONE_ATTEMPT,
     discard: frozenset[int] = frozenset(),
 ) -> Translation:
-    """Translate nodes into an annotated Dask graph.
+    """Translate nodes into an annotated Dask graph, or raise if a call cannot be pickled.
 
     Parameters
     ----------
     nodes
-        What :func:`~handoff_dask.model.expansion.expand` returns.
+        The expansion of the DAG.
     run_id
         Makes the keys of this run differ from those of any other; 32 hexadecimal digits.
     dag_id
-        What functions are told that ask for it.
+        What :func:`current` returns to functions.
     policy
         Of the functions that have none themselves.
     discard
         Nodes whose results nobody wants, not even the workers.
-
-    Raises
-    ------
-    InvalidFunctionError
-        The code or the arguments of a function cannot be pickled.
     """
     prefixes = code_prefixes(nodes)
     keys = tuple(node_key(prefix, run_id, index) for index, prefix in enumerate(prefixes))
@@ -87,10 +71,8 @@ def translate(
     policies = tuple(effective_policy(node.function, policy) for node in nodes)
     packed = [pack(node, node.call, (node.function.id, dag_id)) for node in nodes]
     dsk: dict[Key, GraphNode] = pack.nodes()
-    resources: dict[Key, Mapping[str, float]] = {}
-    for node, key, (names, call) in zip(nodes, keys, packed, strict=True):
+    for node, own, key, (names, call) in zip(nodes, policies, keys, packed, strict=True):
         refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in node.dependencies)]
-        own = policies[node.index]
         if node.kind != "function":
             dsk[key] = Task(key, run_transform, names, call, *refs)
         elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
@@ -102,8 +84,7 @@ def translate(
         else:
             runner = run_and_discard if node.index in discard else run
             dsk[key] = Task(key, runner, names, call, *refs)
-        if node.cost:
-            resources[key] = node.cost
+    resources = {key: node.cost for key, node in zip(keys, nodes, strict=True) if node.cost}
     budgets = {
         # Dask's messages hold no larger numbers; the plugin counts by itself.
         key: min(own.max_retries, 2**31)
@@ -126,10 +107,7 @@ def translate(
 def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple[Any, list[Key]]:
     """Translate a DAG for any Dask scheduler: no annotations, transforms inside their consumers.
 
-    Returns
-    -------
-    tuple
-        The graph, and the key of each regular function in the order of the DAG.
+    Returns the graph, and the key of each regular function in the order of the DAG.
     """
     nodes = expand(functions)
     regular = [node for node in nodes if node.kind == "function"]
@@ -205,7 +183,7 @@ def code_names(codes: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
 
 
 def _identify(code: Callable[..., Any]) -> tuple[str, tuple[object, ...]]:
-    """Return a name for a callable, and what tells it from others of that name."""
+    """Return a name for a callable, and what distinguishes it from others of that name."""
     inner: Any = code
     while isinstance(inner, (partial, toolz.curry)):
         inner = inner.func

@@ -15,15 +15,9 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
     """Yield values and what they contain, at any depth, except plain numbers, text and None.
 
-    Visits the contents of lists, tuples, sets, partial calls, the values of dicts, and the objects
-    of bound methods, each once. Objects of other types are not opened.
-
-    Parameters
-    ----------
-    values
-        The values.
-    closures
-        Whether to visit the closures of functions, too.
+    Visits the contents of lists, tuples, sets, partial calls, the values of dicts, the objects of
+    bound methods and, if asked to, the closures of functions, each once. Objects of other types are
+    not opened.
 
     Examples
     --------
@@ -68,13 +62,6 @@ class Replacing:
 
     A container without any such object is returned unchanged. An object that occurs twice is
     replaced by one object. Bound methods are not opened, because their object cannot be replaced.
-
-    Parameters
-    ----------
-    kind
-        The type.
-    replace
-        Returns the replacement of an object.
 
     Examples
     --------

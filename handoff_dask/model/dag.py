@@ -12,30 +12,14 @@ from handoff_dask.model.validation import validate
 
 
 class DAG:
-    """A directed acyclic graph of functions (``Handoff.DAG``).
-
-    Parameters
-    ----------
-    id
-        Name of the DAG; None generates one.
-    """
+    """A directed acyclic graph of functions; users see its subclass, a Dask collection."""
 
     def __init__(self, id: Hashable = None) -> None:
         self.id: Hashable = uuid4().hex if id is None else id
         self._functions: dict[Hashable, Function] = {}
 
     def add_function(self, function: Function) -> DAG:
-        """Add a function and return the DAG, so that calls chain.
-
-        The functions that it depends on may be added later.
-
-        Raises
-        ------
-        DuplicateFunctionError
-            The DAG already has a function with that id.
-        InvalidFunctionError
-            The id cannot be hashed.
-        """
+        """Add a function and return the DAG, so that calls chain."""
         if not isinstance(function, Function):
             raise TypeError(f"add_function() takes a Function, not {function!r}")
         try:
@@ -72,4 +56,4 @@ class DAG:
         return len(self._functions)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id!r}: {len(self._functions)} functions>"
+        return f"<{type(self).__name__} {self.id!r}: {len(self)} functions>"

@@ -10,12 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
-from handoff_dask.model.function import Argument, Collocated, Function, Transform, argument_id
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    Transform,
+    argument_id,
+    is_listed,
+)
 
 NodeKind = Literal["function", "serializer", "deserializer"]
 
@@ -105,43 +113,28 @@ def given(call: Call) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A call that is scheduled.
+    """A call that is scheduled."""
 
-    Attributes
-    ----------
-    index : int
-        Its place in the expansion; regular functions come first, in the order of the DAG.
-    kind : str
-        ``"function"``, ``"serializer"`` or ``"deserializer"``.
-    function : Function
-        The function that it runs; for a transform, the consumer.
-    call : Call
-        What to call; positions in it count `dependencies`.
-    dependencies : tuple of int
-        Nodes whose results the call needs.
-    cost : Mapping
-        What it claims. For each resource, the larger amount of its own and its inline functions'
-        costs counts. Lower case names, no zeros.
-    pin : str or None
-        Name, address or host of a worker.
-    collocated : int or None
-        The node whose worker it must share.
-    source, target : int or None
-        For a transform: the producer and the consumer.
-    inlined : tuple of Function
-        The inline functions in the call; for a transform, the one whose argument it is.
-    """
-
+    #: Its place in the expansion; regular functions come first, in the order of the DAG.
     index: int
     kind: NodeKind
+    #: The function that it runs; for a transform, the consumer.
     function: Function
+    #: What to call; positions in it count `dependencies`.
     call: Call
+    #: Nodes whose results the call needs.
     dependencies: tuple[int, ...]
+    #: What it claims. For each resource, the larger amount of its own and its inline functions'
+    #: costs counts. Lower case names, no zeros.
     cost: Mapping[str, float]
+    #: Name, address or host of a worker.
     pin: str | None = None
+    #: The node whose worker it must share.
     collocated: int | None = None
+    #: For a transform: the producer and the consumer.
     source: int | None = None
     target: int | None = None
+    #: The inline functions in the call; for a transform, the one whose argument it is.
     inlined: tuple[Function, ...] = ()
 
     @property
@@ -157,9 +150,7 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     transforms: list[Node] = []
     # One object for each distinct cost: there are few, and they are sent to the cluster.
     costs: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
-    nodes = [
-        _Expansion(functions, indices, function, transforms, costs).node() for function in regular
-    ]
+    nodes = [_Expansion(functions, indices, f, transforms, costs).node() for f in regular]
     return nodes + transforms
 
 
@@ -174,26 +165,22 @@ def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
     return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
 
 
+@dataclass(slots=True)
 class _Expansion:
     """Expands one regular function; transform nodes are appended to a shared list."""
 
-    def __init__(
-        self,
-        functions: Mapping[Hashable, Function],
-        indices: Mapping[Hashable, int],
-        function: Function,
-        transforms: list[Node],
-        costs: dict[tuple[tuple[str, float], ...], dict[str, float]],
-    ) -> None:
-        self.functions = functions
-        self.indices = indices
-        self.function = function
-        self.index = indices[function.id]
-        self.transforms = transforms
-        self.positions: dict[int, int] = {}
-        self.inlined: dict[Hashable, Function] = {}
-        self.cost: dict[str, float] = {}
-        self.costs = costs
+    functions: Mapping[Hashable, Function]
+    indices: Mapping[Hashable, int]
+    function: Function
+    transforms: list[Node]
+    costs: dict[tuple[tuple[str, float], ...], dict[str, float]]
+    positions: dict[int, int] = field(default_factory=dict)
+    inlined: dict[Hashable, Function] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def index(self) -> int:
+        return self.indices[self.function.id]
 
     def node(self) -> Node:
         function = self.function
@@ -218,31 +205,16 @@ class _Expansion:
     def call(self, function: Function) -> Call:
         for name, amount in effective_cost(function.cost).items():
             self.cost[name] = max(amount, self.cost.get(name, 0))
-        entries: list[Entry] = []
-        listing: list[Entry] | None = None
         # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}
-        for arg in function.args:
-            entry = self.entry(function, arg, inline)
-            if isinstance(arg, Argument) and arg.argument_inclusion == "as_list":
-                if listing is None:
-                    listing = []
-                listing.append(entry)
-                continue
-            if listing is not None:
-                entries.append(Listed(tuple(listing)))
-                listing = None
-            entries.append(entry)
+        groups: Iterable[tuple[bool, Iterable[Any]]] = groupby(function.args, is_listed)
         if function.argument_inclusion == "as_list":
-            flat = [*entries, *(listing or ())]
-            entries = [
-                Listed(tuple(i for e in flat for i in (e.items if isinstance(e, Listed) else (e,))))
-            ]
-        elif listing is not None:
-            entries.append(Listed(tuple(listing)))
-        return Call(
-            function.code, tuple(entries), tuple(function.extra_args), function.extra_kwargs
-        )
+            groups = [(True, function.args)]
+        args: list[Entry] = []
+        for as_list, group in groups:
+            entries = tuple(self.entry(function, arg, inline) for arg in group)
+            args += [Listed(entries)] if as_list else entries
+        return Call(function.code, tuple(args), tuple(function.extra_args), function.extra_kwargs)
 
     def entry(
         self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]
@@ -253,11 +225,11 @@ class _Expansion:
             if id_ not in inline:
                 self.inlined[id_] = producer
                 inline[id_] = self.call(producer)
-            if isinstance(arg, Argument):
-                both = (arg.serialization_fn, arg.deserialization_fn)
-                steps = tuple(_step(t) for t in both if t is not None)
-                return Transformed(inline[id_], steps) if steps else inline[id_]
-            return inline[id_]
+            if not isinstance(arg, Argument):
+                return inline[id_]
+            both = (arg.serialization_fn, arg.deserialization_fn)
+            steps = tuple(_step(t) for t in both if t is not None)
+            return Transformed(inline[id_], steps) if steps else inline[id_]
         index = self.indices[id_]
         if isinstance(arg, Argument):
             index = self.transformed(user, arg, index)
@@ -303,14 +275,8 @@ def _step(transform: Transform) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
     """Evaluate a call, and run the coroutines that it or any call inside it returns.
 
-    Parameters
-    ----------
-    call
-        The call.
-    values
-        Results of the node's dependencies.
-    here
-        Returns the address of this worker: source and target of transforms applied in place.
+    `values` are the results of the node's dependencies; `here` returns the address of this worker,
+    the source and target of transforms that are applied in place.
     """
     # An inline function that is named twice is one object: evaluated once, passed twice.
     made: dict[int, Any] = {}
@@ -342,7 +308,7 @@ def finish(result: Any) -> Any:
         running = True
     except RuntimeError:
         running = False
-    if not running:  # outside the handler, whose error would become the context of the user's
+    if not running:  # not in the handler, whose error would become the context of the user's
         return asyncio.run(result)
     # A loop already runs in this thread, as in a notebook, so the coroutine needs another thread.
     with ThreadPoolExecutor(1) as pool:

@@ -157,11 +157,9 @@ class Function(Comparable):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        for name in ("extra_kwargs", "cost"):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                object.__setattr__(self, name, dict(value))
-        if isinstance(self.cost, dict):
+        if isinstance(self.extra_kwargs, Mapping):
+            object.__setattr__(self, "extra_kwargs", dict(self.extra_kwargs))
+        if isinstance(self.cost, Mapping):
             object.__setattr__(self, "cost", as_numbers(self.cost))
         object.__setattr__(self, "max_retries", as_count(self.max_retries))
         object.__setattr__(self, "timeout", as_number(self.timeout))
@@ -170,6 +168,11 @@ class Function(Comparable):
 def argument_id(arg: Hashable | Argument) -> Hashable:
     """Return the id that an entry of ``Function.args`` refers to."""
     return arg.id if isinstance(arg, Argument) else arg
+
+
+def is_listed(arg: Hashable | Argument) -> bool:
+    """Whether an entry of ``Function.args`` is passed in a list, with those next to it."""
+    return isinstance(arg, Argument) and arg.argument_inclusion == "as_list"
 
 
 def given_by_field(function: Function) -> dict[str, Iterable[Any]]:

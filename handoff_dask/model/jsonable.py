@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -80,22 +81,15 @@ def _number(value: Any) -> int | float:
 def loose(value: Any, depth: int = _LOOSE_DEPTH) -> Any:
     """Return a value as JSON; what JSON cannot hold becomes text, or null for numbers.
 
-    Parameters
-    ----------
-    value
-        Anything.
-    depth
-        How many levels of lists and dicts are converted; deeper ones become text.
+    So many levels of lists and dicts are converted; deeper ones become text.
 
     Examples
     --------
     >>> loose({("a", 1): {"cpu": float("inf")}, "b": {1, 2}})
     {"('a', 1)": {'cpu': None}, 'b': '{1, 2}'}
     """
-    try:
+    with suppress(NotJSONError):
         return exact(value)
-    except NotJSONError:
-        pass
     if isinstance(value, Mapping) and depth:
         return {text(key): loose(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and depth:

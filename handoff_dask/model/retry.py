@@ -99,10 +99,8 @@ class RetryPolicy:
     def retries(self, error: BaseException) -> bool:
         """Return whether an error is of a type that is retried."""
         # By default everything: SystemExit, for example, is just the failure of a function.
-        anything = self.retry_on == (Exception,)
-        return (anything or isinstance(error, self.retry_on)) and not isinstance(
-            error, self.give_up_on
-        )
+        retried = self.retry_on == (Exception,) or isinstance(error, self.retry_on)
+        return retried and not isinstance(error, self.give_up_on)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, what is wrong with it) for each invalid field."""

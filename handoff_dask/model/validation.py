@@ -5,14 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
-from handoff_dask.errors import (
-    CyclicDependencyError,
-    InvalidFunctionError,
-    MissingFunctionError,
-)
+from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
 from handoff_dask.model.amounts import as_number
 from handoff_dask.model.contents import contents
 from handoff_dask.model.function import (
@@ -21,6 +17,7 @@ from handoff_dask.model.function import (
     Function,
     argument_id,
     given_by_field,
+    is_listed,
 )
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
 
@@ -33,23 +30,19 @@ _COMPUTE = (
 
 
 def validate(functions: Mapping[Hashable, Function]) -> None:
-    """Raise the error of the first mistake found in the functions of a DAG."""
-    fit = _SignatureCheck()
+    """Raise the error of the first mistake in the functions of a DAG."""
     for function in functions.values():
         for field, problem in _problems(function):
             raise InvalidFunctionError(function.id, field, problem)
     _check_references(functions)
     _check_cycles(
-        {f.id: [argument_id(a) for a in f.args] for f in functions.values()},
-        "depends on",
+        {f.id: [argument_id(a) for a in f.args] for f in functions.values()}, "depends on"
     )
     _check_cycles(
         {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
         "is collocated with",
     )
-    for function in functions.values():
-        if misfit := fit.problem(function):
-            raise InvalidFunctionError(function.id, "args", misfit)
+    _check_signatures(functions)
 
 
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -72,12 +65,13 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
     for arg in function.args:
         yield from _argument_problems(arg)
     yield from _collection_problems(function)
-    if function.cost is not None:
-        if problem := cost_problem(function.cost):
-            yield "cost", problem
+    if function.cost is not None and (problem := cost_problem(function.cost)):
+        yield "cost", problem
     if function.node is not None:
         yield from _node_problems(function)
-    yield from _limit_problems(function)
+    if function.max_retries is not None and (problem := count_problem(function.max_retries)):
+        yield "max_retries", problem
+    yield from limit_problems(function.retry, function.timeout)
 
 
 def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -141,11 +135,8 @@ def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
                 f"not {transform!r}",
             )
     if arg.argument_inclusion not in _INCLUSIONS:
-        yield (
-            "args",
-            f"argument_inclusion of the argument {id_!r} "
-            + _inclusion_problem(arg.argument_inclusion),
-        )
+        problem = _inclusion_problem(arg.argument_inclusion)
+        yield "args", f"argument_inclusion of the argument {id_!r} {problem}"
 
 
 def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -162,25 +153,18 @@ def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
         except TypeError:
             yield "node", f"collocated({node.id!r}) does not refer to an id: ids must be hashable"
     elif isinstance(node, bool) or not isinstance(node, (str, int)) or node == "":
-        yield (
-            "node",
-            f"must be a worker's name, address or host, or collocated(id), not {node!r}",
-        )
+        yield "node", f"must be a worker's name, address or host, or collocated(id), not {node!r}"
 
 
-def _limit_problems(function: Function) -> Iterator[tuple[str, str]]:
-    if function.max_retries is not None:
-        if problem := count_problem(function.max_retries):
-            yield "max_retries", problem
-    if function.retry is not None:
-        if not isinstance(function.retry, RetryPolicy):
-            yield "retry", f"must be a RetryPolicy or None, not {function.retry!r}"
-        else:
-            for field, problem in function.retry.problems():
-                yield f"retry.{field}", problem
-    if function.timeout is not None:
-        if problem := time_limit_problem(function.timeout):
-            yield "timeout", problem
+def limit_problems(retry: object, timeout: object) -> Iterator[tuple[str, str]]:
+    """Yield (field, what is wrong with it) for a retry policy and a time limit, or None."""
+    if isinstance(retry, RetryPolicy):
+        for field, misfit in retry.problems():
+            yield f"retry.{field}", misfit
+    elif retry is not None:
+        yield "retry", f"must be a RetryPolicy or None, not {retry!r}"
+    if timeout is not None and (problem := time_limit_problem(timeout)):
+        yield "timeout", problem
 
 
 #: The largest amount of a resource: sums of them stay finite.
@@ -253,48 +237,44 @@ def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str)
                 path.popitem()
 
 
-class _SignatureCheck:
-    """Binds each kind of call to its code once: DAGs repeat a few kinds of calls many times."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, str | None] = {}
-        self._signatures: dict[int, inspect.Signature | None] = {}
-
-    def problem(self, function: Function) -> str | None:
-        """Return why a function's arguments do not fit its code, or None."""
-        positional = self._positional(function) + len(function.extra_args)
-        shape = (id(function.code), positional, *function.extra_kwargs)
-        if shape not in self._known:
-            self._known[shape] = self._bind(function, positional)
-        return self._known[shape]
-
-    @staticmethod
-    def _positional(function: Function) -> int:
-        if function.argument_inclusion == "as_list":
-            return 1
-        count, listed = 0, False
-        for arg in function.args:
-            as_list = isinstance(arg, Argument) and arg.argument_inclusion == "as_list"
-            count += not (as_list and listed)
-            listed = as_list
-        return count
-
-    def _bind(self, function: Function, positional: int) -> str | None:
+def _check_signatures(functions: Mapping[Hashable, Function]) -> None:
+    """Raise for the first function whose arguments do not fit its code."""
+    # Each kind of call is bound once: DAGs repeat a few kinds of calls many times.
+    fitting: set[Any] = set()
+    signatures: dict[int, inspect.Signature | None] = {}
+    for function in functions.values():
         code = function.code
-        if id(code) not in self._signatures:
-            self._signatures[id(code)] = _signature(code)
-        signature = self._signatures[id(code)]
-        if signature is None:
-            return None
-        try:
-            signature.bind(*[None] * positional, **function.extra_kwargs)
-        except TypeError as error:
-            name = getattr(code, "__qualname__", None) or repr(code)
-            given = f"{positional} positional arguments"
-            if function.extra_kwargs:
-                given += f" and {', '.join(map(repr, function.extra_kwargs))}"
-            return f"{name}{signature} cannot be called with {given}: {error}"
+        positional = _positional(function) + len(function.extra_args)
+        shape = (id(code), positional, *function.extra_kwargs)
+        if shape in fitting:
+            continue
+        if id(code) not in signatures:
+            signatures[id(code)] = _signature(code)
+        if misfit := _misfit(function, signatures[id(code)], positional):
+            raise InvalidFunctionError(function.id, "args", misfit)
+        fitting.add(shape)
+
+
+def _positional(function: Function) -> int:
+    """Return how many positional arguments the dependencies of a function become."""
+    if function.argument_inclusion == "as_list":
+        return 1
+    groups = groupby(function.args, is_listed)
+    return sum(1 if as_list else len(list(args)) for as_list, args in groups)
+
+
+def _misfit(function: Function, signature: inspect.Signature | None, positional: int) -> str | None:
+    if signature is None:
         return None
+    try:
+        signature.bind(*[None] * positional, **function.extra_kwargs)
+    except TypeError as error:
+        name = getattr(function.code, "__qualname__", None) or repr(function.code)
+        given = f"{positional} positional arguments"
+        if function.extra_kwargs:
+            given += f" and {', '.join(map(repr, function.extra_kwargs))}"
+        return f"{name}{signature} cannot be called with {given}: {error}"
+    return None
 
 
 def _signature(code: Any) -> inspect.Signature | None:

@@ -1,10 +1,8 @@
-"""The keys under which Dask knows the nodes of a run, and what can be read off them."""
+"""The Dask keys of the nodes of a run."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
-
-__all__ = ["SHARED", "Key", "index_of", "is_shared", "node_key", "run_of", "shared_key"]
 
 #: (name of the code and run, index of the node). Names of codes have no dash.
 Key: TypeAlias = tuple[str, int]
@@ -38,7 +36,7 @@ def shared_key(run_id: str, number: int) -> Key:
 
 
 def run_of(key: Any) -> str | None:
-    """Return the run that a key belongs to; for a key of somebody else, None or what is no run."""
+    """Return the run that a key belongs to; for other keys, None or the id of no run."""
     if isinstance(key, tuple) and key and isinstance(key[0], str):
         return key[0].partition("-")[2].partition("-")[0]
     return None

@@ -1,4 +1,4 @@
-"""What client and scheduler tell each other about a run."""
+"""The messages between client and scheduler about a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from handoff_dask.errors import AllocationError
 from handoff_dask.model.attempt import Attempt, Outcome
 from handoff_dask.model.expansion import Node
+from handoff_dask.model.function import FunctionType
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding, FunctionSpec
 from handoff_dask.wire.keys import Key, node_key
@@ -37,45 +38,29 @@ ONE_ATTEMPT = RetryPolicy(0)
 
 
 class FunctionRow(NamedTuple):
-    """One node of a run. Other nodes go by their index.
+    """A node of a run; it refers to others by their index."""
 
-    Parameters
-    ----------
-    prefix
-        The name of its code.
-    label
-        How messages name its function, whose id may be of the user's own type.
-    cost
-        {resource: amount}.
-    dependencies
-        The nodes whose results it needs.
-    pin
-        Name, address or host of a worker.
-    collocated
-        The node whose worker it shares.
-    binds
-        For a serializer: the node that must have a worker before it may start.
-    source, target
-        For a transform: the producer and the consumer.
-    policy
-        How it is retried, without the user's code.
-    timeout
-        Seconds that an attempt may take.
-    escalation
-        The policy with the user's code, pickled, if it escalates: asked when a worker died.
-    """
-
+    #: The name of its code.
     prefix: str
+    #: How messages name its function, whose id may be of the user's own type.
     label: str
     cost: Mapping[str, float]
+    #: The nodes whose results it needs.
     dependencies: tuple[int, ...] = ()
+    #: Name, address or host of a worker.
     pin: str | None = None
+    #: The node whose worker it shares.
     collocated: int | None = None
+    #: For a serializer: the node that must have a worker before it may start.
     binds: int | None = None
+    #: For a transform: the producer and the consumer.
     source: int | None = None
     target: int | None = None
+    #: How it is retried, without the user's code.
     policy: RetryPolicy = ONE_ATTEMPT
+    #: Seconds that an attempt may take.
     timeout: float | None = None
+    #: The policy with the user's code, pickled, if it escalates: asked when a worker died.
     escalation: bytes | None = None
 
 
@@ -84,14 +69,9 @@ def function_specs(
     keys: Sequence[Hashable],
     expected: Mapping[str, float] | None = None,
 ) -> list[FunctionSpec]:
-    """Return nodes as the placement engine takes them.
+    """Return nodes as the placement engine takes them, under these keys.
 
-    Parameters
-    ----------
-    rows, keys
-        The nodes, and what the engine is to call them.
-    expected
-        {prefix: s}, what is known of how long they take.
+    `expected` is how long each code takes, as far as that is known: {prefix: s}.
     """
     expected = expected or {}
 
@@ -119,91 +99,54 @@ def allocation_error(
 ) -> AllocationError:
     """Return the error for a function that no worker can hold; `context` precedes the finding."""
     return AllocationError(
-        function_id,
-        cost,
-        f"{context}{finding}",
-        finding.nearest,
-        finding.shortfall,
-        finding.pin,
+        function_id, cost, f"{context}{finding}", finding.nearest, finding.shortfall, finding.pin
     )
 
 
 class FunctionOutline(NamedTuple):
-    """A function of the user's, without what only workers need: code and arguments.
-
-    Parameters
-    ----------
-    id
-        The user's own id.
-    args
-        Ids of the functions whose results are its arguments.
-    code
-        The name of its code.
-    cost, node, type
-        As the user gave them.
-    """
+    """A function of the user's, without what only workers need: code and arguments."""
 
     id: Hashable
+    #: Ids of the functions whose results are its arguments.
     args: tuple[Hashable, ...]
+    #: The name of its code.
     code: str
     cost: Mapping[str, float] | None
     node: Any
-    type: str
+    type: FunctionType
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run, described once: for the scheduler and for clients that follow the run.
+    """A run, described once: for the scheduler and for clients that follow the run."""
 
-    Parameters
-    ----------
-    run_id
-        Distinguishes it from every other run; 32 hexadecimal digits.
-    dag_id
-        How the scheduler calls its DAG, whose id may be of the user's own type.
-    client
-        Id of the client that submits it.
-    rows
-        The nodes.
-    own_id
-        The DAG's id as the user has it, pickled. The scheduler does not open it.
-    functions
-        The fields of a :class:`FunctionOutline` for each function of the DAG, pickled. The
-        scheduler does not open it. Those that are nodes come in the order of the first rows.
-    strategy, max_concurrency, placement_timeout, priority
-        As the user chose them.
-    detach
-        Whether the cluster keeps the run without a client.
-    timeout
-        Seconds that the run may take.
-    wanted
-        Nodes whose results are kept for whoever asked for them, in the order asked for.
-    awaited
-        Nodes whose end the run waits for: these, and those that run only for their effects.
-    stops_at_failure
-        Whether the first function that fails for good stops the run.
-    within
-        Key of the function that submitted the run, if one did.
-    events
-        Whether its client wants to hear of its events.
-    """
-
+    #: Distinguishes it from every other run; 32 hexadecimal digits.
     run_id: str
+    #: How the scheduler calls its DAG, whose id may be of the user's own type.
     dag_id: str
     client: str
     rows: Sequence[FunctionRow]
+    #: The DAG's id as the user has it, pickled. The scheduler does not open it.
     own_id: bytes = b""
+    #: The fields of a :class:`FunctionOutline` for each function of the DAG, pickled. The scheduler
+    #: does not open it. Those that are nodes come in the order of the first rows.
     functions: bytes = b""
     strategy: str = "packed"
     max_concurrency: int | None = None
     placement_timeout: float = 0.0
     priority: float = 0
+    #: Whether the cluster keeps the run without a client.
     detach: bool = False
+    #: Seconds that the run may take.
     timeout: float | None = None
+    #: Nodes whose results the user asked for, in that order.
     wanted: tuple[int, ...] = ()
+    #: Nodes whose end the run waits for: these, and those that run only for their effects.
     awaited: frozenset[int] = frozenset()
     stops_at_failure: bool = True
+    #: Key of the function that submitted the run, if one did.
     within: Any = None
+    #: Whether its client subscribes to its events.
     events: bool = False
 
     @property
@@ -212,10 +155,8 @@ class RunSpec:
         return f"handoff-{self.run_id}"
 
     def packed(self) -> bytes:
-        """Return it pickled.
-
-        Rows go as plain tuples: pickling a named tuple takes several times as long.
-        """
+        """Return it pickled."""
+        # Rows go as plain tuples: pickling a named tuple takes several times as long.
         rows: Any = [tuple(row) for row in self.rows]
         return pickle.dumps(replace(self, rows=rows))
 
@@ -232,23 +173,7 @@ class RunSpec:
 
 
 class AttemptRow(NamedTuple):
-    """One start of a node; see :class:`~handoff_dask.model.attempt.Attempt`.
-
-    Parameters
-    ----------
-    node
-        Its index.
-    number
-        1 for the first attempt.
-    worker
-        Address of the worker that ran it.
-    started, stopped
-        Seconds since the epoch.
-    outcome, error_type, message
-        How it ended, and the failure if it failed.
-    cost
-        What it claimed.
-    """
+    """One start of a node; see :class:`~handoff_dask.model.attempt.Attempt`."""
 
     node: int
     number: int
@@ -263,55 +188,31 @@ class AttemptRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RunReport:
-    """What happened in a run, by the index of the node.
+    """What happened in a run, by the index of the node."""
 
-    Parameters
-    ----------
-    attempts
-        Each start that has ended, in the order in which they ended.
-    workers
-        {address: (name, host)} of every worker that ran something.
-    failed
-        {index: problem} of the nodes that failed for good by themselves.
-    counts
-        How many functions are in which state.
-    stop
-        Why it was stopped, if it was.
-    over
-        Whether everything that it waits for has ended.
-    arrived
-        Whether the scheduler has its graph.
-    decided
-        Those of the failed nodes whose error is the scheduler's own.
-    """
-
+    #: Each start that has ended, in the order in which they ended.
     attempts: Sequence[AttemptRow] = ()
+    #: {address: (name, host)} of every worker that ran something.
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    #: {index: problem} of the nodes that failed for good by themselves.
     failed: Mapping[int, str] = field(default_factory=dict)
+    #: How many functions are in which state.
     counts: Mapping[str, int] = field(default_factory=dict)
     stop: Stop | None = None
+    #: Whether everything that it waits for has ended.
     over: bool = True
+    #: Whether the scheduler has its graph.
     arrived: bool = True
+    #: Those of the failed nodes whose error is the scheduler's own.
     decided: frozenset[int] = frozenset()
 
     def attempts_by_index(self) -> dict[int, list[Attempt]]:
-        """Return the attempts of each node, the first first."""
+        """Return the attempts of each node, in order."""
         attempts: dict[int, list[Attempt]] = {}
-        for row in self.attempts:
-            name, host = self.workers[row.worker]
-            attempts.setdefault(row.node, []).append(
-                Attempt(
-                    row.number,
-                    row.worker,
-                    name,
-                    host,
-                    row.started,
-                    row.stopped,
-                    row.cost,
-                    row.outcome,
-                    row.error_type,
-                    row.message,
-                )
+        for node, number, worker, started, stopped, outcome, error, message, cost in self.attempts:
+            name, host = self.workers[worker]
+            attempts.setdefault(node, []).append(
+                Attempt(number, worker, name, host, started, stopped, cost, outcome, error, message)
             )
         return attempts
 

@@ -14,17 +14,6 @@ from typing import Any, NamedTuple
 from handoff_dask.model.amounts import as_numbers
 from handoff_dask.model.validation import cost_problem
 
-__all__ = [
-    "Declaration",
-    "Declarations",
-    "check_capabilities",
-    "claimed_resources",
-    "detected_name",
-    "is_detected",
-    "names_of",
-    "offered",
-]
-
 #: Before the name of a resource that nobody declared.
 _DETECTED = "handoff-"
 
@@ -40,15 +29,10 @@ def is_detected(name: str) -> bool:
 
 
 def names_of(declared: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return the names that a worker has for each resource.
+    """Return the names that a worker has for each resource, among all that it declares.
 
     Functions claim a resource under all of its names. The amount is that of the first name: what
     was declared replaces what was detected.
-
-    Parameters
-    ----------
-    declared
-        All names that the worker declares.
 
     Examples
     --------
@@ -78,34 +62,21 @@ def offered(total: Mapping[str, float]) -> dict[str, float]:
     return {resource: total[names[0]] for resource, names in names_of(total).items()}
 
 
-def check_capabilities(capabilities: Any) -> dict[str, float]:
-    """Return capabilities with lower case names.
-
-    Raises
-    ------
-    ValueError
-        They are not a mapping of names to finite numbers >= 0.
-    """
+def check_capabilities(capabilities: Any, what: str = "capabilities") -> dict[str, float]:
+    """Return capabilities, or a cost, with lower case names; raise ValueError if not valid."""
     if problem := cost_problem(capabilities):
-        raise ValueError(f"capabilities: {problem}")
+        raise ValueError(f"{what}: {problem}")
     return {name.lower(): value for name, value in as_numbers(capabilities).items()}
 
 
 class Declaration(NamedTuple):
-    """A resource that a worker declares on our behalf.
+    """A resource that a worker declares on our behalf."""
 
-    Parameters
-    ----------
-    amount
-        How much. If the worker has another amount, somebody else has declared that since.
-    before
-        What it had declared without us; None if nothing.
-    stamp
-        Distinguishes it from earlier declarations of the same name.
-    """
-
+    #: How much. If the worker has another amount, somebody else has declared that since.
     amount: float
+    #: What it had declared without us; None if nothing.
     before: float | None
+    #: Distinguishes it from earlier declarations of the same name.
     stamp: int
 
     def stands(self, total: Mapping[str, float], name: str) -> bool:
@@ -114,16 +85,7 @@ class Declaration(NamedTuple):
 
 
 class Declarations:
-    """What a worker declares on our behalf.
-
-    Parameters
-    ----------
-    ours
-        What it declares already.
-    leaving
-        What it declared before Handoff was uninstalled, and keeps for as long as plain tasks claim
-        it: not part of the offer.
-    """
+    """What a worker declares on our behalf."""
 
     def __init__(
         self,
@@ -131,6 +93,8 @@ class Declarations:
         leaving: Mapping[str, Declaration] = MappingProxyType({}),
     ) -> None:
         self.ours = dict(ours)
+        #: What was declared before Handoff was uninstalled, and stays while plain tasks claim it:
+        #: not part of the offer.
         self.leaving = dict(leaving)
 
     def offer(self, total: Mapping[str, float]) -> dict[str, float]:
@@ -187,15 +151,7 @@ class Declarations:
 def claimed_resources(
     names: Mapping[str, Sequence[str]], claimed: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return {resource: amount} of what a task claims under a worker's own names.
-
-    Parameters
-    ----------
-    names
-        {resource: the worker's own names for it}.
-    claimed
-        {own name: amount}.
-    """
+    """Return {resource: amount} of what a task claims under a worker's own names for resources."""
     return {
         resource: max(claimed.get(own, 0) for own in owned) for resource, owned in names.items()
     }

@@ -27,47 +27,28 @@ Name: TypeAlias = Union[int, tuple[Any]]  # noqa: UP007 - evaluated at run time
 def opened(
     names: Sequence[Name], call: bytes, values: Sequence[Any]
 ) -> tuple[tuple[Hashable, Hashable], Call, Sequence[Any]]:
-    """Open a pickled call for one start.
+    """Open a pickled call for one start; return ids of function and DAG, call and dependencies.
 
-    Parameters
-    ----------
-    names, call
-        What is named in the pickle, and the pickle.
-    values
-        The content of each name, then the results of the functions that it depends on.
-
-    Returns
-    -------
-    tuple
-        The ids of function and DAG, the call, and those results.
+    `values` are the content of each name in the pickle, then the results of the functions that it
+    depends on.
     """
-    opener = _Opener(dict(zip(names, values, strict=False)))
-    identity, *fields = opener.open(call)
+    contents = dict(zip(names, values, strict=False))
+    identity, *fields = _Unpickler(call, contents, {}).load()
     return identity, Call(*fields), values[len(names) :]
 
 
-class _Opener:
-    """Opens each part once for a start."""
-
-    def __init__(self, contents: Mapping[Name, Any]) -> None:
-        self._contents = contents
-        self._found: dict[Name, Any] = {}
-
-    def open(self, pickled: bytes) -> Any:
-        unpickler = _Unpickler(BytesIO(pickled))
-        unpickler.opener = self
-        return unpickler.load()
-
-    def find(self, name: Name) -> Any:
-        if name not in self._found:
-            content = self._contents[name]
-            self._found[name] = self.open(content) if isinstance(name, int) else content
-        return self._found[name]
-
-
 class _Unpickler(pickle.Unpickler):
-    opener: _Opener
+    """Opens a pickle, and each part that it names once for a start."""
+
+    def __init__(self, data: bytes, contents: Mapping[Name, Any], opened: dict[Name, Any]) -> None:
+        super().__init__(BytesIO(data))
+        self._contents = contents
+        self._opened = opened
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return what a name stands for."""
-        return self.opener.find(pid)
+        if pid not in self._opened:
+            value = self._contents[pid]
+            if isinstance(pid, int):
+                value = _Unpickler(value, self._contents, self._opened).load()
+            self._opened[pid] = value
+        return self._opened[pid]

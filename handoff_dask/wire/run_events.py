@@ -11,17 +11,6 @@ from typing import NamedTuple, TypeAlias, Union
 
 from handoff_dask.model.attempt import Attempt
 
-__all__ = [
-    "AttemptEnded",
-    "Event",
-    "FunctionEnded",
-    "FunctionPlaced",
-    "RunClosed",
-    "RunOpened",
-    "RunStopped",
-    "topic",
-]
-
 
 class RunOpened(NamedTuple):
     """A run begins.
@@ -46,12 +35,8 @@ class FunctionPlaced(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        Its run.
-    at
-        When (s since epoch).
-    function
-        The function.
+    run_id, at, function
+        The run, when it happened (s since epoch), and the function.
     attempt
         The number that its attempt will have once it starts, from 1.
     worker
@@ -73,12 +58,8 @@ class AttemptEnded(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        Its run.
-    at
-        When (s since epoch).
-    function
-        The function.
+    run_id, at, function
+        The run, when it happened (s since epoch), and the function.
     attempt
         Where and when it ran, what it claimed and how it ended.
     """
@@ -94,12 +75,8 @@ class FunctionEnded(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        Its run.
-    at
-        When (s since epoch).
-    function
-        The function.
+    run_id, at, function
+        The run, when it happened (s since epoch), and the function.
     state
         ``"done"``, ``"failed"`` or ``"cancelled"``.
     problem
@@ -118,10 +95,8 @@ class RunStopped(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        The run.
-    at
-        When (s since epoch).
+    run_id, at
+        The run, and when it happened (s since epoch).
     kind
         ``"failed"``, ``"cancelled"``, ``"timeout"`` or ``"abandoned"``.
     problem
@@ -139,10 +114,8 @@ class RunClosed(NamedTuple):
 
     Parameters
     ----------
-    run_id
-        The run.
-    at
-        When (s since epoch).
+    run_id, at
+        The run, and when it happened (s since epoch).
     """
 
     run_id: str
