@@ -68,7 +68,7 @@ class Surroundings(Protocol):
     def waits_ahead(self, life: Life) -> bool:
         """Whether a placed function waits behind another one and has no claim of its own."""
 
-    def inputs(self, life: Life) -> tuple[Mapping[str, float], float]:
+    def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
 
     def refusal(self, life: Life) -> Exception | None:
@@ -178,7 +178,7 @@ class Lives:
         self._offer(life, now, terms)
 
     def _offer(self, life: Life, now: float, terms: Mapping[str, Any]) -> None:
-        inputs, total = self._surroundings.inputs(life)
+        inputs, total = self._surroundings.input_sizes(life)
         self._engine.function_ready(life.key, now, inputs=inputs, input_total=total, **terms)
 
     def verdict(self, life: Life) -> Exception | None:

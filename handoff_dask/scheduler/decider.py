@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.life import Life
@@ -26,32 +27,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Decider:
-    """Carries decisions out, all of a turn of the loop together.
+    """Carries decisions out, all of a turn of the loop together."""
 
-    Parameters
-    ----------
-    scheduler, engine, lives, runs, registry, gate, inputs
-        Where the tasks are, what decides, and what its decisions are about.
-    """
+    scheduler: Scheduler
+    engine: Engine
+    lives: Lives
+    runs: Runs
+    registry: Registry
+    gate: Gate
+    inputs: Inputs
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        engine: Engine,
-        lives: Lives,
-        runs: Runs,
-        registry: Registry,
-        gate: Gate,
-        inputs: Inputs,
-    ) -> None:
-        self._scheduler = scheduler
-        self._engine = engine
-        self._lives = lives
-        self._runs = runs
-        self._registry = registry
-        self._gate = gate
-        self._inputs = inputs
+    def __post_init__(self) -> None:
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -69,58 +57,58 @@ class Decider:
     def _decide(self) -> None:
         self._asked = False
         stimulus_id = f"handoff-{time.time()}"
-        doomed, self._lives.doomed = self._lives.doomed, []
+        doomed, self.lives.doomed = self.lives.doomed, []
         for life, error in doomed:
             self._fail(life, error, stimulus_id)
         placed: dict[Any, Any] = {}
         for decision in self._poll(stimulus_id):
-            record = self._runs.functions.get(decision.key)
+            record = self.runs.functions.get(decision.key)
             if isinstance(decision, Place):
                 if self._place(record, decision):
                     placed[decision.key] = "processing"
             elif record is None:
                 continue
             elif isinstance(decision, Started):
-                self._lives.started(record)
+                self.lives.started(record)
             else:
                 self._fail(record, record.unplaceable(decision.finding), stimulus_id)
         if placed:
-            self._scheduler.transitions(placed, stimulus_id)
+            self.scheduler.transitions(placed, stimulus_id)
         self._wake()
 
     def _poll(self, stimulus_id: str) -> list[Place | Refuse | Started]:
         """Ask the engine. Should it break, the functions that wait for it fail: nothing hangs."""
         try:
-            return self._engine.poll(time.monotonic())
+            return self.engine.poll(time.monotonic())
         except Exception as error:
             logger.exception("The placement engine failed")
             problem = HandoffError(f"the placement engine failed, which is a bug: {error!r}")
-            for record in list(self._runs.functions.values()):
+            for record in list(self.runs.functions.values()):
                 self._fail(record, problem, stimulus_id)
             return []
 
     def _place(self, record: FunctionRecord | None, place: Place) -> bool:
         """Send a function to a worker; False if that cannot be."""
         now = time.monotonic()
-        ws = self._scheduler.workers.get(place.worker)
-        if record is None or ws is None or ws not in self._scheduler.running:
+        ws = self.scheduler.workers.get(place.worker)
+        if record is None or ws is None or ws not in self.scheduler.running:
             # The worker changed without a word.
-            if place.worker in self._registry.names:
-                self._engine.worker_running(place.worker, False)
+            if place.worker in self.registry.names:
+                self.engine.worker_running(place.worker, False)
             if record is None:
-                self._engine.attempt_ended(place.key, now)
+                self.engine.attempt_ended(place.key, now)
             else:
-                self._lives.place_again(record, now)
+                self.lives.place_again(record, now)
             self.ask()
             return False
-        refusal = self._inputs.refusal(record, place.worker)
+        refusal = self.inputs.refusal(record, place.worker)
         if refusal is not None:
             record.doom = refusal
-            self._lives.place_again(record, now)
+            self.lives.place_again(record, now)
             self.ask()
             return False
-        placement = self._gate.open(record, place, ws)
-        self._lives.placed(record, placement, ahead=place.ahead)
+        placement = self.gate.open(record, place, ws)
+        self.lives.placed(record, placement, ahead=place.ahead)
         run, attempt = record.run, len(record.entries) + 1
         run.emit(
             FunctionPlaced(
@@ -131,18 +119,18 @@ class Decider:
 
     def _fail(self, life: Life, error: Exception, stimulus_id: str) -> None:
         assert isinstance(life, FunctionRecord)
-        ts = self._scheduler.tasks.get(life.key)
-        if ts is None or ts.state != "no-worker" or life.key not in self._runs.functions:
+        ts = self.scheduler.tasks.get(life.key)
+        if ts is None or ts.state != "no-worker" or life.key not in self.runs.functions:
             return  # cancelled meanwhile
         life.run.decided.add(life.index)
-        self._runs.function_failed(life, str(error))
-        compat.fail_task(self._scheduler, life.key, error, stimulus_id)
+        self.runs.function_failed(life, str(error))
+        compat.fail_task(self.scheduler, life.key, error, stimulus_id)
 
     def _wake(self) -> None:
         """Be called again when the engine has to act without an event."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if (at := self._engine.wake_at()) is not None:
+        if (at := self.engine.wake_at()) is not None:
             delay = max(0.0, at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._decide)

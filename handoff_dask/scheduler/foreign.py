@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.compat import scheduler as compat
@@ -13,30 +14,16 @@ if TYPE_CHECKING:
     from distributed import Scheduler
 
 
+@dataclass(eq=False)
 class Foreign:
-    """Counts in the engine what tasks claim that are not of Handoff's runs.
+    """Counts in the engine what tasks claim that are not of Handoff's runs."""
 
-    Parameters
-    ----------
-    scheduler, engine
-        Where the tasks are, and where their claims are counted.
-    names
-        {address: {resource in lower case: the worker's own names for it}}.
-    ask
-        Has the engine decide soon.
-    """
+    scheduler: Scheduler
+    engine: Engine
+    names: Mapping[str, Mapping[str, tuple[str, ...]]]
+    ask: Callable[[], None]
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        engine: Engine,
-        names: Mapping[str, Mapping[str, tuple[str, ...]]],
-        ask: Callable[[], None],
-    ) -> None:
-        self._scheduler = scheduler
-        self._engine = engine
-        self._names = names
-        self._ask = ask
+    def __post_init__(self) -> None:
         self._keys: set[Any] = set()
 
     def __len__(self) -> int:
@@ -45,13 +32,13 @@ class Foreign:
     def follow(self, key: Any, finish: str) -> None:
         """Count a task that is being processed now, or is no longer."""
         if finish == "processing":
-            claim = compat.claimed_by_task(self._scheduler.tasks[key])
+            claim = compat.claimed_by_task(self.scheduler.tasks[key])
             if claim is not None:
                 worker, claimed = claim
                 self._keys.add(key)
-                amounts = claimed_resources(self._names.get(worker, {}), claimed)
-                self._engine.foreign_claimed(key, worker, amounts)
+                amounts = claimed_resources(self.names.get(worker, {}), claimed)
+                self.engine.foreign_claimed(key, worker, amounts)
         elif key in self._keys:
             self._keys.discard(key)
-            self._engine.foreign_released(key)
-            self._ask()
+            self.engine.foreign_released(key)
+            self.ask()

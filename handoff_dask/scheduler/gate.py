@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.states import PLACED, Placement
@@ -22,36 +23,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Gate:
     """Lets the tasks of functions run, each on the worker that it was given.
 
     Other changes of where they may run are undone, and logged once for each run.
-
-    Parameters
-    ----------
-    scheduler, registry, claims
-        Where the tasks are, the workers, and what a task claims of them.
-    functions
-        The functions by the keys of their tasks.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        registry: Registry,
-        claims: Claims,
-        functions: Mapping[Any, FunctionRecord],
-    ) -> None:
-        self._scheduler = scheduler
-        self._registry = registry
-        self._claims = claims
-        self._functions = functions
+    scheduler: Scheduler
+    registry: Registry
+    claims: Claims
+    functions: Mapping[Any, FunctionRecord]
 
     def open(self, record: FunctionRecord, place: Place, ws: WorkerState) -> Placement:
         """Let a held function run where the engine placed it."""
         self.keep(record.key)
-        ts, row = self._scheduler.tasks[record.key], record.row
-        compat.release_hold(ts, *self._claims.of(place.worker, record.cost))
+        ts, row = self.scheduler.tasks[record.key], record.row
+        compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
         ts.retries = int(record.failures < row.policy.max_retries)
         if row.source is not None or record.entries:
             self._annotate(ts, record, place)
@@ -64,10 +52,10 @@ class Gate:
 
     def keep(self, key: Any) -> None:
         """Undo changes that somebody made to a held task; other tasks are left alone."""
-        record = self._functions.get(key)
+        record = self.functions.get(key)
         if record is None or record.state.name in ("done", "failed"):
             return
-        ts = self._scheduler.tasks[key]
+        ts = self.scheduler.tasks[key]
         if not isinstance(record.state, PLACED) and not compat.is_held(ts):
             compat.hold(ts)
             self._overruled(record)
@@ -75,14 +63,14 @@ class Gate:
     def refuse(self, record: FunctionRecord, ts: TaskState, ws: WorkerState) -> None:
         """Take back a function that Dask sends to a worker although it was held."""
         self._overruled(record)
-        if ws.address in self._registry.names and ws.address not in self._registry.strangers:
+        if ws.address in self.registry.names and ws.address not in self.registry.strangers:
             # Dask sends the task after this transition: the worker must not start it.
             message = {"op": "handoff-withdraw", "number": compat.placement_number(ts)}
-            self._scheduler.worker_send(ws.address, message)
+            self.scheduler.worker_send(ws.address, message)
 
         def take_back() -> None:
             stimulus_id = f"handoff-back-{time.time()}"
-            self._scheduler.transitions({record.key: "released"}, stimulus_id)
+            self.scheduler.transitions({record.key: "released"}, stimulus_id)
 
         asyncio.get_running_loop().call_soon(take_back)
 

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.endings import Endings
@@ -40,62 +41,35 @@ if TYPE_CHECKING:
     from distributed.scheduler import TaskState
 
 
+@dataclass(eq=False)
 class Lifecycle:
-    """Follows the tasks of functions.
+    """Follows the tasks of functions."""
 
-    Parameters
-    ----------
-    scheduler, engine, endings
-        Where the tasks are, what places functions, and what keeps the claims of attempts that were
-        given up.
-    runs, registry, foreign
-        The functions, the workers, and the tasks of others.
-    gate, inputs, inquiries
-        What lets functions run, brings their inputs, and asks about attempts that were lost.
-    ask
-        Has the engine decide soon.
+    scheduler: Scheduler
+    engine: Engine
+    endings: Endings
+    runs: Runs
+    registry: Registry
+    foreign: Foreign
+    gate: Gate
+    inputs: Inputs
+    inquiries: Inquiries
+    ask: Callable[[], None]
 
-    Attributes
-    ----------
-    lives
-        Takes the functions from state to state.
-    """
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        engine: Engine,
-        endings: Endings,
-        runs: Runs,
-        registry: Registry,
-        foreign: Foreign,
-        gate: Gate,
-        inputs: Inputs,
-        inquiries: Inquiries,
-        ask: Callable[[], None],
-    ) -> None:
-        self._scheduler = scheduler
-        self._engine = engine
-        self._endings = endings
-        self._runs = runs
-        self._registry = registry
-        self._foreign = foreign
-        self._gate = gate
-        self._inputs = inputs
-        self._inquiries = inquiries
-        self._ask = ask
-        self.lives = Lives(engine, endings, self)
+    def __post_init__(self) -> None:
+        #: Takes the functions from state to state.
+        self.lives = Lives(self.engine, self.endings, self)
 
     # Dask's transitions
 
     def transition(self, key: Any, start: str, finish: str, facts: Mapping[str, Any]) -> None:
         """Follow a task from one state to the next."""
-        record = self._runs.functions.get(key)
+        record = self.runs.functions.get(key)
         if record is None:
             if start == "processing" or finish == "processing":
-                self._foreign.follow(key, finish)
+                self.foreign.follow(key, finish)
             return
-        ts = self._scheduler.tasks[key]
+        ts = self.scheduler.tasks[key]
         if finish == "processing":
             if not isinstance(record.state, PLACED):
                 self._taken(record, ts)
@@ -104,7 +78,7 @@ class Lifecycle:
                 self._turned_away(record, ts)
             else:
                 self.lives.ready(record, time.monotonic())
-            self._ask()
+            self.ask()
         elif finish == "memory":
             self._succeeded(record, ts, facts)
         elif isinstance(record.state, PLACED):
@@ -114,20 +88,20 @@ class Lifecycle:
         elif start == "memory" and finish == "released":
             # Should its result be asked for again, it passes the gate again.
             compat.hold(ts)
-        self._inputs.follow(record, finish)
+        self.inputs.follow(record, finish)
         if finish == "waiting":
-            self._gate.keep(key)
+            self.gate.keep(key)
         elif finish == "memory":
             for dependent in ts.dependents:  # about which Dask decides now
-                self._gate.keep(dependent.key)
+                self.gate.keep(dependent.key)
         if finish in ("released", "waiting") and record.run.failed:
             self._orphan(ts)
         if finish == "forgotten":
             self.lives.dropped(record)
-            del self._runs.functions[key]
+            del self.runs.functions[key]
             record.run.alive -= 1
             if not record.run.alive:
-                self._runs.forget(record.run)
+                self.runs.forget(record.run)
         elif finish == "erred" and record.state.name != "failed":
             self._blame(record, ts)
             self.lives.failed(record)
@@ -143,7 +117,7 @@ class Lifecycle:
         record.run.workers.setdefault(worker, (worker, worker))
         departure = self._departure(ts, facts, reported=True)
         self.lives.succeeded(record, worker, departure)
-        self._ask()
+        self.ask()
 
     def _left(
         self, record: FunctionRecord, ts: TaskState, finish: str, facts: Mapping[str, Any]
@@ -157,7 +131,7 @@ class Lifecycle:
         if finish == "erred":
             text = ts.exception_text or "it erred"
             error_type, _, message = text.partition("(")
-            self._runs.function_failed(record, text if failure is None else failure.message)
+            self.runs.function_failed(record, text if failure is None else failure.message)
             lost = self.lives.erred(record, departure, error_type, message.rstrip(")"))
             if record.doom is not None:
                 record.run.decided.add(record.index)
@@ -165,9 +139,9 @@ class Lifecycle:
         else:
             lost = self.lives.returned(record, departure)
         if lost is not None:
-            self._inquiries.add(record, lost)
+            self.inquiries.add(record, lost)
         compat.hold(ts)
-        self._ask()
+        self.ask()
 
     def _departure(
         self,
@@ -185,17 +159,17 @@ class Lifecycle:
             return Departure(ts.run_id or 0, at, now, True, span)
         worker = record.worker
         assert worker is not None
-        gone = worker not in self._scheduler.workers
+        gone = worker not in self.scheduler.workers
         return Departure(
             compat.placement_number(ts),
             at,
             now,
             False,
             span,
-            worker_known=not gone and worker in self._registry.names,
+            worker_known=not gone and worker in self.registry.names,
             worker_gone=gone,
-            worker_died=gone and compat.died_under(ts) and not self._inquiries.closed(worker),
-            inputs=self._inputs.expected(record),
+            worker_died=gone and compat.died_under(ts) and not self.inquiries.closed(worker),
+            inputs=self.inputs.expected(record),
         )
 
     def _turned_away(self, record: FunctionRecord, ts: TaskState) -> None:
@@ -203,7 +177,7 @@ class Lifecycle:
         worker = record.worker
         assert worker is not None
         # Until the worker tells the plugin as well.
-        self._engine.worker_running(worker, False)
+        self.engine.worker_running(worker, False)
         compat.hold(ts)
         self.lives.turned_away(record, time.monotonic())
 
@@ -211,23 +185,23 @@ class Lifecycle:
         """Take back a function that Dask sent to a worker although it was held."""
         ws = ts.processing_on
         assert ws is not None
-        self.lives.taken(record, self._gate.placement(record, ws))
-        self._gate.refuse(record, ts, ws)
+        self.lives.taken(record, self.gate.placement(record, ws))
+        self.gate.refuse(record, ts, ws)
 
     def _orphan(self, ts: TaskState) -> None:
         """Fail, after this, what lost its result and cannot have it again."""
         if compat.lacks_failed(ts):
             asyncio.get_running_loop().call_soon(
-                compat.fail_orphan, self._scheduler, ts.key, f"handoff-orphan-{time.time()}"
+                compat.fail_orphan, self.scheduler, ts.key, f"handoff-orphan-{time.time()}"
             )
 
     def _blame(self, record: FunctionRecord, ts: TaskState) -> None:
         """Record the failure of a function whose argument, a future, has failed."""
         culprit = compat.failed_input(ts)
-        if culprit is not None and culprit.key not in self._runs.functions:
+        if culprit is not None and culprit.key not in self.runs.functions:
             why = f": {culprit.exception_text}" if culprit.exception_text else ""
             problem = f"its argument, the future {culprit.key!r}, failed{why}"
-            self._runs.function_failed(record, problem)
+            self.runs.function_failed(record, problem)
             compat.adopt_exception(ts, culprit)
 
     def _pardon(self, record: FunctionRecord) -> None:
@@ -235,7 +209,7 @@ class Lifecycle:
         record.run.failed.pop(record.index, None)
         record.run.decided.discard(record.index)
         record.refetched = False
-        self._inputs.trust(record.key)
+        self.inputs.trust(record.key)
         self.lives.pardoned(record)
 
     # What workers report
@@ -244,26 +218,26 @@ class Lifecycle:
         """Handle what a worker reports of a task that it runs or ran."""
         key, number = message["key"], message["run_id"]
         if action == "attempt-over":
-            if self._endings.over(key, number):
-                self._ask()
+            if self.endings.over(key, number):
+                self.ask()
             return
         if action == "attempt-ending":
             worker = message["worker"]
-            cost = claimed_resources(self._registry.names.get(worker, {}), message["claims"])
-            self._endings.inherit(key, number, worker, cost, seceded=message["seceded"])
+            cost = claimed_resources(self.registry.names.get(worker, {}), message["claims"])
+            self.endings.inherit(key, number, worker, cost, seceded=message["seceded"])
             return
-        if action == "attempt-seceded" and self._endings.seceded(key, number):
-            self._ask()
+        if action == "attempt-seceded" and self.endings.seceded(key, number):
+            self.ask()
             return
-        record = self._runs.functions.get(key)
-        ts = self._scheduler.tasks.get(key)
+        record = self.runs.functions.get(key)
+        ts = self.scheduler.tasks.get(key)
         if record is None or ts is None or ts.run_id != number:
             return  # the attempt, or its run, was given up
         if not isinstance(record.state, (Assigned, Running)):
             return
         if action == "attempt-seceded":
             self.lives.thread_released(record)
-            self._ask()
+            self.ask()
         elif action == "attempt-failed":
             again = self.lives.failure_reported(record, _failure("error", message))
             # Dask's own message follows; with retries left it gives the task back to us.
@@ -276,10 +250,10 @@ class Lifecycle:
         """End an attempt whose thread goes on."""
         stimulus_id = f"handoff-late-{time.time()}"
         if again:
-            self._scheduler.transitions({record.key: "waiting"}, stimulus_id)
+            self.scheduler.transitions({record.key: "waiting"}, stimulus_id)
         else:
             error = TimeoutError(message)
-            compat.fail_task(self._scheduler, record.key, error, stimulus_id, worker=record.worker)
+            compat.fail_task(self.scheduler, record.key, error, stimulus_id, worker=record.worker)
 
     def settled(self, record: FunctionRecord, lost: Lost, end: End) -> None:
         """Go on with a function, now that it is known what became of its last attempt."""
@@ -287,27 +261,27 @@ class Lifecycle:
 
     def end(self, record: FunctionRecord) -> None:
         """Give up a function whose run ends."""
-        ts = self._scheduler.tasks.get(record.key)
+        ts = self.scheduler.tasks.get(record.key)
         if isinstance(record.state, PLACED) and ts is not None:
             departure = self._departure(ts, {}, reported=False, record=record)
             if (lost := self.lives.returned(record, departure)) is not None:
-                self._inquiries.add(record, lost)
+                self.inquiries.add(record, lost)
         self.lives.dropped(record)
 
     # What the functions' lives have to know
 
     def waits_ahead(self, life: Life) -> bool:
         """Whether a placed function waits behind another one and has no claim of its own."""
-        return self._engine.questions.waits_ahead(life.key)
+        return self.engine.questions.waits_ahead(life.key)
 
-    def inputs(self, life: Life) -> tuple[Mapping[str, float], float]:
+    def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
-        return compat.input_sizes(self._scheduler.tasks[life.key])
+        return compat.input_sizes(self.scheduler.tasks[life.key])
 
     def refusal(self, life: Life) -> Exception | None:
         """Return why no worker could hold what an escalated attempt claims."""
         assert isinstance(life, FunctionRecord)
-        finding = self._engine.questions.feasibility(life.cost, life.row.pin)
+        finding = self.engine.questions.feasibility(life.cost, life.row.pin)
         return None if finding else life.unplaceable(finding)
 
     def worker_lost(self, life: Life) -> WorkerLostError:
@@ -336,11 +310,11 @@ class Lifecycle:
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
         assert isinstance(life, FunctionRecord)
-        self._inputs.died(life, lost, reason)
+        self.inputs.died(life, lost, reason)
 
     def given_up(self, life: Life) -> None:
         """Stop the runs that a function waits for whose attempt was given up."""
-        self._runs.stop_submitted_by(life.key)
+        self.runs.stop_submitted_by(life.key)
 
 
 #: A failure of which only the terms of the next attempt matter.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,38 +28,20 @@ if TYPE_CHECKING:
     from distributed import Scheduler
 
 
+@dataclass(eq=False)
 class Service:
-    """The handlers about runs, installed on the scheduler under ``handoff_...``.
+    """The handlers about runs, installed on the scheduler under ``handoff_...``."""
 
-    Parameters
-    ----------
-    scheduler, engine, runs, registry, endings, inputs, inquiries, reasons
-        What the answers are about.
-    uninstall
-        Takes everything of Handoff off the cluster.
-    """
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        engine: Engine,
-        runs: Runs,
-        registry: Registry,
-        endings: Endings,
-        inputs: Inputs,
-        inquiries: Inquiries,
-        reasons: Reasons,
-        uninstall: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._scheduler = scheduler
-        self._engine = engine
-        self._runs = runs
-        self._registry = registry
-        self._endings = endings
-        self._inputs = inputs
-        self._inquiries = inquiries
-        self._reasons = reasons
-        self._uninstall = uninstall
+    scheduler: Scheduler
+    engine: Engine
+    runs: Runs
+    registry: Registry
+    endings: Endings
+    inputs: Inputs
+    inquiries: Inquiries
+    reasons: Reasons
+    #: Takes everything of Handoff off the cluster.
+    uninstall_all: Callable[[], Awaitable[None]]
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -89,18 +72,18 @@ class Service:
 
     async def open(self, spec: bytes) -> bytes | None:
         """Record a run; the answer is None, or a node that no worker can hold and why."""
-        await self._registry.settled()
+        await self.registry.settled()
         with collector.paused():
-            run = self._runs.open(spec)
+            run = self.runs.open(spec)
         run_id = run.spec.run_id
         if not run.functions:
-            self._runs.forget(run)  # no graph will follow, and nothing to tell its end by
+            self.runs.forget(run)  # no graph will follow, and nothing to tell its end by
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
-        if not run.spec.placement_timeout and self._registry.names:
-            if hopeless := self._engine.questions.hopeless(run_id, time.monotonic()):
+        if not run.spec.placement_timeout and self.registry.names:
+            if hopeless := self.engine.questions.hopeless(run_id, time.monotonic()):
                 key, finding = hopeless
-                self._runs.forget(run)
+                self.runs.forget(run)
                 return pickle.dumps((index_of(key), finding))
         return None
 
@@ -109,11 +92,11 @@ class Service:
 
         Also what is still ending on the cluster, in words.
         """
-        await self._registry.settled()
-        run = self._runs.record(spec)
-        findings = [finding for _, finding in self._engine.questions.verdicts(run.spec.run_id)]
-        self._runs.forget(run)
-        return pickle.dumps((findings, self._endings.describe()))
+        await self.registry.settled()
+        run = self.runs.record(spec)
+        findings = [finding for _, finding in self.engine.questions.verdicts(run.spec.run_id)]
+        self.runs.forget(run)
+        return pickle.dumps((findings, self.endings.describe()))
 
     async def why(self, run_id: str, held: int | None = None) -> bytes:
         """Return, for each node that does not run, what it waits for or which nodes it lacks.
@@ -122,15 +105,15 @@ class Service:
         at most that many held nodes.
         """
         reasons: dict[int, Any] = {}
-        run = self._runs.get(run_id)
+        run = self.runs.get(run_id)
         records = [] if run is None else run.functions
         if held is not None:
             records = list(islice((r for r in records if r.state.shown == "held"), held))
         for record in records:
             state = record.state
             if state.shown == "held":
-                reasons[record.index] = self._reasons.why(record)
-            elif isinstance(state, PLACED) and (inputs := self._inputs.fetching(record)):
+                reasons[record.index] = self.reasons.why(record)
+            elif isinstance(state, PLACED) and (inputs := self.inputs.fetching(record)):
                 reasons[record.index] = tuple(inputs)
             elif isinstance(state, Waiting):
                 functions = record.run.functions
@@ -141,27 +124,25 @@ class Service:
 
     async def holds(self, run_id: str) -> bytes:
         """Return what functions of a run are held for: how many, what they cost, and why."""
-        run = self._runs.get(run_id)
-        return pickle.dumps([] if run is None else self._reasons.holds(run))
+        run = self.runs.get(run_id)
+        return pickle.dumps([] if run is None else self.reasons.holds(run))
 
     async def stalled(self, run_id: str | None = None, dag_id: str = "") -> str | None:
         """Say why a run, or the latest of a DAG, makes no progress; None if it makes some."""
-        runs = self._runs
+        runs = self.runs
         called = [run for run in runs.values() if run.spec.dag_id == dag_id]
         run = runs.get(run_id) if run_id is not None else called[-1] if called else None
-        return (
-            None if run is None else Stalls(self._scheduler, self._engine, self._runs).reason(run)
-        )
+        return None if run is None else Stalls(self.scheduler, self.engine, self.runs).reason(run)
 
     async def report(self, run_id: str) -> dict[str, Any] | None:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""
-        run = self._runs.get(run_id)
+        run = self.runs.get(run_id)
         if run is None:
-            past = self._runs.stopped_run(run_id)
+            past = self.runs.stopped_run(run_id)
             return None if past is None else {"report": pickle.dumps(past.report), "errors": []}
         errors = []
         for index in run.failed:
-            ts = self._scheduler.tasks.get(run.functions[index].key)
+            ts = self.scheduler.tasks.get(run.functions[index].key)
             if ts is not None and ts.exception is not None:
                 # A list: Dask restores what is in lists only, where nothing goes over a wire.
                 errors.append([index, ts.exception, ts.traceback, ts.traceback_text or ""])
@@ -169,12 +150,12 @@ class Service:
 
     async def over(self, run_ids: list[str]) -> list[str]:
         """Return which of these runs are over or unknown."""
-        runs = self._runs
+        runs = self.runs
         return [run_id for run_id in run_ids if (run := runs.get(run_id)) is None or run.over]
 
     async def states(self, keys: list[Any]) -> list[tuple[Any, str]]:
         """Return (key, state) of those tasks that Dask knows."""
-        tasks = self._scheduler.tasks
+        tasks = self.scheduler.tasks
         return [(key, ts.state) for key in keys if (ts := tasks.get(key)) is not None]
 
     async def progress(self, run_id: str) -> dict[str, Any]:
@@ -182,20 +163,20 @@ class Service:
 
         For an unknown run there are no counts.
         """
-        if run := self._runs.get(run_id):
-            remaining = self._engine.questions.remaining(run_id, time.monotonic())
+        if run := self.runs.get(run_id):
+            remaining = self.engine.questions.remaining(run_id, time.monotonic())
             return {"counts": run.counted(), "remaining": remaining}
-        past = self._runs.stopped_run(run_id)
+        past = self.runs.stopped_run(run_id)
         return {"counts": {} if past is None else dict(past.report.counts), "remaining": None}
 
     async def close(self, run_id: str) -> None:
         """Forget a run whose graph never came."""
-        if run := self._runs.get(run_id):
-            self._runs.forget(run)
+        if run := self.runs.get(run_id):
+            self.runs.forget(run)
 
     async def find(self, run_id: str, label: str) -> Any:
         """Return the key of a function's result; None if the run does not keep it."""
-        if run := self._runs.get(run_id):
+        if run := self.runs.get(run_id):
             await run.arrived.wait()
             for index in run.spec.wanted:
                 record = run.functions[index]
@@ -205,45 +186,45 @@ class Service:
 
     async def want(self, keys: list[Any], client: str) -> None:
         """Keep results for a client, and report their states on its stream."""
-        known = [key for key in keys if key in self._scheduler.tasks]
-        self._scheduler.client_desires_keys(known, client)
+        known = [key for key in keys if key in self.scheduler.tasks]
+        self.scheduler.client_desires_keys(known, client)
         if len(known) < len(keys):
             gone = list(set(keys).difference(known))
-            self._scheduler.report({"op": "cancelled-keys", "keys": gone}, client=client)
+            self.scheduler.report({"op": "cancelled-keys", "keys": gone}, client=client)
 
     async def arrived(self, run_id: str) -> bool:
         """Wait until the graph of a run has come, or will not; return whether it has."""
-        run = self._runs.get(run_id)
+        run = self.runs.get(run_id)
         if run is None:
             return False
         await run.arrived.wait()
-        return run.spec.run_id in self._runs
+        return run.spec.run_id in self.runs
 
     async def forget(self, run_ids: list[str]) -> None:
         """Let detached runs go."""
         for run_id in run_ids:
-            self._runs.drop_stopped(run_id)
-            if run := self._runs.get(run_id):
-                self._runs.release(run)
+            self.runs.drop_stopped(run_id)
+            if run := self.runs.get(run_id):
+                self.runs.release(run)
 
     async def stop(self, run_id: str, kind: StopKind, problem: str) -> None:
         """Stop a run, whoever wants it."""
-        if run := self._runs.get(run_id):
-            self._runs.stop(run, Stop(kind, problem))
+        if run := self.runs.get(run_id):
+            self.runs.stop(run, Stop(kind, problem))
 
     def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
         """Record the last word of a worker that closes: what it has started."""
-        self._inquiries.worker_spoke(worker, End(dict(started)))
+        self.inquiries.worker_spoke(worker, End(dict(started)))
 
     async def known(self) -> list[dict[str, Any]]:
         """Return facts about all runs, the oldest first, stopped detached ones included."""
         facts: list[tuple[RunRecord | StoppedRun, dict[str, Any]]] = [
             (run, {"alive": True, "detached": run.kept, "forgotten": run.forgotten})
-            for run in self._runs.values()
+            for run in self.runs.values()
         ]
         facts += [
             (past, {"alive": False, "detached": True, "forgotten": False})
-            for past in self._runs.stopped()
+            for past in self.runs.stopped()
             if past.spec.detach
         ]
         return [
@@ -261,17 +242,17 @@ class Service:
 
     async def described(self, run_id: str) -> bytes | None:
         """Return the message that opened a run; None if the run is not known."""
-        if run := self._runs.get(run_id):
+        if run := self.runs.get(run_id):
             await run.arrived.wait()
             return run.opening
-        past = self._runs.stopped_run(run_id)
+        past = self.runs.stopped_run(run_id)
         return None if past is None else past.opening
 
     async def uninstall(self, force: bool) -> list[str]:
         """Take everything off the cluster, unless runs are in the way: the answer names them."""
-        runs = self._runs.values()
+        runs = self.runs.values()
         busy = [run.spec.dag_id for run in runs if run.kept or not run.over]
         if not busy or force:
-            await self._uninstall()
+            await self.uninstall_all()
             return []
         return busy

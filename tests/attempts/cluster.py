@@ -88,7 +88,7 @@ class Cluster:
     def waits_ahead(self, life):
         return self.engine.questions.waits_ahead(life.key)
 
-    def inputs(self, life):
+    def input_sizes(self, life):
         return {}, 0.0
 
     def refusal(self, life):
