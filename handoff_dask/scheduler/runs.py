@@ -70,8 +70,8 @@ class Runs(Mapping[str, RunRecord]):
         self._runs: dict[str, RunRecord] = {}
         #: Every node that Dask knows, by key.
         self.functions: dict[Any, FunctionRecord] = {}
-        #: By run_id, the latest last.
-        self._stopped: dict[str, StoppedRun] = {}
+        #: By run_id: those that were stopped and have no tasks left, the latest last.
+        self.stopped: dict[str, StoppedRun] = {}
 
     def __getitem__(self, run_id: str) -> RunRecord:
         return self._runs[run_id]
@@ -291,26 +291,14 @@ class Runs(Mapping[str, RunRecord]):
 
     def _remember(self, run: RunRecord) -> None:
         spec = replace(run.spec, rows=(), functions=b"")
-        self._stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
-        while len(self._stopped) > 1 and self._remembered() > REMEMBERED:
-            del self._stopped[next(iter(self._stopped))]
+        self.stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
+        while len(self.stopped) > 1 and self._remembered() > REMEMBERED:
+            del self.stopped[next(iter(self.stopped))]
 
     def _remembered(self) -> int:
-        return sum(1 + sum(past.report.counts.values()) for past in self._stopped.values())
-
-    def stopped(self) -> list[StoppedRun]:
-        """Return the runs that were stopped and have no tasks left, the oldest first."""
-        return list(self._stopped.values())
-
-    def stopped_run(self, run_id: str) -> StoppedRun | None:
-        """Return one of these, if it is remembered."""
-        return self._stopped.get(run_id)
-
-    def drop_stopped(self, run_id: str) -> None:
-        """Remember a stopped run no longer."""
-        self._stopped.pop(run_id, None)
+        return sum(1 + sum(past.report.counts.values()) for past in self.stopped.values())
 
     def stopped_by(self, key: Any) -> Stop | None:
         """Return why a run that has no tasks left was stopped, given one of its keys."""
-        past = self._stopped.get(run_of(key) or "")
+        past = self.stopped.get(run_of(key) or "")
         return None if past is None else past.report.stop

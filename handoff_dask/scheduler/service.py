@@ -138,7 +138,7 @@ class Service:
         """Return the report of a run, and the errors of its nodes as Dask keeps them."""
         run = self.runs.get(run_id)
         if run is None:
-            past = self.runs.stopped_run(run_id)
+            past = self.runs.stopped.get(run_id)
             return None if past is None else {"report": pickle.dumps(past.report), "errors": []}
         errors = []
         for index in run.failed:
@@ -166,7 +166,7 @@ class Service:
         if run := self.runs.get(run_id):
             remaining = self.engine.questions.remaining(run_id, time.monotonic())
             return {"counts": run.counted(), "remaining": remaining}
-        past = self.runs.stopped_run(run_id)
+        past = self.runs.stopped.get(run_id)
         return {"counts": {} if past is None else dict(past.report.counts), "remaining": None}
 
     async def close(self, run_id: str) -> None:
@@ -203,7 +203,7 @@ class Service:
     async def forget(self, run_ids: list[str]) -> None:
         """Let detached runs go."""
         for run_id in run_ids:
-            self.runs.drop_stopped(run_id)
+            self.runs.stopped.pop(run_id, None)
             if run := self.runs.get(run_id):
                 self.runs.release(run)
 
@@ -224,7 +224,7 @@ class Service:
         ]
         facts += [
             (past, {"alive": False, "detached": True, "forgotten": False})
-            for past in self.runs.stopped()
+            for past in self.runs.stopped.values()
             if past.spec.detach
         ]
         return [
@@ -245,7 +245,7 @@ class Service:
         if run := self.runs.get(run_id):
             await run.arrived.wait()
             return run.opening
-        past = self.runs.stopped_run(run_id)
+        past = self.runs.stopped.get(run_id)
         return None if past is None else past.opening
 
     async def uninstall(self, force: bool) -> list[str]:
