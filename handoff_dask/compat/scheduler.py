@@ -22,8 +22,6 @@ from tornado.ioloop import PeriodicCallback
 #: one set, because one for each of 100,000 tasks would keep the garbage collector busy. It is
 #: frozen, so that no change can open the gate for all of them.
 _NOWHERE: Any = frozenset(("held://handoff",))
-
-
 #: Initial count of workers that died while running a task: so low that Dask never gives up. The
 #: plugin does.
 _NEVER_SUSPICIOUS = -(2**31)

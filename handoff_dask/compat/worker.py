@@ -136,8 +136,6 @@ class NotStarted(Reschedule):
 
 #: How many threads wait on behalf of a task: {(worker, key): number}.
 _waits: Counter[tuple[Worker, Any]] = Counter()
-
-
 _waits_lock = threading.Lock()
 
 

@@ -17,8 +17,8 @@ class Chooser:
     ) -> None:
         #: Seconds that waiting for the holder of inputs must save at least.
         self._worth = worth
-        self.bandwidth = bandwidth
-        self.latency = latency
+        self._bandwidth = bandwidth
+        self._latency = latency
         self._ready = ready
         self._fleet = ready.fleet
         self._index = ready.fleet.index
@@ -41,8 +41,6 @@ class Chooser:
                         (w for b in view.buckets() for w in b.members() if w.address not in barred),
                         None,
                     )
-                if best is not None and function.inputs:
-                    best = self._near(function, queue, best, barred)
         else:
             score_of = function.run.strategy.score
             least = 0.0
@@ -62,8 +60,8 @@ class Chooser:
                         )
                     if best is None or score < least:
                         best, least = worker, score
-            if best is not None and function.inputs:
-                best = self._near(function, queue, best, barred)
+        if best is not None and function.inputs:
+            best = self._near(function, queue, best, barred)
         if best is None and self._ready.reserved:
             best = self._beside(queue, function, barred)
         return best
@@ -77,10 +75,10 @@ class Chooser:
         if entry is None or entry.function is function:
             return function
         other = entry.function
-        bandwidth, latency = self.bandwidth, self.latency
-        if other.run.priority == function.run.priority and other.rank - other.transfer(
-            worker.address, bandwidth, latency
-        ) >= function.rank - function.transfer(worker.address, bandwidth, latency):
+        if other.run.priority == function.run.priority and (
+            other.rank - self._moving(other, worker.address)
+            >= function.rank - self._moving(function, worker.address)
+        ):
             return other
         return function
 
@@ -96,8 +94,7 @@ class Chooser:
         assert queue is not None
         if function.deferred or not queue.anywhere:
             return False
-        bandwidth, latency = self.bandwidth, self.latency
-        here = function.transfer(worker.address, bandwidth, latency)
+        here = self._moving(function, worker.address)
         if here <= self._worth:
             return False
         address = max(inputs, key=lambda a: inputs[a])
@@ -110,7 +107,7 @@ class Chooser:
             or not queue.need.fits(holder.shape.capacity)
         ):
             return False
-        saved = here - function.transfer(address, bandwidth, latency)
+        saved = here - self._moving(function, address)
         if saved <= self._worth or not self._welcome(function, worker, holder, saved):
             return False
         drained = reservations.drain(holder, queue.cost, self._ready.now)
@@ -134,14 +131,20 @@ class Chooser:
         ready.timers.set(ready.now + saved, function)
         return True
 
+    def _moving(self, function: Function, address: str) -> float:
+        """Return the seconds to bring the inputs that a worker lacks to it."""
+        if function.inputs is None:
+            return 0.0
+        missing = function.input_total - function.inputs.get(address, 0.0)
+        return missing / self._bandwidth + self._latency if missing > 0 else 0.0
+
     def _near(
         self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]
     ) -> Worker:
         """Choose a worker with room that holds the inputs, if that is worth it."""
-        bandwidth, latency = self.bandwidth, self.latency
         inputs = function.inputs
         assert inputs is not None
-        least = function.transfer(first.address, bandwidth, latency)
+        least = self._moving(function, first.address)
         if not least:
             return first
         chosen = first
@@ -149,7 +152,7 @@ class Chooser:
             worker = self._fleet.workers.get(address)
             if worker is None or not worker.open or address in barred:
                 continue
-            moving = function.transfer(address, bandwidth, latency)
+            moving = self._moving(function, address)
             if moving >= least or not queue.cost.fits(worker.free):
                 continue
             if not queue.need.fits(worker.shape.capacity) or (

@@ -109,8 +109,6 @@ class Engine:
 
         Parameters
         ----------
-        run
-            Its identity.
         priority
             Functions of a run of higher priority go first.
         strategy
@@ -197,8 +195,6 @@ class Engine:
         ----------
         key
             The function. If it is placed, that attempt has ended.
-        now
-            The time.
         inputs
             Bytes of its inputs that each worker holds, by address.
         input_total
@@ -280,8 +276,6 @@ class Engine:
 
         Parameters
         ----------
-        key, now
-            The function, the time.
         duration
             Seconds it ran; teaches how long such functions take.
         done
@@ -337,12 +331,7 @@ class Engine:
     def worker_removed(self, address: str, lost_at: float | None = None) -> None:
         """Forget a worker that is gone, and all claims on it. Unknown addresses are ignored.
 
-        Parameters
-        ----------
-        address
-            The worker.
-        lost_at
-            The time, if it may come back; None if it left for good.
+        `lost_at` is the time, if it may come back; None if it left for good.
         """
         worker = self._fleet.workers.get(address)
         if worker is None:

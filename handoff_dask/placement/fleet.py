@@ -47,7 +47,9 @@ class Fleet:
         """Register a worker; one that is registered takes what `spec` says."""
         self.lost.pop(spec.address if spec.identity is None else spec.identity, None)
         worker = self.workers.get(spec.address)
-        shape = self._shape(spec.capacity, spec.slots)
+        capacity = self.resources.capacity(spec.capacity, spec.slots)
+        self._widen()
+        shape = self.shapes.setdefault(capacity, Shape(capacity))
         if worker is None:
             self._order += 1
             worker = Worker(spec, shape, self._order)
@@ -276,14 +278,6 @@ class Fleet:
             self.index.restart()
 
     # -- inside
-
-    def _shape(self, amounts: Mapping[str, float], slots: int) -> Shape:
-        capacity = self.resources.capacity(amounts, slots)
-        self._widen()
-        shape = self.shapes.get(capacity)
-        if shape is None:
-            shape = self.shapes[capacity] = Shape(capacity)
-        return shape
 
     def _leave(self, worker: Worker) -> None:
         shape = worker.shape

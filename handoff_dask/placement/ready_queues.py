@@ -245,12 +245,8 @@ class ReadyQueues:
     def _passes(self, queue: Queue) -> bool:
         """Whether the head of a queue is more urgent than one that a worker is softly kept for."""
         head = queue.head()
-        for reservation in self.reserved.values():
-            if reservation.soft:
-                kept = reservation.queue.head()
-                if head is not None and kept is not None and head < kept:
-                    return True
-        return False
+        others = (kept.queue.head() for kept in self.reserved.values() if kept.soft)
+        return head is not None and any(other is not None and head < other for other in others)
 
     def _queue_of(self, function: Function) -> Queue:
         cost = function.cost
@@ -294,11 +290,8 @@ class ReadyQueues:
         return queue
 
     def _emptied(self, queue: Queue) -> None:
-        self.anywhere.pop(queue, None)
-        self.unclosed.pop(queue, None)
-        self.tied.pop(queue, None)
-        self.woken.pop(queue, None)
-        self.stuck.pop(queue, None)
+        for queues in (self.anywhere, self.unclosed, self.tied, self.woken, self.stuck):
+            queues.pop(queue, None)
         self.short_queues.pop(queue, None)
         queue.stuck = False
         queue.since = None

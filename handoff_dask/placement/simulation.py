@@ -150,8 +150,6 @@ def simulate(
 
     Parameters
     ----------
-    functions, workers
-        What runs where.
     durations
         Seconds of each function, by key.
     strategy, max_concurrency
