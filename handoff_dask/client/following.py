@@ -48,7 +48,7 @@ class Follower:
         #: Stops the cluster, if it was started for this run.
         self.close: Callable[[], Any] = lambda: None
 
-    # What is known without asking
+    # Known without asking the scheduler
 
     @property
     def over(self) -> bool:
@@ -73,7 +73,7 @@ class Follower:
         states = [names.get(str(f.status), "cancelled") for f in self.futures.values()]
         return {state: states.count(state) for state in STATES}
 
-    # Its beginning
+    # The start
 
     async def start(self, submission: Submission, within: Any) -> Follower:
         """Send the run to the cluster; `within` is the key of the task that submits it, if any."""
@@ -81,7 +81,7 @@ class Follower:
         await connection.install(client)
         pins = None
         if isinstance(options.allocation_strategy, Allocator):
-            nodes = await self.call("nodes")
+            nodes = await self._call("nodes")
             pins = submission.pins(
                 {address: node["capabilities"] for address, node in nodes.items()},
                 {address: node["names"] for address, node in nodes.items()},
@@ -89,7 +89,7 @@ class Follower:
         if options.on_event is not None:
             self._listener = Listener(client, self.outline, options.on_event)
         try:
-            refused = await self.call("open", spec=submission.spec(client.id, pins, within))
+            refused = await self._call("open", spec=submission.spec(client.id, pins, within))
             if refused is not None:
                 index, finding = pickle.loads(refused)
                 node = self.outline.nodes[index]
@@ -108,7 +108,7 @@ class Follower:
         except BaseException:
             # No graph will follow.
             with contextlib.suppress(OSError, ClusterLostError):
-                await self.call("close", run_id=self.outline.run_id)
+                await self._ask("close")
             raise
         if options.detach:
             # The client may be closed as soon as this returns.
@@ -121,7 +121,7 @@ class Follower:
         # If the scheduler refuses it, the futures fail, and whoever waits for them stops the run.
         watch = asyncio.get_running_loop().call_later(connection.PULSE, self._ending)
         try:
-            if not await self.call("arrived", run_id=self.outline.run_id):
+            if not await self._ask("arrived"):
                 await asyncio.shield(self._ending())
         finally:
             watch.cancel()
@@ -141,12 +141,15 @@ class Follower:
 
     # Questions
 
-    async def call(self, handler: str, **kwargs: Any) -> Any:
+    async def _call(self, handler: str, **kwargs: Any) -> Any:
         """Call a handler of the plugin; the error of a lost cluster names the DAG."""
         try:
             return await connection.call(self.client, handler, **kwargs)
         except ClusterLostError as error:
             raise ClusterLostError(self.outline.dag_id, error.problem) from error
+
+    async def _ask(self, handler: str, **kwargs: Any) -> Any:
+        return await self._call(handler, run_id=self.outline.run_id, **kwargs)
 
     async def status(self) -> dict[str, Any]:
         """Count the functions by state, and return the attempts."""
@@ -156,25 +159,24 @@ class Follower:
 
     async def progress(self) -> dict[str, int]:
         """Count the functions by state."""
-        answer = await self.call("progress", run_id=self.outline.run_id)
+        answer = await self._ask("progress")
         return {**dict.fromkeys(STATES, 0), **answer["counts"]}
 
     async def remaining(self) -> float | None:
         """Return the seconds that the run will still take, as the scheduler estimates them."""
-        answer = await self.call("progress", run_id=self.outline.run_id)
+        answer = await self._ask("progress")
         remaining: float | None = answer["remaining"]
         return remaining
 
     async def holds(self) -> list[tuple[int, Mapping[str, float], Waiting]]:
         """Return what functions are held for: how many, what they cost, and why."""
-        holds: list[tuple[int, Mapping[str, float], Waiting]] = pickle.loads(
-            await self.call("holds", run_id=self.outline.run_id)
-        )
+        holds: list[tuple[int, Mapping[str, float], Waiting]]
+        holds = pickle.loads(await self._ask("holds"))
         return holds
 
     async def explain(self, held: int | None) -> RunExplanation:
         """Tell what each function that is not running waits for."""
-        answer = await self.call("why", run_id=self.outline.run_id, held=held)
+        answer = await self._ask("why", held=held)
         nodes = self.outline.nodes
         verdicts: dict[Hashable, Waiting | Unready | Fetching] = {}
         for index, why in pickle.loads(answer).items():
@@ -190,9 +192,9 @@ class Follower:
 
     async def report(self) -> tuple[RunReport, outcomes.Causes]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
-        return await outcomes.opened_report(await self.call("report", run_id=self.outline.run_id))
+        return await outcomes.opened_report(await self._ask("report"))
 
-    # Its end
+    # The end
 
     def cancel(self) -> Any:
         """Stop the run, because the user wants it."""
@@ -205,12 +207,8 @@ class Follower:
             return
         self._stopped = self._stopped or reason
         with contextlib.suppress(OSError, ClusterLostError):
-            await self.call(
-                "stop",
-                run_id=self.outline.run_id,
-                kind="cancelled",
-                problem="its functions were cancelled on the cluster",
-            )
+            problem = "its functions were cancelled on the cluster"
+            await self._ask("stop", kind="cancelled", problem=problem)
         if self._outcome is not None:
             await asyncio.wait([self._outcome])
 
@@ -306,8 +304,7 @@ class Follower:
             if failed and not report.arrived:
                 error = await failed[0].exception()
                 problem = f"the scheduler refused its graph: {outcomes.described(error)}"
-                run_id = self.outline.run_id
-                await self.call("stop", run_id=run_id, kind="failed", problem=problem)
+                await self._ask("stop", kind="failed", problem=problem)
                 raise HandoffError(f"run {dag_id!r}: {problem}") from error
             cancelled = any(f.status == "cancelled" for f in self.futures.values())
             if cancelled and loop.time() > deadline:

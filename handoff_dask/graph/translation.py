@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import toolz
@@ -173,12 +174,8 @@ def code_names(codes: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
             continue
         name, identity = _identify(code)
         # Dask cuts a name at a dash and averages durations by what is left, run after run.
-        number = 2
-        unique = name
-        while taken.setdefault(unique, identity) != identity:
-            unique = f"{name}_{number}"
-            number += 1
-        names[id(code)] = unique
+        candidates = chain([name], (f"{name}_{number}" for number in count(2)))
+        names[id(code)] = next(c for c in candidates if taken.setdefault(c, identity) == identity)
     return tuple(names[id(code)] for code in codes)
 
 
