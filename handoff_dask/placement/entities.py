@@ -252,12 +252,6 @@ class Shape:
 class Worker:
     """A registered worker and what is claimed of it."""
 
-    __slots__ = (
-        "address", "ahead", "ahead_work", "counts", "foreign", "free", "groups", "host",
-        "identity", "name", "order", "placed", "promised", "promoted", "reservation",
-        "running", "seceded", "shape", "slots", "spec_capacity", "watchers",
-    )  # fmt: skip
-
     def __init__(self, spec: WorkerSpec, shape: Shape, order: int) -> None:
         self.address = spec.address
         self.name = spec.name
