@@ -132,11 +132,7 @@ class Chooser:
         return True
 
     def _moving(self, function: Function, address: str) -> float:
-        """Return the seconds to bring the inputs that a worker lacks to it."""
-        if function.inputs is None:
-            return 0.0
-        missing = function.input_total - function.inputs.get(address, 0.0)
-        return missing / self._bandwidth + self._latency if missing > 0 else 0.0
+        return function.transfer(address, self._bandwidth, self._latency)
 
     def _near(
         self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]

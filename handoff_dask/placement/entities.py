@@ -147,6 +147,13 @@ class Function:
         assert self.binds is not None and self.binds.group is not None
         return self.binds.group
 
+    def transfer(self, address: str, bandwidth: float, latency: float) -> float:
+        """Seconds to bring the inputs that a worker lacks to it."""
+        if self.inputs is None:
+            return 0.0
+        missing = self.input_total - self.inputs.get(address, 0.0)
+        return missing / bandwidth + latency if missing > 0 else 0.0
+
 
 @dataclass(eq=False, repr=False, slots=True)
 class Work:
@@ -251,12 +258,6 @@ class Shape:
 
 class Worker:
     """A registered worker and what is claimed of it."""
-
-    __slots__ = (
-        "address", "ahead", "ahead_work", "counts", "foreign", "free", "groups", "host",
-        "identity", "name", "order", "placed", "promised", "promoted", "reservation",
-        "running", "seceded", "shape", "slots", "spec_capacity", "watchers",
-    )  # fmt: skip
 
     def __init__(self, spec: WorkerSpec, shape: Shape, order: int) -> None:
         self.address = spec.address
