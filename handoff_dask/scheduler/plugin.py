@@ -141,12 +141,14 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.runs.release(run)
             # What tasks of others need must not wait for ever.
             for record in [r for r in run.functions if r.key in self.functions]:
-                state = self.scheduler.tasks[record.key].state
-                if state == "no-worker":
+                ts = self.scheduler.tasks.get(record.key)
+                if ts is None:
+                    continue
+                if ts.state == "no-worker":
                     error = HandoffError(f"function {record.row.label}: {reason}")
                     compat.fail_task(self.scheduler, record.key, error, "handoff-uninstall")
-                elif state == "waiting":
-                    compat.free(self.scheduler.tasks[record.key])
+                elif ts.state == "waiting":
+                    compat.free(ts)
             self.runs.forget(run)
         await self.registry.withdraw()
         await take_plugins_back(self.scheduler)
