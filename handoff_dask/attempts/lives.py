@@ -27,7 +27,7 @@ from handoff_dask.attempts.states import (
     Running,
     Waiting,
 )
-from handoff_dask.errors import InvalidFunctionError, WorkerLostError
+from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
 
 __all__ = ["Departure", "Engine", "Lives", "Surroundings"]
 
@@ -275,6 +275,10 @@ class Lives:
         if isinstance(state, Failing):
             lost = self._leave(life, departure, recorded=True)
             self._failed(life, state.failure)
+            if not state.failure.retry and life.doom is None:
+                # Else it would be tried again, or end for another reason.
+                text = f"{state.failure.error_type}: {state.failure.message}"
+                life.doom = HandoffError(f"{text} (the exception was lost with its worker)")
             life.enter("tried again", RETRYING)
             return lost
         lost = self._leave(life, departure, recorded=False)

@@ -16,11 +16,13 @@ from handoff_dask.attempts.states import (
     STATES,
     TRANSITIONS,
     WAITING,
+    Failure,
     IllegalTransitionError,
     Placement,
     Running,
 )
 from handoff_dask.model.retry import RetryPolicy
+from tests.attempts.cluster import Cluster
 
 OWN = {"cpu": 1.0}
 
@@ -173,3 +175,19 @@ def test_without_an_answer_everything_placed_counts_as_started():
 def test_how_a_process_ended(code, memory, text):
     """A process's end is described by its signal or status, or by the limit that it exceeded."""
     assert ending_of_process(code, memory) == text
+
+
+def test_a_last_failure_whose_exception_is_lost_with_the_worker():
+    """A function that has failed for good is not tried again because its worker dies as well."""
+    cluster = Cluster([RetryPolicy(2)], [None])
+    cluster.work()
+    (sent,) = cluster.sent
+    cluster.start(sent)
+    failure = Failure("error", 0.0, 0.0, "ValueError", "no", retry=False)
+    assert not cluster.lives.failure_reported(sent.life, failure)
+    cluster.take_back(sent, gone=True, died=True)
+    cluster.ready(sent.life)
+    ((doomed, error),) = cluster.lives.doomed
+    assert doomed is sent.life
+    assert str(error).startswith("ValueError: no")
+    assert [entry.outcome for entry in doomed.entries] == ["error"]
