@@ -166,11 +166,13 @@ def submit(
     Parameters
     ----------
     dag, client, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, \
-timeout, placement_timeout, priority, on_event
+timeout, placement_timeout, priority
         As for :func:`execute`.
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
         until :func:`forget` is called.
+    on_event
+        As for :func:`execute`.
 
     Returns
     -------
