@@ -27,6 +27,7 @@ from handoff_dask import (
     RunTimeoutError,
     submit,
 )
+from handoff_dask.attempts.states import UNENDED
 from tests.chaos.dags import COSTLY, count_starts, intervals, random_dag
 
 #: DAGs of one round, all at once.
@@ -204,7 +205,9 @@ class Monkey:
         nanny = self.victim()
         for _ in range(1000):
             plugin, pid = nanny.plugins.get("handoff"), nanny.pid
-            if pid is not None and plugin is not None:
+            # Dask's nanny waits for ever for a worker that dies while it starts.
+            up = nanny.process is not None and nanny.process.status is Status.running
+            if up and pid is not None and plugin is not None:
                 with suppress(psutil.NoSuchProcess, OSError):
                     os.kill(pid, signal.SIGSTOP)
                     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
@@ -236,7 +239,7 @@ def mismatches(dag, status, starts):
             yield f"numbers {[a.number for a in tried]} of {shown}"
         if sum(map(counts, tried)) > function.retry.max_retries + 1:
             yield f"too many for {function.retry.max_retries} retries: {shown}"
-    if any(status[state] for state in ("waiting", "held", "running")):
+    if any(status[state] for state in UNENDED):
         yield f"{dag.id} still runs: {status}"
 
 
