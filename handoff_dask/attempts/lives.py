@@ -161,23 +161,22 @@ class Lives:
         if isinstance(state, Ended) and state.lost is not None:
             life.enter("ready while asking", Asking(state.lost, ready=True))
             return
-        terms = {} if life.untried else retries.terms(life, now, self._chance())._asdict()
+        terms = self._terms(life, now)
         life.enter("ready", HELD)
-        if terms and (error := self.verdict(life)) is not None:
-            self.doomed.append((life, error))
-            return
         self._offer(life, now, terms)
 
     def place_again(self, life: Life, now: float) -> None:
         """Ask the engine once more for a held function that could not be sent where it decided."""
         self._engine.attempt_ended(life.key, now)
-        if (error := self.verdict(life)) is not None:
-            self.doomed.append((life, error))
-            return
-        terms = {} if life.untried else retries.terms(life, now, self._chance())._asdict()
-        self._offer(life, now, terms)
+        self._offer(life, now, self._terms(life, now))
+
+    def _terms(self, life: Life, now: float) -> Mapping[str, Any]:
+        return {} if life.untried else retries.terms(life, now, self._chance())._asdict()
 
     def _offer(self, life: Life, now: float, terms: Mapping[str, Any]) -> None:
+        if terms and (error := self.verdict(life)) is not None:
+            self.doomed.append((life, error))
+            return
         inputs, total = self._surroundings.input_sizes(life)
         self._engine.function_ready(life.key, now, inputs=inputs, input_total=total, **terms)
 
@@ -273,7 +272,7 @@ class Lives:
         state = life.state
         assert isinstance(state, PLACED)
         if isinstance(state, Failing):
-            lost = self._leave(life, departure, recorded=True)
+            lost = self._leave(life, departure)
             self._failed(life, state.failure)
             if not state.failure.retry and life.doom is None:
                 # Else it would be tried again, or end for another reason.
@@ -281,7 +280,7 @@ class Lives:
                 life.doom = HandoffError(f"{text} (the exception was lost with its worker)")
             life.enter("tried again", RETRYING)
             return lost
-        lost = self._leave(life, departure, recorded=False)
+        lost = self._leave(life, departure)
         assert lost is not None
         life.enter("lost", Asking(lost))
         return lost
@@ -297,7 +296,7 @@ class Lives:
         """
         state = life.state
         assert isinstance(state, PLACED)
-        lost = self._leave(life, departure, recorded=True)
+        lost = self._leave(life, departure)
         if isinstance(state, Failing):
             self._failed(life, state.failure)
         else:
@@ -308,7 +307,7 @@ class Lives:
         life.enter("failed", FAILED)
         return lost
 
-    def _leave(self, life: Life, departure: Departure, *, recorded: bool) -> Lost | None:
+    def _leave(self, life: Life, departure: Departure) -> Lost | None:
         """Release what an attempt claims, or keep it for as long as its thread may run."""
         state = life.state
         assert isinstance(state, PLACED)
@@ -336,7 +335,6 @@ class Lives:
             departure.at,
             departure.worker_gone,
             departure.worker_died,
-            recorded,
             departure.inputs,
         )
 
@@ -367,8 +365,8 @@ class Lives:
             self._endings.confirm(life.key, lost.number)
         else:
             self._endings.over(life.key, lost.number)
-        if life.lost is not lost or lost.recorded:
-            return
+        if life.lost is not lost:
+            return  # it is in the ledger already: only the end of its thread was unknown
         reason = end.reason or "for a reason unknown"
         due = charge(lost, end)
         if due is None:

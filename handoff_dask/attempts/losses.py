@@ -28,8 +28,6 @@ class Lost:
         Whether its worker is gone.
     died
         Whether the worker died, rather than closed in order.
-    recorded
-        Whether it is in the ledger already, and only the end of its thread is unknown.
     inputs
         What was not on its worker when it was placed there.
     """
@@ -40,7 +38,6 @@ class Lost:
     lost: float
     worker_gone: bool
     died: bool
-    recorded: bool
     inputs: Sequence[Any] = ()
 
 

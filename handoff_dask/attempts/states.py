@@ -14,7 +14,6 @@ from handoff_dask.attempts.losses import Lost
 from handoff_dask.model.attempt import Outcome
 
 __all__ = [
-    "CANCELLED",
     "DONE",
     "FAILED",
     "HELD",
@@ -174,7 +173,6 @@ RETRYING = Waiting(retry=True)
 HELD = Held()
 DONE = Ended("done")
 FAILED = Ended("failed")
-CANCELLED = Ended("cancelled")
 
 #: What can happen to a function in each state, and which state follows.
 _TABLE: Mapping[str, Mapping[str, str]] = {
@@ -229,7 +227,6 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
         "ready": "held",
         "result arrived": "done",
         "failed": "failed",
-        "dropped": "done",
         "taken by Dask": "assigned",
     },
     "failed": {
@@ -237,8 +234,6 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
         "pardoned while asking": "asking",
         "answered": "failed",
         "result arrived": "done",
-        "failed": "failed",
-        "dropped": "failed",
     },
     "cancelled": {
         "ready": "held",
@@ -246,7 +241,6 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
         "answered": "cancelled",
         "result arrived": "done",
         "failed": "failed",
-        "dropped": "cancelled",
         "taken by Dask": "assigned",
     },
 }

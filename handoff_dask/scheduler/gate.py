@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask.attempts.retries import may_retry
 from handoff_dask.attempts.states import PLACED, Placement
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.events import Place
@@ -40,7 +41,7 @@ class Gate:
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
         compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
-        ts.retries = int(record.failures < row.policy.max_retries)
+        ts.retries = int(may_retry(record))
         if row.source is not None or record.entries:
             self._annotate(ts, record, place)
         return self.placement(record, ws)

@@ -121,7 +121,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._remove_handlers = compat.install_handlers(
             scheduler,
             {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers},
-            {"handoff_gone": self.service.gone},
+            {"handoff_gone": self.service.last_word},
         )
         self.registry.publish()
         await send_plugins(scheduler)

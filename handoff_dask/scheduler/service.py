@@ -212,7 +212,7 @@ class Service:
         if run := self.runs.get(run_id):
             self.runs.stop(run, Stop(kind, problem))
 
-    def gone(self, worker: str, started: list[tuple[int, float]]) -> None:
+    def last_word(self, worker: str, started: list[tuple[int, float]]) -> None:
         """Record the last word of a worker that closes: what it has started."""
         self.inquiries.worker_spoke(worker, End(dict(started)))
 

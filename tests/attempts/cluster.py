@@ -171,6 +171,8 @@ class Cluster:
         for sent in self.sent:
             if sent.over or sent.started is not None or sent.worker not in self.workers:
                 continue
+            if sent.worker in self.paused:
+                continue  # Dask's worker starts nothing while it is paused
             cpu, slots = self.room(sent.worker)
             # A placement that was taken back may start until its worker was asked about it.
             asked = any(s is sent for s, _ in self.questions)

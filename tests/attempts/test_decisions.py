@@ -128,7 +128,7 @@ def test_attempts_that_count():
 
 
 def lost(**fields):
-    facts = {"worker_gone": True, "died": True, "recorded": False, **fields}
+    facts = {"worker_gone": True, "died": True, **fields}
     return Lost("tcp://a", placed=1.0, number=7, lost=5.0, **facts)
 
 
