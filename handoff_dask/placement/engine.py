@@ -360,7 +360,8 @@ class Engine:
         With `slot`, that includes a thread. It may exceed the capacity; then nothing is placed
         there.
         """
-        self.foreign_released(key)
+        # What waits there ahead must not start between the old claim and the new one.
+        before = self._give_back(key)
         used = self._fleet.workers.get(worker)
         if used is not None:
             amounts = self._fleet.cost(cost)
@@ -369,14 +370,21 @@ class Engine:
             used.take(items)
             self._foreign[key] = used
             self._fleet.touched[used] = None
+        if before is not None:
+            before.promote()
 
     def foreign_released(self, key: Hashable) -> None:
         """Give back what something that is not ours used. Unknown keys are ignored."""
+        worker = self._give_back(key)
+        if worker is not None:
+            worker.promote()
+
+    def _give_back(self, key: Hashable) -> Worker | None:
         worker = self._foreign.pop(key, None)
         if worker is not None:
             worker.give(worker.foreign.pop(key))
-            worker.promote()
             self._fleet.touched[worker] = None
+        return worker
 
     # -- decisions
 

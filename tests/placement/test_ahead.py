@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from handoff_dask.placement.events import FunctionSpec, Place, Started
+from handoff_dask.placement.engine import Engine
+from handoff_dask.placement.events import FunctionSpec, Place, Started, WorkerSpec
 
 
 def short(d: Any, keys: Any, cost: dict[str, float], seconds: float | None = 0.001, **extra: Any):
@@ -164,3 +165,25 @@ def test_ten_thousand_short_functions_end(drive) -> None:
         running = d.poll()
     assert total == 2000 and handed > 1800
     assert d.engine.questions.claimed("a") == {"cpu": 0}
+
+
+def test_a_claim_of_others_that_is_replaced():
+    """What was handed ahead does not start between the old claim and the new one."""
+    engine = Engine(horizon=1000.0)
+    engine.worker_added(WorkerSpec("a", "a", "host", {"cpu": 2}, slots=2))
+    engine.run_opened("run")
+    engine.functions_added("run", [FunctionSpec(i, {"cpu": 1}, code="f") for i in range(4)])
+    engine.function_ready(0, 0.0)
+    engine.poll(0.0)
+    engine.attempt_ended(0, 1.0, duration=1.0, done=True)
+    engine.foreign_claimed("other", "a", {"cpu": 1}, slot=True)
+    for key in (1, 2, 3):
+        engine.function_ready(key, 1.0)
+    assert [(place.key, place.ahead) for place in engine.poll(1.0)] == [
+        (1, False), (2, True), (3, True),
+    ]  # fmt: skip
+    engine.foreign_claimed("other", "a", {"cpu": 1})
+    assert engine.questions.free("a") == {"cpu": 0}
+    assert engine.questions.waits_ahead(2)
+    engine.foreign_released("other")
+    assert not engine.questions.waits_ahead(2)
