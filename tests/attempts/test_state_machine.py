@@ -81,7 +81,15 @@ class Lives(RuleBasedStateMachine):
 
     @rule(i=pick)
     def an_attempt_secedes(self, i):
-        if some := self.attempts(running=True, seceded=False):
+        # While it is asked about a worker, two may be taken for the one that has a thread: then
+        # more is claimed there for a while than there is.
+        asked = {sent.worker for sent, _ in self.cluster.questions}
+        some = [
+            sent
+            for sent in self.attempts(running=True, seceded=False)
+            if not (sent.worker in asked and self.cluster.waits_ahead(sent.life))
+        ]
+        if some:
             sent = some[i % len(some)]
             sent.seceded = True
             if not self.cluster.endings.seceded(sent.life.key, sent.number):
