@@ -78,7 +78,8 @@ class FunctionRecord(Life):
             run.unended += (not ended) - (left in UNENDED)
         if ended:
             problem = run.failed.get(self.index)
-            run.emit(FunctionEnded(run.spec.run_id, time.time(), self.index, entered, problem))
+            run.latest = now = time.time()
+            run.emit(FunctionEnded(run.spec.run_id, now, self.index, entered, problem))
 
     def recorded(self, entry: Entry, replaced: Entry | None) -> None:
         """Announce the end of an attempt."""
@@ -128,6 +129,8 @@ class RunRecord:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
+    #: When the latest of its functions ended (s since epoch).
+    latest: float = 0.0
     #: Whether it was logged that others changed where its functions may run.
     overruled: bool = False
     #: Why it was stopped, if it was.

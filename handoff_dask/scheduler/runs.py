@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 #: How many functions in all the stopped runs may have whose reports are kept.
 REMEMBERED = 100_000
 
-#: From this many functions on, the garbage collector leaves out what a run consists of. To scan it
-#: again and again would make a function of a large run cost a third more.
-_LARGE = 20_000
+#: From this many functions on, the garbage collector is kept from scanning what a run consists of
+#: again and again, which would be a fifth of what a function costs.
+_LARGE = 5_000
+#: Also for these seconds after its end, while results are gathered and released.
+_AFTERWARDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Runs(Mapping[str, RunRecord]):
         self._end = end
         self._ask = ask
         self._runs: dict[str, RunRecord] = {}
+        self._sparing = collector.Sparing(self._large)
         #: Every node that Dask knows, by key.
         self.functions: dict[Any, FunctionRecord] = {}
         #: By run_id: those that were stopped and have no tasks left, the latest last.
@@ -156,8 +159,6 @@ class Runs(Mapping[str, RunRecord]):
             if run.spec.detach:
                 self._scheduler.client_desires_keys(keys, run.spec.keeper)
             run.arrived.set()
-            if len(run.functions) >= _LARGE:
-                collector.freeze(run)
 
     # How it is stopped
 
@@ -269,7 +270,7 @@ class Runs(Mapping[str, RunRecord]):
         run_id = run.spec.run_id
         if self._runs.pop(run_id, None) is None:
             return
-        collector.thaw(run)
+        self._sparing.look()
         # Later: the scheduler may be going through its clients.
         loop = asyncio.get_running_loop()
         loop.call_soon(self._scheduler.clients.pop, run.spec.keeper, None)
@@ -297,8 +298,14 @@ class Runs(Mapping[str, RunRecord]):
 
     def close(self) -> None:
         """Leave nothing of the runs behind in this process."""
-        for run in self._runs.values():
-            collector.thaw(run)
+        self._sparing.close()
+
+    def _large(self) -> bool:
+        ended_after = time.time() - _AFTERWARDS
+        return any(
+            len(run.functions) >= _LARGE and (not run.over or run.latest > ended_after)
+            for run in list(self._runs.values())
+        )
 
     # What is remembered
 
