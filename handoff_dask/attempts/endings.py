@@ -7,28 +7,12 @@ stays as busy as before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from handoff_dask.attempts.life import Life
-
-__all__ = ["Ending", "Endings", "Ledger"]
-
-
-class Ledger(Protocol):
-    """What keeps the claims on workers: the placement engine."""
-
-    def foreign_claimed(
-        self, key: Hashable, worker: str, cost: Mapping[str, float], *, slot: bool = False
-    ) -> None:
-        """Claim a cost of a worker, and a slot if told so; replaces an earlier claim of the key."""
-
-    def foreign_released(self, key: Hashable) -> None:
-        """Release the claim of a key."""
-
-    def exclusion_ended(self, key: Hashable, worker: str) -> None:
-        """Allow a function that waits for a place to use a worker again."""
+from handoff_dask.placement.engine import Engine
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +49,8 @@ class Ending:
 class Endings:
     """The attempts that were given up and whose threads have not ended."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         #: By key and number of the placement.
         self._endings: dict[tuple[Any, int], Ending] = {}
 
@@ -101,7 +85,7 @@ class Endings:
     def _claim(self, key: Any, number: int) -> None:
         ending = self._endings[key, number]
         ending.claims = True
-        self._ledger.foreign_claimed(
+        self._engine.foreign_claimed(
             ("ending", key, number), ending.worker, ending.cost, slot=not ending.seceded
         )
 
@@ -136,13 +120,13 @@ class Endings:
             return False
         if ending.claims:
             self.pass_on(ending.worker, ending.cost)
-        self._ledger.foreign_released(("ending", key, number))
+        self._engine.foreign_released(("ending", key, number))
         if ending.life is not None:
             late = list(ending.life.late)
             late.remove(ending.worker)
             ending.life.late = tuple(late)
             if ending.worker not in late:
-                self._ledger.exclusion_ended(key, ending.worker)
+                self._engine.exclusion_ended(key, ending.worker)
         return True
 
     def worker_removed(self, worker: str) -> None:

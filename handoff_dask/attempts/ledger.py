@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from handoff_dask.model.attempt import Outcome
-
-__all__ = ["Entry"]
+from handoff_dask.model.attempt import Attempt, Outcome
 
 
 class Entry(NamedTuple):
@@ -38,3 +36,17 @@ class Entry(NamedTuple):
     message: str | None
     cost: Mapping[str, float]
     counts: bool
+
+    def attempt(self, workers: Mapping[str, tuple[str, str]]) -> Attempt:
+        """Return it as users see it; `workers` has each worker's name and host, by address."""
+        return Attempt(
+            self.number,
+            self.worker,
+            *workers[self.worker],
+            self.started,
+            self.stopped,
+            self.cost,
+            self.outcome,
+            self.error_type,
+            self.message,
+        )

@@ -11,8 +11,6 @@ from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, State, 
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.retry import RetryPolicy
 
-__all__ = ["Life", "Row"]
-
 
 class Row(Protocol):
     """What a run says of a function."""
@@ -140,10 +138,9 @@ class Life:
         started: float,
         stopped: float,
         outcome: Outcome = "ok",
-        error_type: str | None = None,
         message: str | None = None,
-        *,
         counts: bool = False,
+        error_type: str | None = None,
     ) -> None:
         """Enter an attempt that started into the ledger."""
         number = len(self.entries) + 1
@@ -156,8 +153,13 @@ class Life:
     def correct(self, started: float, stopped: float) -> None:
         """Record that the last attempt ended well: its result came after it was given up."""
         last = self.entries[-1]
-        entry = Entry(
-            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False
+        entry = last._replace(
+            started=started,
+            stopped=stopped,
+            outcome="ok",
+            error_type=None,
+            message=None,
+            counts=False,
         )
         self.entries = (*self.entries[:-1], entry)
         self.recorded(entry, last)

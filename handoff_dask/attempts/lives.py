@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from random import random
 from typing import Any, NamedTuple, Protocol
 
 from handoff_dask.attempts import retries
-from handoff_dask.attempts.endings import Endings, Ledger
+from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.losses import End, Lost, charge
 from handoff_dask.attempts.states import (
@@ -28,38 +28,7 @@ from handoff_dask.attempts.states import (
     Waiting,
 )
 from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
-
-__all__ = ["Departure", "Engine", "Lives", "Surroundings"]
-
-
-class Engine(Ledger, Protocol):
-    """What places functions: the placement engine."""
-
-    def function_ready(
-        self,
-        key: Hashable,
-        now: float,
-        *,
-        inputs: Mapping[str, float] | None = None,
-        input_total: float = 0.0,
-        not_before: float | None = None,
-        cost: Mapping[str, float] | None = None,
-        avoid: Collection[str] = (),
-        insist: bool = False,
-        exclude: Collection[str] = (),
-    ) -> None:
-        """Have a function placed."""
-
-    def function_withdrawn(self, key: Hashable) -> None:
-        """Have it placed no more."""
-
-    def attempt_ended(
-        self, key: Hashable, now: float, *, duration: float | None = None, done: bool = False
-    ) -> None:
-        """Release what its attempt claims."""
-
-    def slot_released(self, key: Hashable) -> None:
-        """Release its slot; it keeps its cost."""
+from handoff_dask.placement.engine import Engine
 
 
 class Surroundings(Protocol):
@@ -301,9 +270,8 @@ class Lives:
             self._failed(life, state.failure)
         else:
             started, stopped = departure.span or (state.placement.at, departure.at)
-            life.record(
-                state.placement.worker, started, stopped, "error", error_type, message, counts=True
-            )
+            worker = state.placement.worker
+            life.record(worker, started, stopped, "error", message, True, error_type)
         life.enter("failed", FAILED)
         return lost
 
@@ -347,9 +315,9 @@ class Lives:
             failure.started,
             failure.stopped,
             failure.outcome,
-            failure.error_type,
             failure.message,
-            counts=True,
+            True,
+            failure.error_type,
         )
         self._change_terms(life, failure)
 
@@ -373,19 +341,9 @@ class Lives:
             if lost.died:
                 self._surroundings.died_unstarted(life, lost, reason)
         else:
-            life.record(
-                lost.worker,
-                due.started,
-                due.stopped,
-                due.outcome,
-                None,
-                due.message,
-                counts=due.counts,
-            )
-            if due.counts:
-                change = self._surroundings.escalate(life)
-                if change is not None:
-                    self._change_terms(life, change)
+            life.record(lost.worker, *due)
+            if due.counts and (change := self._surroundings.escalate(life)) is not None:
+                self._change_terms(life, change)
         state = life.state
         if isinstance(state, Asking):
             retry = due is not None and due.counts

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from handoff_dask.model.attempt import Outcome
 
-__all__ = ["Charge", "End", "Lost", "charge", "ending_of_process"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lost:

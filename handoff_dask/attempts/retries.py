@@ -8,8 +8,6 @@ from typing import NamedTuple
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.states import Waiting
 
-__all__ = ["Terms", "may_retry", "terms"]
-
 
 class Terms(NamedTuple):
     """How the engine is to place the next attempt.

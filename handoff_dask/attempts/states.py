@@ -13,30 +13,6 @@ from typing import ClassVar, NamedTuple, TypeAlias, Union
 from handoff_dask.attempts.losses import Lost
 from handoff_dask.model.attempt import Outcome
 
-__all__ = [
-    "DONE",
-    "FAILED",
-    "HELD",
-    "PLACED",
-    "RETRYING",
-    "STATES",
-    "TRANSITIONS",
-    "UNENDED",
-    "WAITING",
-    "Asking",
-    "Assigned",
-    "Ended",
-    "Failing",
-    "Failure",
-    "Held",
-    "IllegalTransitionError",
-    "Placement",
-    "Running",
-    "State",
-    "Waiting",
-    "check",
-]
-
 #: The states of a function as users see them, in the order of its life.
 STATES = ("waiting", "held", "assigned", "running", "done", "failed", "cancelled")
 #: Those of functions that have not ended.

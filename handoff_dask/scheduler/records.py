@@ -13,11 +13,9 @@ from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.states import STATES, UNENDED, State
 from handoff_dask.errors import AllocationError
-from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Finding
 from handoff_dask.wire.messages import (
     FATES,
-    AttemptRow,
     FunctionRow,
     RunReport,
     RunSpec,
@@ -85,19 +83,7 @@ class FunctionRecord(Life):
         run = self.run
         if entry.number > 1 and replaced is None and not self.is_transform:
             run.retries += 1
-        name, host = run.workers[entry.worker]
-        attempt = Attempt(
-            entry.number,
-            entry.worker,
-            name,
-            host,
-            entry.started,
-            entry.stopped,
-            entry.cost,
-            entry.outcome,
-            entry.error_type,
-            entry.message,
-        )
+        attempt = entry.attempt(run.workers)
         run.emit(AttemptEnded(run.spec.run_id, time.time(), self.index, attempt))
 
 
@@ -159,11 +145,7 @@ class RunRecord:
     def report(self) -> RunReport:
         """Return what the client is told."""
         return RunReport(
-            attempts=tuple(
-                AttemptRow(record.index, *entry[:-1])
-                for record in self.functions
-                for entry in record.entries
-            ),
+            attempts={record.index: record.entries for record in self.functions if record.entries},
             workers=dict(self.workers),
             failed=dict(self.failed),
             counts=self.counted(),
