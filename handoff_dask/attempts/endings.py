@@ -17,28 +17,19 @@ from handoff_dask.placement.engine import Engine
 
 @dataclass(slots=True, eq=False)
 class Ending:
-    """An attempt that was given up, on its worker.
+    """An attempt that was given up, on its worker."""
 
-    Attributes
-    ----------
-    worker, cost
-        Where it runs, and what it claims there.
-    seceded
-        Whether it gave its slot back.
-    claims
-        Whether it has a claim of its own. An attempt that waited on its worker, behind another of
-        its cost, has none until that one ends or its worker reports that it runs.
-    life
-        Its function, until the run is forgotten.
-    whose
-        How to describe it.
-    """
-
+    #: Where it runs, and what it claims there.
     worker: str
     cost: Mapping[str, float]
+    #: Whether it gave its slot back.
     seceded: bool
+    #: Whether it has a claim of its own. An attempt that waited on its worker, behind another of
+    #: its cost, has none until that one ends or its worker reports that it runs.
     claims: bool = False
+    #: Its function, until the run is forgotten.
     life: Life | None = None
+    #: How to describe it.
     whose: str = "from before Handoff was installed"
 
     def __str__(self) -> str:

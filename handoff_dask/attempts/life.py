@@ -29,41 +29,28 @@ class Row(Protocol):
 
 
 class Life:
-    """A function, from the arrival of its run to its end.
-
-    Attributes
-    ----------
-    key
-        The name of its task.
-    row
-        What its run says of it.
-    state
-        Where it is in its life, with the data that belongs to that; see ``states``.
-    entries
-        Its ledger: each start that happened, the first first.
-    cost
-        What its next attempt claims.
-    late
-        Workers where an attempt that was given up still has a thread, once for each.
-    avoid
-        A worker from which its result could not be fetched: it is computed again elsewhere.
-    doom
-        Why there is no further attempt, whatever retries are left.
-    forgiven
-        Entries that count no more, because somebody had a function that had failed tried again.
-    """
+    """A function, from the arrival of its run to its end."""
 
     __slots__ = ("avoid", "cost", "doom", "entries", "forgiven", "key", "late", "row", "state")
 
     def __init__(self, key: Hashable, row: Row) -> None:
+        #: The name of its task.
         self.key: Any = key
+        #: What its run says of it.
         self.row = row
+        #: What its next attempt claims.
         self.cost: Mapping[str, float] = row.cost
+        #: Where it is in its life, with the data that belongs to that; see ``states``.
         self.state: State = WAITING
+        #: Its ledger: each start that happened, the first first.
         self.entries: tuple[Entry, ...] = ()
+        #: Workers where an attempt that was given up still has a thread, once for each.
         self.late: tuple[str, ...] = ()
+        #: A worker from which its result could not be fetched: it is computed again elsewhere.
         self.avoid: str | None = None
+        #: Why there is no further attempt, whatever retries are left.
         self.doom: Exception | None = None
+        #: Entries that count no more, because somebody had a function that had failed tried again.
         self.forgiven = 0
 
     @property

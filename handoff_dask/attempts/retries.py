@@ -10,26 +10,17 @@ from handoff_dask.attempts.states import Waiting
 
 
 class Terms(NamedTuple):
-    """How the engine is to place the next attempt.
+    """How the engine is to place the next attempt."""
 
-    Parameters
-    ----------
-    cost
-        What it claims; None is the function's own cost.
-    not_before
-        The earliest time to start (s of the engine's clock): the retry's delay.
-    avoid
-        Workers to use only if there is no other.
-    insist
-        Whether to wait for another worker for as long as the cluster has one.
-    exclude
-        Workers that must not be used.
-    """
-
+    #: What it claims; None is the function's own cost.
     cost: Mapping[str, float] | None = None
+    #: The earliest time to start (s of the engine's clock): the retry's delay.
     not_before: float | None = None
+    #: Workers to use only if there is no other.
     avoid: tuple[str, ...] = ()
+    #: Whether to wait for another worker for as long as the cluster has one.
     insist: bool = False
+    #: Workers that must not be used.
     exclude: tuple[str, ...] = ()
 
 

@@ -20,46 +20,30 @@ UNENDED = frozenset(("waiting", "held", "assigned", "running"))
 
 
 class Placement(NamedTuple):
-    """Where a function was sent, and when.
+    """Where a function was sent, and when."""
 
-    Parameters
-    ----------
-    worker
-        The worker's address.
-    at
-        Seconds since the epoch.
-    """
-
+    #: The worker's address.
     worker: str
+    #: Seconds since the epoch.
     at: float
 
 
 class Failure(NamedTuple):
-    """What a worker reported of an attempt that failed.
+    """What a worker reported of an attempt that failed."""
 
-    Parameters
-    ----------
-    outcome
-        ``"error"`` or ``"timeout"``.
-    started, stopped
-        Seconds since the epoch.
-    error_type, message
-        What it raised.
-    retry
-        Whether another attempt may follow.
-    cost
-        What that attempt claims; None if nothing changes.
-    problem
-        What is wrong with the retry policy, as a field and a text; no attempt follows then.
-    """
-
+    #: ``"error"`` or ``"timeout"``.
     outcome: Outcome
+    #: Seconds since the epoch.
     started: float
     stopped: float
+    #: What it raised.
     error_type: str | None
     message: str
+    #: Whether another attempt may follow.
     retry: bool
+    #: What that attempt claims; None if nothing changes.
     cost: Mapping[str, float] | None = None
+    #: What is wrong with the retry policy, as a field and a text; no attempt follows then.
     problem: tuple[str, str] | None = None
 
 

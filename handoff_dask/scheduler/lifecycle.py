@@ -24,6 +24,7 @@ from handoff_dask.attempts.states import (
 )
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import WorkerLostError
+from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
@@ -270,10 +271,6 @@ class Lifecycle:
 
     # What the functions' lives have to know
 
-    def waits_ahead(self, life: Life) -> bool:
-        """Whether a placed function waits behind another one and has no claim of its own."""
-        return self.engine.questions.waits_ahead(life.key)
-
     def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
         return compat.input_sizes(self.scheduler.tasks[life.key])
@@ -293,19 +290,17 @@ class Lifecycle:
         reasons = [entry.message or "" for entry in deaths]
         return WorkerLostError(life.row.label, workers, names, reasons)
 
-    def escalate(self, life: Life) -> Failure | None:
-        """Ask a policy with code what to claim after the death of a worker."""
+    def escalate(self, life: Life) -> Mapping[str, Any]:
+        """Ask a policy with code what to claim after a worker's death: `cost` or `problem`."""
         assert isinstance(life, FunctionRecord)
         if life.row.escalation is None or life.failures > life.row.policy.max_retries:
-            return None
+            return {}
         try:
             policy = pickle.loads(life.row.escalation)
         except BaseException as error:  # unpickling runs the user's code
             problem = f"cannot be loaded on the scheduler: {text_of(error)}"
-            answer: Mapping[str, Any] = {"problem": ("retry.escalate", problem)}
-        else:
-            answer = escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
-        return _failure("error", {**_NOTHING, **answer})
+            return {"problem": ("retry.escalate", problem)}
+        return escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
@@ -317,25 +312,7 @@ class Lifecycle:
         self.runs.stop_submitted_by(life.key)
 
 
-#: A failure of which only the terms of the next attempt matter.
-_NOTHING: Mapping[str, Any] = {
-    "started": 0.0,
-    "stopped": 0.0,
-    "error_type": None,
-    "message": "",
-    "retry": True,
-}
-
-
-def _failure(outcome: Any, message: Mapping[str, Any]) -> Failure:
+def _failure(outcome: Outcome, message: Mapping[str, Any]) -> Failure:
     """Return what a worker reported of a failure."""
-    return Failure(
-        outcome,
-        message["started"],
-        message["stopped"],
-        message["error_type"],
-        message["message"],
-        message["retry"],
-        message.get("cost"),
-        message.get("problem"),
-    )
+    fields = Failure._fields[1:]
+    return Failure(outcome, **{name: message[name] for name in fields if name in message})

@@ -26,25 +26,18 @@ from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded
 
 
 class FunctionRecord(Life):
-    """One node of a run: a function, or a transform of an argument.
-
-    Attributes
-    ----------
-    index
-        Its index in the run.
-    run
-        The run.
-    refetched
-        Whether an input that did not arrive got a second try.
-    """
+    """One node of a run: a function, or a transform of an argument."""
 
     __slots__ = ("index", "refetched", "run")
     row: FunctionRow
 
     def __init__(self, key: Any, index: int, run: RunRecord, row: FunctionRow) -> None:
         super().__init__(key, row)
+        #: Its index in the run.
         self.index = index
+        #: The run.
         self.run = run
+        #: Whether an input that did not arrive got a second try.
         self.refetched = False
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,11 @@ from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard import metrics, routes
 from handoff_dask.scheduler.dashboard.history import History
 from handoff_dask.scheduler.dashboard.overview import Overview
-from handoff_dask.scheduler.dashboard.sources import Sources
 
 if TYPE_CHECKING:
     from bokeh.document import Document
 
-__all__ = ["PAGES", "Sources", "install"]
+__all__ = ["PAGES", "History", "Overview", "install"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +36,21 @@ PAGES = {
 }
 
 
-def install(scheduler: Scheduler, sources: Sources) -> History:
-    """Show Handoff on a scheduler until the returned history is closed.
+def install(overview: Overview) -> None:
+    """Show Handoff on its scheduler until the overview's history is closed.
 
-    The history is to be called with each event of ``handoff_dask.wire.run_events``. Handoff works
-    without a dashboard, so a failure is only logged.
+    Handoff works without a dashboard, so a failure is only logged.
     """
-    history = History(sources.runs)
-    overview = Overview(scheduler, sources, history)
     for part in (_install_pages, routes.install, metrics.install):
         try:
-            part(scheduler, overview, history.shown)
+            part(overview)
         except Exception:
             logger.warning("Handoff could not add to the dashboard", exc_info=True)
-    return history
 
 
-def _install_pages(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> None:
+def _install_pages(overview: Overview) -> None:
     pages = {path: partial(_open, overview, name) for path, name in PAGES.items()}
-    installed.callback(compat.Pages(scheduler, pages, TAB).remove)
+    overview.history.shown.callback(compat.Pages(overview.scheduler, pages, TAB).remove)
 
 
 def _open(
