@@ -121,11 +121,6 @@ def undeclare(scheduler: Scheduler, worker: str, name: str, before: float | None
         del scheduler.resources[name]
 
 
-def claimed_names(ts: TaskState) -> Iterable[str]:
-    """Return the names of the resources that a task claims, or will claim once it has a worker."""
-    return ts.resource_restrictions or ()
-
-
 def exact(amount: float) -> float:
     """Round an amount down so that a worker can add and subtract it without rounding errors.
 
@@ -134,11 +129,6 @@ def exact(amount: float) -> float:
     """
     # Larger amounts have no fraction that fine, and the division could round them up.
     return amount if amount >= 2**37 else math.floor(amount * 65536) / 65536
-
-
-def seceded(ts: TaskState) -> bool:
-    """Whether the function of a running task has given up its thread."""
-    return ts.processing_on is not None and ts in ts.processing_on.long_running
 
 
 def died_under(ts: TaskState) -> bool:
@@ -173,13 +163,6 @@ def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retrie
     if finish == "memory" or "startstops" in facts:
         return True
     return retried and not ts.retries  # Dask has used up its one retry
-
-
-def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
-    """Return the worker of a task in processing and its claim there; None if it claims nothing."""
-    if ts.resource_restrictions and ts.processing_on:
-        return ts.processing_on.address, ts.resource_restrictions
-    return None
 
 
 async def ask_once(
@@ -223,16 +206,6 @@ def fail_task(
     )
     # Without these, dependents and clients would not notice and wait forever.
     scheduler.transitions(recommendations, stimulus_id)
-
-
-def lacks_failed(ts: TaskState) -> bool:
-    """Whether a task needs the result of another that failed."""
-    return any(dependency.state == "erred" for dependency in ts.dependencies)
-
-
-def failed_input(ts: TaskState) -> TaskState | None:
-    """Return the direct dependency that made a task err, if any."""
-    return ts.exception_blame if ts.exception_blame in ts.dependencies else None
 
 
 def adopt_exception(ts: TaskState, culprit: TaskState) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any
 
 from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
@@ -51,19 +51,6 @@ def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
     return True
 
 
-class StartsRecord(Protocol):
-    """A record of the placements that a worker has started."""
-
-    def begin(self, number: int) -> int | None:
-        """Record a start; return its place, or None if the placement must not start."""
-
-    def end(self, place: int) -> None:
-        """Record that the start at a place has ended."""
-
-    def withdrawn(self, number: int) -> bool:
-        """Whether a placement was withdrawn."""
-
-
 class TaskEnds(WorkerPlugin):
     """Calls back when the thread of a task is free again, however the task ended."""
 
@@ -74,8 +61,8 @@ class TaskEnds(WorkerPlugin):
     def __init__(self) -> None:
         self._calls: dict[Any, list[Callable[[], None]]] = {}
         self._failures = _FailureFilter()
-        #: What the worker has started; None if this is not recorded.
-        self.starts: StartsRecord | None = None
+        #: The worker's ``Starts``; None if they are not recorded.
+        self.starts: Any = None
 
     def busy(self, key: Any) -> bool:
         """Whether a task has a thread of the worker. Call this on the worker's loop."""
@@ -326,12 +313,6 @@ def silence_failure() -> bool:
         return False
     task.plugin.silence_failure(task.key)
     return True
-
-
-def task_annotations() -> Mapping[str, Any]:
-    """Return the annotations of the task that this thread runs."""
-    task = this_task()
-    return {} if task is None else task.facts
 
 
 def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.lives import Departure, Lives
-from handoff_dask.attempts.losses import End, Lost
+from handoff_dask.attempts.losses import Lost
 from handoff_dask.attempts.states import (
     PLACED,
     Asking,
@@ -191,15 +191,15 @@ class Lifecycle:
 
     def _orphan(self, ts: TaskState) -> None:
         """Fail, after this, what lost its result and cannot have it again."""
-        if compat.lacks_failed(ts):
+        if any(dependency.state == "erred" for dependency in ts.dependencies):
             asyncio.get_running_loop().call_soon(
                 compat.fail_orphan, self.scheduler, ts.key, f"handoff-orphan-{time.time()}"
             )
 
     def _blame(self, record: FunctionRecord, ts: TaskState) -> None:
         """Record the failure of a function whose argument, a future, has failed."""
-        culprit = compat.failed_input(ts)
-        if culprit is not None and culprit.key not in self.runs.functions:
+        culprit = ts.exception_blame
+        if culprit in ts.dependencies and culprit.key not in self.runs.functions:
             why = f": {culprit.exception_text}" if culprit.exception_text else ""
             problem = f"its argument, the future {culprit.key!r}, failed{why}"
             self.runs.function_failed(record, problem)
@@ -255,10 +255,6 @@ class Lifecycle:
         else:
             error = TimeoutError(message)
             compat.fail_task(self.scheduler, record.key, error, stimulus_id, worker=record.worker)
-
-    def settled(self, record: FunctionRecord, lost: Lost, end: End) -> None:
-        """Go on with a function, now that it is known what became of its last attempt."""
-        self.lives.settled(record, lost, end, time.monotonic())
 
     def end(self, record: FunctionRecord) -> None:
         """Give up a function whose run ends."""

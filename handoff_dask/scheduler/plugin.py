@@ -10,6 +10,7 @@ from distributed import SchedulerPlugin, Status
 
 from handoff_dask import config
 from handoff_dask.attempts.endings import Endings
+from handoff_dask.attempts.losses import End, Lost
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
@@ -236,8 +237,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _end(self, record: FunctionRecord) -> None:
         self.lifecycle.end(record)
 
-    def _settle(self, record: FunctionRecord, lost: Any, end: Any) -> None:
-        self.lifecycle.settled(record, lost, end)
+    def _settle(self, record: FunctionRecord, lost: Lost, end: End) -> None:
+        self.lifecycle.lives.settled(record, lost, end, time.monotonic())
 
     def _able(self, record: FunctionRecord) -> Collection[str]:
         return self.engine.questions.feasibility(record.cost, record.row.pin).able

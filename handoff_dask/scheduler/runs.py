@@ -80,7 +80,8 @@ class Runs(Mapping[str, RunRecord]):
 
     def record(self, opening: bytes) -> RunRecord:
         """Record a run that may only be asked about."""
-        spec = RunSpec.unpacked(opening)
+        # What the scheduler does not open stays in the message only.
+        spec = replace(RunSpec.unpacked(opening), functions=b"")
         run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit)
         self.engine.run_opened(
             spec.run_id,
@@ -274,7 +275,7 @@ class Runs(Mapping[str, RunRecord]):
     # What is remembered
 
     def _remember(self, run: RunRecord) -> None:
-        spec = replace(run.spec, rows=(), functions=b"")
+        spec = replace(run.spec, rows=())
         self.stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
         while len(self.stopped) > 1 and self._remembered() > REMEMBERED:
             del self.stopped[next(iter(self.stopped))]
