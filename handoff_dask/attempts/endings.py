@@ -49,16 +49,10 @@ class Endings:
         return len(self._endings)
 
     def begin(self, life: Life, number: int, worker: str, *, seceded: bool, claims: bool) -> None:
-        """Give up an attempt whose worker is there, and take over its claim.
+        """Give up an attempt whose worker is there; with `claims`, take over its claim.
 
-        Parameters
-        ----------
-        number
-            The scheduler's number of the placement.
-        seceded
-            Whether it gave its slot back.
-        claims
-            Whether it has a claim of its own.
+        `number` is the scheduler's number of the placement; `seceded` says whether it gave its
+        slot back.
         """
         self._endings[life.key, number] = Ending(worker, life.cost, seceded, life=life)
         life.late += (worker,)

@@ -69,13 +69,7 @@ class Life:
     # The state
 
     def enter(self, event: str, state: State) -> None:
-        """Go to another state.
-
-        Raises
-        ------
-        IllegalTransitionError
-            The table has no such transition.
-        """
+        """Go to another state; raise IllegalTransitionError if the table has no such transition."""
         before = self.state
         check(before, event, state)
         self.state = state

@@ -203,10 +203,7 @@ class Lives:
     def returned(self, life: Life, departure: Departure) -> Lost | None:
         """Record that a function left its worker without a result and goes back to the gate.
 
-        Returns
-        -------
-        Lost or None
-            What has to be asked about, since nobody reported how the attempt ended.
+        Return what has to be asked about, if nobody reported how the attempt ended.
         """
         state = life.state
         assert isinstance(state, PLACED)
@@ -227,11 +224,8 @@ class Lives:
     def erred(self, life: Life, departure: Departure, error_type: str, message: str) -> Lost | None:
         """Record that the last attempt of a function failed, and it with that.
 
-        Parameters
-        ----------
-        error_type, message
-            What Dask says, for a failure that the worker did not report: before the function
-            itself, for example in loading it.
+        `error_type` and `message` are Dask's, for a failure that the worker did not report: before
+        the function itself, for example in loading it.
         """
         state = life.state
         assert isinstance(state, PLACED)

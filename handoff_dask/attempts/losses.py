@@ -83,14 +83,9 @@ def charge(lost: Lost, end: End) -> Charge | None:
 
 
 def ending_of_process(code: int, out_of_memory: bool) -> str:
-    """Describe how a worker's process ended.
+    """Describe how a worker's process ended, by its exit code: -n if signal n killed it.
 
-    Parameters
-    ----------
-    code
-        Its exit code; -n if signal n killed it.
-    out_of_memory
-        Whether its nanny killed it at its memory limit.
+    `out_of_memory` says whether its nanny killed it at its memory limit.
     """
     if out_of_memory:
         return "out of memory: its nanny ended it at its memory limit"

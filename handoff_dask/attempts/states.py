@@ -215,13 +215,7 @@ class IllegalTransitionError(Exception):
 
 
 def check(before: State, event: str, after: State) -> None:
-    """Check a transition against the table.
-
-    Raises
-    ------
-    IllegalTransitionError
-        The table has no such event for the state, or another state follows.
-    """
+    """Raise IllegalTransitionError unless the table has this event for the state, leading there."""
     follows = TRANSITIONS.get((before.name, event))
     if follows != after.name:
         what = "is not expected" if follows is None else f"leads to {follows!r}, not {after.name!r}"

@@ -38,14 +38,8 @@ class Target:
 def load(target: str, arguments: Sequence[str] = (), scale: float | None = None) -> Target:
     """Return the DAG that a target names, validated.
 
-    Parameters
-    ----------
-    target
-        ``module:dag``, ``path/to/file.py:dag``, ``...:make_dag`` or a workflow file.
-    arguments
-        Arguments of ``make_dag``, as ``name=value``.
-    scale
-        Factor for the recorded times of a workflow file; None is 1.
+    The target is ``module:dag``, ``path/to/file.py:dag``, ``...:make_dag`` with arguments as
+    ``name=value``, or a workflow file, with a factor for its recorded times.
     """
     if target.endswith(".json"):
         loaded = _workflow(Path(target), arguments, 1.0 if scale is None else scale)

@@ -170,17 +170,9 @@ async def ask_once(
 ) -> Any:
     """Send a message over a new connection; return the answer.
 
-    A pooled connection may outlive the process on the other side.
-
-    Parameters
-    ----------
-    connect, answer
-        Seconds for the other side to accept the connection, and then to answer.
-
-    Raises
-    ------
-    OSError, asyncio.TimeoutError
-        The other side does not answer.
+    A pooled connection may outlive the process on the other side. If that does not accept the
+    connection within `connect` seconds, or then does not answer within `answer` seconds, OSError
+    or asyncio.TimeoutError is raised.
     """
     # Dask's own time limit does not cover the handshake, which a stopped process never answers.
     opening = open_comm(address, timeout=connect, **scheduler.rpc.connection_args)
@@ -240,13 +232,9 @@ def watch_clients(
     When Dask cancels, it follows dependents, and raises on one that no client wants. The client
     that cancelled then loses its stream, and with it everything that it has on the cluster.
 
-    Parameters
-    ----------
-    cancel
-        Called with the keys, the client's id, and whether to cancel what other clients want, too.
-        Returns the keys that Dask shall cancel.
-    check_retry
-        Called with the keys that a client retries; may raise.
+    `cancel` is called with the keys, the client's id, and whether to cancel what other clients
+    want, too; it returns the keys that Dask shall cancel. `check_retry` is called with the keys
+    that a client retries, and may raise.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
 

@@ -249,15 +249,8 @@ def _worker_nearby(client: Client | None = None) -> Worker | None:
 def started() -> Iterator[Callable[[], None]]:
     """Record that the function of this thread's task starts here, and that it ends.
 
-    Yields
-    ------
-    callable
-        Call it after steps that may take long: it raises if the start was withdrawn meanwhile.
-
-    Raises
-    ------
-    NotStarted
-        The function must not start.
+    Raise NotStarted if the function must not start. What this yields does the same; call it after
+    steps that may take long, as the start may be withdrawn meanwhile.
     """
     starts = worker = None
     try:

@@ -125,18 +125,9 @@ class Registry:
     ) -> None:
         """Record what a worker offers; from then on it is given functions.
 
-        Parameters
-        ----------
-        worker
-            Its address.
-        capabilities
-            What counts of what it declares, under its own names.
-        version
-            Its version of this package.
-        ours
-            What it declares on our behalf.
-        returns
-            Whether it starts anew whenever its lifetime is over.
+        `capabilities` is what counts of what it declares, under its own names, and `ours` what it
+        declares on our behalf. `returns` says whether it starts anew whenever its lifetime is
+        over.
         """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
@@ -244,10 +235,7 @@ class Registry:
     def _resolve(self, worker: str) -> str | None:
         """Return the address of a worker called by its address or name.
 
-        Raises
-        ------
-        HandoffError
-            It is given no functions.
+        Raise HandoffError if it is given no functions.
         """
         for address, ws in self.scheduler.workers.items():
             if worker in (address, str(ws.name)):

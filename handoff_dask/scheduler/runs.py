@@ -231,13 +231,7 @@ class Runs(Mapping[str, RunRecord]):
         return others
 
     def check_retried(self, keys: list[Any]) -> None:
-        """Raise if a client may not retry these keys.
-
-        Raises
-        ------
-        HandoffError
-            The run of a function was stopped.
-        """
+        """Raise HandoffError if a client may not retry these keys, as their run was stopped."""
         for key in keys:
             record = self.functions.get(key)
             stopped = record.run.stop if record else self.stopped_by(key)
