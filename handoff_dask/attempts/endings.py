@@ -128,10 +128,6 @@ class Endings:
                 if life is not None and id(life) in forgotten:
                     ending.life, ending.whose = None, life.whose
 
-    def waiting(self) -> list[Ending]:
-        """Return those that have no claim of their own yet."""
-        return [ending for ending in self._endings.values() if not ending.claims]
-
     def counts(self, workers: Collection[str] | None = None) -> Mapping[str, int]:
         """Count them on these workers, or on all, by owner."""
         return Counter(

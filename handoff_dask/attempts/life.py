@@ -58,13 +58,13 @@ class Life:
         """Whose it is, in words."""
         return ""
 
-    # What others may want to hear of it
+    # What subclasses may react to
 
     def moved(self, before: State) -> None:
-        """Hear of a change of the state."""
+        """React to a change of the state."""
 
     def recorded(self, entry: Entry, replaced: Entry | None) -> None:
-        """Hear of a change of the ledger."""
+        """React to a change of the ledger."""
 
     # The state
 
@@ -134,13 +134,8 @@ class Life:
     def correct(self, started: float, stopped: float) -> None:
         """Record that the last attempt ended well: its result came after it was given up."""
         last = self.entries[-1]
-        entry = last._replace(
-            started=started,
-            stopped=stopped,
-            outcome="ok",
-            error_type=None,
-            message=None,
-            counts=False,
+        entry = Entry(
+            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False
         )
         self.entries = (*self.entries[:-1], entry)
         self.recorded(entry, last)

@@ -32,14 +32,8 @@ def may_retry(life: Life) -> bool:
 def terms(life: Life, now: float, random: float) -> Terms:
     """Decide how the next attempt of a function is to be placed.
 
-    Parameters
-    ----------
-    life
-        The function.
-    now
-        The time, by the engine's clock (s).
-    random
-        In [0, 1): picks the jitter of the delay.
+    `now` is the time by the engine's clock (s); `random`, in [0, 1), picks the jitter of the
+    delay.
     """
     policy = life.row.policy
     cost = None if life.cost is life.row.cost else life.cost

@@ -93,12 +93,8 @@ def call(function: Callable[..., Any], arguments: Sequence[str], name: str) -> A
     """Call a function with arguments of the form ``name=value``; messages call it `name`.
 
     A parameter annotated `str` gets the text. Any other gets the value that the text is in JSON,
-    or else the text.
-
-    Raises
-    ------
-    Problem
-        An argument is missing, unknown or given twice, or the function takes it only by position.
+    or else the text. Raises Problem if an argument is missing, unknown or given twice, or if the
+    function takes it only by position.
     """
     signature = inspect.signature(function)
     parameters = signature.parameters

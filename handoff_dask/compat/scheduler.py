@@ -200,13 +200,6 @@ def fail_task(
     scheduler.transitions(recommendations, stimulus_id)
 
 
-def adopt_exception(ts: TaskState, culprit: TaskState) -> None:
-    """Give a task that erred the exception of another."""
-    ts.exception = culprit.exception
-    ts.traceback = culprit.traceback
-    ts.traceback_text = culprit.traceback_text
-
-
 def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
     """Fail a task that must run again and whose dependency has failed since its first run.
 
@@ -256,11 +249,6 @@ def watch_clients(
 
     install(stimulus_cancel, stimulus_retry)
     return lambda: install(inner, retry)
-
-
-def replace_exception(ts: TaskState, error: BaseException | None) -> None:
-    """Replace the exception of a task that erred."""
-    ts.exception = pickle.dumps(error)  # type: ignore[assignment] # Dask uses bytes, too
 
 
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:

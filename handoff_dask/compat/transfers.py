@@ -30,12 +30,7 @@ _OFFLOAD = "Dask-Offload"
 class UnusableError(Exception):
     """A value cannot be sent from where it is, or cannot be opened where it arrived.
 
-    Parameters
-    ----------
-    phase
-        ``"sent"`` or ``"opened"``.
-    problem
-        Type and text of the exception.
+    `phase` is ``"sent"`` or ``"opened"``, `problem` the type and text of the exception.
     """
 
     def __init__(self, phase: str, problem: str) -> None:

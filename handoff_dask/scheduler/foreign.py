@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.placement.engine import Engine
@@ -21,9 +21,7 @@ class Foreign:
     engine: Engine
     names: Mapping[str, Mapping[str, tuple[str, ...]]]
     ask: Callable[[], None]
-
-    def __post_init__(self) -> None:
-        self._keys: set[Any] = set()
+    _keys: set[Any] = field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -96,11 +96,6 @@ class Inputs:
         self._timer: asyncio.TimerHandle | None = None
         #: {worker: the task that asks about its transfers}
         self._looks: dict[str, asyncio.Task[None]] = {}
-
-    @property
-    def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
-        """What workers may report."""
-        return {"handoff_unusable": self.unusable}
 
     def close(self) -> None:
         """Stop looking."""

@@ -136,7 +136,8 @@ class Lifecycle:
             lost = self.lives.erred(record, departure, error_type, message.rstrip(")"))
             if record.doom is not None:
                 record.run.decided.add(record.index)
-                compat.replace_exception(ts, record.doom)
+                # Dask uses bytes, too.
+                ts.exception = pickle.dumps(record.doom)  # type: ignore[assignment]
         else:
             lost = self.lives.returned(record, departure)
         if lost is not None:
@@ -203,7 +204,8 @@ class Lifecycle:
             why = f": {culprit.exception_text}" if culprit.exception_text else ""
             problem = f"its argument, the future {culprit.key!r}, failed{why}"
             self.runs.function_failed(record, problem)
-            compat.adopt_exception(ts, culprit)
+            ts.exception, ts.traceback = culprit.exception, culprit.traceback
+            ts.traceback_text = culprit.traceback_text
 
     def _pardon(self, record: FunctionRecord) -> None:
         """Try a function again that had failed for good, since a client asks for that."""

@@ -120,7 +120,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         )
         self._remove_handlers = compat.install_handlers(
             scheduler,
-            {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers},
+            {
+                **self.registry.handlers,
+                **self.service.handlers,
+                "handoff_unusable": self.inputs.unusable,
+            },
             {"handoff_gone": self.service.last_word},
         )
         self.registry.publish()

@@ -81,16 +81,13 @@ class Registry:
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """The handlers by the name under which the scheduler knows them."""
-        handlers = (
-            self.joining,
-            self.capabilities,
-            self.unable,
-            self.declare,
-            self.nodes,
-            self.available,
-        )
         return {
-            **{f"handoff_{handler.__name__}": handler for handler in handlers},
+            "handoff_joining": self.joining,
+            "handoff_capabilities": self.capabilities,
+            "handoff_unable": self.unable,
+            "handoff_declare": self.declare,
+            "handoff_nodes": self.nodes,
+            "handoff_available": self.available,
             "set_resources": self.set_resources,
         }
 

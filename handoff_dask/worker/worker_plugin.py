@@ -83,7 +83,9 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             "handoff_declare": self.declare,
             "handoff_taken_back": self.taken_back,
             "handoff_withdraw": self.withdraw,
-            **self.fetches.handlers,
+            "handoff_transfers": self.fetches.transfers,
+            "handoff_serializing": self.fetches.serializing,
+            "handoff_abandon": self.fetches.abandon,
         }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:

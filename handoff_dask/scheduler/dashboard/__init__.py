@@ -7,19 +7,13 @@ prometheus_client, that part is missing and nothing else changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from distributed import Scheduler
+from typing import Any
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard import metrics, routes
 from handoff_dask.scheduler.dashboard.history import History
 from handoff_dask.scheduler.dashboard.overview import Overview
-
-if TYPE_CHECKING:
-    from bokeh.document import Document
 
 __all__ = ["PAGES", "History", "Overview", "install"]
 
@@ -49,18 +43,12 @@ def install(overview: Overview) -> None:
 
 
 def _install_pages(overview: Overview) -> None:
-    pages = {path: partial(_open, overview, name) for path, name in PAGES.items()}
-    overview.history.shown.callback(compat.Pages(overview.scheduler, pages, TAB).remove)
+    pages = {path: partial(_open, name, overview) for path, name in PAGES.items()}
+    overview.history.shown.callback(compat.add_pages(overview.scheduler, pages, TAB))
 
 
-def _open(
-    overview: Overview,
-    name: str,
-    scheduler: Scheduler,
-    variables: Mapping[str, Any],
-    document: Document,
-) -> None:
+def _open(*args: Any) -> None:
     # Imports Bokeh, which takes long and may be missing: only once somebody looks.
     from handoff_dask.scheduler.dashboard import pages
 
-    pages.open_page(name, overview, variables, document)
+    pages.open_page(*args)
