@@ -21,6 +21,7 @@ from handoff_dask.errors import (
     CyclicDependencyError,
     DAGError,
     DuplicateFunctionError,
+    ForeignRefError,
     FunctionFailedError,
     HandoffError,
     InvalidFunctionError,
@@ -38,6 +39,8 @@ from handoff_dask.errors import (
 from handoff_dask.graph.collection import DAG
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Function, collocated
+from handoff_dask.model.marking import function
+from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.scheduler.plugin import HandoffPlugin
 from handoff_dask.wire.run_events import (
@@ -64,6 +67,7 @@ __all__ = [
     "DuplicateFunctionError",
     "ExecutionResult",
     "Explanation",
+    "ForeignRefError",
     "Function",
     "FunctionEnded",
     "FunctionFailedError",
@@ -73,6 +77,7 @@ __all__ = [
     "InvalidFunctionError",
     "MissingFunctionError",
     "Plan",
+    "Ref",
     "RetryPolicy",
     "Run",
     "RunCancelledError",
@@ -97,6 +102,7 @@ __all__ = [
     "execute_local",
     "explain",
     "forget",
+    "function",
     "get_result",
     "get_run",
     "list_runs",

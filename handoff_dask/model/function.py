@@ -45,7 +45,7 @@ def collocated(id: Hashable) -> Collocated:
     return Collocated(id)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Argument(Comparable):
     """A dependency, whose value may be transformed in transit (``Handoff.Function.Argument``).
 
@@ -107,7 +107,7 @@ class Argument(Comparable):
     argument_inclusion: ArgumentInclusion = "variadic"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Function(Comparable):
     """A function of a DAG (``Handoff.Function``).
 
@@ -159,9 +159,8 @@ class Function(Comparable):
     --------
     >>> import operator
     >>> from handoff_dask import Function
-    >>> double = Function("double", ["source"], operator.mul, extra_args=[2])
-    >>> double.extra_args
-    (2,)
+    >>> Function("double", ["source"], operator.mul, extra_args=[2])
+    Function('double', args=('source',), code=<built-in function mul>, extra_args=(2,))
     """
 
     id: Hashable
@@ -195,6 +194,18 @@ class Function(Comparable):
         object.__setattr__(self, "max_retries", as_count(self.max_retries))
         object.__setattr__(self, "timeout", as_number(self.timeout))
         object.__setattr__(self, "priority", as_number(self.priority))
+
+
+def with_arguments(
+    function: Function, id: Hashable, args: tuple[Any, ...], extra_args: tuple[Any, ...]
+) -> Function:
+    """Return a copy of a function with another id and other arguments.
+
+    Does what ``dataclasses.replace`` does, but in a fraction of the time.
+    """
+    copy = object.__new__(Function)
+    copy.__dict__.update(function.__dict__, id=id, args=args, extra_args=extra_args)
+    return copy
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:
