@@ -19,6 +19,7 @@ from handoff_dask import (
     Function,
     FunctionPlaced,
     Plan,
+    Ref,
     RetryPolicy,
     Run,
     RunClosed,
@@ -33,6 +34,7 @@ from handoff_dask import (
     execute_local,
     explain,
     forget,
+    function,
     get_result,
     get_run,
     list_runs,
@@ -92,6 +94,25 @@ dag: DAG = (
         )
     )
 )
+
+
+@function(cost={"cpu": 2, "memory": "2 GB"}, timeout="5 min", node=["alice", "bob"])
+def clean(table: list[int], *, level: int = 1) -> list[int]:
+    return table * level
+
+
+table: list[int] = clean([1], level=2)
+clean("text")  # type: ignore[arg-type]
+function(cots=1)  # type: ignore[call-arg]
+function(timeout=[1])(clean)  # type: ignore[arg-type]
+
+built: DAG = DAG.new("built").add_function(Function("record", code=int))
+ref: Ref = built.add(clean, [1, 2], level=2, cost={"cpu": 1})
+refs: list[Ref] = built.map(clean, [[1], [2]], id="tables")
+record: Function = DAG("other", functions=[built[ref], built["record"]])[ref.id]
+ids: list[Hashable] = [id for id in built if id in dag or ref in built]
+_ = ref + 1  # type: ignore[operator]
+len(ref)  # type: ignore[arg-type]
 
 
 def synchronous(client: Client) -> None:
