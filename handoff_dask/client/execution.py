@@ -69,7 +69,7 @@ def execute(
         free. Or an :class:`Allocator`.
     results
         Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs)
-        or a list of ids. The rest is released as soon as it is no longer needed.
+        or a list of ids or of :class:`Ref`. The rest is released as soon as it is no longer needed.
     on_error
         ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
         whatever does not depend on it; the result carries `errors`.

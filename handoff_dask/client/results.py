@@ -15,6 +15,7 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.comparing import Comparable
 from handoff_dask.model.expansion import Node, sinks
 from handoff_dask.model.function import Function
+from handoff_dask.model.refs import id_of
 from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
 from handoff_dask.wire.messages import RunReport
@@ -24,8 +25,8 @@ from handoff_dask.wire.messages import RunReport
 class ExecutionResult(Comparable):
     """The outcome of a run.
 
-    ``result[id]`` is the result of a function; ``in`` and iteration are about the ids of the
-    functions that have one.
+    ``result[id]`` is the result of a function, whose :class:`Ref` will do as well; ``in`` and
+    iteration are about the ids of the functions that have one.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class ExecutionResult(Comparable):
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
 
     def __getitem__(self, function_id: Hashable) -> Any:
-        """Return the result of a function; ``result[id]`` is ``result.results[id]``.
+        """Return the result of a function, by its id or its :class:`Ref`.
 
         Raises
         ------
@@ -63,6 +64,7 @@ class ExecutionResult(Comparable):
             There is none, a KeyError that says why: the function failed or was not run, its result
             was not asked for, or the DAG has no such function.
         """
+        function_id = id_of(function_id, self.dag_id)
         if function_id in self.results:
             return self.results[function_id]
         problem = f"{self.dag_id!r} has no such function"
@@ -77,7 +79,7 @@ class ExecutionResult(Comparable):
         raise UnknownFunctionError(function_id, problem) from self.errors.get(function_id)
 
     def __contains__(self, function_id: Hashable) -> bool:
-        return function_id in self.results
+        return id_of(function_id, self.dag_id) in self.results
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self.results)
@@ -186,7 +188,10 @@ def failed_or_not_run(
 
 
 def select(
-    functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: ResultSelection
+    functions: Mapping[Hashable, Function],
+    nodes: Sequence[Node],
+    results: ResultSelection,
+    dag_id: Hashable = None,
 ) -> list[Hashable]:
     """Return the functions whose results are asked for, in the order of the DAG or of the list."""
     if isinstance(results, str) and results == "all":
@@ -195,14 +200,15 @@ def select(
         return sinks(nodes)
     if isinstance(results, (str, bytes)) or not isinstance(results, (list, tuple, set, frozenset)):
         raise ValueError(f'results must be "all", "sinks" or a list of ids, not {results!r}')
-    for id_ in results:
+    ids = list(dict.fromkeys(id_of(result, dag_id) for result in results))
+    for id_ in ids:
         if id_ not in functions:
             raise UnknownFunctionError(id_, "results= asks for it, but the DAG does not have it")
         if functions[id_].type == "inline":
             raise UnknownFunctionError(
                 id_, "results= asks for it, but it is inline: its value is never kept"
             )
-    return list(dict.fromkeys(results))
+    return ids
 
 
 class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):

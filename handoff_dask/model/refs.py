@@ -67,3 +67,8 @@ for _name, _what in {
     "getitem": "has no items",
 }.items():
     setattr(Ref, f"__{_name}__", _refusing(_what))
+
+
+def id_of(key: Any, dag_id: Hashable) -> Any:
+    """Return the id that a reference of this DAG refers to; anything else is returned as it is."""
+    return key.id if isinstance(key, Ref) and key.dag_id == dag_id else key

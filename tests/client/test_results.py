@@ -7,6 +7,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from handoff_dask import DAG, Ref
+from handoff_dask.client.local import execute_local
 from handoff_dask.client.results import ExecutionResult, select
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
@@ -156,6 +158,23 @@ def test_a_result_by_its_id():
     assert RESULT["b"] is None
     assert list(RESULT) == ["a", "b"]
     assert "b" in RESULT and "c" not in RESULT
+
+
+def test_a_result_by_its_ref():
+    """A reference of the DAG stands for its id; one of another DAG is not mistaken for it."""
+    assert RESULT[Ref("a", "d")] == 1
+    assert Ref("b", "d") in RESULT and Ref("b", "other") not in RESULT
+    with pytest.raises(UnknownFunctionError, match=r"function Ref\(id='a', dag_id='other'\): "):
+        RESULT[Ref("a", "other")]
+
+
+def test_asking_for_results_by_refs():
+    """results= takes references as well as ids; one of another DAG is refused."""
+    dag = DAG("d")
+    one, two = dag.map(int, ["1", "2"])
+    assert execute_local(dag, results=[two]).results == {("int", 1): 2}
+    with pytest.raises(UnknownFunctionError, match="results= asks for it"):
+        execute_local(dag, results=[Ref(one.id, "other")])
 
 
 @pytest.mark.parametrize(
