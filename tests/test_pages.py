@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import re
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import handoff_dask
+from handoff_dask import Function
 from tests.test_rooms import WINGS
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +109,26 @@ def test_decisions_are_where_the_architecture_page_says(row):
     _, module, name = row
     path = module.removesuffix(".py").replace("/", ".")
     attrgetter(name)(importlib.import_module(f"handoff_dask.{path}"))
+
+
+def test_each_error_is_explained():
+    """The page on what goes wrong says of each error that users can meet what to do."""
+    rows = rows_below("docs/what_goes_wrong.md", "## Which error means what")
+    public = [getattr(handoff_dask, name) for name in handoff_dask.__all__]
+    errors = {
+        thing.__name__
+        for thing in public
+        if isinstance(thing, type) and issubclass(thing, BaseException)
+    }
+    assert {name for name, *_ in rows} == errors
+    assert all(meaning and advice for _, meaning, advice in rows)
+
+
+def test_each_field_is_explained():
+    """The page on functions has each field of the record in its table."""
+    rows = rows_below("docs/functions.md", "## Fields")
+    names = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(Function))
 
 
 def test_state_diagram():
