@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import function_rows
-from handoff_dask.client.options import RunOptions, seconds
+from handoff_dask.client.options import RunOptions, StrategyName, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
@@ -104,7 +104,7 @@ def plan(
     capabilities: Mapping[str, Amounts],
     durations: Mapping[Hashable, Seconds] | ExecutionResult,
     *,
-    allocation_strategy: str = "packed",
+    allocation_strategy: StrategyName = "packed",
     max_concurrency: int | None = None,
     overhead: Seconds = 0.0,
 ) -> Plan:
