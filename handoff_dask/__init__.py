@@ -28,6 +28,7 @@ from handoff_dask.errors import (
     CyclicDependencyError,
     DAGError,
     DuplicateFunctionError,
+    ForeignRefError,
     FunctionFailedError,
     HandoffError,
     InvalidFunctionError,
@@ -45,6 +46,8 @@ from handoff_dask.errors import (
 from handoff_dask.graph.collection import DAG
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Argument, Collocated, Function, collocated
+from handoff_dask.model.marking import function
+from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.scheduler.plugin import HandoffPlugin
@@ -76,6 +79,7 @@ __all__ = [
     "Explanation",
     "Fetching",
     "Finding",
+    "ForeignRefError",
     "Function",
     "FunctionEnded",
     "FunctionFailedError",
@@ -85,6 +89,7 @@ __all__ = [
     "InvalidFunctionError",
     "MissingFunctionError",
     "Plan",
+    "Ref",
     "RetryPolicy",
     "Run",
     "RunCancelledError",
@@ -112,6 +117,7 @@ __all__ = [
     "execute_local",
     "explain",
     "forget",
+    "function",
     "get_result",
     "get_run",
     "list_runs",

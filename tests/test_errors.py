@@ -44,6 +44,11 @@ EXAMPLES = [
     ),
     (errors.DuplicateFunctionError(("a", 1)), {"function_id": ("a", 1)}, ["('a', 1)"]),
     (
+        errors.ForeignRefError("a", "b", "other", "mine"),
+        {"function_id": "a", "ref_id": "b", "ref_dag_id": "other", "dag_id": "mine"},
+        ["'a'", "'b'", "'other'", "'mine'"],
+    ),
+    (
         errors.InvalidFunctionError("a", "cost", "is wrong"),
         {"function_id": "a", "field": "cost", "problem": "is wrong"},
         ["'a'", "'cost'", "is wrong"],
@@ -211,6 +216,7 @@ def test_a_failure_without_cause():
         ("MissingFunctionError", [errors.DAGError, ValueError]),
         ("CyclicDependencyError", [errors.DAGError, ValueError]),
         ("DuplicateFunctionError", [errors.DAGError, ValueError]),
+        ("ForeignRefError", [errors.DAGError, ValueError]),
         ("InvalidFunctionError", [errors.DAGError, ValueError]),
         ("UnknownFunctionError", [KeyError]),
         ("UnknownRunError", [KeyError]),

@@ -6,10 +6,16 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_SIMPLE = _PLAIN | {FunctionType, BuiltinFunctionType, type}
+
+
+def are_simple(values: Iterable[Any]) -> bool:
+    """Whether all values are plain, functions or classes: a quick check before `contents`."""
+    return _SIMPLE.issuperset(map(type, values))
 
 
 def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
@@ -58,7 +64,7 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 
 
 class Replacing:
-    """Replaces objects of a type anywhere in the contents of a value.
+    """Replaces objects of one or several types anywhere in the contents of a value.
 
     A container without any such object is returned unchanged. An object that occurs twice is
     replaced by one object. Bound methods are not opened, because their object cannot be replaced.
@@ -69,7 +75,7 @@ class Replacing:
     ['1', ('2', 'x'), 3.0]
     """
 
-    def __init__(self, kind: type, replace: Callable[[Any], Any]) -> None:
+    def __init__(self, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> None:
         self._kind = kind
         self._replace = replace
         #: {id of an object: (the object, to keep it alive, its replacement)}.

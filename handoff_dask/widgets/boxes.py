@@ -7,7 +7,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from handoff_dask.errors import CyclicDependencyError, DAGError
-from handoff_dask.model.function import Argument, Collocated, Function, argument_id
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    argument_id,
+    claims,
+    dependencies,
+    dependency_ids,
+)
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.layout import Edge, levels
 
@@ -70,7 +78,7 @@ def picture(
     lines: dict[Edge, Line] = {}
     missing: dict[str, int] = {}
     for function in functions.values():
-        for arg in function.args if isinstance(function.args, tuple) else ():
+        for arg in dependencies(function):
             id_ = argument_id(arg)
             number = _number(id_, numbers)
             if number is None:
@@ -139,13 +147,15 @@ def _places(functions: Mapping[Hashable, Function]) -> dict[Hashable, Hashable]:
 def _box(function: Function, code: str, wrong: bool, place: Hashable) -> Box:
     title = markup.plain(function.id)
     lines = [] if code == title else [code]
-    if isinstance(function.cost, Mapping) and function.cost:
-        lines.append(markup.cost(function.cost))
+    cost = claims(function)
+    if isinstance(cost, Mapping) and cost:
+        lines.append(markup.cost(cost))
     node = function.node
     if isinstance(node, Collocated):
         lines.append(f"with {markup.plain(node.id)}")
     elif node is not None:
-        lines.append(f"@ {markup.plain(node)}")
+        workers = node if isinstance(node, tuple) else (node,)
+        lines.append(f"@ {' or '.join(map(markup.plain, workers))}")
     return Box(title, lines, _tooltip(function, code), _kind(function), wrong, 1, place)
 
 
@@ -155,12 +165,15 @@ def _kind(function: Function) -> str:
 
 def _tooltip(function: Function, code: str) -> str:
     parts = [f"{markup.plain(function.id)} ({function.type})", f"code: {code}"]
-    if isinstance(function.args, tuple) and function.args:
-        parts.append(f"takes {markup.names([argument_id(a) for a in function.args], 8)}")
+    if ids := dependency_ids(function):
+        parts.append(f"takes {markup.names(ids, 8)}")
     if function.cost:
         parts.append(f"costs {function.cost!r}")
     if function.node is not None:
-        parts.append(f"node: {function.node!r}")
+        preferred = " (preferred)" if function.allow_other_workers else ""
+        parts.append(f"node: {function.node!r}{preferred}")
+    if function.priority:
+        parts.append(f"priority: {function.priority!r}")
     if function.max_retries is not None:
         parts.append(f"max_retries: {function.max_retries!r}")
     if function.timeout is not None:
@@ -217,7 +230,7 @@ def _collapsed(
 def _stack(title: str, functions: Sequence[Function], wrong: bool) -> Box:
     """Return a box that stands for many functions."""
     lines = []
-    costs = [f.cost for f in functions if isinstance(f.cost, Mapping) and f.cost]
+    costs = [cost for cost in map(claims, functions) if isinstance(cost, Mapping) and cost]
     if costs:
         lines.append(markup.cost_range(costs))
     collocated = sum(isinstance(f.node, Collocated) for f in functions)

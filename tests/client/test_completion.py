@@ -251,7 +251,6 @@ def test_on_a_plain_thread():
             list(run.as_completed(timeout=0.01))
         Event("go", client=client).set()
         assert list(pairs) == [("second", "held")]
-        left = submit(half_open(), client=client)
         Event("go", client=client).clear()
         left = submit(half_open(), client=client)
         pairs = left.as_completed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from functools import partial
 
 import pytest
 from distributed import Event, get_worker
@@ -20,6 +21,7 @@ from handoff_dask import (
     collocated,
     discover_nodes,
     execute,
+    function,
     register_node,
     resources_available,
     submit,
@@ -54,6 +56,9 @@ async def test_every_field_of_a_call(c, s, a, b):
     def show(*args, **kwargs):
         return args, kwargs
 
+    def pack(data, source, target):
+        return -data
+
     dag = dag_of(
         Function(id=("a", 1), args=[], code=int, extra_args=["1"]),
         Function(id=2, args=[], code=int, extra_args=["2"]),
@@ -63,12 +68,38 @@ async def test_every_field_of_a_call(c, s, a, b):
         Function(
             id="listed", args=[("a", 1), 2], code=show, extra_args=[3], argument_inclusion="as_list"
         ),
+        Function(
+            id="nested",
+            args=[2],
+            code=partial(show, Argument(("a", 1))),
+            extra_args=[[Argument(2, serialization_fn=pack)]],
+            extra_kwargs={"k": {"x": (Argument(("a", 1)), Argument(2))}},
+        ),
     )
     result = await execute(dag)
     assert result.results["variadic"] == ((1, 2, 3), {"k": 4})
     assert result.results["listed"] == (([1, 2], 3), {})
+    assert result.results["nested"] == ((1, 2, [-2]), {"k": {"x": (1, 2)}})
     assert result.functions[2].results == 2
     assert result.functions[2].node == result.allocations[2]
+
+
+@on_cluster()
+async def test_a_dag_built_by_calls(c, s, a, b):
+    """What `add` and `map` build runs with the fields of its code and of the calls."""
+
+    @function(cost={"cpu": 1}, node=a.address)
+    def load(path, level=1):
+        return [path, level, where()]
+
+    dag = DAG("built")
+    raw = dag.map(load, ["x", "y"], level=2)
+    moved = dag.add(partial(load, raw[0]), node=b.address, level=raw[1])
+    total = dag.add(dict, raw=raw, moved=moved, id="total")
+    result = await execute(dag, results=["total"])
+    x, y = ["x", 2, a.address], ["y", 2, a.address]
+    assert result.results == {total.id: {"raw": [x, y], "moved": [x, y, b.address]}}
+    assert [dict(result.attempts[ref.id][0].cost) for ref in (*raw, moved)] == [{"cpu": 1}] * 3
 
 
 @on_cluster()

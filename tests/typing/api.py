@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from datetime import timedelta
 
 from distributed import Client
 
@@ -18,6 +19,7 @@ from handoff_dask import (
     Function,
     FunctionPlaced,
     Plan,
+    Ref,
     RetryPolicy,
     Run,
     RunClosed,
@@ -32,6 +34,7 @@ from handoff_dask import (
     execute_local,
     explain,
     forget,
+    function,
     get_result,
     get_run,
     list_runs,
@@ -78,7 +81,38 @@ dag: DAG = (
             retry=RetryPolicy(max_retries=2, delay=1),
         )
     )
+    .add_function(
+        Function(
+            "units",
+            code=int,
+            cost={"memory": "2 GB", "cpu": 1},
+            timeout="5 min",
+            node=("alice", 0),
+            allow_other_workers=True,
+            priority=0.5,
+            retry=RetryPolicy(delay=timedelta(minutes=1), max_delay="1h"),
+        )
+    )
 )
+
+
+@function(cost={"cpu": 2, "memory": "2 GB"}, timeout="5 min", node=["alice", "bob"])
+def clean(table: list[int], *, level: int = 1) -> list[int]:
+    return table * level
+
+
+table: list[int] = clean([1], level=2)
+clean("text")  # type: ignore[arg-type]
+function(cots=1)  # type: ignore[call-arg]
+function(timeout=[1])(clean)  # type: ignore[arg-type]
+
+built: DAG = DAG.new("built").add_function(Function("record", code=int))
+ref: Ref = built.add(clean, [1, 2], level=2, cost={"cpu": 1})
+refs: list[Ref] = built.map(clean, [[1], [2]], id="tables")
+record: Function = DAG("other", functions=[built[ref], built["record"]])[ref.id]
+ids: list[Hashable] = [id for id in built if id in dag or ref in built]
+_ = ref + 1  # type: ignore[operator]
+len(ref)  # type: ignore[arg-type]
 
 
 def synchronous(client: Client) -> None:
@@ -104,6 +138,10 @@ def synchronous(client: Client) -> None:
     why: RunExplanation = run.explain(held=20)
     run.wait(timeout=5)
     result = run.result()
+    run.wait(timedelta(minutes=5))
+    execute(dag, timeout="1h", placement_timeout=timedelta(minutes=1), priority=0.5)
+    register_node("worker", {"memory": "16 GB", "licence": 1})
+    plan(dag, {"a": {"memory": "16 GB"}}, {"source": "1 min"}, overhead="2ms")
     same: Run = get_run("dag", client=client)
     same.cancel()
     infos: list[RunInfo] = list_runs(stopped=True)
