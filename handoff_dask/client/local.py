@@ -68,7 +68,7 @@ def execute_local(
     dag.validate()
     RunOptions(max_retries=max_retries, on_error=on_error)
     nodes = expand(dag.functions)
-    wanted = select(dag.functions, nodes, results)
+    wanted = select(dag, nodes, results)
     indices = {node.function.id: node.index for node in nodes if node.kind == "function"}
     values: dict[int, Any] = {}
     attempts: dict[Hashable, tuple[Attempt, ...]] = {}

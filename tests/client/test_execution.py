@@ -26,6 +26,7 @@ from handoff_dask import (
     resources_available,
     submit,
 )
+from handoff_dask.client import waiting
 from tests.support import assert_clean, dag_of, where
 from tests.unlike import RAN, note, on_cluster
 
@@ -363,3 +364,20 @@ def test_going_on_in_an_embedded_cluster():
     result = execute(dag, max_retries=0, on_error="continue")
     assert result.results == {"whole": 1.0}
     assert list(result.errors) == ["half"]
+
+
+@on_cluster()
+async def test_large_runs(c, s, a, b, monkeypatch):
+    """A run whose futures are too many to wait for each ends as others do."""
+    monkeypatch.setattr(waiting, "_MANY", 3)
+    monkeypatch.setattr(waiting, "_PAUSE", 0.01)
+    dag = dag_of(*(Function(i, [], int, extra_args=[i]) for i in range(50)))
+    assert (await execute(dag)).results == {i: i for i in range(50)}
+    bad = dag_of(*(Function(i, [], fail, max_retries=0) for i in range(50)))
+    with pytest.raises(FunctionFailedError):
+        await execute(bad)
+    await assert_clean(s, a, b)
+
+
+def fail():
+    raise LookupError("no such thing")
