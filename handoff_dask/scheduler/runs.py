@@ -286,6 +286,8 @@ class Runs(Mapping[str, RunRecord]):
             keys = [ts.key for ts in keeper.wants_what]
             self._scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
             del self._scheduler.clients[run.spec.keeper]
+        if not run.functions:
+            self.forget(run)  # it has no tasks whose end would do this
 
     # What is remembered
 

@@ -236,7 +236,8 @@ def run_transform(policy: bytes | None, names: tuple[Name, ...], call: bytes, *v
         with compat.started() as check:
             identity, opened_call, (data,) = opened(names, call, values)
             check()
-            return finish(opened_call.code(data, *ends, *opened_call.extra_args))
+            with running(*identity):
+                return finish(opened_call.code(data, *ends, *opened_call.extra_args))
     except compat.NotStarted:
         raise
     except BaseException as error:
