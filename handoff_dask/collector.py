@@ -1,4 +1,4 @@
-"""Pausing the garbage collector."""
+"""Sparing the garbage collector what it would scan in vain."""
 
 from __future__ import annotations
 
@@ -20,3 +20,25 @@ def paused() -> Iterator[None]:
     finally:
         if on:
             gc.enable()
+
+
+#: Objects that are kept frozen, by those who asked for it.
+_frozen_for: set[object] = set()
+
+
+def freeze(holder: object) -> None:
+    """Exempt all objects that there are from collection, until `holder` is thawed.
+
+    Many objects that live long make every full collection dear, and none of them is garbage. Those
+    that are no longer referred to are still freed at once, except in cycles.
+    """
+    _frozen_for.add(holder)
+    gc.freeze()
+
+
+def thaw(holder: object) -> None:
+    """End what :func:`freeze` began; ignored if it did not."""
+    if holder in _frozen_for:
+        _frozen_for.remove(holder)
+        if not _frozen_for:
+            gc.unfreeze()

@@ -160,7 +160,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def close(self) -> None:
         """Stop."""
-        for part in (self.history, self.inputs, self.inquiries, self.decider):
+        for part in (self.history, self.inputs, self.inquiries, self.decider, self.runs):
             part.close()
         self._unwatch()
         if self._limit is not None:

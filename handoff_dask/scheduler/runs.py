@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask import collector
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.states import UNENDED
 from handoff_dask.compat import scheduler as compat
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 #: How many functions in all the stopped runs may have whose reports are kept.
 REMEMBERED = 100_000
+
+#: From this many functions on, the garbage collector leaves out what a run consists of. To scan it
+#: again and again would make a function of a large run cost a third more.
+_LARGE = 20_000
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ class Runs(Mapping[str, RunRecord]):
             if run.spec.detach:
                 self._scheduler.client_desires_keys(keys, run.spec.keeper)
             run.arrived.set()
+            if len(run.functions) >= _LARGE:
+                collector.freeze(run)
 
     # How it is stopped
 
@@ -262,6 +269,7 @@ class Runs(Mapping[str, RunRecord]):
         run_id = run.spec.run_id
         if self._runs.pop(run_id, None) is None:
             return
+        collector.thaw(run)
         # Later: the scheduler may be going through its clients.
         loop = asyncio.get_running_loop()
         loop.call_soon(self._scheduler.clients.pop, run.spec.keeper, None)
@@ -288,6 +296,11 @@ class Runs(Mapping[str, RunRecord]):
             del self._scheduler.clients[run.spec.keeper]
         if not run.functions:
             self.forget(run)  # it has no tasks whose end would do this
+
+    def close(self) -> None:
+        """Leave nothing of the runs behind in this process."""
+        for run in self._runs.values():
+            collector.thaw(run)
 
     # What is remembered
 

@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from distributed import Event, Nanny, Worker
+from distributed import Event, Nanny, Status, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
@@ -194,6 +194,8 @@ async def test_a_declaration_comes_back_with_the_worker(c, s):
             await restart()
             while not before.isdisjoint({address(a), address(b)}):
                 await asyncio.sleep(0.01)
+            # Dask's nanny cannot be closed while it does not know that its worker has started.
+            await until(lambda: all(n.process.status is Status.running for n in (a, b)))
             dag = dag_of(Function(id=1, args=[], code=where, cost={"licence": 2}))
             assert (await execute(dag)).results[1] == address(b)
             await until(lambda: None not in (address(a), address(b)))
