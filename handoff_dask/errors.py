@@ -182,7 +182,8 @@ class VersionError(HandoffError, RuntimeError):
         return (
             f"{self.where} has handoff_dask {self.found}, this client has {self.own}: the first "
             "two numbers must match. Install the same version on both sides. If a client brought "
-            "the other version to the cluster, remove it by uninstall(client) with that version."
+            "the other version to the cluster, remove it by uninstall(client=client) with that "
+            "version."
         )
 
 

@@ -106,7 +106,7 @@ def plan(
     capabilities: Mapping[str, Mapping[str, float]] = where.capabilities
     if not capabilities:
         with connected(where) as client:
-            capabilities = discover_nodes(client)
+            capabilities = discover_nodes(client=client)
     planned = plan_dag(loaded.dag, capabilities, durations, **options)
     click.echo(str(planned))
     if timeline:
@@ -140,7 +140,7 @@ def visualize(output: Path, **target: Any) -> None:
 def nodes(where: Where) -> None:
     """Show what each worker of a cluster offers."""
     with connected(where, embedded=False) as client:
-        workers = discover_nodes(client)
+        workers = discover_nodes(client=client)
     resources = sorted({name for offered in workers.values() for name in offered})
     rows = [["worker", *resources]]
     for address, offered in workers.items():

@@ -182,7 +182,8 @@ def hold_cells(why: Waiting) -> tuple[str, str]:
     return what, markup.names(why.workers)
 
 
-def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
+@connection.keyword_client
+def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
     """Tell, before a run, which workers could ever run each function, or what is missing.
 
     Parameters

@@ -12,7 +12,14 @@ from distributed import Client, Future
 
 from handoff_dask.client import gathering, outcomes
 from handoff_dask.client.answers import ListAnswer, ScalarAnswer
-from handoff_dask.client.connection import call, install, installed, require_client, sync
+from handoff_dask.client.connection import (
+    call,
+    install,
+    installed,
+    keyword_client,
+    require_client,
+    sync,
+)
 from handoff_dask.client.describing import Outline, dag_label, function_label
 from handoff_dask.client.following import Follower
 from handoff_dask.client.run import Run, RunAnswer
@@ -242,7 +249,8 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> ScalarAnswer:
     return sync(client, let_go)
 
 
-def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAnswer:
+@keyword_client
+def uninstall(*, client: Client | None = None, force: bool = False) -> ScalarAnswer:
     """Remove Handoff from a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared

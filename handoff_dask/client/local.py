@@ -102,18 +102,7 @@ def execute_local(
     {'answer': 42}
     """
     __tracebackhide__ = True
-    options = RunOptions(
-        max_retries=max_retries,
-        retry=retry,
-        max_concurrency=max_concurrency,
-        allocation_strategy=allocation_strategy,
-        results=results,
-        on_error=on_error,
-        timeout=timeout,
-        placement_timeout=placement_timeout,
-        priority=priority,
-        on_event=on_event,
-    )
+    options = RunOptions.among(locals())
     dag.validate()
     return _LocalRun(dag, options).result()
 
@@ -143,7 +132,7 @@ class _LocalRun:
             awaited={n.function.id: n.index for n in self._nodes if n.kind == "function"},
             on_error=options.on_error,
         )
-        self._callback = None if options.on_event is None else Callback(options.on_event)
+        self._callback = Callback(options.on_event)
         self._host = platform.node()
         #: When its time is up, by the monotonic clock.
         self._deadline = math.inf
@@ -174,9 +163,7 @@ class _LocalRun:
     def _run(self) -> Stop | None:
         """Run what can be run; return why the run was stopped, if it was."""
         timeout = self._options.timeout
-        if self._callback is not None:
-            opened = RunOpened(self._outline.run_id, self._outline.dag_id, time.time())
-            self._callback(opened)
+        self._callback(RunOpened(self._outline.run_id, self._outline.dag_id, time.time()))
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
         stop = None
@@ -328,8 +315,7 @@ class _LocalRun:
             self._emit(event, node.function.id, *facts)
 
     def _emit(self, event: Callable[..., Event], *facts: Any) -> None:
-        if self._callback is not None:
-            self._callback(event(self._outline.run_id, time.time(), *facts))
+        self._callback(event(self._outline.run_id, time.time(), *facts))
 
 
 def _evaluated(who: AbstractContextManager[None], call: Call, arguments: Sequence[Any]) -> Any:

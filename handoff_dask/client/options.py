@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
@@ -52,7 +52,7 @@ class RunOptions:
     retry: RetryPolicy | None = None
     max_concurrency: int | None = None
     allocation_strategy: str | Allocator = "packed"
-    results: Any = "all"
+    results: ResultSelection = "all"
     on_error: OnError = "raise"
     timeout: float | None = None
     placement_timeout: float = 0.0
@@ -96,6 +96,12 @@ class RunOptions:
         for name, problem in problems.items():
             if problem:
                 raise ValueError(f"{name} {problem}")
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> RunOptions:
+        """Return the options among the arguments of a call."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: arguments[name] for name in names if name in arguments})
 
     @property
     def policy(self) -> RetryPolicy:

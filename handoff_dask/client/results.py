@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from handoff_dask.client.options import ResultSelection
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
@@ -22,6 +23,9 @@ from handoff_dask.wire.messages import RunReport
 @dataclass(frozen=True, repr=False, eq=False)
 class ExecutionResult(Comparable):
     """The outcome of a run.
+
+    ``result[id]`` is the result of a function; ``in`` and iteration are about the ids of the
+    functions that have one.
 
     Attributes
     ----------
@@ -49,6 +53,34 @@ class ExecutionResult(Comparable):
     errors: Mapping[Hashable, BaseException] = field(default_factory=dict)
     #: The functions as the user wrote them.
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
+
+    def __getitem__(self, function_id: Hashable) -> Any:
+        """Return the result of a function; ``result[id]`` is ``result.results[id]``.
+
+        Raises
+        ------
+        UnknownFunctionError
+            There is none, a KeyError that says why: the function failed or was not run, its result
+            was not asked for, or the DAG has no such function.
+        """
+        if function_id in self.results:
+            return self.results[function_id]
+        problem = f"{self.dag_id!r} has no such function"
+        if function_id in self.errors:
+            problem = f"it failed or was not run: {self.errors[function_id]}"
+        elif function_id in self.dag_functions:
+            problem = "it was not run"
+            if self.dag_functions[function_id].type == "inline":
+                problem = "it is inline, and its value is never kept"
+            elif function_id in self.allocations:
+                problem = "its result was not asked for by results="
+        raise UnknownFunctionError(function_id, problem) from self.errors.get(function_id)
+
+    def __contains__(self, function_id: Hashable) -> bool:
+        return function_id in self.results
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self.results)
 
     def __repr__(self) -> str:
         failed = f", {len(self.errors)} failed or not run" if self.errors else ""
@@ -154,7 +186,7 @@ def failed_or_not_run(
 
 
 def select(
-    functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: Any
+    functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: ResultSelection
 ) -> list[Hashable]:
     """Return the functions whose results are asked for, in the order of the DAG or of the list."""
     if isinstance(results, str) and results == "all":

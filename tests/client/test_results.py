@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -148,3 +148,35 @@ def test_repr():
         "<ExecutionResult of 'd': 2 results, 2 functions on 2 workers, 8.5 s, 1 failed or not run>"
     )
     assert "failed" not in repr(ExecutionResult("d", {}))
+
+
+def test_a_result_by_its_id():
+    """result[id], `in` and iteration are about the results that there are."""
+    assert RESULT["a"] == 1
+    assert RESULT["b"] is None
+    assert list(RESULT) == ["a", "b"]
+    assert "b" in RESULT and "c" not in RESULT
+
+
+@pytest.mark.parametrize(
+    "function_id, problem",
+    [
+        ("c", "it failed or was not run: no"),
+        ("i", "it is inline, and its value is never kept"),
+        ("unknown", "'d' has no such function"),
+    ],
+)
+def test_a_result_that_is_not_there(function_id, problem):
+    """A KeyError that says why; the error of the function is the cause."""
+    with pytest.raises(KeyError, match=rf"^function '{function_id}': {problem}$") as caught:
+        RESULT[function_id]
+    assert caught.value.__cause__ is RESULT.errors.get(function_id)
+
+
+def test_a_result_that_was_not_asked_for():
+    """The error names the option; or says that the function was not run."""
+    some = replace(RESULT, results={"a": 1}, errors={})
+    with pytest.raises(UnknownFunctionError, match="not asked for by results="):
+        some["b"]
+    with pytest.raises(UnknownFunctionError, match="it was not run"):
+        some["c"]

@@ -37,7 +37,7 @@ def licensed(id=1):
 
 async def held(run):
     """Wait until all unfinished functions of a run are held."""
-    while (await run.progress())["held"] != 1:
+    while (await run.counts())["held"] != 1:
         await asyncio.sleep(0.01)
 
 
@@ -76,7 +76,7 @@ async def test_each_run_has_its_own_time(c, s, a):
     with pytest.raises(AllocationError):
         await asyncio.wait_for(execute(licensed(), placement_timeout=0.5), 30)
     assert time.monotonic() - started >= 0.5
-    assert (await patient.progress())["held"] == 1
+    assert (await patient.counts())["held"] == 1
     await patient.cancel()
 
 
@@ -224,7 +224,7 @@ async def test_restart_leaves_nothing_of_a_run(c, s, a):
     done = Function(id="done", args=[], code=int)
     held = Function(id="held", args=[], code=int, cost={"licence": 1})
     run = await submit(dag_of(done, held), detach=True, placement_timeout=LONG)
-    while (await run.progress())["done"] != 1:
+    while (await run.counts())["done"] != 1:
         await asyncio.sleep(0.01)
     plugin = s.plugins["handoff"]
     await c.restart()

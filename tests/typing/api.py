@@ -13,6 +13,8 @@ from handoff_dask import (
     AttemptEnded,
     ExecutionResult,
     Explanation,
+    Fetching,
+    Finding,
     Function,
     FunctionPlaced,
     Plan,
@@ -21,6 +23,8 @@ from handoff_dask import (
     RunClosed,
     RunExplanation,
     RunInfo,
+    Unready,
+    Waiting,
     collocated,
     current,
     discover_nodes,
@@ -82,10 +86,20 @@ def synchronous(client: Client) -> None:
     makespan: float = execute(dag, allocation_strategy=FirstWorker()).makespan
     _ = execute(dag).makspan  # type: ignore[attr-defined]
     execute(dag, on_event="print")  # type: ignore[arg-type]
+    execute(dag, results=["source"], progress=True)
+    execute(dag, results=5)  # type: ignore[arg-type]
+    execute(dag, on_error="ignore")  # type: ignore[arg-type]
+    source: str = result["source"]
+    missing: bool = "source" not in result
     local: ExecutionResult = execute_local(dag, results=["source"])
     run: Run = submit(dag, detach=True, on_event=print)
-    counts: dict[str, int] = run.progress()
+    counts: dict[str, int] = run.counts()
     attempts: tuple[Attempt, ...] = run.status()["attempts"]["source"]
+    attempts = run.attempts["source"]
+    for id_, value in run.as_completed(timeout=5):
+        print(id_, value)
+    with submit(dag) as entered:
+        run = entered
     remaining: float | None = run.remaining()
     why: RunExplanation = run.explain(held=20)
     run.wait(timeout=5)
@@ -95,22 +109,32 @@ def synchronous(client: Client) -> None:
     infos: list[RunInfo] = list_runs(stopped=True)
     number: int = get_result("dag", "source")
     forget("dag")
-    explanation: Explanation = explain(dag)
+    explanation: Explanation = explain(dag, client=client)
+    explain(dag, client)  # type: ignore[call-arg]
+    discover_nodes(client)  # type: ignore[call-arg]
+    uninstall(client)  # type: ignore[call-arg]
+    finding: Finding = explanation["source"]
+    waiting: Waiting | Unready | Fetching = why["source"]
     planned: Plan = plan(dag, discover_nodes(), result)
     offers: dict[str, float] = register_node("worker", {"licence": 1})
     declared: dict[str, float] = register_local_node({"licence": 1})
     free: bool = resources_available("worker", {"cpu": 1})
     uninstall(force=True)
     print(makespan, local, counts, attempts, remaining, why, infos, number, explanation, planned)
-    print(offers, declared, free, current())
+    print(offers, declared, free, current(), source, missing, finding, waiting, planned.timeline)
 
 
 async def asynchronous(client: Client) -> None:
     result: ExecutionResult = await execute(dag, client=client, on_event=listen)
     _ = (await execute(dag)).makspan  # type: ignore[attr-defined]
     run: Run = await submit(dag, client=client, detach=True)
-    counts: dict[str, int] = await run.progress()
+    counts: dict[str, int] = await run.counts()
     attempts: tuple[Attempt, ...] = (await run.status())["attempts"]["source"]
+    attempts = (await run.attempts)["source"]
+    async for id_, value in run.as_completed():
+        print(id_, value)
+    async with submit(dag) as entered:
+        result = await entered
     remaining: float | None = await run.remaining()
     why: RunExplanation = await run.explain(held=20)
     await run.wait(timeout=5)

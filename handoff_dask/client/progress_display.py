@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
 import sys
 import time
-from collections.abc import Hashable, Mapping
-from typing import IO, Any
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, NamedTuple
 
 import click
+from distributed.utils import is_kernel
 
 from handoff_dask.attempts.states import STATES
-from handoff_dask.cli.exit_codes import Problem
-from handoff_dask.cli.result_files import as_json, labels
 from handoff_dask.client.explaining import RunExplanation
+from handoff_dask.client.following import Follower
 from handoff_dask.client.results import ExecutionResult
-from handoff_dask.client.run import Run
-from handoff_dask.model import jsonable
+from handoff_dask.client.waiting import wait_for
+from handoff_dask.errors import ClusterLostError
+from handoff_dask.model.dag import DAG
 from handoff_dask.placement.events import Waiting
-from handoff_dask.widgets import markup
+from handoff_dask.widgets import markup, reports
 
 #: Most held functions whose reasons are asked for.
 _ASKED = 20
@@ -35,14 +35,22 @@ class Display:
     #: Seconds between updates; None for none.
     interval: float | None = None
 
-    def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
-        """Show that a run starts."""
+    def start(self, dag: DAG) -> None:
+        """Show that a run of a DAG starts."""
+        self.dag_id = dag.id
+        self.ids = [f.id for f in dag.functions.values() if f.type == "regular"]
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Show the functions by state, why they are held, and the seconds left."""
 
-    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
-        """Show how the run ended."""
+    def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
+        """Show how the run ended: what it has of a result, and its error."""
 
     def note(self, text: str) -> None:
         """Show a remark."""
@@ -57,23 +65,23 @@ class Lines(Display):
         """Print a remark."""
         click.echo(text, err=True)
 
-    def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
+    def start(self, dag: DAG) -> None:
         """Print the size of the run."""
-        self._dag_id, self._total = dag_id, len(functions)
-        self.note(f"{dag_id}: {markup.count(len(functions), 'function')}")
+        super().start(dag)
+        self.note(f"{dag.id}: {markup.count(len(self.ids), 'function')}")
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Print the progress."""
-        self.note(f"{self._dag_id}: {summary(counts, self._total, why, left)}")
+        self.note(f"{self.dag_id}: {summary(counts, len(self.ids), why, left)}")
 
-    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
+    def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Print what was done."""
         if result is None:
             return
         workers = markup.count(len(set(result.allocations.values())), "worker")
         text = (
-            f"{self._dag_id}: {len(result.allocations)} of {self._total} functions done in "
-            f"{markup.seconds(seconds)} on {workers}"
+            f"{self.dag_id}: {len(result.allocations)} of {len(self.ids)} functions done in "
+            f"{markup.seconds(self.seconds)} on {workers}"
         )
         if more := sum(len(tried) - 1 for tried in result.attempts.values()):
             text += f", {markup.count(more, 'attempt')} repeated"
@@ -86,13 +94,13 @@ class Bar(Lines):
     interval = 0.25
     _text = ""
 
-    def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
+    def start(self, dag: DAG) -> None:
         """Print the size of the run."""
-        super().start(dag_id, functions)
+        super().start(dag)
         columns = shutil.get_terminal_size().columns
         self._bar = click.progressbar(
-            range(self._total),
-            label=markup.shorten(f"{dag_id}", columns // 3),
+            range(len(self.ids)),
+            label=markup.shorten(f"{dag.id}", columns // 3),
             width=columns // 4,
             item_show_func=lambda _: self._text,
             show_eta=False,  # the scheduler's estimate is part of the text
@@ -105,7 +113,7 @@ class Bar(Lines):
         self._text, self._bar.pos = "", counts["done"]
         # A line that is wider than the terminal could not be overwritten.
         room = shutil.get_terminal_size().columns - len(self._bar.format_progress_line()) - 3
-        text = summary(counts, self._total, why, left)
+        text = summary(counts, len(self.ids), why, left)
         self._text = text if len(text) <= room else f"{text[: max(room - 3, 0)]}..."
         self._bar.render_progress()
 
@@ -114,10 +122,10 @@ class Bar(Lines):
         self._clear()
         super().note(text)
 
-    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
+    def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Remove the bar, and print what was done."""
         self._clear()
-        super().end(seconds, result, problem)
+        super().end(result, failure)
 
     def _clear(self) -> None:
         if self._text:
@@ -126,70 +134,84 @@ class Bar(Lines):
             click.echo("\r\x1b[K\x1b[?25h", nl=False, err=True)
 
 
-class JsonLines(Display):
-    """Write an object a line, for programs: the events ``start``, ``progress`` and ``end``.
+class Cell(Display):
+    """Draw the progress in the output of a notebook's cell."""
 
-    `results` says whether ``end`` contains the results.
-    """
+    interval = 0.5
 
-    interval = 1.0
+    def start(self, dag: DAG) -> None:
+        """Draw that nothing has ended."""
+        from IPython.display import display
 
-    def __init__(self, stream: IO[str], *, results: bool = False) -> None:
-        self._stream = stream
-        self._results = results
-
-    def _event(self, event: str, **facts: Any) -> None:
-        line = json.dumps(jsonable.loose({"event": event, "time": time.time(), **facts}))
-        with contextlib.suppress(BrokenPipeError):  # the reader has gone; the run goes on
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
-
-    def start(self, dag_id: Hashable, functions: list[Hashable]) -> None:
-        """Write the event ``start``."""
-        self._names = labels(functions)
-        self._event("start", dag_id=jsonable.text(dag_id), functions=len(functions))
+        super().start(dag)
+        self._counts: Mapping[str, int] = {"waiting": len(self.ids)}
+        self._handle: Any = display(self._drawing(""), display_id=True)
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
-        """Write the event ``progress``."""
-        waits = {
-            self._names[id_]: {
-                "reason": w.reason,
-                "resources": {n: {"needed": a, "free": b} for n, (a, b) in w.resources.items()},
-            }
-            for id_, w in why.items()
-            if isinstance(w, Waiting)
-        }
-        self._event("progress", **counts, waits=waits, seconds_left=left)
+        """Draw the progress."""
+        self._counts = counts
+        known = [] if left is None else [f"{markup.seconds(left)} left"]
+        held = [f"held: {reasons(why)}"] if why else []
+        self._handle.update(self._drawing(", ".join(known + held)))
 
-    def end(self, seconds: float, result: ExecutionResult | None, problem: Problem | None) -> None:
-        """Write the event ``end``."""
-        results: dict[str, Any] = {}
-        if self._results and result is not None:
-            document, _ = as_json(result)
-            results = {name: document[name] for name in ("results", "left_out")}
-        self._event(
-            "end",
-            **results,
-            exit_code=0 if problem is None else problem.code,
-            error=None if problem is None else problem.message,
-            seconds=seconds,
-            done=0 if result is None else len(result.allocations),
-        )
+    def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
+        """Draw the outcome."""
+        if result is not None:
+            self._counts = {"done": len(result.allocations), "failed": len(result.errors)}
+        problem = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        self._handle.update(self._drawing(problem or f"ended after {markup.seconds(self.seconds)}"))
+
+    def _drawing(self, remark: str) -> Any:
+        from IPython.display import HTML
+
+        counts = {**dict.fromkeys(STATES, 0), **self._counts}
+        return HTML(reports.progress(self.dag_id, counts, (), remark))
 
 
-def watch(run: Run, display: Display) -> None:
-    """Wait for a run to end, and show its progress."""
-    pause = display.interval
-    while True:
-        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-            run.wait(pause)
-            return
+def chosen() -> Display:
+    """Return the display for where this runs: a notebook, a terminal or a log file."""
+    if is_kernel():
+        return Cell()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+class Look(NamedTuple):
+    """The functions of a run by state, why some of them are held, and the seconds left."""
+
+    counts: Mapping[str, int]
+    why: RunExplanation
+    left: float | None
+
+
+def watch(run: Follower, display: Display) -> None:
+    """Show the progress of a run until it has ended."""
+    looks = _looks(run, display)
+    while (look := wait_for(run.client, anext, looks, None, run_id=run.outline.run_id)) is not None:
+        _show(look, display)
+
+
+async def watch_async(run: Follower, display: Display) -> None:
+    """Show the progress of a run until it has ended; on the client's event loop."""
+    async for look in _looks(run, display):
+        _show(look, display)
+
+
+def _show(look: Look, display: Display) -> None:
+    # A terminal that went away does not end the run.
+    with contextlib.suppress(OSError):
+        display.update(*look)
+
+
+async def _looks(run: Follower, display: Display) -> AsyncGenerator[Look, None]:
+    """Look at a run at a display's intervals until it has ended."""
+    pause, outcome = display.interval, run.ending()
+    while not (await asyncio.wait([outcome], timeout=pause))[0]:
         asked = time.monotonic()
         # If the scheduler has gone, the run says so.
-        with contextlib.suppress(OSError):
-            counts = run.progress()
-            why = run.explain(held=_ASKED if counts["held"] else 0)
-            display.update(counts, why, run.remaining())
+        with contextlib.suppress(OSError, ClusterLostError):
+            counts, left = await run.progress()
+            why = await run.explain(_ASKED) if counts["held"] else RunExplanation({})
+            yield Look(counts, why, left)
         pause = max(display.interval or 0.0, (time.monotonic() - asked) / _SHARE)
 
 
