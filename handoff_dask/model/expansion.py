@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
+from handoff_dask.model.contents import Replacing
 from handoff_dask.model.function import (
     Argument,
     Collocated,
@@ -24,6 +25,7 @@ from handoff_dask.model.function import (
     argument_id,
     effective_policy,
     is_listed,
+    nested_arguments,
 )
 from handoff_dask.model.retry import RetryPolicy
 
@@ -43,6 +45,13 @@ class Transformed(NamedTuple):
     transforms: tuple[tuple[Any, tuple[Any, ...]], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Stands in a call's further arguments where the value of an entry of `slots` belongs."""
+
+    number: int
+
+
 class Call(NamedTuple):
     """A callable, and where its arguments come from."""
 
@@ -50,6 +59,8 @@ class Call(NamedTuple):
     args: tuple[Entry, ...]
     extra_args: tuple[Any, ...]
     extra_kwargs: Mapping[str, Any]
+    #: What the slots in the code and in the further arguments are replaced by, by number.
+    slots: tuple[Entry, ...] = ()
 
 
 #: An argument of a call: the position of a dependency, or something to evaluate.
@@ -59,7 +70,9 @@ Entry = Union[int, Call, Listed, Transformed]  # noqa: UP007 - recursive, evalua
 def map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
     """Return an entry with a change made to each entry directly inside it."""
     if isinstance(entry, Call):
-        return entry._replace(args=tuple(map(change, entry.args)))
+        return entry._replace(
+            args=tuple(map(change, entry.args)), slots=tuple(map(change, entry.slots))
+        )
     if isinstance(entry, Listed):
         return Listed(tuple(map(change, entry.items)))
     return entry._replace(item=change(entry.item))
@@ -103,7 +116,7 @@ def given(call: Call) -> Iterator[Any]:
             yield entry.code
             yield from entry.extra_args
             yield from entry.extra_kwargs.values()
-            pending += entry.args
+            pending += entry.args + entry.slots
         elif isinstance(entry, Listed):
             pending += entry.items
         else:
@@ -129,8 +142,8 @@ class Node:
     #: What it claims. For each resource, the larger amount of its own and its inline functions'
     #: costs counts. Lower case names, no zeros.
     cost: Mapping[str, float]
-    #: Name, address or host of a worker.
-    pin: str | None = None
+    #: Names, addresses or hosts of the only workers that may run it; empty: any may.
+    pin: tuple[str, ...] = ()
     #: The node whose worker it must share.
     collocated: int | None = None
     #: For a transform: the producer and the consumer.
@@ -195,11 +208,12 @@ class _Expansion:
     def node(self) -> Node:
         function = self.function
         call = self.call(function)
-        pin, collocated = None, None
+        pin: tuple[str, ...] = ()
+        collocated = None
         if isinstance(function.node, Collocated):
             collocated = self.indices[function.node.id]
         elif function.node is not None:
-            pin = str(function.node)
+            pin = (str(function.node),)
         return Node(
             self.index,
             "function",
@@ -224,7 +238,17 @@ class _Expansion:
         for as_list, group in groups:
             entries = tuple(self.entry(function, arg, inline) for arg in group)
             args += [Listed(entries)] if as_list else entries
-        return Call(function.code, tuple(args), tuple(function.extra_args), function.extra_kwargs)
+        given: tuple[Any, ...] = function.code, function.extra_args, function.extra_kwargs
+        slots: list[Entry] = []
+        if nested_arguments(function):
+
+            def slot(arg: Argument) -> Slot:
+                slots.append(self.entry(function, arg, inline))
+                return Slot(len(slots) - 1)
+
+            given = Replacing(Argument, slot)(given)
+        code, extra_args, extra_kwargs = given
+        return Call(code, tuple(args), extra_args, extra_kwargs, tuple(slots))
 
     def entry(
         self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]
@@ -264,11 +288,10 @@ class _Expansion:
                     Call(code, (0,), static, {}),
                     (last,),
                     {},
-                    None,
-                    collocated,
-                    producer,
-                    self.index,
-                    () if user is self.function else (user,),
+                    collocated=collocated,
+                    source=producer,
+                    target=self.index,
+                    inlined=() if user is self.function else (user,),
                 )
             )
             last = index
@@ -306,7 +329,12 @@ def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
         return data
 
     args = [value(entry) for entry in call.args]
-    return finish(call.code(*args, *call.extra_args, **call.extra_kwargs))
+    code, extra_args, extra_kwargs = call.code, call.extra_args, call.extra_kwargs
+    if call.slots:
+        filled = [value(entry) for entry in call.slots]
+        fill = Replacing(Slot, lambda slot: filled[slot.number])
+        code, extra_args, extra_kwargs = fill((code, extra_args, extra_kwargs))
+    return finish(code(*args, *extra_args, **extra_kwargs))
 
 
 def finish(result: Any) -> Any:
