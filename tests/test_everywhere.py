@@ -43,7 +43,7 @@ def client():
         # A timed out attempt keeps its thread, and its function goes on elsewhere.
         n_workers=3,
         threads_per_worker=4,
-        dashboard_address=None,
+        dashboard_address="localhost:0",
         set_as_default=False,
     ) as client:
         yield client
@@ -182,6 +182,21 @@ VALUES = {
     ),
     "as_list arguments": Values(
         two(Function("c", [LIST_A, LIST_B, "a", LIST_B], show)), {**AB, "c": ([1, 2], 1, [2])}
+    ),
+    "nested arguments": Values(
+        two(
+            Function("i", ["a"], show, type="inline"),
+            Function(
+                "c",
+                code=show,
+                extra_args=[[Argument("b"), {"x": (Argument("a"), Argument("i"))}]],
+                extra_kwargs={"k": Argument("a", wrap)},
+            ),
+        ),
+        {**AB, "c": ([2, {"x": (1, (1,))}], {"k": [1]})},
+    ),
+    "priorities": Values(
+        (Function("a", [], int, [1], priority=2), Function("b", [], int, [2], priority=-1)), AB
     ),
     "transforms": Values(
         two(Function("c", [Argument("a", (wrap, [5]), (wrap, [6])), "b"], show)),
@@ -537,6 +552,21 @@ def test_failures_are_raised(scenario, run, client):
         check_error(scenario, error, error.partial)
         assert error.partial.results.items() <= scenario.results.items()
         assert error.partial.errors[error.function_id] is error
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("policy", "attempts"),
+    [(RetryPolicy(1), 2), (RetryPolicy(give_up_on=(ValueError,)), 1), (escalating(1, 2), 3)],
+    ids=["retries", "give_up_on", "escalate"],
+)
+def test_retries_of_a_transform(policy, attempts, run, client):
+    """A transform is retried by its consumer's whole policy; it claims nothing."""
+    consumer = Function("b", [Argument("a", fail)], show, cost={"cpu": 1}, retry=policy)
+    dag = dag_of(Function("a", [], int), consumer, id=("transform", run.__name__))
+    result = run(dag, client, on_error="continue")
+    tried = result.errors["b"].attempts
+    assert [(a.outcome, a.cost) for a in tried] == [("error", {})] * attempts
 
 
 @everywhere
