@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -22,23 +22,39 @@ def paused() -> Iterator[None]:
             gc.enable()
 
 
-#: Objects that are kept frozen, by those who asked for it.
-_frozen_for: set[object] = set()
+class Sparing:
+    """Spares what survives a full collection from the following ones, while that is worthwhile.
 
+    Many objects that live long make each full collection dear, and it finds no garbage among them.
+    Those that are no longer referred to are freed at once all the same; only cycles are not, until
+    the sparing ends.
 
-def freeze(holder: object) -> None:
-    """Exempt all objects that there are from collection, until `holder` is thawed.
-
-    Many objects that live long make every full collection dear, and none of them is garbage. Those
-    that are no longer referred to are still freed at once, except in cycles.
+    Parameters
+    ----------
+    worthwhile
+        Whether there are that many at present; asked after each full collection, in any thread.
     """
-    _frozen_for.add(holder)
-    gc.freeze()
 
+    def __init__(self, worthwhile: Callable[[], bool]) -> None:
+        self._worthwhile = worthwhile
+        self._spares = False
+        gc.callbacks.append(self._collected)
 
-def thaw(holder: object) -> None:
-    """End what :func:`freeze` began; ignored if it did not."""
-    if holder in _frozen_for:
-        _frozen_for.remove(holder)
-        if not _frozen_for:
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            self.look()
+            if self._worthwhile():
+                self._spares = True
+                gc.freeze()
+
+    def look(self) -> None:
+        """End the sparing if it is not worthwhile any more."""
+        if self._spares and not self._worthwhile():
+            self._spares = False
+            gc.unfreeze()
+
+    def close(self) -> None:
+        """Leave the collector as it was."""
+        gc.callbacks.remove(self._collected)
+        if self._spares:
             gc.unfreeze()

@@ -13,24 +13,15 @@ from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
 from handoff_dask.standins import shortened, text_of, type_of
 
-__all__ = ["Terms", "Verdict", "escalated", "judged", "may_retry", "terms", "unusable"]
-
 
 class Verdict(NamedTuple):
-    """What a retry policy says about a failed attempt.
+    """What a retry policy says about a failed attempt."""
 
-    Parameters
-    ----------
-    retry
-        Whether another attempt may follow, if any is left.
-    cost
-        What that attempt claims; None leaves the cost as it is.
-    problem
-        The field of the function that is wrong, and why, if the policy itself failed.
-    """
-
+    #: Whether another attempt may follow, if any is left.
     retry: bool
+    #: What that attempt claims; None leaves the cost as it is.
     cost: Mapping[str, float] | None = None
+    #: The field of the function that is wrong, and why, if the policy itself failed.
     problem: tuple[str, str] | None = None
 
 
@@ -70,26 +61,17 @@ def escalated(
 
 
 class Terms(NamedTuple):
-    """How the engine is to place the next attempt.
+    """How the engine is to place the next attempt."""
 
-    Parameters
-    ----------
-    cost
-        What it claims; None is the function's own cost.
-    not_before
-        The earliest time to start (s of the engine's clock): the retry's delay.
-    avoid
-        Workers to use only if there is no other.
-    insist
-        Whether to wait for another worker for as long as the cluster has one.
-    exclude
-        Workers that must not be used.
-    """
-
+    #: What it claims; None is the function's own cost.
     cost: Mapping[str, float] | None = None
+    #: The earliest time to start (s of the engine's clock): the retry's delay.
     not_before: float | None = None
+    #: Workers to use only if there is no other.
     avoid: tuple[str, ...] = ()
+    #: Whether to wait for another worker for as long as the cluster has one.
     insist: bool = False
+    #: Workers that must not be used.
     exclude: tuple[str, ...] = ()
 
 
@@ -101,14 +83,8 @@ def may_retry(life: Life) -> bool:
 def terms(life: Life, now: float, random: float) -> Terms:
     """Decide how the next attempt of a function is to be placed.
 
-    Parameters
-    ----------
-    life
-        The function.
-    now
-        The time, by the engine's clock (s).
-    random
-        In [0, 1): picks the jitter of the delay.
+    `now` is the time by the engine's clock (s); `random`, in [0, 1), picks the jitter of the
+    delay.
     """
     policy = life.row.policy
     cost = None if life.cost is life.row.cost else life.cost

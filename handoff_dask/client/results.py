@@ -217,8 +217,8 @@ class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
         if self._source is not None:
             report, nodes = self._source
             self._made = {
-                nodes[i].function.id: tuple(tried)
-                for i, tried in report.attempts_by_index().items()
+                nodes[i].function.id: report.attempts_of(i)
+                for i in report.attempts
                 if nodes[i].kind == "function"
             }
             self._source = None

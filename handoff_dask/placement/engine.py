@@ -82,7 +82,7 @@ class Engine:
         self._ready = ReadyQueues(self._fleet, short=horizon / 4)
         chooser = Chooser(self._ready, bandwidth=bandwidth, latency=latency, worth=horizon)
         self._placer = Placer(self._ready, chooser)
-        self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
+        self._ahead = Ahead(self._placer, horizon, max_ahead)
         self.questions = Questions(self._runs, self._functions, self._durations, self._placer)
         #: What others use, by key: the worker.
         self._foreign: dict[Hashable, Worker] = {}

@@ -231,7 +231,8 @@ def run_transform(policy: bytes | None, names: tuple[Name, ...], call: bytes, *v
     started = time.time()
     identity: _Identity | None = None
     try:
-        mark = compat.task_annotations().get("handoff", {})
+        task = compat.this_task()
+        mark = {} if task is None else task.facts.get("handoff", {})
         ends = mark.get("source"), mark.get("target")
         with compat.started() as check:
             identity, opened_call, (data,) = opened(names, call, values)

@@ -6,6 +6,7 @@ import asyncio
 import operator
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -131,7 +132,7 @@ def test_discard():
 )
 def test_transform(monkeypatch, marks, nodes):
     """A transform gets the data, the nodes its task is marked with, and its static arguments."""
-    monkeypatch.setattr(compat, "task_annotations", lambda: marks)
+    monkeypatch.setattr(compat, "this_task", lambda: SimpleNamespace(facts=marks))
     call = packed(Call(lambda *args: args, (0,), (7, 8), {}))
     assert run_transform(*call, "data") == ("data", *nodes, 7, 8)
 
