@@ -44,7 +44,7 @@ from handoff_dask.errors import (
 )
 from handoff_dask.graph.collection import DAG
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.model.function import Argument, Function, collocated
+from handoff_dask.model.function import Argument, Collocated, Function, collocated
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.scheduler.plugin import HandoffPlugin
@@ -67,6 +67,7 @@ __all__ = [
     "Attempt",
     "AttemptEnded",
     "ClusterLostError",
+    "Collocated",
     "Current",
     "CyclicDependencyError",
     "DAGError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,13 +19,17 @@ CLASSES = [v for v in EXPORTED.values() if inspect.isclass(v) and v.__name__ != 
 FUNCTIONS = [value for value in EXPORTED.values() if inspect.isfunction(value)]
 
 
+#: Names that a module imports for type checkers only are among what is exported.
+hints = partial(get_type_hints, localns=EXPORTED)
+
+
 def returns(cls: type) -> Iterator[Any]:
     """Yield what the public methods and attributes of a class return."""
-    yield from (v for n, v in get_type_hints(cls).items() if not n.startswith("_"))
+    yield from (v for n, v in hints(cls).items() if not n.startswith("_"))
     for name, member in inspect.getmembers(cls):
         call = member.fget if isinstance(member, property) else getattr(member, "func", member)
         if not name.startswith("_") and inspect.isfunction(call):
-            yield get_type_hints(call).get("return")
+            yield hints(call).get("return")
 
 
 def classes_in(annotation: Any) -> Iterator[type]:
@@ -42,7 +47,7 @@ def classes_in(annotation: Any) -> Iterator[type]:
 @pytest.mark.parametrize("public", [*FUNCTIONS, *CLASSES], ids=lambda public: public.__name__)
 def test_what_public_calls_return_is_public(public):
     """Whatever a user gets hold of can be imported from the face, for annotations."""
-    kinds = returns(public) if inspect.isclass(public) else [get_type_hints(public)["return"]]
+    kinds = returns(public) if inspect.isclass(public) else [hints(public)["return"]]
     named = {kind for annotation in kinds for kind in classes_in(annotation)}
     assert named <= set(EXPORTED.values())
 

@@ -55,7 +55,7 @@ def explain(where: Where, **target: Any) -> None:
     """Show which workers could run each function, or what they lack."""
     dag = load(**target).dag
     with connected(where) as client:
-        explanation = explain_dag(dag, client)
+        explanation = explain_dag(dag, client=client)
     click.echo(str(explanation))
     if not explanation.possible:
         click.get_current_context().exit(IMPOSSIBLE)

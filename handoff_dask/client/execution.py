@@ -13,7 +13,13 @@ from handoff_dask import collector
 from handoff_dask.client import annotating
 from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
 from handoff_dask.client.following import Follower
-from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
+from handoff_dask.client.options import (
+    Allocator,
+    OnError,
+    ResultSelection,
+    RunOptions,
+    StrategyName,
+)
 from handoff_dask.client.progress_display import Display, chosen, watch, watch_async
 from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
 from handoff_dask.client.run import Run, RunAnswer, Starting
@@ -32,7 +38,7 @@ def execute(
     max_retries: int = 3,
     retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
-    allocation_strategy: str | Allocator = "packed",
+    allocation_strategy: StrategyName | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
     timeout: float | None = None,
@@ -186,7 +192,7 @@ def submit(
     max_retries: int = 3,
     retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
-    allocation_strategy: str | Allocator = "packed",
+    allocation_strategy: StrategyName | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
     timeout: float | None = None,

@@ -50,8 +50,9 @@ class Follower:
         #: Why this client stopped the run, if it did.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Future[ExecutionResult] | None = None
-        #: {function id: value} of the results that were fetched before the end.
+        #: {function id: value} of the results that are here.
         self._values: dict[Hashable, Any] = {}
+        self._fetching = asyncio.Lock()
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
         self._listener: Listener | None = None
@@ -292,11 +293,18 @@ class Follower:
     async def fetched(self, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
         """Return {function id: value} of those functions whose results can be had now."""
         ready = {id_: f for id_ in ids if (f := self.futures.get(id_)) and f.status == "finished"}
-        missing = {id_: future for id_, future in ready.items() if id_ not in self._values}
-        if missing:
-            values, _ = await gathering.finished(self.client, missing)
-            self._values.update(values)
+        await self._fetch(ready)
         return {id_: self._values[id_] for id_ in ready if id_ in self._values}
+
+    async def _fetch(self, futures: gathering.Futures) -> gathering.Problems:
+        """Fetch the results that there are, each once; return the errors of the others."""
+        async with self._fetching:
+            missing = {id_: f for id_, f in futures.items() if id_ not in self._values}
+            if not missing:
+                return {}
+            values, problems = await gathering.finished(self.client, missing)
+            self._values.update(values)
+            return problems
 
     def ending(self) -> asyncio.Future[ExecutionResult]:
         """Wait for the end and fetch the results: for a run that is followed, once asked to."""
@@ -311,14 +319,12 @@ class Follower:
                 await waiting.ended(self.client, self.outline.run_id, self.futures.values())
                 report, causes = await self._final_report()
                 await waiting.settle(self.client, self.futures.values())
-                missing = {id_: f for id_, f in self.futures.items() if id_ not in self._values}
-                values, problems = await gathering.finished(self.client, missing)
-                values.update(self._values)
+                problems, values = await self._fetch(self.futures), self._values
                 if report.stop is not None or gathering.complete(self.futures, values, problems):
                     break
                 # A worker that was lost meanwhile took results with it; these are made again.
                 await asyncio.sleep(waiting.PATIENCE / 10)
-            self._final, self._values = report.counts, {}
+            self._final = report.counts
             return outcomes.result_of(self.outline, report, causes, values, problems, self._stopped)
         except HandoffError:
             self._release()

@@ -16,6 +16,7 @@ from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]
+StrategyName = Literal["packed", "cost_optimized", "load_balanced", "first_available"]
 #: Which results are kept and gathered: all, those that no function needs, or these.
 ResultSelection = Union[Literal["all", "sinks"], Sequence[Hashable]]  # noqa: UP007 - 3.10
 
@@ -51,7 +52,7 @@ class RunOptions:
     max_retries: int = 3
     retry: RetryPolicy | None = None
     max_concurrency: int | None = None
-    allocation_strategy: str | Allocator = "packed"
+    allocation_strategy: StrategyName | Allocator = "packed"
     results: ResultSelection = "all"
     on_error: OnError = "raise"
     timeout: float | None = None

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import function_rows
-from handoff_dask.client.options import RunOptions
+from handoff_dask.client.options import RunOptions, StrategyName
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import as_number
@@ -105,7 +105,7 @@ def plan(
     capabilities: Mapping[str, Mapping[str, float]],
     durations: Mapping[Hashable, float] | ExecutionResult,
     *,
-    allocation_strategy: str = "packed",
+    allocation_strategy: StrategyName = "packed",
     max_concurrency: int | None = None,
     overhead: float = 0.0,
 ) -> Plan:

@@ -29,6 +29,12 @@ _ASKED = 20
 _SHARE = 0.02
 
 
+def _print(text: str) -> None:
+    # A terminal that went away does not end the run.
+    with contextlib.suppress(OSError):
+        click.echo(text, nl=False, err=True)
+
+
 class Display:
     """Show nothing; the base of all displays."""
 
@@ -63,7 +69,7 @@ class Lines(Display):
 
     def note(self, text: str) -> None:
         """Print a remark."""
-        click.echo(text, err=True)
+        _print(f"{text}\n")
 
     def start(self, dag: DAG) -> None:
         """Print the size of the run."""
@@ -131,7 +137,7 @@ class Bar(Lines):
         if self._text:
             self._text = ""
             # Erase the line, and show the cursor, which a bar hides.
-            click.echo("\r\x1b[K\x1b[?25h", nl=False, err=True)
+            _print("\r\x1b[K\x1b[?25h")
 
 
 class Cell(Display):
@@ -197,7 +203,6 @@ async def watch_async(run: Follower, display: Display) -> None:
 
 
 def _show(look: Look, display: Display) -> None:
-    # A terminal that went away does not end the run.
     with contextlib.suppress(OSError):
         display.update(*look)
 

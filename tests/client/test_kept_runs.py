@@ -200,7 +200,7 @@ async def test_uninstall_spares_runs(c, s, a, b):
     await submit(waiting("kept"), detach=True)
     with pytest.raises(HandoffError, match="'kept'"):
         await uninstall(client=c)
-    await uninstall(c, force=True)
+    await uninstall(client=c, force=True)
     await Event("kept").set()
     assert "handoff" not in s.plugins
     del run

@@ -484,7 +484,7 @@ async def test_uninstalled_and_installed_again(c, s, a, b):
     """A new plugin knows about threads that were running before it was installed."""
     run = await begin(submit(dag_of(stuck())))
     busy = where_stuck(a, b)
-    await uninstall(c, force=True)
+    await uninstall(client=c, force=True)
     await discover_nodes(client=c)
     await until(lambda: len(plugin_of(s).endings) == 1)
     assert not await resources_available(busy, ONE)
