@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from distributed import Future
 
+from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.retries import judged
 from handoff_dask.client.describing import Outline, function_label
 from handoff_dask.client.listening import Callback
@@ -27,14 +28,14 @@ from handoff_dask.client.options import Allocator, OnError, ResultSelection, Run
 from handoff_dask.client.outcomes import described, result_of
 from handoff_dask.client.results import ExecutionResult, select
 from handoff_dask.errors import HandoffError, InvalidFunctionError
-from handoff_dask.model.attempt import Attempt, Outcome
+from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.contents import Replacing
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.standins import text_of, type_of
 from handoff_dask.tracebacks import without_ours
-from handoff_dask.wire.messages import AttemptRow, RunReport, Stop
+from handoff_dask.wire.messages import RunReport, Stop
 from handoff_dask.wire.run_events import (
     AttemptEnded,
     Event,
@@ -66,10 +67,11 @@ def execute_local(
 ) -> ExecutionResult:
     """Run a DAG in this process, one function after the other (``Handoff.execute_local``).
 
-    For debugging with pdb and for tests: the functions get the very objects that they were given,
-    nothing is pickled. They run in the calling thread unless a time limit applies: then each runs
-    in a thread of its own, which is abandoned when the time is up and goes on in the background.
-    Costs and pins are ignored. Dask futures among the arguments are waited for.
+    For debugging with pdb and for tests: nothing is pickled. The functions get the very objects
+    that they were given, so a later start sees what an earlier one changed in them. They run in the
+    calling thread. Only under a time limit does each run in a thread of its own; when its time is
+    up, the thread is abandoned and goes on in the background. Costs and pins are ignored. Dask
+    futures among the arguments are waited for.
 
     Parameters
     ----------
@@ -133,12 +135,12 @@ class _LocalRun:
             on_error=options.on_error,
         )
         self._callback = Callback(options.on_event)
-        self._host = platform.node()
+        self._workers = {HERE: (HERE, platform.node())}
         #: When its time is up, by the monotonic clock.
         self._deadline = math.inf
         #: By the index of the node, as in `RunReport`.
         self._values: dict[int, Any] = {}
-        self._attempts: list[AttemptRow] = []
+        self._attempts: dict[int, tuple[Entry, ...]] = {}
         self._causes: dict[int, BaseException] = {}
         self._problems: dict[int, str] = {}
         self._decided: set[int] = set()
@@ -151,7 +153,7 @@ class _LocalRun:
         stop = self._run()
         report = RunReport(
             attempts=self._attempts,
-            workers={HERE: (HERE, self._host)},
+            workers=self._workers,
             failed=self._problems,
             stop=stop,
             decided=frozenset(self._decided),
@@ -291,13 +293,20 @@ class _LocalRun:
         error: BaseException | None,
     ) -> None:
         """Record an attempt."""
-        stopped = time.time()
         error_type, message = (None, None) if error is None else (type_of(error), text_of(error))
-        how = (outcome, error_type, message)
-        row = AttemptRow(node.index, number, HERE, started, stopped, *how, cost)
-        self._attempts.append(row)
-        attempt = Attempt(number, HERE, HERE, self._host, started, stopped, cost, *how)
-        self._announce(node, AttemptEnded, attempt)
+        entry = Entry(
+            number,
+            HERE,
+            started,
+            time.time(),
+            outcome,
+            error_type,
+            message,
+            cost,
+            error is not None,
+        )
+        self._attempts[node.index] = (*self._attempts.get(node.index, ()), entry)
+        self._announce(node, AttemptEnded, entry.attempt(self._workers))
 
     def _fail(
         self, node: Node, cause: BaseException | None = None, problem: str | None = None
