@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import threading
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import dask
@@ -195,8 +196,17 @@ VALUES = {
         ),
         {**AB, "c": ([2, {"x": (1, (1,))}], {"k": [1]})},
     ),
-    "priorities": Values(
-        (Function("a", [], int, [1], priority=2), Function("b", [], int, [2], priority=-1)), AB
+    "places and priorities": Values(
+        (
+            Function("a", [], int, [1], priority=2),
+            Function("b", [], int, [2], node=("nowhere", "there"), allow_other_workers=True),
+        ),
+        AB,
+    ),
+    "units": Values(
+        (Function("a", [], int, [1], cost={"memory": "1 MB"}, timeout="5 min"),),
+        {"a": 1},
+        {"timeout": timedelta(minutes=5)},
     ),
     "transforms": Values(
         two(Function("c", [Argument("a", (wrap, [5]), (wrap, [6])), "b"], show)),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.states import Waiting
-from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.amounts import as_amounts
 from handoff_dask.model.expansion import effective_cost
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
@@ -54,7 +54,7 @@ def escalated(
         if problem := cost_problem(answer):
             wrong = f"returned an invalid cost: {shortened(problem)}"
         else:
-            return Verdict(True, effective_cost(as_numbers(answer)))
+            return Verdict(True, effective_cost(as_amounts(answer)))
     except BaseException as raised:  # even SystemExit, which would end the scheduler
         wrong = f"raised {type_of(raised)}: {text_of(raised)}"
     return Verdict(False, problem=("retry.escalate", wrong))

@@ -24,14 +24,23 @@ from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.retries import judged
 from handoff_dask.client.describing import Outline, function_label
 from handoff_dask.client.listening import Callback
-from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
+from handoff_dask.client.options import (
+    Allocator,
+    OnError,
+    ResultSelection,
+    RunOptions,
+    StrategyName,
+    patience,
+)
 from handoff_dask.client.outcomes import described, result_of
 from handoff_dask.client.results import ExecutionResult, select
 from handoff_dask.errors import HandoffError, InvalidFunctionError
+from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.contents import Replacing
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
+from handoff_dask.model.function import time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.standins import text_of, type_of
 from handoff_dask.tracebacks import without_ours
@@ -57,11 +66,11 @@ def execute_local(
     max_retries: int = 3,
     retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
-    allocation_strategy: str | Allocator = "packed",
+    allocation_strategy: StrategyName | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
-    timeout: float | None = None,
-    placement_timeout: float = 0,
+    timeout: Seconds | None = None,
+    placement_timeout: Seconds = 0,
     priority: float = 0,
     on_event: Callable[[Event], Any] | None = None,
 ) -> ExecutionResult:
@@ -164,7 +173,7 @@ class _LocalRun:
 
     def _run(self) -> Stop | None:
         """Run what can be run; return why the run was stopped, if it was."""
-        timeout = self._options.timeout
+        timeout = patience(self._options.timeout)
         self._callback(RunOpened(self._outline.run_id, self._outline.dag_id, time.time()))
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
@@ -203,8 +212,8 @@ class _LocalRun:
         limit = math.inf
         if node.kind != "function":
             call = call._replace(extra_args=(HERE, HERE, *call.extra_args))
-        elif node.function.timeout is not None:
-            limit = node.function.timeout
+        elif (timeout := time_limit(node.function)) is not None:
+            limit = timeout
         arguments = [self._values[i] for i in node.dependencies]
         policy, cost = node_policy(node, self._options.policy), node.cost
         for number in count(1):

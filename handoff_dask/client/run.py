@@ -13,10 +13,11 @@ from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.client.completion import AsCompleted
 from handoff_dask.client.explaining import RunExplanationAnswer
 from handoff_dask.client.following import Follower
+from handoff_dask.client.options import patience
 from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
 from handoff_dask.client.waiting import wait_for
+from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.model.retry import number_problem
 
 
 class Run:
@@ -95,7 +96,7 @@ class Run:
             kind = "synchronous" if asynchronous else "asynchronous"
             raise TypeError(f"the run's client is {kind}: {instead}")
 
-    def as_completed(self, timeout: float | None = None) -> AsCompleted:
+    def as_completed(self, timeout: Seconds | None = None) -> AsCompleted:
         """Iterate over the results that were asked for, as they become available.
 
         A value is fetched once, also for several iterators and for :meth:`result`. With
@@ -127,9 +128,7 @@ class Run:
         >>> list(submit(dag).as_completed())
         [('a', 42)]
         """
-        if timeout is not None and (problem := number_problem(timeout)):
-            raise ValueError(f"timeout {problem}")
-        return AsCompleted(self._follower, timeout)
+        return AsCompleted(self._follower, patience(timeout))
 
     def status(self) -> DictAnswer[str, Any]:
         """Return how many functions are in which state, and the attempts so far.
@@ -201,28 +200,28 @@ class Run:
         """
         return cast("RunExplanationAnswer", self._ask(self._follower.explain, held))
 
-    def wait(self, timeout: float | None = None) -> ScalarAnswer:
+    def wait(self, timeout: Seconds | None = None) -> ScalarAnswer:
         """Wait for the run to end, well or not.
 
         Parameters
         ----------
         timeout
-            Seconds; None waits without end.
+            How long: seconds, text such as ``"5 min"``, or a timedelta. None waits without end.
 
         Raises
         ------
         TimeoutError
             It had not ended by then; it goes on.
         """
-        return self._wait_for(self._follower.wait, timeout)
+        return self._wait_for(self._follower.wait, patience(timeout))
 
-    def result(self, timeout: float | None = None) -> ExecutionResultAnswer:
+    def result(self, timeout: Seconds | None = None) -> ExecutionResultAnswer:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
 
         Parameters
         ----------
         timeout
-            Seconds to wait; None waits without end.
+            How long to wait, as for :meth:`wait`.
 
         Raises
         ------
@@ -230,7 +229,8 @@ class Run:
             The run had not ended by then; it goes on.
         """
         __tracebackhide__ = True
-        return cast("ExecutionResultAnswer", self._wait_for(self._follower.result, timeout))
+        ended = self._wait_for(self._follower.result, patience(timeout))
+        return cast("ExecutionResultAnswer", ended)
 
     def cancel(self) -> ScalarAnswer:
         """Stop the run: functions that have not started never will, results are dropped.

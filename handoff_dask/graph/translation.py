@@ -29,7 +29,7 @@ from handoff_dask.model.expansion import (
     map_entries,
     node_policy,
 )
-from handoff_dask.model.function import Function
+from handoff_dask.model.function import Function, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.keys import Key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
@@ -88,7 +88,7 @@ def translate(
         elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
             keep = node.index not in discard
             gpus = "gpu" in node.cost or own.escalate is not None
-            terms = Terms(node.function.timeout, judge, keep, gpus)
+            terms = Terms(time_limit(node.function), judge, keep, gpus)
             dsk[key] = Task(key, run_on_terms, terms, names, call, *refs)
         else:
             runner = run_and_discard if node.index in discard else run

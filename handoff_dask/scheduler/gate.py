@@ -46,7 +46,9 @@ class Gate:
         """Let a held function run where the engine placed it."""
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
-        compat.release_hold(ts, *self._restrictions_of(place.worker, record.cost))
+        priority = record.run.spec.priority + row.priority
+        restrictions = self._restrictions_of(place.worker, record.cost)
+        compat.release_hold(ts, *restrictions, priority)
         ts.retries = int(may_retry(record))
         if row.source is not None or record.entries:
             self._annotate(ts, record, place)
