@@ -217,7 +217,8 @@ class VersionError(HandoffError, RuntimeError):
         return (
             f"{self.where} has handoff_dask {self.found}, this client has {self.own}: the first "
             "two numbers must match. Install the same version on both sides. If a client brought "
-            "the other version to the cluster, remove it by uninstall(client) with that version."
+            "the other version to the cluster, remove it by uninstall(client=client) with that "
+            "version."
         )
 
 
@@ -237,7 +238,7 @@ class AllocationError(HandoffError, RuntimeError):
     shortfall
         What that worker lacks: {resource: (asked for, offered)}.
     node
-        The pin of the function, if it has one.
+        The pin of the function, if it has one: a tuple if it names several workers.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class AllocationError(HandoffError, RuntimeError):
         problem: str,
         nearest: str | None = None,
         shortfall: Mapping[str, tuple[float, float]] | None = None,
-        node: str | None = None,
+        node: str | tuple[str, ...] | None = None,
     ) -> None:
         cost, shortfall = dict(cost), dict(shortfall or {})
         super().__init__(function_id, cost, problem, nearest, shortfall, node)

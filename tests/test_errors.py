@@ -67,7 +67,11 @@ EXAMPLES = [
     (
         errors.VersionError("the scheduler", "0.2.0", "0.1.0"),
         {"where": "the scheduler", "found": "0.2.0", "own": "0.1.0"},
-        ["the scheduler has handoff_dask 0.2.0", "this client has 0.1.0", "uninstall(client)"],
+        [
+            "the scheduler has handoff_dask 0.2.0",
+            "this client has 0.1.0",
+            "uninstall(client=client)",
+        ],
     ),
     (
         errors.AllocationError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from handoff_dask import config
 from handoff_dask.cli.exit_codes import Problem, problem_of
 from handoff_dask.cli.signals import error_printed, interruptible
+from handoff_dask.model.amounts import as_seconds
 from handoff_dask.placement.strategies import STRATEGIES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,26 +58,32 @@ def command(*examples: str, remark: str = "") -> Callable[[Callable[..., Any]], 
     return click.command(cls=Command, epilog=shown + remark)
 
 
-class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
-    """A target; a shell completes its file."""
+class _TimeType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
+    """Seconds, or a time with its unit."""
 
-    name = "target"
+    name = "time"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type="file")]
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        for read in (float, as_seconds):
+            with suppress(ValueError):
+                seconds: float = read(value)
+                return seconds
+        self.fail(f"{value!r} is not a time: write seconds, or a unit as in 5min.")
+
+
+#: The type of options that take a time.
+TIME = _TimeType()
 
 
 def target_options(command: F) -> F:
-    """Add TARGET, the arguments after it, and --scale to a command."""
+    """Add TARGET, whose file a shell completes, the arguments after it, and --scale."""
     command = click.option(
         "--scale",
         type=click.FloatRange(min=0),
         help="Factor for the recorded times of a workflow file.",
     )(command)
     command = click.argument("arguments", nargs=-1, metavar="[-- NAME=VALUE...]")(command)
-    return click.argument("target", type=_TargetType())(command)
+    return click.argument("target", type=click.Path(readable=False))(command)
 
 
 strategy_option = click.option(

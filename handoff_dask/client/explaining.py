@@ -109,10 +109,10 @@ def _finding_cells(finding: Finding) -> tuple[object, ...]:
         where = f"{number}: {markup.names(finding.able)}" if len(finding.able) > 1 else ""
         return reports.yes_no(True, "yes"), where or finding.able[0], ""
     if not finding.pin_known:
-        return reports.yes_no(False, "no"), "", f"no worker answers to {finding.pin!r}"
+        return reports.yes_no(False, "no"), "", f"no worker answers to {finding.pin_text}"
     if finding.nearest is None:
         return reports.yes_no(False, "no"), "", "no workers"
-    pinned = f" (pinned to {finding.pin!r})" if finding.pin is not None else ""
+    pinned = f" (pinned to {finding.pin_text})" if finding.pin is not None else ""
     lacks = reports.resources(finding.shortfall, "offers")
     return reports.yes_no(False, "no"), f"{finding.nearest}{pinned}", lacks
 
@@ -182,7 +182,8 @@ def hold_cells(why: Waiting) -> tuple[str, str]:
     return what, markup.names(why.workers)
 
 
-def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
+@connection.keyword_client
+def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
     """Tell, before a run, which workers could ever run each function, or what is missing.
 
     Parameters
@@ -207,8 +208,9 @@ def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
     Examples
     --------
     >>> from distributed import Client
-    >>> from handoff_dask import DAG, Function, explain
-    >>> dag = DAG().add_function(Function(id="f", args=[], code=int, cost={"gpu": 1}))
+    >>> from handoff_dask import DAG, explain
+    >>> dag = DAG()
+    >>> f = dag.add(int, id="f", cost={"gpu": 1})
     >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     explanation = explain(dag)
     >>> explanation.possible

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
-from handoff_dask.model.amounts import as_count, as_number
+from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
 from handoff_dask.model.validation import limit_problems
@@ -16,6 +16,7 @@ from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]
+StrategyName = Literal["packed", "cost_optimized", "load_balanced", "first_available"]
 #: Which results are kept and gathered: all, those that no function needs, or these.
 ResultSelection = Union[Literal["all", "sinks"], Sequence[Hashable]]  # noqa: UP007 - 3.10
 
@@ -44,6 +45,23 @@ class Allocator(Protocol):
         ...
 
 
+def seconds(name: str, value: Any) -> float:
+    """Return an argument that is a time, in seconds; raise ValueError unless it is one, >= 0."""
+    try:
+        number: float = as_seconds(value)
+        problem = number_problem(number)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{name} {problem}")
+    return number
+
+
+def patience(timeout: Any) -> float | None:
+    """Return how long a call waits, in seconds; None is for ever."""
+    return None if timeout is None else seconds("timeout", timeout)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
@@ -51,11 +69,11 @@ class RunOptions:
     max_retries: int = 3
     retry: RetryPolicy | None = None
     max_concurrency: int | None = None
-    allocation_strategy: str | Allocator = "packed"
-    results: Any = "all"
+    allocation_strategy: StrategyName | Allocator = "packed"
+    results: ResultSelection = "all"
     on_error: OnError = "raise"
-    timeout: float | None = None
-    placement_timeout: float = 0.0
+    timeout: Seconds | None = None
+    placement_timeout: Seconds = 0.0
     priority: float = 0
     detach: bool = False
     on_event: Callable[[Event], Any] | None = None
@@ -63,11 +81,12 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
             object.__setattr__(self, name, as_count(getattr(self, name)))
-        for name in ("timeout", "placement_timeout", "priority"):
-            object.__setattr__(self, name, as_number(getattr(self, name)))
+        object.__setattr__(self, "priority", as_number(self.priority))
+        object.__setattr__(self, "timeout", patience(self.timeout))
+        placement_timeout = seconds("placement_timeout", self.placement_timeout)
+        object.__setattr__(self, "placement_timeout", placement_timeout)
         problems = {
             "max_retries": count_problem(self.max_retries),
-            "placement_timeout": number_problem(self.placement_timeout),
             **dict(limit_problems(self.retry, self.timeout)),
             "priority": number_problem(self.priority, -math.inf),
         }
@@ -96,6 +115,12 @@ class RunOptions:
         for name, problem in problems.items():
             if problem:
                 raise ValueError(f"{name} {problem}")
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> RunOptions:
+        """Return the options among the arguments of a call."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: arguments[name] for name in names if name in arguments})
 
     @property
     def policy(self) -> RetryPolicy:

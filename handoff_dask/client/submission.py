@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import cloudpickle
 from distributed import Client, Future
 
+from handoff_dask.client.attempt_log import AttemptLog
 from handoff_dask.client.describing import Outline, dag_label, function_rows, packed_outlines
 from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
@@ -17,7 +18,7 @@ from handoff_dask.graph.translation import translate
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import expand
-from handoff_dask.model.function import Function, given_by_field
+from handoff_dask.model.function import Function, claims, given_by_field
 from handoff_dask.wire.messages import RunSpec
 
 
@@ -44,7 +45,7 @@ class Submission:
         self.options = options
         functions = dict(dag.functions)
         nodes = expand(functions)
-        selected = select(functions, nodes, options.results)
+        selected = select(dag, nodes, options.results)
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}
         regular = [node for node in nodes if node.kind == "function"]
@@ -70,6 +71,13 @@ class Submission:
             },
             on_error=options.on_error,
         )
+        #: Hears of the attempts if this process logs them.
+        self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether the client subscribes to the events of the run."""
+        return self.log is not None or self.options.on_event is not None
 
     def check_futures(self, client: Client | None) -> None:
         """Raise if an argument is a future whose result the run cannot have.
@@ -105,7 +113,7 @@ class Submission:
         for function in regular:
             if function.id not in answer:
                 problem = f"{type(allocator).__name__}.allocate() returned no worker for it"
-                raise AllocationError(function.id, function.cost or {}, problem)
+                raise AllocationError(function.id, claims(function) or {}, problem)
             if not any(str(answer[function.id]) in own for own in names.values()):
                 known = sorted(name for _, name, _ in names.values())
                 raise UnknownWorkerError(str(answer[function.id]), known)
@@ -130,13 +138,13 @@ class Submission:
             functions=packed_outlines(outline.functions),
             strategy=strategy if isinstance(strategy, str) else "packed",
             max_concurrency=options.max_concurrency,
-            placement_timeout=options.placement_timeout,
+            placement_timeout=cast("float", options.placement_timeout),
             priority=options.priority,
             detach=options.detach,
-            timeout=options.timeout,
+            timeout=cast("float | None", options.timeout),
             wanted=tuple(outline.awaited[id_] for id_ in outline.wanted),
             awaited=frozenset(outline.awaited.values()),
             stops_at_failure=options.on_error == "raise",
             within=within,
-            events=options.on_event is not None,
+            events=self.has_listeners,
         ).packed()

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import dask
 
-from handoff_dask.model.function import Function
+from handoff_dask.model.function import Function, claims
 from handoff_dask.widgets import markup
 from handoff_dask.wire.keys import Key
 
@@ -34,12 +34,8 @@ _NEEDS = {
 def choose_engine(filename: str | None, format: str | None, engine: str | None) -> Engine:
     """Return the engine that draws a file: by default Dask's setting, or the first that can.
 
-    Raises
-    ------
-    ValueError
-        There is no such engine or format, or the engine cannot write the format.
-    RuntimeError
-        What is needed is not installed.
+    Raise ValueError if there is no such engine or format, or the engine cannot write the format,
+    and RuntimeError if what it needs is not installed.
     """
     formats = {name for names in _FORMATS.values() for name in names}
     kind: str | None = (format or os.path.splitext(filename or "")[1][1:]).lower()
@@ -77,8 +73,8 @@ def looks(engine: Engine, keys: Iterable[Key], functions: Iterable[Function]) ->
     attributes = {}
     for key, function in zip(keys, functions, strict=True):
         label = markup.shorten(markup.plain(function.id), 60)
-        if function.cost:
-            label += f"\n{markup.cost(function.cost)}"
+        if cost := claims(function):
+            label += f"\n{markup.cost(cost)}"
         if engine == "graphviz":
             # Backslashes and angle brackets would be commands.
             plain = import_module("graphviz").escape(label)

@@ -12,7 +12,7 @@ import contextvars
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
@@ -23,9 +23,12 @@ from handoff_dask.model.function import (
     Function,
     Transform,
     argument_id,
+    claims,
+    effective_policy,
     is_listed,
     nested_arguments,
 )
+from handoff_dask.model.retry import RetryPolicy
 
 NodeKind = Literal["function", "serializer", "deserializer"]
 
@@ -140,8 +143,10 @@ class Node:
     #: What it claims. For each resource, the larger amount of its own and its inline functions'
     #: costs counts. Lower case names, no zeros.
     cost: Mapping[str, float]
-    #: Name, address or host of a worker.
-    pin: str | None = None
+    #: Names, addresses or hosts of the only workers that may run it; empty: any may.
+    pin: tuple[str, ...] = ()
+    #: Names, addresses or hosts of the workers that it rather runs on.
+    preferred: tuple[str, ...] = ()
     #: The node whose worker it must share.
     collocated: int | None = None
     #: For a transform: the producer and the consumer.
@@ -173,6 +178,14 @@ def sinks(nodes: Sequence[Node]) -> list[Hashable]:
     return [n.function.id for n in nodes if n.kind == "function" and n.index not in used]
 
 
+def node_policy(node: Node, default: RetryPolicy) -> RetryPolicy:
+    """Return how a node is retried in a run whose policy is `default`."""
+    policy = effective_policy(node.function, default)
+    if node.kind == "function" or policy.escalate is None:
+        return policy
+    return replace(policy, escalate=None)  # a transform costs nothing
+
+
 def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
     """Return a cost with lower case names and without zeros."""
     return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
@@ -198,11 +211,14 @@ class _Expansion:
     def node(self) -> Node:
         function = self.function
         call = self.call(function)
-        pin, collocated = None, None
+        workers: tuple[str, ...] = ()
+        collocated = None
         if isinstance(function.node, Collocated):
             collocated = self.indices[function.node.id]
         elif function.node is not None:
-            pin = str(function.node)
+            node = function.node if isinstance(function.node, tuple) else (function.node,)
+            workers = tuple(dict.fromkeys(map(str, node)))
+        pin, preferred = ((), workers) if function.allow_other_workers else (workers, ())
         return Node(
             self.index,
             "function",
@@ -211,13 +227,14 @@ class _Expansion:
             tuple(self.positions),
             self.costs.setdefault(tuple(self.cost.items()), self.cost),
             pin,
+            preferred,
             collocated,
             inlined=tuple(self.inlined.values()),
         )
 
     def call(self, function: Function) -> Call:
         if function.cost:
-            for name, amount in effective_cost(function.cost).items():
+            for name, amount in effective_cost(claims(function)).items():
                 self.cost[name] = max(amount, self.cost.get(name, 0))
         # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}
@@ -278,11 +295,10 @@ class _Expansion:
                     Call(code, (0,), static, {}),
                     (last,),
                     {},
-                    None,
-                    collocated,
-                    producer,
-                    self.index,
-                    () if user is self.function else (user,),
+                    collocated=collocated,
+                    source=producer,
+                    target=self.index,
+                    inlined=() if user is self.function else (user,),
                 )
             )
             last = index

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.amounts import as_amounts
 from handoff_dask.model.validation import cost_problem
 
 #: Before the name of a resource that nobody declared.
@@ -66,7 +66,7 @@ def check_capabilities(capabilities: Any, what: str = "capabilities") -> dict[st
     """Return capabilities, or a cost, with lower case names; raise ValueError if not valid."""
     if problem := cost_problem(capabilities):
         raise ValueError(f"{what}: {problem}")
-    return {name.lower(): value for name, value in as_numbers(capabilities).items()}
+    return {name.lower(): value for name, value in as_amounts(capabilities).items()}
 
 
 class Declaration(NamedTuple):
@@ -84,18 +84,14 @@ class Declaration(NamedTuple):
         return total.get(name) == self.amount
 
 
+@dataclass(eq=False)
 class Declarations:
     """What a worker declares on our behalf."""
 
-    def __init__(
-        self,
-        ours: Mapping[str, Declaration] = MappingProxyType({}),
-        leaving: Mapping[str, Declaration] = MappingProxyType({}),
-    ) -> None:
-        self.ours = dict(ours)
-        #: What was declared before Handoff was uninstalled, and stays while plain tasks claim it:
-        #: not part of the offer.
-        self.leaving = dict(leaving)
+    ours: dict[str, Declaration] = field(default_factory=dict)
+    #: What was declared before Handoff was uninstalled, and stays while plain tasks claim it: not
+    #: part of the offer.
+    leaving: dict[str, Declaration] = field(default_factory=dict)
 
     def offer(self, total: Mapping[str, float]) -> dict[str, float]:
         """Return the declared resources that are part of the offer."""

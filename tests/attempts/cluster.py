@@ -47,7 +47,7 @@ class Cluster:
     """Workers that know what they started, a scheduler that has to find out."""
 
     policies: list[RetryPolicy]
-    pins: list[str | None]
+    pins: list[tuple[str, ...]]
     engine: Engine = field(default_factory=lambda: Engine(horizon=1000.0, max_ahead=3))
 
     def __post_init__(self):
@@ -85,9 +85,6 @@ class Cluster:
 
     # What the lives ask
 
-    def waits_ahead(self, life):
-        return self.engine.questions.waits_ahead(life.key)
-
     def input_sizes(self, life):
         return {}, 0.0
 
@@ -98,7 +95,7 @@ class Cluster:
         return WorkerLostError(life.row.label, [entry.worker for entry in life.deaths])
 
     def escalate(self, life):
-        return None
+        return {}
 
     def died_unstarted(self, life, lost, reason):
         assert not any(s.number == lost.number and s.started for s in self.sent)

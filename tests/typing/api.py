@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from datetime import timedelta
 
 from distributed import Client
 
@@ -13,6 +14,8 @@ from handoff_dask import (
     AttemptEnded,
     ExecutionResult,
     Explanation,
+    Fetching,
+    Finding,
     Function,
     FunctionPlaced,
     Plan,
@@ -22,6 +25,8 @@ from handoff_dask import (
     RunClosed,
     RunExplanation,
     RunInfo,
+    Unready,
+    Waiting,
     collocated,
     current,
     discover_nodes,
@@ -76,6 +81,18 @@ dag: DAG = (
             retry=RetryPolicy(max_retries=2, delay=1),
         )
     )
+    .add_function(
+        Function(
+            "units",
+            code=int,
+            cost={"memory": "2 GB", "cpu": 1},
+            timeout="5 min",
+            node=("alice", 0),
+            allow_other_workers=True,
+            priority=0.5,
+            retry=RetryPolicy(delay=timedelta(minutes=1), max_delay="1h"),
+        )
+    )
 )
 
 
@@ -103,35 +120,59 @@ def synchronous(client: Client) -> None:
     makespan: float = execute(dag, allocation_strategy=FirstWorker()).makespan
     _ = execute(dag).makspan  # type: ignore[attr-defined]
     execute(dag, on_event="print")  # type: ignore[arg-type]
+    execute(dag, results=["source"], progress=True)
+    execute(dag, results=5)  # type: ignore[arg-type]
+    execute(dag, on_error="ignore")  # type: ignore[arg-type]
+    source: str = result["source"]
+    missing: bool = "source" not in result
     local: ExecutionResult = execute_local(dag, results=["source"])
     run: Run = submit(dag, detach=True, on_event=print)
-    counts: dict[str, int] = run.progress()
+    counts: dict[str, int] = run.counts()
     attempts: tuple[Attempt, ...] = run.status()["attempts"]["source"]
+    attempts = run.attempts["source"]
+    for id_, value in run.as_completed(timeout=5):
+        print(id_, value)
+    with submit(dag) as entered:
+        run = entered
     remaining: float | None = run.remaining()
     why: RunExplanation = run.explain(held=20)
     run.wait(timeout=5)
     result = run.result()
+    run.wait(timedelta(minutes=5))
+    execute(dag, timeout="1h", placement_timeout=timedelta(minutes=1), priority=0.5)
+    register_node("worker", {"memory": "16 GB", "licence": 1})
+    plan(dag, {"a": {"memory": "16 GB"}}, {"source": "1 min"}, overhead="2ms")
     same: Run = get_run("dag", client=client)
     same.cancel()
     infos: list[RunInfo] = list_runs(stopped=True)
     number: int = get_result("dag", "source")
     forget("dag")
-    explanation: Explanation = explain(dag)
+    explanation: Explanation = explain(dag, client=client)
+    explain(dag, client)  # type: ignore[call-arg]
+    discover_nodes(client)  # type: ignore[call-arg]
+    uninstall(client)  # type: ignore[call-arg]
+    finding: Finding = explanation["source"]
+    waiting: Waiting | Unready | Fetching = why["source"]
     planned: Plan = plan(dag, discover_nodes(), result)
     offers: dict[str, float] = register_node("worker", {"licence": 1})
     declared: dict[str, float] = register_local_node({"licence": 1})
     free: bool = resources_available("worker", {"cpu": 1})
     uninstall(force=True)
     print(makespan, local, counts, attempts, remaining, why, infos, number, explanation, planned)
-    print(offers, declared, free, current())
+    print(offers, declared, free, current(), source, missing, finding, waiting, planned.timeline)
 
 
 async def asynchronous(client: Client) -> None:
     result: ExecutionResult = await execute(dag, client=client, on_event=listen)
     _ = (await execute(dag)).makspan  # type: ignore[attr-defined]
     run: Run = await submit(dag, client=client, detach=True)
-    counts: dict[str, int] = await run.progress()
+    counts: dict[str, int] = await run.counts()
     attempts: tuple[Attempt, ...] = (await run.status())["attempts"]["source"]
+    attempts = (await run.attempts)["source"]
+    async for id_, value in run.as_completed():
+        print(id_, value)
+    async with submit(dag) as entered:
+        result = await entered
     remaining: float | None = await run.remaining()
     why: RunExplanation = await run.explain(held=20)
     await run.wait(timeout=5)

@@ -7,11 +7,12 @@ import operator
 import pytest
 
 from handoff_dask import DAG, Argument, Function, RetryPolicy, collocated
+from handoff_dask.attempts.ledger import Entry
 from handoff_dask.client.describing import Outline
 from handoff_dask.client.options import RunOptions
 from handoff_dask.client.submission import Submission
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.wire.messages import AttemptRow, FunctionRow, RunReport, RunSpec
+from handoff_dask.wire.messages import FunctionRow, RunReport, RunSpec
 
 
 def label(value, *_):
@@ -30,7 +31,11 @@ def every_kind():
             operator.concat,
             node=collocated("source"),
             timeout=5,
+            priority=2.5,
         )
+    )
+    dag.add_function(
+        Function("any", [], int, node=("here", "there"), allow_other_workers=True, priority=-1)
     )
     return dag.add_function(Function("unwanted", ["source"], label))
 
@@ -41,8 +46,12 @@ def test_a_description_arrives_as_it_was_sent():
     spec = RunSpec.unpacked(submission.spec("client", within=("key", 1)))
     assert (spec.client, spec.priority, spec.within) == ("client", 7, ("key", 1))
     assert all(type(row) is FunctionRow for row in spec.rows)
-    assert [row.label for row in spec.rows[:3]] == ["'source'", "('user', 2)", "'unwanted'"]
+    assert [row.label for row in spec.rows[:3]] == ["'source'", "('user', 2)", "'any'"]
     assert spec.rows[1].policy == RetryPolicy(2, delay=1) and spec.rows[1].timeout == 5
+    assert [row.pin for row in spec.rows[:3]] == [("here",), (), ()]
+    assert spec.rows[2].preferred == ("here", "there")
+    # A transform goes first when the function that it is for does.
+    assert [row.priority for row in spec.rows] == [0, 2.5, -1, 0, 2.5, 2.5]
     assert RunSpec.unpacked(spec.packed()) == spec
 
 
@@ -68,11 +77,10 @@ def test_a_follower_gets_what_the_submitter_has(results):
 
 
 def test_attempts_of_a_report():
-    """A report's rows become attempts, with the name and the host of their worker."""
-    row = AttemptRow(3, 2, "tcp://a", 1.0, 4.0, "error", "ValueError", "no", {"cpu": 1})
-    report = RunReport([row], {"tcp://a": ("name", "host")})
-    assert report.attempts_by_index() == {
-        3: [
-            Attempt(2, "tcp://a", "name", "host", 1.0, 4.0, {"cpu": 1}, "error", "ValueError", "no")
-        ]
-    }
+    """A report's entries become attempts, with the name and the host of their worker."""
+    entry = Entry(2, "tcp://a", 1.0, 4.0, "error", "ValueError", "no", {"cpu": 1}, counts=True)
+    report = RunReport({3: (entry,)}, {"tcp://a": ("name", "host")})
+    assert report.attempts_of(2) == ()
+    assert report.attempts_of(3) == (
+        Attempt(2, "tcp://a", "name", "host", 1.0, 4.0, {"cpu": 1}, "error", "ValueError", "no"),
+    )
