@@ -69,7 +69,7 @@ def execute(
         free. Or an :class:`Allocator`.
     results
         Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs)
-        or a list of ids or of :class:`Ref`. The rest is released as soon as it is no longer needed.
+        or a list of ids or refs. The rest is released as soon as it is no longer needed.
     on_error
         ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
         whatever does not depend on it; the result carries `errors`.
@@ -115,12 +115,10 @@ def execute(
     Examples
     --------
     >>> import operator
-    >>> from handoff_dask import DAG, Function, execute
-    >>> dag = (
-    ...     DAG()
-    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
-    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
-    ... )
+    >>> from handoff_dask import DAG, execute
+    >>> dag = DAG()
+    >>> source = dag.add(int, "42", id="source")
+    >>> double = dag.add(operator.mul, source, 2, id="double")
     >>> execute(dag).results
     {'source': 42, 'double': 84}
     """
@@ -229,8 +227,9 @@ timeout, placement_timeout, priority
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, submit
+    >>> dag = DAG("answers")
+    >>> a = dag.add(int, "42", id="a")
     >>> run = submit(dag)
     >>> run.result().results
     {'a': 42}

@@ -90,8 +90,9 @@ class Plan:
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, plan
-        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> from handoff_dask import DAG, plan
+        >>> dag = DAG()
+        >>> f = dag.add(int, id="f")
         >>> plan(dag, {"laptop": {"cpu": 2}}, {"f": 1.5}).plot().title.text
         'plan: 1.5 s'
         """
@@ -153,10 +154,10 @@ def plan(
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, plan
+    >>> from handoff_dask import DAG, plan
     >>> dag = DAG()
     >>> for i in range(4):
-    ...     _ = dag.add_function(Function(id=i, args=[], code=int, cost={"cpu": 1}))
+    ...     _ = dag.add(int, id=i, cost={"cpu": 1})
     >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
     3.0
     """

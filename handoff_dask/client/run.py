@@ -41,8 +41,9 @@ class Run:
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, submit
+    >>> dag = DAG("answers")
+    >>> a = dag.add(int, "42", id="a")
     >>> with submit(dag) as run:
     ...     for id, value in run.as_completed():
     ...         print(id, value)
@@ -123,8 +124,9 @@ class Run:
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, submit
-        >>> dag = DAG().add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+        >>> from handoff_dask import DAG, submit
+        >>> dag = DAG()
+        >>> a = dag.add(int, "42", id="a")
         >>> list(submit(dag).as_completed())
         [('a', 42)]
         """

@@ -38,6 +38,11 @@ class Ref:
             raise AttributeError(f"{self!r} has no attribute {name!r}: {_HINT}")
 
 
+def key_in(dag_id: Hashable, id: Any) -> Any:
+    """Return the id that a ref of a DAG stands for; anything else unchanged."""
+    return id.id if isinstance(id, Ref) and id.dag_id == dag_id else id
+
+
 _HINT = (
     "it stands for a result that does not exist yet. Pass it to DAG.add() or DAG.map(); the code "
     "gets the result."
@@ -67,8 +72,3 @@ for _name, _what in {
     "getitem": "has no items",
 }.items():
     setattr(Ref, f"__{_name}__", _refusing(_what))
-
-
-def id_of(key: Any, dag_id: Hashable) -> Any:
-    """Return the id that a reference of this DAG refers to; anything else is returned as it is."""
-    return key.id if isinstance(key, Ref) and key.dag_id == dag_id else key

@@ -7,13 +7,13 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from handoff_dask import DAG, Ref
-from handoff_dask.client.local import execute_local
 from handoff_dask.client.results import ExecutionResult, select
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Function, collocated
+from handoff_dask.model.refs import Ref
+from tests.support import dag_of
 
 
 def accept(*args):
@@ -50,7 +50,7 @@ RESULT = ExecutionResult(
 
 
 def chosen(results):
-    return select(FUNCTIONS, expand(FUNCTIONS), results)
+    return select(dag_of(*FUNCTIONS.values(), id="d"), expand(FUNCTIONS), results)
 
 
 @pytest.mark.parametrize(
@@ -160,21 +160,16 @@ def test_a_result_by_its_id():
     assert "b" in RESULT and "c" not in RESULT
 
 
-def test_a_result_by_its_ref():
-    """A reference of the DAG stands for its id; one of another DAG is not mistaken for it."""
-    assert RESULT[Ref("a", "d")] == 1
-    assert Ref("b", "d") in RESULT and Ref("b", "other") not in RESULT
-    with pytest.raises(UnknownFunctionError, match=r"function Ref\(id='a', dag_id='other'\): "):
-        RESULT[Ref("a", "other")]
-
-
-def test_asking_for_results_by_refs():
-    """results= takes references as well as ids; one of another DAG is refused."""
-    dag = DAG("d")
-    one, two = dag.map(int, ["1", "2"])
-    assert execute_local(dag, results=[two]).results == {("int", 1): 2}
-    with pytest.raises(UnknownFunctionError, match="results= asks for it"):
-        execute_local(dag, results=[Ref(one.id, "other")])
+def test_a_ref_stands_for_its_id():
+    """In results= and in result[...], a ref of the DAG; one of another DAG is an unknown id."""
+    own, foreign = Ref("b", "d"), Ref("b", "another")
+    assert chosen([own, "a", "b"]) == ["b", "a"]
+    assert RESULT[own] is None and own in RESULT
+    assert foreign not in RESULT
+    with pytest.raises(UnknownFunctionError, match="another"):
+        chosen([foreign])
+    with pytest.raises(UnknownFunctionError, match="another"):
+        RESULT[foreign]
 
 
 @pytest.mark.parametrize(
