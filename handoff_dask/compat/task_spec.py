@@ -2,6 +2,80 @@
 
 from __future__ import annotations
 
-from dask._task_spec import GraphNode, Task, TaskRef
+from collections.abc import Collection, Hashable, Sequence
+from typing import Any
 
-__all__ = ["GraphNode", "Task", "TaskRef"]
+from dask._task_spec import (
+    Alias,
+    DataNode,
+    GraphNode,
+    NestedContainer,
+    Task,
+    TaskRef,
+    _execute_subgraph,
+    _identity_cast,
+    convert_legacy_graph,
+)
+
+__all__ = [
+    "Alias",
+    "DataNode",
+    "Evaluation",
+    "GraphNode",
+    "NestedContainer",
+    "Task",
+    "TaskRef",
+    "container",
+    "convert_legacy_graph",
+    "is_subgraph",
+    "without_futures",
+]
+
+
+def container(node: Task, parts: Sequence[Any]) -> Any:
+    """Return the list, tuple, set or dict that a task makes of these parts; None if it makes none.
+
+    `parts` are its arguments.
+    """
+    if isinstance(node, NestedContainer):
+        return node.constructor(parts)
+    if node.func is _identity_cast:
+        return node.kwargs["typ"](parts)
+    if node.func in _CONTAINERS and not node.kwargs:
+        return node.func(*parts)
+    return None
+
+
+#: Types that Dask calls with a list of what the container holds.
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+
+
+def is_subgraph(node: Task) -> bool:
+    """Whether a task runs several that were fused."""
+    return node.func is _execute_subgraph
+
+
+def without_futures(node: Any, keys: Collection[Hashable]) -> Any:
+    """Return a node in which mere references stand for the futures with these keys."""
+    if not isinstance(node, GraphNode) or node.dependencies.isdisjoint(keys):
+        return node
+    changed = node.substitute({key: TaskRef(key) for key in keys})
+    if isinstance(changed, Task) and is_subgraph(changed):
+        inner, *others = changed.args
+        inner = {key: without_futures(value, keys) for key, value in inner.items()}
+        changed = Task(changed.key, changed.func, inner, *others)
+    return changed
+
+
+class Evaluation:
+    """Evaluates a task of Dask, such as several that were fused, when its inputs are there."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *values: Any, task: GraphNode, keys: Sequence[Hashable]) -> Any:
+        """Evaluate a task; the values are those of the keys."""
+        return task(dict(zip(keys, values, strict=True)))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.__name__}>"

@@ -1,0 +1,192 @@
+"""From Dask collections to one graph of tasks, each collection optimized by its own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import dask
+import toolz
+from dask.base import annotate, get_annotations
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph, Layer
+from distributed import Future
+from distributed.shuffle._core import P2PBarrierTask
+from distributed.shuffle._rechunk import P2PRechunkLayer
+
+from handoff_dask.compat.task_spec import Alias, GraphNode, Task, convert_legacy_graph
+
+#: Dask's scheduler runs P2P shuffles itself, by the keys of their tasks: under other keys they fail.
+_BY_TASKS = {"dataframe.shuffle.method": "tasks"}
+#: Fusion loses annotations, or extends them to tasks that have none.
+_UNFUSED = {
+    "optimization.fuse.active": False,
+    "optimization.fuse.delayed": False,
+    "optimization.annotations.fuse": False,
+}
+
+
+class Finish(NamedTuple):
+    """How to turn the values of a collection's keys into its value, or into a collection."""
+
+    #: In nested lists.
+    keys: Any
+    postcompute: tuple[Callable[..., Any], tuple[Any, ...]]
+    postpersist: tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class OptimizedGraph:
+    """The graph of several collections."""
+
+    tasks: Mapping[Hashable, GraphNode]
+    #: {key: {annotation: value}}; keys of one layer may share the inner mapping.
+    annotations: Mapping[Hashable, Mapping[str, Any]]
+    #: One for each collection.
+    finishes: Sequence[Finish]
+    #: The graphs as they were.
+    sources: Sequence[Mapping[Any, Any]]
+
+    def futures(self) -> dict[Hashable, Future[Any]]:
+        """Return the futures in the graph, by the keys that tasks may have for them.
+
+        Tasks refer to them by key; optimization drops the futures themselves.
+        """
+        held: dict[Hashable, Future[Any]] = {}
+        for source in self.sources:
+            for key, value in _materialized(source):
+                if isinstance(value, Future):
+                    held[key] = value
+                held.update((future.key, future) for future in _futures_in(value))
+        return held
+
+    def barrier(self) -> Hashable:
+        """Return the key of a P2P shuffle; None if there is none."""
+        return next((k for k, v in self.tasks.items() if isinstance(v, P2PBarrierTask)), None)
+
+
+def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> OptimizedGraph:
+    """Return the graph of collections, with annotations around this call as defaults."""
+    with dask.config.set(_BY_TASKS):
+        if optimize_graph:
+            collections = [c.optimize() if _is_expression(c) else c for c in collections]
+        sources = [c.__dask_graph__() for c in collections]
+        finishes = [
+            Finish(c.__dask_keys__(), c.__dask_postcompute__(), c.__dask_postpersist__())
+            for c in collections
+        ]
+        # Like Dask, optimize all collections of one kind together.
+        kinds = toolz.groupby(lambda i: _optimizer(collections[i]), range(len(collections)))
+        graphs = []
+        for optimizer, members in kinds.items():
+            graph = HighLevelGraph.merge(*(_high_level(sources[i], str(i)) for i in members))
+            if optimizer is not None and optimize_graph:
+                keys = list(flatten([finishes[i].keys for i in members]))
+                graph = _high_level(_optimized(graph, keys, optimizer), "optimized")
+            graphs.append(graph)
+        tasks: dict[Hashable, Any] = {}
+        annotations: dict[Hashable, Mapping[str, Any]] = {}
+        around = get_annotations()
+        for graph in graphs:
+            for layer in graph.layers.values():
+                tasks.update(layer)
+                annotations.update(_annotations(layer, around))
+    return OptimizedGraph(convert_legacy_graph(tasks), annotations, finishes, sources)
+
+
+def _is_expression(collection: Any) -> bool:
+    """Whether a collection is an expression, which is optimized before it becomes a graph."""
+    kind = type(collection)
+    return hasattr(kind, "expr") and hasattr(kind, "optimize")
+
+
+def _optimizer(collection: Any) -> Callable[..., Any] | None:
+    if _is_expression(collection):
+        return None
+    optimizer: Callable[..., Any] | None = getattr(collection, "__dask_optimize__", None)
+    return optimizer
+
+
+def _optimized(graph: HighLevelGraph, keys: list[Any], optimizer: Callable[..., Any]) -> Any:
+    if not any(layer.annotations for layer in graph.layers.values()):
+        return optimizer(graph, keys)
+    with dask.config.set(_UNFUSED):
+        result = optimizer(graph, keys)
+    if isinstance(result, HighLevelGraph) and any(v.annotations for v in result.layers.values()):
+        return result
+    return graph.cull(keys)  # optimization has lost the annotations
+
+
+def _high_level(graph: Mapping[Any, Any], name: str) -> HighLevelGraph:
+    """Return a graph in layers, without P2P rechunking."""
+    if not isinstance(graph, HighLevelGraph):
+        return HighLevelGraph({name: graph}, {name: set()})
+    layers, dependencies = dict(graph.layers), dict(graph.dependencies)
+    for layer_name, layer in graph.layers.items():
+        if isinstance(layer, P2PRechunkLayer):
+            with annotate(**layer.annotations or {}):
+                by_tasks = _rechunked_by_tasks(layer)
+            layers.update(by_tasks.layers)
+            for step, needed in by_tasks.dependencies.items():
+                before = dependencies[layer_name] if layer.name_input in needed else set()
+                dependencies[step] = (needed - {layer.name_input}) | before
+    return HighLevelGraph(layers, dependencies)
+
+
+def _rechunked_by_tasks(layer: P2PRechunkLayer) -> HighLevelGraph:
+    """Return what a layer does in layers of plain tasks, of which the last has its name."""
+    from dask.array import Array
+
+    source = Array({}, layer.name_input, layer.chunks_input, dtype=float)
+    target = source.rechunk(layer.chunks, method="tasks")
+    graph = target.dask
+    layers = {name: step for name, step in graph.layers.items() if name != layer.name_input}
+    dependencies = {name: graph.dependencies[name] for name in layers}
+    same = flatten(target.__dask_keys__())
+    aliases = {(layer.name, *key[1:]): Alias((layer.name, *key[1:]), key) for key in same}
+    return HighLevelGraph(
+        {**layers, layer.name: aliases}, {**dependencies, layer.name: {target.name}}
+    )
+
+
+def _annotations(
+    layer: Layer, around: Mapping[str, Any]
+) -> Iterator[tuple[Hashable, Mapping[str, Any]]]:
+    """Yield the annotations of each key in a layer."""
+    own = layer.annotations or {}
+    if not own and not around:
+        return
+    if not any(map(callable, (*own.values(), *around.values()))):
+        both = {**around, **own}
+        yield from ((key, both) for key in layer)
+        return
+    for key in layer:
+        values = {}
+        for name, value in (*around.items(), *own.items()):
+            if (for_key := value(key) if callable(value) else value) is not None:
+                values[name] = for_key
+        yield key, values
+
+
+def _materialized(graph: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(graph, HighLevelGraph):
+        yield from graph.items()
+        return
+    for layer in graph.layers.values():
+        if layer.is_materialized():
+            yield from layer.items()
+
+
+def _futures_in(value: Any) -> Iterator[Future[Any]]:
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Future):
+            yield value
+        elif isinstance(value, Task):
+            pending += [*value.args, *value.kwargs.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()

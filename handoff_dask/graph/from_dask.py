@@ -1,0 +1,197 @@
+"""From the graph of Dask collections to functions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+import toolz
+from dask.core import flatten
+from dask.utils import apply, key_split
+from distributed import Future
+
+from handoff_dask.compat.optimizing import OptimizedGraph
+from handoff_dask.compat.task_spec import (
+    Alias,
+    DataNode,
+    Evaluation,
+    GraphNode,
+    Task,
+    TaskRef,
+    container,
+    is_subgraph,
+    without_futures,
+)
+from handoff_dask.errors import DAGError, MissingFunctionError
+from handoff_dask.model.contents import contents
+from handoff_dask.model.function import Argument, Function
+
+
+def functions_of(graph: OptimizedGraph) -> Iterator[Function]:
+    """Yield a function for each task of a graph and for each key of its collections.
+
+    Their ids are the keys. Data becomes part of the functions that use it.
+
+    Raises
+    ------
+    DAGError
+        The graph has a P2P shuffle, or refers to keys that it does not have.
+    """
+    barrier = graph.barrier()
+    if barrier is not None:
+        raise DAGError(
+            f"{barrier!r} is a P2P shuffle, which works only under Dask's own keys: "
+            'pass shuffle_method="tasks"'
+        )
+    return _Conversion(graph).functions()
+
+
+def output_keys(graph: OptimizedGraph) -> list[Hashable]:
+    """Return the keys of the collections, each once."""
+    return list(dict.fromkeys(flatten([finish.keys for finish in graph.finishes])))
+
+
+class _NotPlainError(Exception):
+    """A task is no call whose arguments can be shown to users."""
+
+
+class _Conversion:
+    def __init__(self, graph: OptimizedGraph) -> None:
+        self._graph = graph
+        self._tasks = graph.tasks
+        self._outputs = dict.fromkeys(output_keys(graph))
+        #: {key of a task: id} of those that are called by an alias of theirs.
+        self._ids: dict[Hashable, Hashable] = {}
+        for key in self._outputs:
+            target = self._target(key)
+            if target not in self._outputs and isinstance(self._tasks.get(target), Task):
+                self._ids.setdefault(target, key)
+        #: By id of the annotations: the fields that they become.
+        self._fields: dict[int, Mapping[str, Any]] = {}
+        #: By name.
+        self._evaluations: dict[str, Evaluation] = {}
+
+    @cached_property
+    def _futures(self) -> Mapping[Hashable, Future[Any]]:
+        return self._graph.futures()
+
+    def functions(self) -> Iterator[Function]:
+        for key, node in self._tasks.items():
+            if isinstance(node, Task):
+                yield self._function(key, node)
+        for key in self._outputs:
+            target = self._target(key)
+            if not isinstance(self._tasks.get(key), Task) and self._ids.get(target) != key:
+                yield Function(key, (), toolz.identity, (self._value(key, key),))
+
+    def _function(self, key: Hashable, node: Task) -> Function:
+        code: Any
+        kwargs: Mapping[str, Any]
+        try:
+            code, values, kwargs = self._call(key, node)
+        except _NotPlainError:
+            code, values, kwargs = self._evaluation(key, node)
+        leading = list(takewhile(_is_argument, values))
+        return Function(
+            self._ids.get(key, key),
+            tuple(argument.id for argument in leading),
+            code,
+            tuple(values[len(leading) :]),
+            kwargs,
+            **self._annotated(key),
+        )
+
+    def _call(self, key: Hashable, node: Task) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+        if is_subgraph(node):
+            raise _NotPlainError
+        values = [self._argument(key, value) for value in node.args]
+        if container(node, ()) is not None:
+            return toolz.identity, [self._container(node, values)], {}
+        kwargs = {name: self._argument(key, value) for name, value in node.kwargs.items()}
+        if node.func is apply and not kwargs and not any(map(_is_argument, values)):
+            code, values, kwargs = (*values, {})[:3]
+            return code, values, kwargs
+        return node.func, values, kwargs
+
+    def _evaluation(self, key: Hashable, node: Task) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+        keys = tuple(node.dependencies)
+        values = [self._value(key, dependency) for dependency in keys]
+        futures = [k for k, value in zip(keys, values, strict=True) if isinstance(value, Future)]
+        name = key_split(key)
+        code = self._evaluations.setdefault(name, Evaluation(name))
+        return code, values, {"task": without_futures(node, futures), "keys": keys}
+
+    def _argument(self, user: Hashable, node: Any) -> Any:
+        """Return what a function gets for an argument of a task."""
+        if isinstance(node, Future):
+            return node
+        if isinstance(node, TaskRef):
+            return self._value(user, node.key)
+        if not isinstance(node, GraphNode):
+            return node
+        if isinstance(node, Alias):
+            return self._value(user, node.target)
+        if isinstance(node, DataNode):
+            return node.value
+        assert isinstance(node, Task)
+        return self._container(node, [self._argument(user, value) for value in node.args])
+
+    def _container(self, node: Task, parts: Sequence[Any]) -> Any:
+        made = container(node, parts)
+        if made is None:
+            raise _NotPlainError
+        return made
+
+    def _value(self, user: Hashable, key: Hashable) -> Any:
+        """Return what a function gets for a key."""
+        key = self._target(key)
+        node = self._tasks.get(key)
+        if isinstance(node, DataNode):
+            return node.value
+        if node is not None:
+            return Argument(self._ids.get(key, key))
+        try:
+            return self._futures[key]
+        except KeyError:
+            raise MissingFunctionError([(user, key)]) from None
+
+    def _target(self, key: Hashable) -> Hashable:
+        """Follow aliases to their end."""
+        while isinstance(node := self._tasks.get(key), Alias):
+            key = node.target
+        return key
+
+    def _annotated(self, key: Hashable) -> Mapping[str, Any]:
+        annotations = self._graph.annotations.get(key)
+        if annotations is None:
+            return {}
+        if id(annotations) not in self._fields:
+            self._fields[id(annotations)] = fields_of(annotations)
+        return self._fields[id(annotations)]
+
+
+def fields_of(annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of :class:`Function` for annotations of Dask; others are ignored.
+
+    Examples
+    --------
+    >>> fields_of({"resources": {"GPU": 1}, "retries": 2, "workers": ["alice"], "owner": "me"})
+    {'cost': {'GPU': 1}, 'max_retries': 2, 'node': 'alice'}
+    """
+    names = {"resources": "cost", "retries": "max_retries", "priority": "priority"}
+    fields = {names[name]: value for name, value in annotations.items() if name in names}
+    workers = annotations.get("workers") or annotations.get("restrictions")
+    if workers:
+        if not isinstance(workers, str):
+            workers = tuple(workers)
+            workers = workers[0] if len(workers) == 1 else workers
+        fields["node"] = workers
+        if annotations.get("allow_other_workers") or annotations.get("loose_restrictions"):
+            fields["allow_other_workers"] = True
+    return fields
+
+
+def _is_argument(value: Any) -> bool:
+    return isinstance(value, Argument)
