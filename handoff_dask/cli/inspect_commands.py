@@ -25,6 +25,7 @@ from handoff_dask.client.explaining import explain as explain_dag
 from handoff_dask.client.nodes import discover_nodes
 from handoff_dask.client.planning import plan as plan_dag
 from handoff_dask.client.results import ExecutionResult
+from handoff_dask.model.function import dependencies
 from handoff_dask.widgets import markup
 
 
@@ -35,7 +36,7 @@ def validate(**target: Any) -> None:
     dag = load(**target).dag
     functions = dag.functions.values()
     inline = sum(f.type == "inline" for f in functions)
-    edges = sum(len(f.args) for f in functions)
+    edges = sum(len(dependencies(f)) for f in functions)
     size = markup.count(len(dag), "function") + (f" ({inline} inline)" if inline else "")
     click.echo(f"{dag.id}: valid, {size}, {edges} dependencies")
     for name in sorted({name for f in functions for name in f.cost or {}}):

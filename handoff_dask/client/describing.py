@@ -12,7 +12,7 @@ import cloudpickle
 from handoff_dask import pickling
 from handoff_dask.client.options import OnError
 from handoff_dask.model.expansion import Call, Node, NodeKind
-from handoff_dask.model.function import Function, argument_id
+from handoff_dask.model.function import Function, dependency_ids
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.keys import Key
 from handoff_dask.wire.messages import ONE_ATTEMPT, FunctionOutline, FunctionRow, RunSpec
@@ -83,7 +83,7 @@ def packed_outlines(functions: Mapping[Hashable, Function]) -> bytes:
     costs: dict[Any, Mapping[str, float]] = {}
     outlines = []
     for f in functions.values():
-        args = tuple(map(argument_id, f.args))
+        args = tuple(dependency_ids(f))
         code = getattr(f.code, "__qualname__", None) or repr(f.code)
         cost = None if f.cost is None else costs.setdefault(tuple(f.cost.items()), f.cost)
         outlines.append(tuple(FunctionOutline(f.id, args, code, cost, f.node, f.type)))

@@ -6,10 +6,16 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_SIMPLE = _PLAIN | {FunctionType, BuiltinFunctionType, type}
+
+
+def are_simple(values: Iterable[Any]) -> bool:
+    """Whether all values are plain, functions or classes: a quick check before `contents`."""
+    return _SIMPLE.issuperset(map(type, values))
 
 
 def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:

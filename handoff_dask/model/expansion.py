@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
+from handoff_dask.model.contents import Replacing
 from handoff_dask.model.function import (
     Argument,
     Collocated,
@@ -23,6 +24,7 @@ from handoff_dask.model.function import (
     Transform,
     argument_id,
     is_listed,
+    nested_arguments,
 )
 
 NodeKind = Literal["function", "serializer", "deserializer"]
@@ -41,6 +43,13 @@ class Transformed(NamedTuple):
     transforms: tuple[tuple[Any, tuple[Any, ...]], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Stands in a call's further arguments where the value of an entry of `slots` belongs."""
+
+    number: int
+
+
 class Call(NamedTuple):
     """A callable, and where its arguments come from."""
 
@@ -48,6 +57,8 @@ class Call(NamedTuple):
     args: tuple[Entry, ...]
     extra_args: tuple[Any, ...]
     extra_kwargs: Mapping[str, Any]
+    #: What the slots in the code and in the further arguments are replaced by, by number.
+    slots: tuple[Entry, ...] = ()
 
 
 #: An argument of a call: the position of a dependency, or something to evaluate.
@@ -57,7 +68,9 @@ Entry = Union[int, Call, Listed, Transformed]  # noqa: UP007 - recursive, evalua
 def map_entries(entry: Any, change: Callable[[Entry], Entry]) -> Any:
     """Return an entry with a change made to each entry directly inside it."""
     if isinstance(entry, Call):
-        return entry._replace(args=tuple(map(change, entry.args)))
+        return entry._replace(
+            args=tuple(map(change, entry.args)), slots=tuple(map(change, entry.slots))
+        )
     if isinstance(entry, Listed):
         return Listed(tuple(map(change, entry.items)))
     return entry._replace(item=change(entry.item))
@@ -101,7 +114,7 @@ def given(call: Call) -> Iterator[Any]:
             yield entry.code
             yield from entry.extra_args
             yield from entry.extra_kwargs.values()
-            pending += entry.args
+            pending += entry.args + entry.slots
         elif isinstance(entry, Listed):
             pending += entry.items
         else:
@@ -214,7 +227,17 @@ class _Expansion:
         for as_list, group in groups:
             entries = tuple(self.entry(function, arg, inline) for arg in group)
             args += [Listed(entries)] if as_list else entries
-        return Call(function.code, tuple(args), tuple(function.extra_args), function.extra_kwargs)
+        given: tuple[Any, ...] = function.code, function.extra_args, function.extra_kwargs
+        slots: list[Entry] = []
+        if nested_arguments(function):
+
+            def slot(arg: Argument) -> Slot:
+                slots.append(self.entry(function, arg, inline))
+                return Slot(len(slots) - 1)
+
+            given = Replacing(Argument, slot)(given)
+        code, extra_args, extra_kwargs = given
+        return Call(code, tuple(args), extra_args, extra_kwargs, tuple(slots))
 
     def entry(
         self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]
@@ -296,7 +319,12 @@ def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
         return data
 
     args = [value(entry) for entry in call.args]
-    return finish(call.code(*args, *call.extra_args, **call.extra_kwargs))
+    code, extra_args, extra_kwargs = call.code, call.extra_args, call.extra_kwargs
+    if call.slots:
+        filled = [value(entry) for entry in call.slots]
+        fill = Replacing(Slot, lambda slot: filled[slot.number])
+        code, extra_args, extra_kwargs = fill((code, extra_args, extra_kwargs))
+    return finish(code(*args, *extra_args, **extra_kwargs))
 
 
 def finish(result: Any) -> Any:

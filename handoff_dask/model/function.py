@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from handoff_dask.model.amounts import as_count, as_number, as_numbers
 from handoff_dask.model.comparing import Comparable
+from handoff_dask.model.contents import are_simple, contents
 
 if TYPE_CHECKING:
     from handoff_dask.model.retry import RetryPolicy
@@ -46,7 +47,11 @@ def collocated(id: Hashable) -> Collocated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Argument(Comparable):
-    """A dependency whose value is transformed in transit (``Handoff.Function.Argument``).
+    """A dependency, whose value may be transformed in transit (``Handoff.Function.Argument``).
+
+    In ``Function.args`` a plain id says the same, unless there are transforms. In `extra_args` and
+    `extra_kwargs`, also inside lists, tuples, sets, dicts and partial calls, only an `Argument`
+    is replaced by the function's result.
 
     The serializer runs on the producer's worker, the deserializer on the consumer's. Each is a
     callable or a pair ``(callable, static_args)``, and is called as
@@ -59,8 +64,8 @@ class Argument(Comparable):
     serialization_fn, deserialization_fn
         The transforms; None passes the value unchanged.
     argument_inclusion
-        ``"variadic"``: an argument by itself. ``"as_list"``: adjacent as_list arguments arrive
-        together in one list.
+        ``"variadic"``: an argument by itself. ``"as_list"``: adjacent as_list arguments in `args`
+        arrive together in one list.
 
     Examples
     --------
@@ -77,6 +82,23 @@ class Argument(Comparable):
     ... )
     >>> execute_local(dag).results["size"]
     1000
+
+    By keyword, and inside a list:
+
+    >>> dag = (
+    ...     DAG()
+    ...     .add_function(Function(id="digits", code=str, extra_args=["42"]))
+    ...     .add_function(
+    ...         Function(
+    ...             id="show",
+    ...             code=print,
+    ...             extra_args=[[Argument("digits"), 1]],
+    ...             extra_kwargs={"end": Argument("digits")},
+    ...         )
+    ...     )
+    ... )
+    >>> _ = execute_local(dag)
+    ['42', 1]42
     """
 
     id: Hashable
@@ -94,20 +116,22 @@ class Function(Comparable):
     id
         Unique in the DAG; any hashable.
     args
-        The functions whose results are passed, in order: ids, or :class:`Argument` objects.
+        The functions whose results are passed first, in order: ids, or :class:`Argument` objects.
     code
         The callable. It gets the dependencies' results, then `extra_args`, then `extra_kwargs`.
         The coroutine of a coroutine function is run to its end.
     extra_args, extra_kwargs
-        Further arguments, fixed when the DAG is built. A Dask future among them, or inside lists,
-        tuples, sets, dicts or partial calls, is replaced by its result. Like `code`, they are
-        pickled once per run and unpickled at every start, so each start has its own objects.
+        Further arguments, fixed when the DAG is built. An :class:`Argument` or a Dask future among
+        them, or inside lists, tuples, sets, dicts or partial calls, is replaced by the result.
+        Like `code`, they are pickled once per run and unpickled at every start, so each start has
+        its own objects.
     cost
         What an attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
         (10**6 bytes) and units; any other name is a custom resource. Names are case-insensitive,
         fractions are allowed, None costs nothing.
     node
-        A pin: a worker's name, address or host, or ``collocated(id)``.
+        A pin: a worker's name, address or host, a tuple of them (any of these workers), or
+        ``collocated(id)``.
     type
         ``"regular"``, or ``"inline"``: evaluated inside every function that uses it, and never
         scheduled by itself. A function that uses it claims, for each resource, the larger of the
@@ -122,6 +146,10 @@ class Function(Comparable):
         Seconds an attempt may run; None is no limit.
     results
         Output storage: filled on the copies in ``ExecutionResult.functions``.
+    priority
+        Functions of a higher priority go first. It is added to the run's.
+    allow_other_workers
+        Whether `node` is only a preference.
 
     Notes
     -----
@@ -131,29 +159,32 @@ class Function(Comparable):
     --------
     >>> import operator
     >>> from handoff_dask import Function
-    >>> double = Function(id="double", args=["source"], code=operator.mul, extra_args=[2])
+    >>> double = Function("double", ["source"], operator.mul, extra_args=[2])
     >>> double.extra_args
     (2,)
     """
 
     id: Hashable
-    args: Sequence[Hashable | Argument]
-    code: Callable[..., Any]
+    args: Sequence[Hashable | Argument] = ()
+    # None is a mistake that validate() reports.
+    code: Callable[..., Any] = None  # type: ignore[assignment]
     extra_args: Sequence[Any] = ()
     extra_kwargs: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, float] | None = None
-    node: str | int | Collocated | None = None
+    node: str | int | Sequence[str | int] | Collocated | None = None
     type: FunctionType = "regular"
     argument_inclusion: ArgumentInclusion = "variadic"
     max_retries: int | None = None
     retry: RetryPolicy | None = None
     timeout: float | None = None
     results: Any = None
+    priority: float = 0
+    allow_other_workers: bool = False
 
     def __post_init__(self) -> None:
         # Copies, so that later changes to a list do not change the function. Other types stay as
         # they are, so that validate() can report them.
-        for name in ("args", "extra_args"):
+        for name in ("args", "extra_args", "node"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -163,11 +194,35 @@ class Function(Comparable):
             object.__setattr__(self, "cost", as_numbers(self.cost))
         object.__setattr__(self, "max_retries", as_count(self.max_retries))
         object.__setattr__(self, "timeout", as_number(self.timeout))
+        object.__setattr__(self, "priority", as_number(self.priority))
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:
-    """Return the id that an entry of ``Function.args`` refers to."""
+    """Return the id that a dependency refers to."""
     return arg.id if isinstance(arg, Argument) else arg
+
+
+def nested_arguments(function: Function) -> list[Argument]:
+    """Return the dependencies of a function that are not in its `args`, in their order."""
+    values: list[Any] = [function.code]
+    if isinstance(function.extra_args, tuple):
+        values += function.extra_args
+    if isinstance(function.extra_kwargs, dict):
+        values += function.extra_kwargs.values()
+    if are_simple(values):
+        return []
+    return [value for value in contents(values) if isinstance(value, Argument)][::-1]
+
+
+def dependencies(function: Function) -> list[Hashable | Argument]:
+    """Return all dependencies of a function, which need not be valid, as they were given."""
+    args = function.args if isinstance(function.args, tuple) else ()
+    return [*args, *nested_arguments(function)]
+
+
+def dependency_ids(function: Function) -> list[Hashable]:
+    """Return the ids of the functions whose results a function gets."""
+    return list(map(argument_id, dependencies(function)))
 
 
 def is_listed(arg: Hashable | Argument) -> bool:
@@ -175,20 +230,22 @@ def is_listed(arg: Hashable | Argument) -> bool:
     return isinstance(arg, Argument) and arg.argument_inclusion == "as_list"
 
 
+def transforms(args: Iterable[Any]) -> list[Any]:
+    """Return the transforms of those values that are an :class:`Argument`."""
+    pairs = [(a.serialization_fn, a.deserialization_fn) for a in args if isinstance(a, Argument)]
+    return [transform for pair in pairs for transform in pair]
+
+
 def given_by_field(function: Function) -> dict[str, Iterable[Any]]:
     """Return the code and the arguments of a function, by the field that holds them."""
-    transforms = [
-        transform
-        for arg in function.args
-        if isinstance(arg, Argument)
-        for transform in (arg.serialization_fn, arg.deserialization_fn)
-    ]
-    return {
+    given: dict[str, Iterable[Any]] = {
         "code": (function.code,),
         "extra_args": function.extra_args,
         "extra_kwargs": function.extra_kwargs.values(),
-        "args": transforms,
     }
+    if nested_arguments(function):
+        given = {field: [*v, *transforms(contents(v))] for field, v in given.items()}
+    return {**given, "args": transforms(function.args)}
 
 
 def effective_policy(function: Function, default: RetryPolicy) -> RetryPolicy:

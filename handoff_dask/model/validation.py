@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from typing import Any
 
 from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
 from handoff_dask.model.amounts import as_number
-from handoff_dask.model.contents import contents
+from handoff_dask.model.contents import are_simple, contents
 from handoff_dask.model.function import (
     Argument,
     Collocated,
     Function,
     argument_id,
+    dependency_ids,
     given_by_field,
     is_listed,
 )
@@ -34,10 +36,9 @@ def validate(functions: Mapping[Hashable, Function]) -> None:
     for function in functions.values():
         for field, problem in _problems(function):
             raise InvalidFunctionError(function.id, field, problem)
-    _check_references(functions)
-    _check_cycles(
-        {f.id: [argument_id(a) for a in f.args] for f in functions.values()}, "depends on"
-    )
+    needed = {function.id: dependency_ids(function) for function in functions.values()}
+    _check_references(functions, needed)
+    _check_cycles(needed, "depends on")
     _check_cycles(
         {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
         "is collocated with",
@@ -48,9 +49,11 @@ def validate(functions: Mapping[Hashable, Function]) -> None:
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the fields of a function, regardless of the others."""
     if not isinstance(function.args, tuple):
-        yield "args", f"must be a list of function ids, not {function.args!r}"
-        return
-    if not callable(function.code):
+        hint = "; pass a callable as code=..." if callable(function.args) else ""
+        yield "args", f"must be a list of function ids, not {function.args!r}{hint}"
+    if function.code is None:
+        yield "code", "is missing: pass a callable, as in Function(id, code=...)"
+    elif not callable(function.code):
         yield "code", f"must be callable, not {function.code!r}"
     if not isinstance(function.extra_args, tuple):
         yield "extra_args", f"must be a list or tuple, not {function.extra_args!r}"
@@ -63,29 +66,40 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
     if function.argument_inclusion not in _INCLUSIONS:
         yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
     for arg in function.args:
-        yield from _argument_problems(arg)
-    yield from _collection_problems(function)
+        yield from _argument_problems("args", arg)
+    yield from _content_problems(function)
     if function.cost is not None and (problem := cost_problem(function.cost)):
         yield "cost", problem
-    if function.node is not None:
-        yield from _node_problems(function)
+    yield from _node_problems(function)
+    if problem := number_problem(function.priority, -math.inf):
+        yield "priority", problem
     if function.max_retries is not None and (problem := count_problem(function.max_retries)):
         yield "max_retries", problem
     yield from limit_problems(function.retry, function.timeout)
 
 
-def _collection_problems(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield a problem for each Dask collection, including DAGs, where a value is expected."""
+def _content_problems(function: Function) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with dependencies outside of `args`, and each Dask collection.
+
+    A collection, such as another DAG, stands where a value is expected.
+    """
     given = given_by_field(function)
-    if not any(map(_is_collection, contents(chain.from_iterable(given.values())))):
+    everything = list(chain.from_iterable(given.values()))
+    if are_simple(everything) or not any(map(_is_checked, contents(everything))):
         return
     for field, values in given.items():
-        for value in filter(_is_collection, contents(values)):
-            if value is function.code:
+        for value in filter(_is_checked, contents(values)):
+            if isinstance(value, Argument):
+                yield from _argument_problems(field, value)
+            elif value is function.code:
                 problem = "which is computed, not called: pass the plain function"
                 yield field, f"is a {_kind(value)}, {problem}"
             else:
                 yield field, f"contains a {_kind(value)}, which is not computed yet: {_COMPUTE}"
+
+
+def _is_checked(value: object) -> bool:
+    return isinstance(value, Argument) or _is_collection(value)
 
 
 def _kind(value: object) -> str:
@@ -107,16 +121,16 @@ def _inclusion_problem(value: object) -> str:
     return f"must be one of {_INCLUSIONS}, not {value!r}"
 
 
-def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
+def _argument_problems(field: str, arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
     id_ = argument_id(arg)
     try:
         hash(id_)
     except TypeError:
-        yield "args", f"contains {id_!r}, which is not an id: ids must be hashable"
+        yield field, f"contains {id_!r}, which is not an id: ids must be hashable"
     if _is_collection(id_):
-        yield "args", f"contains a {_kind(id_)}, which is not an id: {_COMPUTE}, in extra_args"
+        yield field, f"contains a {_kind(id_)}, which is not an id: {_COMPUTE}, in extra_args"
     elif hasattr(type(id_), "add_done_callback"):
-        yield "args", f"contains {id_!r}, a future, which is not an id: pass it in extra_args"
+        yield field, f"contains {id_!r}, a future, which is not an id: pass it in extra_args"
     if not isinstance(arg, Argument):
         return
     for name in ("serialization_fn", "deserialization_fn"):
@@ -130,17 +144,27 @@ def _argument_problems(arg: Hashable | Argument) -> Iterator[tuple[str, str]]:
             or not isinstance(transform[1], (tuple, list))
         ):
             yield (
-                "args",
+                field,
                 f"{name} of the argument {id_!r} must be a callable or (callable, static_args), "
                 f"not {transform!r}",
             )
     if arg.argument_inclusion not in _INCLUSIONS:
         problem = _inclusion_problem(arg.argument_inclusion)
-        yield "args", f"argument_inclusion of the argument {id_!r} {problem}"
+        yield field, f"argument_inclusion of the argument {id_!r} {problem}"
+    elif field != "args" and is_listed(arg):
+        problem = f'is for "args": write [Argument({id_!r})] for a list'
+        yield field, f"argument_inclusion of the argument {id_!r} {problem}"
 
 
 def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
-    node = function.node
+    node, anywhere = function.node, function.allow_other_workers
+    if not isinstance(anywhere, bool):
+        yield "allow_other_workers", f"must be True or False, not {anywhere!r}"
+    elif anywhere and (node is None or isinstance(node, Collocated)):
+        problem = "is for functions whose node is a worker or several: it makes these a preference"
+        yield "allow_other_workers", problem
+    if node is None:
+        return
     if function.type == "inline":
         yield (
             "node",
@@ -152,8 +176,16 @@ def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
             hash(node.id)
         except TypeError:
             yield "node", f"collocated({node.id!r}) does not refer to an id: ids must be hashable"
-    elif isinstance(node, bool) or not isinstance(node, (str, int)) or node == "":
-        yield "node", f"must be a worker's name, address or host, or collocated(id), not {node!r}"
+    elif not all(map(_is_worker, node if isinstance(node, tuple) and node else [node])):
+        yield (
+            "node",
+            "must be a worker's name, address or host, several of these in a tuple, or "
+            f"collocated(id), not {node!r}",
+        )
+
+
+def _is_worker(node: object) -> bool:
+    return isinstance(node, (str, int)) and not isinstance(node, bool) and node != ""
 
 
 def limit_problems(retry: object, timeout: object) -> Iterator[tuple[str, str]]:
@@ -189,13 +221,12 @@ def cost_problem(cost: object) -> str | None:
     return None
 
 
-def _check_references(functions: Mapping[Hashable, Function]) -> None:
+def _check_references(
+    functions: Mapping[Hashable, Function], needed: Mapping[Hashable, Iterable[Hashable]]
+) -> None:
     missing: list[tuple[Hashable, Hashable]] = []
     for function in functions.values():
-        for arg in function.args:
-            id_ = argument_id(arg)
-            if id_ not in functions:
-                missing.append((function.id, id_))
+        missing += [(function.id, id_) for id_ in needed[function.id] if id_ not in functions]
         if isinstance(function.node, Collocated):
             target = functions.get(function.node.id)
             if target is None:

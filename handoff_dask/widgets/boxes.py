@@ -7,7 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from handoff_dask.errors import CyclicDependencyError, DAGError
-from handoff_dask.model.function import Argument, Collocated, Function, argument_id
+from handoff_dask.model.function import (
+    Argument,
+    Collocated,
+    Function,
+    argument_id,
+    dependencies,
+    dependency_ids,
+)
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.layout import Edge, levels
 
@@ -76,7 +83,7 @@ def picture(
     lines: dict[Edge, Line] = {}
     missing: dict[str, int] = {}
     for function in functions.values():
-        for arg in function.args if isinstance(function.args, tuple) else ():
+        for arg in dependencies(function):
             id_ = argument_id(arg)
             number = _number(id_, numbers)
             if number is None:
@@ -161,8 +168,8 @@ def _kind(function: Function) -> str:
 
 def _tooltip(function: Function, code: str) -> str:
     parts = [f"{markup.plain(function.id)} ({function.type})", f"code: {code}"]
-    if isinstance(function.args, tuple) and function.args:
-        parts.append(f"takes {markup.names([argument_id(a) for a in function.args], 8)}")
+    if ids := dependency_ids(function):
+        parts.append(f"takes {markup.names(ids, 8)}")
     if function.cost:
         parts.append(f"costs {function.cost!r}")
     if function.node is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from functools import partial
 
 import pytest
 from distributed import Event, get_worker
@@ -53,6 +54,9 @@ async def test_every_field_of_a_call(c, s, a, b):
     def show(*args, **kwargs):
         return args, kwargs
 
+    def pack(data, source, target):
+        return -data
+
     dag = dag_of(
         Function(id=("a", 1), args=[], code=int, extra_args=["1"]),
         Function(id=2, args=[], code=int, extra_args=["2"]),
@@ -62,10 +66,18 @@ async def test_every_field_of_a_call(c, s, a, b):
         Function(
             id="listed", args=[("a", 1), 2], code=show, extra_args=[3], argument_inclusion="as_list"
         ),
+        Function(
+            id="nested",
+            args=[2],
+            code=partial(show, Argument(("a", 1))),
+            extra_args=[[Argument(2, serialization_fn=pack)]],
+            extra_kwargs={"k": {"x": (Argument(("a", 1)), Argument(2))}},
+        ),
     )
     result = await execute(dag)
     assert result.results["variadic"] == ((1, 2, 3), {"k": 4})
     assert result.results["listed"] == (([1, 2], 3), {})
+    assert result.results["nested"] == ((1, 2, [-2]), {"k": {"x": (1, 2)}})
     assert result.functions[2].results == 2
     assert result.functions[2].node == result.allocations[2]
 

@@ -28,6 +28,10 @@ def show(data, *args):
     return (data, *args)
 
 
+def negate(data, *ends):
+    return -data
+
+
 def log(value, path):
     """Append a value to a file, for what happens in another place than the test."""
     with open(path, "a") as file:
@@ -43,6 +47,14 @@ def make_dag():
         .add_function(Function("i", ["a"], operator.add, extra_args=[1], type="inline"))
         .add_function(Function(("b", 1), ["i"], operator.mul, extra_args=[2], node="nowhere"))
         .add_function(Function("c", [Argument("a", show, (show, ["x"]))], lambda data: data))
+        .add_function(
+            Function(
+                "nested",
+                code=dict,
+                extra_args=[{"k": [Argument("i"), (Argument("a", negate), 1)]}],
+                extra_kwargs={"a": Argument("a")},
+            )
+        )
     )
 
 
@@ -50,6 +62,7 @@ RESULTS = {
     "a": 20,
     ("b", 1): 42,
     "c": ((20, "local", "local"), "local", "local", "x"),
+    "nested": {"k": [21, (-20, 1)], "a": 20},
 }
 
 
@@ -115,7 +128,7 @@ def test_compute_on_a_cluster(client):
     assert source == target
     assert source in client.scheduler_info()["workers"]
     assert rest == [source, source, "x"]
-    assert found == {"a": 20, ("b", 1): 42}
+    assert found == {id_: value for id_, value in RESULTS.items() if id_ != "c"}
     plugins = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins))
     assert "handoff" not in plugins
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from handoff_dask.model.expansion import (
     Call,
     Listed,
+    Slot,
     Transformed,
     effective_cost,
     evaluate,
@@ -151,6 +153,40 @@ def test_costs_of_inline_functions():
     assert dict(other.cost) == {"cpu": 1}
 
 
+def test_arguments_among_the_further_arguments():
+    """An Argument in extra_args or extra_kwargs becomes a slot, its function a dependency."""
+    node = nodes_of(
+        Function(
+            "f",
+            ["a"],
+            functools.partial(accept, Argument("b")),
+            [[Argument("c"), 7], Argument("a")],
+            {"k": {"x": (Argument("c"),)}},
+        ),
+        *(Function(id_, code=accept) for id_ in "abc"),
+    )[0]
+    assert node.dependencies == (1, 2, 3)
+    assert node.call.args == (0,)
+    assert node.call.slots == (1, 2, 0, 2)
+    assert node.call.code.args == (Slot(0),)
+    assert node.call.extra_args == ([Slot(1), 7], Slot(2))
+    assert node.call.extra_kwargs == {"k": {"x": (Slot(3),)}}
+
+
+def test_slots_of_inline_functions_and_transforms():
+    """An inline function is evaluated once for all places; transforms in slots are nodes."""
+    nodes = nodes_of(
+        Function("f", ["i"], accept, extra_kwargs={"k": [Argument("i"), Argument("a", pack)]}),
+        Function("i", [], accept, [Argument("a")], type="inline"),
+        Function("a", code=accept),
+    )
+    call = nodes[0].call
+    assert call.slots == (call.args[0], 1)
+    assert call.slots[0] is call.args[0]
+    assert call.args[0].slots == (0,)
+    assert [nodes[i].kind for i in nodes[0].dependencies] == ["function", "serializer"]
+
+
 def test_inlined():
     """A node names the inline functions in its call, each once."""
     one, two = nodes_of(
@@ -174,7 +210,13 @@ def test_sinks():
         Function("for an unused inline", [], accept),
         inline("i", "through inline"),
         inline("unused", "for an unused inline"),
-        Function("end", ["direct", "i", Argument("transformed", pack)], accept),
+        Function("nested", [], accept),
+        Function(
+            "end",
+            ["direct", "i", Argument("transformed", pack)],
+            accept,
+            extra_args=[[Argument("nested")]],
+        ),
     )
     assert sinks(nodes) == ["for an unused inline", "end"]
 
@@ -263,6 +305,18 @@ def test_evaluate():
     nested = Call(operator.add, (0, 1), (), {})
     call = Call(lambda *a, **k: (a, k), (1, nested, Listed((0, nested))), (7,), {"k": 8})
     assert evaluate(call, [1, 2], here) == ((2, 3, [1, 3], 7), {"k": 8})
+
+
+def test_evaluate_fills_slots_anew():
+    """Slots are filled at every start, also in partial calls; what has none stays one object."""
+    untouched = [1]
+    given = ([Slot(0), untouched], {"k": (Slot(1),)})
+    call = Call(functools.partial(accept, Slot(1)), (0,), given, {}, (0, Call(max, (0, 1), (), {})))
+    for low in (1, 2):
+        partial_arg, arg, listed, keyed = evaluate(call, [low, 9], here)
+        assert (partial_arg, arg, keyed) == (9, low, {"k": (9,)})
+        assert listed == [low, [1]]
+        assert listed[1] is untouched
 
 
 def test_evaluate_transforms_in_place():

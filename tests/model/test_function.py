@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import pickle
 from dataclasses import FrozenInstanceError, fields
@@ -14,7 +15,9 @@ from handoff_dask.model.function import (
     Function,
     argument_id,
     collocated,
+    dependency_ids,
     effective_policy,
+    nested_arguments,
 )
 from handoff_dask.model.retry import RetryPolicy
 
@@ -33,20 +36,20 @@ def test_values_do_not_change(value, field):
     assert value.id == "a"
 
 
-@pytest.mark.parametrize("missing", ["id", "args", "code"])
-def test_required_fields(missing):
-    """A function needs an id, args and code."""
-    given = {"id": "a", "args": [], "code": int}
-    del given[missing]
-    with pytest.raises(TypeError, match=missing):
-        Function(**given)
+def test_only_the_id_is_required():
+    """A function needs an id; missing code is reported by ``validate``."""
+    with pytest.raises(TypeError, match="id"):
+        Function(code=int)
 
 
 def test_defaults():
-    """All other fields have the defaults of the design's table."""
-    function = Function(id="a", args=[], code=int)
-    optional = {f.name: getattr(function, f.name) for f in fields(function)[3:]}
+    """All other fields have a default, in the order in which they can be passed."""
+    function = Function("a")
+    optional = {f.name: getattr(function, f.name) for f in fields(function)[1:]}
+    assert list(optional)[:4] == ["args", "code", "extra_args", "extra_kwargs"]
     assert optional == {
+        "args": (),
+        "code": None,
         "extra_args": (),
         "extra_kwargs": {},
         "cost": None,
@@ -57,6 +60,8 @@ def test_defaults():
         "retry": None,
         "timeout": None,
         "results": None,
+        "priority": 0,
+        "allow_other_workers": False,
     }
 
 
@@ -69,14 +74,16 @@ def test_argument_defaults():
 
 def test_later_changes_of_what_was_passed():
     """Lists and mappings changed after the fact do not change the function."""
-    args, extra_args, extra_kwargs, cost = ["a"], [1], {"x": 1}, {"cpu": 1}
-    function = Function("b", args, max, extra_args, extra_kwargs, cost)
+    args, extra_args, extra_kwargs, cost, node = ["a"], [1], {"x": 1}, {"cpu": 1}, ["alice"]
+    function = Function("b", args, max, extra_args, extra_kwargs, cost, node)
     args.append("c")
+    node.append("bob")
     extra_args.append(2)
     extra_kwargs["y"] = 2
     cost["cpu"] = 100
     assert (function.args, function.extra_args) == (("a",), (1,))
     assert (function.extra_kwargs, function.cost) == ({"x": 1}, {"cpu": 1})
+    assert function.node == ("alice",)
 
 
 @pytest.mark.parametrize("field", ["args", "extra_args"])
@@ -117,6 +124,25 @@ def test_collocated_is_no_plain_id():
 def test_argument_id(id_):
     """An argument refers to the same function with and without transforms."""
     assert argument_id(id_) == argument_id(Argument(id_)) == id_
+
+
+def test_dependencies():
+    """Arguments count wherever a result can take their place, in the order in which they stand."""
+    function = Function(
+        "f",
+        ["a", Argument("b")],
+        functools.partial(max, Argument("c")),
+        [[Argument("d"), ("x", {"k": Argument("e")})], functools.partial(min, Argument("f"))],
+        {"k": Argument("g"), "s": {Argument("h")}, "again": Argument("a")},
+    )
+    assert dependency_ids(function) == ["a", "b", "c", "d", "e", "f", "g", "h", "a"]
+    assert [arg.id for arg in nested_arguments(function)] == ["c", "d", "e", "f", "g", "h", "a"]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "abc", {"a"}], ids=repr)
+def test_dependencies_of_an_invalid_function(wrong):
+    """Drawings show functions whose fields are wrong."""
+    assert dependency_ids(Function("f", wrong, wrong, wrong, wrong)) == []
 
 
 @pytest.mark.parametrize(

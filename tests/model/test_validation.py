@@ -51,6 +51,7 @@ def test_unknown_ids():
         Function("b", [Argument("never")], accept),
         Function("c", [("no", 1), "nowhere"], accept, node=collocated("none")),
         Function("d", ["nil"], accept, type="inline"),
+        Function("e", code=accept, extra_kwargs={"x": [Argument("nested")]}),
     )
     with pytest.raises(MissingFunctionError) as caught:
         dag.validate()
@@ -62,9 +63,10 @@ def test_unknown_ids():
         ("c", "nowhere"),
         ("c", "none"),
         ("d", "nil"),
+        ("e", "nested"),
     )
     assert error.function_id == "a"
-    assert error.missing == ("nowhere", "never", ("no", 1), "none", "nil")
+    assert error.missing == ("nowhere", "never", ("no", 1), "none", "nil", "nested")
     assert "'a' refers to 'nowhere'" in str(error)
     assert "Did you mean" not in str(error)
 
@@ -104,7 +106,7 @@ def test_cycle_in_the_order_of_results(first):
     circle = [
         Function("a", ["c"], accept),
         Function("b", ["a"], accept, type="inline"),
-        Function("c", ["b", "source"], accept),
+        Function("c", ["source"], accept, [{"k": [Argument("b")]}]),
     ]
     dag = dag_of(
         Function("after", ["c"], accept),
@@ -195,7 +197,9 @@ def test_collocations_in_chains():
     ).validate()
 
 
-@pytest.mark.parametrize("node", ["", True, 1.5, ["w"], collocated(["a"])], ids=repr)
+@pytest.mark.parametrize(
+    "node", ["", True, 1.5, [], ["w", ""], [collocated("a")], collocated(["a"])], ids=repr
+)
 def test_node_that_is_no_place(node):
     """A pin is a name, an address, a host or a collocation."""
     with pytest.raises(InvalidFunctionError) as caught:
@@ -203,9 +207,11 @@ def test_node_that_is_no_place(node):
     assert (caught.value.function_id, caught.value.field) == ("a", "node")
 
 
-@pytest.mark.parametrize("node", ["alice", "tcp://127.0.0.1:1234", "10.0.0.1", 0], ids=repr)
+@pytest.mark.parametrize(
+    "node", ["alice", "tcp://127.0.0.1:1234", "10.0.0.1", 0, ["alice", 0]], ids=repr
+)
 def test_places(node):
-    """Names (Dask's numbers too), addresses and hosts are pins."""
+    """Names (Dask's numbers too), addresses and hosts are pins, one or several."""
     assert dag_of(Function("a", [], accept, node=node)).validate() is None
 
 
@@ -217,6 +223,7 @@ def test_places(node):
     [
         ("code", "len"),
         ("code", None),
+        ("code", functools.partial(accept, Argument(["a"]))),
         ("args", "abc"),
         ("args", [["a"]]),
         ("args", [Argument(["a"])]),
@@ -226,6 +233,10 @@ def test_places(node):
         ("args", [Argument("b", serialization_fn=([9], len))]),
         ("args", [Argument("b", argument_inclusion="list")]),
         ("extra_args", "abc"),
+        ("extra_args", [[Argument(["a"])]]),
+        ("extra_args", [listed("b")]),
+        ("extra_kwargs", {"x": (listed("b"),)}),
+        ("extra_kwargs", {"x": Argument("b", serialization_fn="pickle")}),
         ("extra_kwargs", [("x", 1)]),
         ("extra_kwargs", {1: "x"}),
         ("type", "lazy"),
@@ -235,6 +246,10 @@ def test_places(node):
         ("retry", RetryPolicy),
         ("timeout", math.nan),
         ("timeout", "1s"),
+        ("priority", math.inf),
+        ("priority", "high"),
+        ("allow_other_workers", True),
+        ("allow_other_workers", "yes"),
     ],
     ids=repr,
 )
@@ -247,6 +262,28 @@ def test_field_that_is_wrong(field, value):
         dag.validate()
     assert (caught.value.function_id, caught.value.field) == ("a", field)
     assert "function 'a'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "hint"),
+    [
+        (Function("a"), "code=..."),
+        (Function("a", accept), "pass a callable as code=..."),
+        (Function("a", code=accept, extra_args=[listed("b")]), r"\[Argument\('b'\)\]"),
+        (Function("a", code=accept, node=collocated("b"), allow_other_workers=True), "preference"),
+    ],
+    ids=["no code", "code in the place of args", "as_list", "collocated"],
+)
+def test_hints(function, hint):
+    """The error of a likely slip shows the right form."""
+    with pytest.raises(InvalidFunctionError, match=hint):
+        dag_of(function, Function("b", code=accept)).validate()
+
+
+def test_preferred_workers():
+    """A pin may be a preference; a priority may be negative, and a fraction."""
+    function = Function("a", [], accept, node=("a", "b"), allow_other_workers=True, priority=-0.5)
+    assert dag_of(function).validate() is None
 
 
 def test_retry_policy_that_is_wrong():

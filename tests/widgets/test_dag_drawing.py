@@ -61,13 +61,14 @@ def test_what_a_function_shows():
     """Id, code, cost, pin and collocation are in the box; the tooltip has the rest."""
     dag = dag_of(
         Function("a", [], load, cost={"cpu": 2, "memory": 2048}, node="alice", timeout=60),
-        Function(("b", 1), ["a"], mix, node=collocated("a"), max_retries=5),
+        Function(("b", 1), ["a"], mix, [[Argument("c")]], node=collocated("a"), max_retries=5),
+        Function("c", code=load),
     )
     texts, tips, _ = drawn(dag)
     assert texts[:4] == ["a", "load", "cpu 2 \N{MIDDLE DOT} memory 2,048 MB", "@ alice"]
     assert texts[4:7] == ["('b', 1)", "mix", "with a"]
     assert "timeout: 60 s" in tips[0]
-    assert "takes a" in tips[1]
+    assert "takes a, c" in tips[1]
     assert "max_retries: 5" in tips[1]
     assert {"pinned", "same colour: same worker"} < set(texts)
 
