@@ -1,6 +1,7 @@
 """Handoff for Python on Dask: DAGs of functions with resource costs."""
 
 from handoff_dask._version import __version__
+from handoff_dask.client.computing import compute, persist
 from handoff_dask.client.execution import execute, submit
 from handoff_dask.client.explaining import Explanation, RunExplanation, explain
 from handoff_dask.client.kept_runs import RunInfo, forget, get_result, get_run, list_runs, uninstall
@@ -91,6 +92,7 @@ __all__ = [
     "WorkerLostError",
     "__version__",
     "collocated",
+    "compute",
     "current",
     "discover_nodes",
     "execute",
@@ -100,6 +102,7 @@ __all__ = [
     "get_result",
     "get_run",
     "list_runs",
+    "persist",
     "plan",
     "register_local_node",
     "register_node",

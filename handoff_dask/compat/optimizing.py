@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import dask
 import toolz
 from dask.base import annotate, get_annotations
 from dask.core import flatten
+from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer
 from distributed import Future
 from distributed.shuffle._core import P2PBarrierTask
@@ -92,7 +93,24 @@ def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> Optimi
             for layer in graph.layers.values():
                 tasks.update(layer)
                 annotations.update(_annotations(layer, around))
-    return OptimizedGraph(convert_legacy_graph(tasks), annotations, finishes, sources)
+    outputs = flatten([finish.keys for finish in finishes])
+    return OptimizedGraph(
+        _needed(convert_legacy_graph(tasks), outputs), annotations, finishes, sources
+    )
+
+
+def _needed(
+    tasks: Mapping[Hashable, GraphNode], outputs: Iterable[Hashable]
+) -> dict[Hashable, GraphNode]:
+    """Return the tasks that these keys need, in the order in which they are."""
+    needed, ahead = set(), list(outputs)
+    while ahead:
+        key = ahead.pop()
+        if key not in needed:
+            needed.add(key)
+            if key in tasks:
+                ahead += tasks[key].dependencies
+    return {key: node for key, node in tasks.items() if key in needed}
 
 
 def _is_expression(collection: Any) -> bool:
@@ -105,6 +123,8 @@ def _optimizer(collection: Any) -> Callable[..., Any] | None:
     if _is_expression(collection):
         return None
     optimizer: Callable[..., Any] | None = getattr(collection, "__dask_optimize__", None)
+    if optimizer is optimize_delayed and not dask.config.get("optimization.fuse.delayed"):
+        return None  # it only drops unused tasks, in time that is quadratic in their number
     return optimizer
 
 
@@ -115,7 +135,7 @@ def _optimized(graph: HighLevelGraph, keys: list[Any], optimizer: Callable[..., 
         result = optimizer(graph, keys)
     if isinstance(result, HighLevelGraph) and any(v.annotations for v in result.layers.values()):
         return result
-    return graph.cull(keys)  # optimization has lost the annotations
+    return graph  # optimization has lost the annotations
 
 
 def _high_level(graph: Mapping[Any, Any], name: str) -> HighLevelGraph:

@@ -32,22 +32,25 @@ __all__ = [
 ]
 
 
-def container(node: Task, parts: Sequence[Any]) -> Any:
-    """Return the list, tuple, set or dict that a task makes of these parts; None if it makes none.
-
-    `parts` are its arguments.
-    """
-    if isinstance(node, NestedContainer):
-        return node.constructor(parts)
-    if node.func is _identity_cast:
-        return node.kwargs["typ"](parts)
-    if node.func in _CONTAINERS and not node.kwargs:
-        return node.func(*parts)
-    return None
-
-
 #: Types that Dask calls with a list of what the container holds.
 _CONTAINERS = (list, tuple, set, frozenset, dict)
+
+
+def container(node: Task, parts: Sequence[Any]) -> Any:
+    """Return the list, tuple, set or dict that a task makes of its arguments, which are `parts`.
+
+    None if it does anything else, or if no such container can hold the parts.
+    """
+    try:
+        if isinstance(node, NestedContainer):
+            return node.constructor(parts)
+        if node.func is _identity_cast:
+            return node.kwargs["typ"](parts)
+        if node.func in _CONTAINERS and [type(part) for part in parts] == [list]:
+            return node.func(*parts)
+    except (TypeError, ValueError):
+        pass
+    return None
 
 
 def is_subgraph(node: Task) -> bool:

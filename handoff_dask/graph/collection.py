@@ -7,10 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 import dask
-from dask.base import DaskMethodsMixin
+from dask.base import DaskMethodsMixin, unpack_collections
 from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
+from handoff_dask.graph.from_dask import functions_of, graph_of
 from handoff_dask.graph.pictures import Engine, choose_engine, looks, write_svg
 from handoff_dask.graph.translation import code_names, translate_plain
 from handoff_dask.model import dag as model
@@ -69,6 +70,63 @@ class DAG(model.DAG, DaskMethodsMixin):
         self._token = uuid4().hex
         self._plain = None
         return self
+
+    @classmethod
+    def from_dask(
+        cls, *collections: Any, id: Hashable = None, optimize_graph: bool = True
+    ) -> DAG:
+        """Make a DAG of Dask collections: delayed objects, bags, arrays, dataframes and others.
+
+        Each kind is optimized by its own rules first. Every task becomes a function whose id is
+        the task's key; data becomes part of the functions that use it.
+
+        Annotations become fields: ``resources`` the `cost`, ``retries`` `max_retries`, ``priority``
+        `priority`, ``workers`` the `node`, and ``allow_other_workers`` `allow_other_workers`; others
+        are ignored. Those around this call apply to tasks that have none of that name. Where a
+        collection has annotations, tasks are not fused with others, as Dask would lose them then;
+        expressions, such as dataframes, have none: annotate this call instead.
+
+        Parameters
+        ----------
+        *collections
+            Collections, also inside lists, tuples, sets and dicts.
+        id
+            Name of the DAG, any hashable; None generates one.
+        optimize_graph
+            Whether to optimize.
+
+        Raises
+        ------
+        TypeError
+            There is no collection among the arguments, or one is a DAG.
+        DAGError
+            A collection has a P2P shuffle, or refers to tasks that it does not have.
+
+        Examples
+        --------
+        >>> import dask
+        >>> from handoff_dask import DAG, execute
+        >>> @dask.delayed
+        ... def double(x):
+        ...     return 2 * x
+        >>> with dask.annotate(resources={"cpu": 1}, retries=2):
+        ...     four = double(2, dask_key_name="four")
+        >>> dag = DAG.from_dask(double(four, dask_key_name="eight"))
+        >>> dag.functions["four"].cost, dag.functions["four"].max_retries
+        ({'cpu': 1}, 2)
+        >>> execute(dag).results
+        {'four': 4, 'eight': 8}
+        """
+        unpacked, _ = unpack_collections(*collections)
+        if not unpacked:
+            raise TypeError(
+                "from_dask() takes Dask collections, such as delayed objects or arrays, not "
+                + ", ".join(map(repr, collections))
+            )
+        dag = cls(id)
+        for function in functions_of(graph_of(unpacked, optimize_graph)):
+            dag.add_function(function)
+        return dag
 
     def _translated(self) -> tuple[Any, list[Key]]:
         if self._plain is None:

@@ -12,12 +12,14 @@ from dask.core import flatten
 from dask.utils import apply, key_split
 from distributed import Future
 
-from handoff_dask.compat.optimizing import OptimizedGraph
+from handoff_dask import collector
+from handoff_dask.compat.optimizing import OptimizedGraph, optimized
 from handoff_dask.compat.task_spec import (
     Alias,
     DataNode,
     Evaluation,
     GraphNode,
+    NestedContainer,
     Task,
     TaskRef,
     container,
@@ -26,26 +28,46 @@ from handoff_dask.compat.task_spec import (
 )
 from handoff_dask.errors import DAGError, MissingFunctionError
 from handoff_dask.model.contents import contents
+from handoff_dask.model.dag import DAG
 from handoff_dask.model.function import Argument, Function
 
 
-def functions_of(graph: OptimizedGraph) -> Iterator[Function]:
-    """Yield a function for each task of a graph and for each key of its collections.
+def graph_of(collections: Sequence[Any], optimize_graph: bool) -> OptimizedGraph:
+    """Return the graph of collections.
+
+    Raises
+    ------
+    TypeError
+        One of them is a DAG.
+    DAGError
+        The graph has a P2P shuffle.
+    """
+    for collection in collections:
+        if isinstance(collection, DAG):
+            raise TypeError(f"{collection!r} is no collection of plain Dask: pass it to execute()")
+    with collector.paused():
+        graph = optimized(collections, optimize_graph)
+    barrier = graph.barrier()
+    if barrier is not None:
+        raise DAGError(
+            f"{barrier!r} belongs to a P2P shuffle, which only Dask itself can run: "
+            'pass shuffle_method="tasks"'
+        )
+    return graph
+
+
+def functions_of(graph: OptimizedGraph) -> list[Function]:
+    """Return a function for each task of a graph and for each key of its collections.
 
     Their ids are the keys. Data becomes part of the functions that use it.
 
     Raises
     ------
-    DAGError
-        The graph has a P2P shuffle, or refers to keys that it does not have.
+    MissingFunctionError
+        The graph refers to keys that it does not have.
     """
-    barrier = graph.barrier()
-    if barrier is not None:
-        raise DAGError(
-            f"{barrier!r} is a P2P shuffle, which works only under Dask's own keys: "
-            'pass shuffle_method="tasks"'
-        )
-    return _Conversion(graph).functions()
+    with collector.paused():
+        return list(_Conversion(graph).functions())
 
 
 def output_keys(graph: OptimizedGraph) -> list[Hashable]:
@@ -106,9 +128,9 @@ class _Conversion:
     def _call(self, key: Hashable, node: Task) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
         if is_subgraph(node):
             raise _NotPlainError
+        if isinstance(node, NestedContainer):
+            return toolz.identity, [self._argument(key, node)], {}
         values = [self._argument(key, value) for value in node.args]
-        if container(node, ()) is not None:
-            return toolz.identity, [self._container(node, values)], {}
         kwargs = {name: self._argument(key, value) for name, value in node.kwargs.items()}
         if node.func is apply and not kwargs and not any(map(_is_argument, values)):
             code, values, kwargs = (*values, {})[:3]
@@ -136,11 +158,9 @@ class _Conversion:
         if isinstance(node, DataNode):
             return node.value
         assert isinstance(node, Task)
-        return self._container(node, [self._argument(user, value) for value in node.args])
-
-    def _container(self, node: Task, parts: Sequence[Any]) -> Any:
-        made = container(node, parts)
-        if made is None:
+        made = container(node, [self._argument(user, value) for value in node.args])
+        # What is a key of a dict cannot be replaced by its result.
+        if made is None or isinstance(made, dict) and any(map(_is_replaced, contents(made.keys()))):
             raise _NotPlainError
         return made
 
@@ -195,3 +215,7 @@ def fields_of(annotations: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_argument(value: Any) -> bool:
     return isinstance(value, Argument)
+
+
+def _is_replaced(value: Any) -> bool:
+    return isinstance(value, (Argument, Future))

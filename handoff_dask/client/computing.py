@@ -1,0 +1,214 @@
+"""Running Dask collections through the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
+from inspect import isawaitable
+from typing import Any, TypeVar
+
+from dask.base import unpack_collections
+from dask.core import flatten
+from distributed import Client
+
+from handoff_dask.client import annotating
+from handoff_dask.client.answers import ScalarAnswer
+from handoff_dask.client.connection import current_client, require_client
+from handoff_dask.client.execution import execute, submit
+from handoff_dask.client.options import RunOptions
+from handoff_dask.compat.optimizing import OptimizedGraph
+from handoff_dask.graph.collection import DAG
+from handoff_dask.graph.from_dask import functions_of, graph_of, output_keys
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+#: Options of runs that have no meaning here.
+_INSTEAD = {
+    "results": "it takes what the collections need; for other results, use {use}",
+    "detach": "use submit(DAG.from_dask(...), detach=True)",
+}
+
+
+def compute(
+    *args: Any,
+    traverse: bool = True,
+    optimize_graph: bool = True,
+    client: Client | None = None,
+    **options: Any,
+) -> ScalarAnswer:
+    """Compute Dask collections as ``dask.compute`` does, each task through the gate.
+
+    Parameters
+    ----------
+    *args
+        Collections: delayed objects, bags, arrays, dataframes and others. Anything else is passed
+        through.
+    traverse
+        Whether to look for collections inside lists, tuples, sets and dicts, too.
+    optimize_graph
+        Whether to optimize.
+    client
+        As for :func:`execute`.
+    **options
+        Of :func:`execute`, but for `results`, and for ``on_error="continue"``.
+
+    Returns
+    -------
+    tuple
+        The values, in the form and order of the arguments. With an asynchronous client, an
+        awaitable of it.
+
+    Raises
+    ------
+    AllocationError
+        No worker can ever hold what a task is annotated with; nothing ran.
+    FunctionFailedError
+        A task failed in its last attempt: its `function_id` is the key, and its cause what the task
+        raised.
+
+    See Also
+    --------
+    DAG.from_dask : Which annotations become which fields.
+
+    Examples
+    --------
+    >>> import dask
+    >>> from handoff_dask import compute
+    >>> with dask.annotate(resources={"cpu": 1}):
+    ...     numbers = [dask.delayed(int)(text) for text in "123"]
+    >>> compute(dask.delayed(sum)(numbers), {"first": numbers[0], "text": "1"})
+    (6, {'first': 1, 'text': '1'})
+    """
+    __tracebackhide__ = True
+    _check("compute", options, "execute(DAG.from_dask(...), results=...)")
+    if options.get("on_error", "raise") != "raise":
+        raise TypeError(
+            "compute() returns all values or raises: to go on after an error, use "
+            'execute(DAG.from_dask(...), on_error="continue")'
+        )
+    collections, repack = unpack_collections(*args, traverse=traverse)
+    if not collections:
+        return _like(client, args)
+    graph, dag = _prepared(collections, optimize_graph)
+    with annotating.applied():
+        result = execute(dag, client=client, results=output_keys(graph), **options)
+
+    def values(results: Mapping[Any, Any]) -> Any:
+        finished = []
+        for finish in graph.finishes:
+            code, further = finish.postcompute
+            finished.append(code(_filled(finish.keys, results), *further))
+        return repack(finished)
+
+    return _then(result, lambda result: values(result.results))
+
+
+def persist(
+    *args: Any,
+    traverse: bool = True,
+    optimize_graph: bool = True,
+    client: Client | None = None,
+    **options: Any,
+) -> ScalarAnswer:
+    """Start to compute Dask collections as ``dask.persist`` does, each task through the gate.
+
+    Parameters
+    ----------
+    *args, traverse, optimize_graph, client
+        As for :func:`compute`. There must be a client, for the data stays on its cluster.
+    **options
+        Of :func:`submit`, but for `results` and `detach`.
+
+    Returns
+    -------
+    tuple
+        Equal collections of the same kinds, in the form and order of the arguments, whose data is
+        on the cluster, or will be, until they are dropped. With an asynchronous client, an
+        awaitable of it.
+
+    Raises
+    ------
+    ValueError
+        There is no client.
+    AllocationError
+        No worker can ever hold what a task is annotated with; nothing ran.
+
+    Examples
+    --------
+    >>> import dask
+    >>> from dask.distributed import Client
+    >>> from handoff_dask import persist
+    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    ...     (one,) = persist(dask.delayed(int)("1"))
+    ...     one.compute()
+    1
+    """
+    __tracebackhide__ = True
+    _check("persist", options, "submit(DAG.from_dask(...), results=...)")
+    collections, repack = unpack_collections(*args, traverse=traverse)
+    if not collections:
+        return _like(client, args)
+    graph, dag = _prepared(collections, optimize_graph)
+    client = require_client(client)
+    with annotating.applied():
+        run = submit(dag, client=client, results=output_keys(graph), **options)
+
+    def persisted(futures: Mapping[Any, Any]) -> Any:
+        finished = []
+        for finish in graph.finishes:
+            code, state = finish.postpersist
+            finished.append(code({key: futures[key] for key in flatten(finish.keys)}, *state))
+        return repack(finished)
+
+    return _then(run, lambda run: persisted(run.futures))
+
+
+def _check(name: str, options: Mapping[str, Any], use: str) -> None:
+    for option, problem in _INSTEAD.items():
+        if option in options:
+            raise TypeError(f"{name}() has no {option}=: {problem.format(use=use)}")
+    known = {field.name for field in fields(RunOptions)}
+    for option in options.keys() - known:
+        raise TypeError(
+            f"{name}() got an unexpected keyword argument {option!r}; it takes client=, traverse=, "
+            f"optimize_graph= and {', '.join(f'{n}=' for n in sorted(known - _INSTEAD.keys()))}"
+        )
+
+
+def _prepared(collections: list[Any], optimize_graph: bool) -> tuple[OptimizedGraph, DAG]:
+    graph = graph_of(collections, optimize_graph)
+    dag = DAG()
+    for function in functions_of(graph):
+        dag.add_function(function)
+    return graph, dag
+
+
+def _filled(keys: Any, values: Mapping[Any, Any]) -> Any:
+    """Return nested lists with values in place of keys."""
+    return [_filled(key, values) for key in keys] if isinstance(keys, list) else values[keys]
+
+
+def _like(client: Client | None, value: T) -> T | Awaitable[T]:
+    """Return a value, or an awaitable of it for an asynchronous client."""
+    client = current_client(client)
+    if client is None or not client.asynchronous:
+        return value
+
+    async def answer() -> T:
+        return value
+
+    return answer()
+
+
+def _then(answer: Any, finish: Callable[[Any], V]) -> V | Awaitable[V]:
+    """Return what `finish` makes of an answer, or an awaitable of it if the answer is one."""
+    __tracebackhide__ = True
+    if not isawaitable(answer):
+        return finish(answer)
+
+    async def finished() -> V:
+        __tracebackhide__ = True
+        return finish(await answer)
+
+    return finished()
