@@ -202,7 +202,7 @@ class AllocationError(HandoffError, RuntimeError):
     shortfall
         What that worker lacks: {resource: (asked for, offered)}.
     node
-        The pin of the function, if it has one.
+        The pin of the function, if it has one: a tuple if it names several workers.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class AllocationError(HandoffError, RuntimeError):
         problem: str,
         nearest: str | None = None,
         shortfall: Mapping[str, tuple[float, float]] | None = None,
-        node: str | None = None,
+        node: str | tuple[str, ...] | None = None,
     ) -> None:
         cost, shortfall = dict(cost), dict(shortfall or {})
         super().__init__(function_id, cost, problem, nearest, shortfall, node)

@@ -52,7 +52,7 @@ def function_rows(
     for node, prefix in zip(nodes, prefixes, strict=True):
         pin, collocated = node.pin, node.collocated
         if pins and node.kind == "function":
-            pin, collocated = pins[node.function.id], None
+            pin, collocated = (pins[node.function.id],), None
         policy = ONE_ATTEMPT if policies is None else policies[node.index]
         if id(policy) not in numbers:
             numbers[id(policy)] = policy.numbers

@@ -109,10 +109,10 @@ def _finding_cells(finding: Finding) -> tuple[object, ...]:
         where = f"{number}: {markup.names(finding.able)}" if len(finding.able) > 1 else ""
         return reports.yes_no(True, "yes"), where or finding.able[0], ""
     if not finding.pin_known:
-        return reports.yes_no(False, "no"), "", f"no worker answers to {finding.pin!r}"
+        return reports.yes_no(False, "no"), "", f"no worker answers to {finding.pin_text}"
     if finding.nearest is None:
         return reports.yes_no(False, "no"), "", "no workers"
-    pinned = f" (pinned to {finding.pin!r})" if finding.pin is not None else ""
+    pinned = f" (pinned to {finding.pin_text})" if finding.pin is not None else ""
     lacks = reports.resources(finding.shortfall, "offers")
     return reports.yes_no(False, "no"), f"{finding.nearest}{pinned}", lacks
 

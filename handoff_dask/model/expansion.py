@@ -140,8 +140,8 @@ class Node:
     #: What it claims. For each resource, the larger amount of its own and its inline functions'
     #: costs counts. Lower case names, no zeros.
     cost: Mapping[str, float]
-    #: Name, address or host of a worker.
-    pin: str | None = None
+    #: Names, addresses or hosts of the only workers that may run it; empty: any may.
+    pin: tuple[str, ...] = ()
     #: The node whose worker it must share.
     collocated: int | None = None
     #: For a transform: the producer and the consumer.
@@ -198,11 +198,12 @@ class _Expansion:
     def node(self) -> Node:
         function = self.function
         call = self.call(function)
-        pin, collocated = None, None
+        pin: tuple[str, ...] = ()
+        collocated = None
         if isinstance(function.node, Collocated):
             collocated = self.indices[function.node.id]
         elif function.node is not None:
-            pin = str(function.node)
+            pin = (str(function.node),)
         return Node(
             self.index,
             "function",
@@ -277,11 +278,10 @@ class _Expansion:
                     Call(code, (0,), static, {}),
                     (last,),
                     {},
-                    None,
-                    collocated,
-                    producer,
-                    self.index,
-                    () if user is self.function else (user,),
+                    collocated=collocated,
+                    source=producer,
+                    target=self.index,
+                    inlined=() if user is self.function else (user,),
                 )
             )
             last = index

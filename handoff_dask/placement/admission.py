@@ -72,16 +72,17 @@ def _join(function: Function, other: Function, resources: Resources, placer: Pla
     if group is None:
         group = other.group = Group(other.own_cost)
         group.members.append(other)
-        group.pin = other.pin
+        group.pin, group.preferred = other.pin, other.preferred
     old = function.group
     if old is group:
         return
     if old is None:
-        joining, pin = [function], function.pin
+        joining, pin, preferred = [function], function.pin, function.preferred
     else:
-        joining, pin = old.members, old.pin
+        joining, pin, preferred = old.members, old.pin, old.preferred
         placer.unbind(old)
     group.pin = group.pin or pin
+    group.preferred = group.preferred or preferred
     for member in joining:
         member.group = group
         group.members.append(member)

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from handoff_dask.placement import reservations
+from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Function, Queue, Worker
 from handoff_dask.placement.ready_queues import ReadyQueues
+
+#: Seconds that a function of unknown duration is assumed to take.
+_UNKNOWN = 1.0
+#: For what part of its duration a function waits for a worker that it prefers. With 1, equal
+#: functions would wait for each other's end where half of them could have run elsewhere.
+_PATIENCE = 0.9
+#: At most so many workers are considered to wait for. Bounds the cost.
+_HOLDERS = 16
 
 
 class Chooser:
@@ -22,6 +32,22 @@ class Chooser:
         self._ready = ready
         self._fleet = ready.fleet
         self._index = ready.fleet.index
+
+    def weigh_preference(self, function: Function) -> None:
+        """Treat a function's preference for some workers like inputs that they hold.
+
+        How long these take to move is how long the function waits for such a worker at most.
+        """
+        workers = self._fleet.answering(function.preferences)
+        if not workers:
+            return
+        seconds = _UNKNOWN if function.seconds is None else function.seconds
+        weight = _PATIENCE * seconds * self._bandwidth
+        inputs = function.inputs or {}
+        function.input_total = weight + (function.input_total if inputs else 0.0)
+        for worker in workers:
+            inputs[worker.address] = inputs.get(worker.address, 0.0) + weight
+        function.inputs = inputs
 
     def find(self, queue: Queue, function: Function) -> Worker | None:
         """Choose a worker that has room."""
@@ -42,7 +68,6 @@ class Chooser:
                         None,
                     )
         else:
-            score_of = function.run.strategy.score
             least = 0.0
             for worker in self._ready.gains if queue.able is None else queue.able:
                 self._index.checks += 1
@@ -52,12 +77,7 @@ class Chooser:
                     and worker.address not in barred
                     and queue.need.fits(worker.shape.capacity)
                 ):
-                    if score_of is None:
-                        score = float(worker.order)
-                    else:
-                        score = score_of(
-                            cost, worker.shape.capacity, worker.free, self._index.scarce
-                        )
+                    score = self._score(function, cost, worker)
                     if best is None or score < least:
                         best, least = worker, score
         if best is not None and function.inputs:
@@ -75,7 +95,7 @@ class Chooser:
         if entry is None or entry.function is function:
             return function
         other = entry.function
-        if other.run.priority == function.run.priority and (
+        if other.priority == function.priority and (
             other.rank - self._moving(other, worker.address)
             >= function.rank - self._moving(function, worker.address)
         ):
@@ -97,42 +117,60 @@ class Chooser:
         here = self._moving(function, worker.address)
         if here <= self._worth:
             return False
-        address = max(inputs, key=lambda a: inputs[a])
-        holder = self._fleet.workers.get(address)
-        if (
-            holder is None
-            or holder is worker
-            or not holder.running
-            or queue.bars(holder)
-            or not queue.need.fits(holder.shape.capacity)
-        ):
+        most = max(inputs, key=lambda a: inputs[a])
+        saved = here - self._moving(function, most)
+        if saved <= self._worth:
             return False
-        saved = here - self._moving(function, address)
-        if saved <= self._worth or not self._welcome(function, worker, holder, saved):
+        best: Worker | None = None
+        soonest = saved
+        # Of those that hold as much, the one that has room first.
+        for address in islice((a for a in inputs if inputs[a] == inputs[most]), _HOLDERS):
+            holder = self._fleet.workers.get(address)
+            if (
+                holder is not None
+                and holder is not worker
+                and holder.running
+                and not queue.bars(holder)
+                and queue.need.fits(holder.shape.capacity)
+                and self._welcome(function, worker, holder, saved)
+                and (wait := self._wait(holder, queue)) < soonest
+            ):
+                best, soonest = holder, wait
+        if best is None:
             return False
-        drained = reservations.drain(holder, queue.cost, self._ready.now)
-        if drained is None:
-            return False
-        at, _, _ = drained
-        if at is not None:
-            # Others that wait for it go first.
-            ahead = sum(
-                (q.order.heads[0].function.seconds or 0.0) * q.live
-                for q in holder.watchers
-                if q.deferred
-            )
-            if at - self._ready.now + ahead >= saved:
-                return False
         ready.dequeue(function)
         function.deferred = True
-        function.holder = holder
+        function.holder = best
         function.stamp += 1
         ready.enqueue(function)
         ready.timers.set(ready.now + saved, function)
         return True
 
+    def _wait(self, holder: Worker, queue: Queue) -> float:
+        """Return the seconds until a holder has room for a function; 0 if that is unknown."""
+        drained = reservations.drain(holder, queue.cost, self._ready.now)
+        if drained is None:
+            return float("inf")
+        at, _, _ = drained
+        if at is None:
+            return 0.0
+        # Others that wait for it go first.
+        ahead = sum(
+            (q.order.heads[0].function.seconds or 0.0) * q.live
+            for q in holder.watchers
+            if q.deferred
+        )
+        return at - self._ready.now + ahead
+
     def _moving(self, function: Function, address: str) -> float:
         return function.transfer(address, self._bandwidth, self._latency)
+
+    def _score(self, function: Function, cost: Cost, worker: Worker) -> float:
+        """Return what the strategy makes of a worker that has room: the lowest is the best."""
+        score = function.run.strategy.score
+        if score is None:
+            return worker.order
+        return score(cost, worker.shape.capacity, worker.free, self._index.scarce)
 
     def _near(
         self, function: Function, queue: Queue, first: Worker, barred: frozenset[str]
@@ -140,7 +178,7 @@ class Chooser:
         """Choose a worker with room that holds the inputs, if that is worth it."""
         inputs = function.inputs
         assert inputs is not None
-        least = self._moving(function, first.address)
+        least = first_moving = self._moving(function, first.address)
         if not least:
             return first
         chosen = first
@@ -149,26 +187,35 @@ class Chooser:
             if worker is None or not worker.open or address in barred:
                 continue
             moving = self._moving(function, address)
-            if moving >= least or not queue.cost.fits(worker.free):
+            if moving > least or not queue.cost.fits(worker.free):
+                continue
+            if moving == least and (
+                chosen is first
+                or self._score(function, queue.cost, worker)
+                >= self._score(function, queue.cost, chosen)
+            ):
                 continue
             if not queue.need.fits(worker.shape.capacity) or (
                 queue.able is not None and worker not in queue.able
             ):
                 continue
-            if self._welcome(function, chosen, worker, least - moving):
+            if self._welcome(function, first, worker, first_moving - moving):
                 chosen, least = worker, moving
         return chosen
 
     def _welcome(self, function: Function, here: Worker, there: Worker, saved: float) -> bool:
         """Whether to go where the data is, although the strategy chose another worker.
 
-        The strategy's purpose comes first, unless moving takes longer than running.
+        The strategy's purpose comes first, unless moving takes longer than running or the function
+        prefers that worker.
         """
+        if function.preferences and there in self._fleet.answering(function.preferences):
+            return True
         strategy = function.run.strategy
         used = {i for i, _ in function.cost.items}
         spared, lacking = there.shape.capacity, here.shape.capacity
         spares = any(spared[i] and not lacking[i] and i not in used for i in self._index.scarce)
-        seconds = 1.0 if function.seconds is None else function.seconds
+        seconds = _UNKNOWN if function.seconds is None else function.seconds
         return saved >= seconds or (strategy.local and not spares)
 
     def _beside(self, queue: Queue, function: Function, barred: frozenset[str]) -> Worker | None:

@@ -110,7 +110,7 @@ class Engine:
         Parameters
         ----------
         priority
-            Functions of a run of higher priority go first.
+            Functions of higher priority go first: the run's and their own, added.
         strategy
             How workers are chosen: a name in `strategies.STRATEGIES`.
         max_concurrency
@@ -430,6 +430,8 @@ class Engine:
         """Queue the functions that became ready."""
         for function in self._fresh:
             if function.state == FRESH and function not in self._placer.unbound:
+                if function.preferences:
+                    self._placer.chooser.weigh_preference(function)
                 self._ready.enqueue(function)
         self._fresh.clear()
 
@@ -473,6 +475,6 @@ class Engine:
         if worker.reservation is not None:
             self._ready.cancel(worker.reservation)
         for group in list(worker.groups):
-            answers = group.pin is None or worker in self._fleet.candidates(group.pin, None)
+            answers = not group.pin or worker in self._fleet.answering(group.pin)
             if not answers or not group.need.fits(worker.shape.capacity):
                 placer.unbind(group)

@@ -49,7 +49,8 @@ class Group:
     #: What a worker must be able to hold: the element-wise maximum, as they run one at a time.
     need: Cost
     members: list[Function] = field(default_factory=list)
-    pin: str | None = None
+    pin: tuple[str, ...] = ()
+    preferred: tuple[str, ...] = ()
     worker: Worker | None = None
 
 
@@ -89,9 +90,9 @@ class Function:
 
     __slots__ = (
         "ahead", "barred", "binds", "cost", "deferred", "dependencies", "expected", "family",
-        "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin", "queue",
-        "rank", "ready_at", "run", "seconds", "seq", "stamp", "started", "state", "stuck_at",
-        "tail", "token", "urgency", "worker",
+        "group", "holder", "input_total", "inputs", "key", "measured", "own_cost", "pin",
+        "preferred", "priority", "queue", "rank", "ready_at", "run", "seconds", "seq", "stamp",
+        "started", "state", "stuck_at", "tail", "token", "urgency", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: FunctionSpec, run: Run, cost: Cost, family: Family, seq: int) -> None:
@@ -100,7 +101,10 @@ class Function:
         self.cost = cost
         #: The cost of an attempt that asks for nothing else.
         self.own_cost = cost
+        #: The run's and its own; negated, as an entry has it.
+        self.priority = -(run.priority + spec.priority)
         self.pin = spec.pin
+        self.preferred = spec.preferred
         self.token = spec.token
         self.expected = spec.expected
         self.family = family
@@ -140,6 +144,11 @@ class Function:
     def __repr__(self) -> str:
         """Name the function."""
         return f"<Function {self.key!r}>"
+
+    @property
+    def preferences(self) -> tuple[str, ...]:
+        """What the workers answer to that it prefers, with those that run where it does."""
+        return self.preferred if self.group is None else self.group.preferred
 
     @property
     def target(self) -> Group:
@@ -433,8 +442,9 @@ class Kind(NamedTuple):
     cost: Cost
     #: What a worker must be able to hold; None: the cost.
     need: Cost | None = None
-    pin: str | None = None
-    #: The only worker they may go to, and whether that is for their inputs only.
+    pin: tuple[str, ...] = ()
+    #: The only worker they may go to, and whether that is for their inputs or their
+    #: preference only.
     bound: Worker | None = None
     deferred: bool = False
     #: Addresses of the workers to avoid, and of those not to use; whether they insist on avoiding.
@@ -446,7 +456,7 @@ class Kind(NamedTuple):
 
 
 class Strata:
-    """Ready functions, the most urgent first, in strata of those of a run that are as urgent.
+    """Ready functions, the most urgent first, in strata of equals: of a run, priority and urgency.
 
     When more is known of how long functions take, most strata become more or less urgent as a
     whole: to sort anew costs little for each function. Functions that left are dropped when met.
@@ -458,8 +468,8 @@ class Strata:
         self._queue = queue
         #: A heap with the first function of each stratum, and with some that were the first.
         self.heads: list[Entry] = []
-        #: Per run and urgency: a heap of functions, the one added first at the top.
-        self._strata: dict[tuple[Run, float], list[tuple[int, Function]]] = {}
+        #: Per run, priority and urgency: a heap of functions, the one added first at the top.
+        self._strata: dict[tuple[Run, float, float], list[tuple[int, Function]]] = {}
         #: How many functions the strata hold, with those that left.
         self._size = 0
 
@@ -467,7 +477,8 @@ class Strata:
         """Add a function."""
         if self._size > 2 * self._queue.live + 32:
             self._compact()
-        stratum = self._strata.setdefault((function.run, function.urgency), [])
+        key = function.run, function.priority, function.urgency
+        stratum = self._strata.setdefault(key, [])
         heappush(stratum, (function.seq, function))
         self._size += 1
         if stratum[0][1] is function:
@@ -488,7 +499,7 @@ class Strata:
             urgency = -entry.urgency
             if function.queue is queue and function.urgency == urgency:
                 return entry
-            key = function.run, urgency
+            key = function.run, function.priority, urgency
             stratum = self._strata.get(key)
             # If another is its first by now, that one has an entry of its own.
             if stratum is not None and stratum[0][1] is function:
@@ -502,7 +513,7 @@ class Strata:
 
     def functions(self) -> Iterator[Function]:
         """Return the functions in no order; one that left and came back may be there twice."""
-        for (_, urgency), stratum in self._strata.items():
+        for (_, _, urgency), stratum in self._strata.items():
             for _, function in stratum:
                 if function.queue is self._queue and function.urgency == urgency:
                     yield function
@@ -511,25 +522,27 @@ class Strata:
         """Sort the functions of a run anew; return the seconds that the shortest of them takes."""
         queue = self._queue
         least = _NEVER
-        moved: dict[float, list[tuple[int, Function]]] = {}
-        for key in [key for key in self._strata if key[0] is run]:
-            stratum = self._strata.pop(key)
+        moved: dict[tuple[Run, float, float], list[tuple[int, Function]]] = {}
+        for old in [key for key in self._strata if key[0] is run]:
+            stratum = self._strata.pop(old)
+            priority = old[1]
             # Those that left count as well: they are few, and to tell them apart would cost more.
             kinds = {(function.urgency, function.seconds) for _, function in stratum}
             for _, seconds in kinds:
                 if seconds is not None and seconds < least:
                     least = seconds
             urgencies = {urgency for urgency, _ in kinds}
-            if len(urgencies) == 1 and (urgency := urgencies.pop()) not in moved:
-                moved[urgency] = stratum
-                continue
+            if len(urgencies) == 1:
+                key = run, priority, urgencies.pop()
+                if key not in moved:
+                    moved[key] = stratum
+                    continue
             for item in stratum:
                 if item[1].queue is queue:
-                    heappush(moved.setdefault(item[1].urgency, []), item)
+                    heappush(moved.setdefault((run, priority, item[1].urgency), []), item)
                 else:
                     self._size -= 1
-        for urgency, stratum in moved.items():
-            self._strata[run, urgency] = stratum
+        self._strata.update(moved)
         self._restart()
         return least
 
@@ -550,7 +563,7 @@ class Strata:
     def _restart(self) -> None:
         """Find the head of each stratum anew."""
         for key, stratum in list(self._strata.items()):
-            self._drop_gone(stratum, key[1])
+            self._drop_gone(stratum, key[2])
             if not stratum:
                 del self._strata[key]
         entry = self._queue.entry
@@ -617,12 +630,12 @@ class Queue:
     @property
     def anywhere(self) -> bool:
         """Whether any worker that is able may take its functions."""
-        return self.pin is None and self.bound is None
+        return not self.pin and self.bound is None
 
     @property
-    def answers_to(self) -> str | None:
-        """What a worker must answer to in order to take its functions; None: any may."""
-        return self.pin if self.bound is None else self.bound.address
+    def answers_to(self) -> tuple[str, ...]:
+        """What a worker must answer to in order to take its functions; empty: any may."""
+        return self.pin if self.bound is None else (self.bound.address,)
 
     def deadline(self, function: Function) -> float:
         """Return until when one of its functions waits for a worker, while it is stuck."""
@@ -639,8 +652,8 @@ class Queue:
     def entry(self, function: Function) -> Entry:
         """Return what a function of it is sorted by."""
         # Without the detour over the keywords of `Entry`: this is done for each placement.
-        priority = -function.run.priority
-        values = priority, -function.urgency, -self.footprint, function.seq, function
+        urgency = -function.urgency
+        values = function.priority, urgency, -self.footprint, function.seq, function
         return tuple.__new__(Entry, values)
 
     def push(self, function: Function) -> None:

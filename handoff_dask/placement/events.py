@@ -40,8 +40,12 @@ class FunctionSpec:
     cost: Mapping[str, float]
     #: Keys of the same run; what the remaining path is computed from.
     dependencies: tuple[Hashable, ...] = ()
-    #: A worker's address, name or host.
-    pin: str | None = None
+    #: Added to the run's priority: of all ready functions, those of higher priority go first.
+    priority: float = 0
+    #: Addresses, names or hosts of the only workers that may run it; empty: any may.
+    pin: tuple[str, ...] = ()
+    #: Addresses, names or hosts of the workers that it rather runs on.
+    preferred: tuple[str, ...] = ()
     #: Key of another function of the run: same worker as that one. Chains are fine.
     collocated: Hashable | None = None
     #: Key of another function of the run. Before this one is placed, that one's collocation group
@@ -72,8 +76,8 @@ class Finding:
 
     #: Addresses of the registered workers that could, in registration order.
     able: tuple[str, ...]
-    #: The pin asked for, if any.
-    pin: str | None = None
+    #: The pin asked for, if any; a tuple if it names several workers.
+    pin: str | tuple[str, ...] | None = None
     #: Whether a registered worker answers to the pin; True without one.
     pin_known: bool = True
     #: When no worker is able: the one that lacks the least.
@@ -82,6 +86,13 @@ class Finding:
     shortfall: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     #: The name of `nearest`, if it has one.
     nearest_name: str | None = None
+
+    @property
+    def pin_text(self) -> str:
+        """The workers of the pin, for people."""
+        if isinstance(self.pin, tuple):
+            return "any of " + ", ".join(map(repr, self.pin))
+        return repr(self.pin)
 
     def __bool__(self) -> bool:
         """Whether a worker is able."""
@@ -93,14 +104,14 @@ class Finding:
             shown = ", ".join(self.able[:4]) + (", ..." if len(self.able) > 4 else "")
             return f"can run on {shown}"
         if not self.pin_known:
-            return f"no worker answers to {self.pin!r}"
+            return f"no worker answers to {self.pin_text}"
         if self.nearest is None:
             return "no workers"
         lacks = ", ".join(
             f"needs {name} {needed:g}, offers {offered:g}"
             for name, (needed, offered) in self.shortfall.items()
         )
-        where = f" (pinned to {self.pin!r})" if self.pin is not None else ""
+        where = f" (pinned to {self.pin_text})" if self.pin is not None else ""
         name = f" ({self.nearest_name})" if self.nearest_name is not None else ""
         return f"no worker can hold it{where}; nearest is {self.nearest}{name}: {lacks}"
 
@@ -129,11 +140,12 @@ class Waiting:
 
     #: ``"delay"`` (a retry's), ``"impossible"``, ``"max_concurrency"``, ``"no workers"``,
     #: ``"binding"`` (the function it binds has no worker), ``"data"`` (waits for the worker that
-    #: holds its inputs), ``"excluded"`` (it may not use those that could hold it, as an earlier
-    #: attempt still runs there), ``"paused"`` (those that could hold it don't run), ``"reserved"``
-    #: (a worker with room is kept for another), ``"ahead"`` (a worker with room works off what it
-    #: was handed ahead first), ``"resources"`` or ``"next"`` (the next poll places it). On a
-    #: cluster also who is being asked whether an attempt had started.
+    #: holds its inputs), ``"preferred"`` (waits for a worker that it prefers), ``"excluded"`` (it
+    #: may not use those that could hold it, as an earlier attempt still runs there), ``"paused"``
+    #: (those that could hold it don't run), ``"reserved"`` (a worker with room is kept for
+    #: another), ``"ahead"`` (a worker with room works off what it was handed ahead first),
+    #: ``"resources"`` or ``"next"`` (the next poll places it). On a cluster also who is being asked
+    #: whether an attempt had started.
     reason: str
     #: The workers it waits for.
     workers: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Mapping
 from operator import attrgetter
 
 from handoff_dask.placement.costs import SLOT, UNIT, Cost, Resources
-from handoff_dask.placement.entities import Queue, Shape, Worker
+from handoff_dask.placement.entities import Group, Queue, Shape, Worker
 from handoff_dask.placement.events import Finding, WorkerSpec
 from handoff_dask.placement.index import Index
 from handoff_dask.placement.strategies import load
@@ -136,12 +136,19 @@ class Fleet:
                 queue.able = tuple(w for w in candidates if queue.need.fits(w.shape.capacity))
         return queue.able is None or bool(queue.able)
 
-    def candidates(self, pin: str | None, bound: Worker | None) -> Collection[Worker]:
+    def candidates(self, pin: tuple[str, ...], bound: Worker | None) -> Collection[Worker]:
         """Return the workers that a pin or a binding leaves, in order of registration."""
         if bound is None:
-            return self.workers.values() if pin is None else self.names.get(pin, ())
-        answers = pin is None or bound in self.names.get(pin, ())
+            return self.answering(pin) if pin else self.workers.values()
+        answers = not pin or bound in self.answering(pin)
         return (bound,) if answers and bound.address in self.workers else ()
+
+    def answering(self, names: tuple[str, ...]) -> Collection[Worker]:
+        """Return the workers that answer to one of these addresses, names or hosts."""
+        if len(names) == 1:
+            return self.names.get(names[0], ())
+        workers = {worker for name in names for worker in self.names.get(name, ())}
+        return sorted(workers, key=attrgetter("order"))
 
     def barred(self, queue: Queue) -> frozenset[str]:
         """Return the workers that a queue's functions may not use now.
@@ -160,10 +167,10 @@ class Fleet:
         )
         return barred if others else queue.exclude
 
-    def finding(self, need: Cost, pin: str | None = None) -> Finding:
-        """Who could ever hold a need, or what is missing."""
-        candidates = list(self.candidates(pin, None))
-        candidates.sort(key=attrgetter("order"))
+    def finding(self, need: Cost, names: tuple[str, ...] = ()) -> Finding:
+        """Who could ever hold a need, of those that answer to these names, or what is missing."""
+        candidates = sorted(self.candidates(names, None), key=attrgetter("order"))
+        pin = names if len(names) > 1 else names[0] if names else None
         able = tuple(w.address for w in candidates if need.fits(w.shape.capacity))
         if able:
             return Finding(able, pin)
@@ -178,20 +185,20 @@ class Fleet:
         if nearest is None:
             return Finding((), pin, pin_known)
         capacity = nearest.shape.capacity
-        names = self.resources.names
+        resources = self.resources.names
         shortfall = {
-            names[i]: (amount / UNIT, capacity[i] / UNIT)
+            resources[i]: (amount / UNIT, capacity[i] / UNIT)
             for i, amount in need.items
             if capacity[i] < amount
         }
         name = nearest.name if nearest.name != nearest.address else None
         return Finding((), pin, pin_known, nearest.address, shortfall, name)
 
-    def hope(self, need: Cost, pin: str | None) -> float:
+    def hope(self, need: Cost, pin: tuple[str, ...]) -> float:
         """Return until when a lost worker that could hold a need may come back."""
         until = -float("inf")
         for when, worker in self.lost.values():
-            if pin is None or pin in (worker.address, worker.name, worker.host):
+            if not pin or not {worker.address, worker.name, worker.host}.isdisjoint(pin):
                 if need.fits(self.resources.capacity(worker.spec_capacity, worker.slots)):
                     until = max(until, when + self.grace)
         return until
@@ -210,20 +217,20 @@ class Fleet:
         some = workers[start : start + SAMPLE]
         return some + workers[: SAMPLE - len(some)]
 
-    def promise(self, need: Cost, pin: str | None, near: Worker) -> Worker | None:
+    def promise(self, group: Group, near: Worker) -> Worker | None:
         """Choose the worker to bind a group to before any of it runs.
 
-        One that has the need free, what others were promised set aside, `near` the first
-        among them; else the least loaded one that is able.
+        One that has the need free, what others were promised set aside, else any that is able. Of
+        these, one that the group prefers, then `near` if it has room, then the least loaded.
         """
-        if pin is None:
-            candidates = self.sample()
-            if near not in candidates:
-                candidates.insert(0, near)
+        need = group.need
+        preferred = dict.fromkeys(self.answering(group.preferred))
+        if group.pin:
+            candidates = dict.fromkeys(self.answering(group.pin))
         else:
-            candidates = list(self.candidates(pin, None))
+            candidates = {near: None, **preferred, **dict.fromkeys(self.sample())}
         best: Worker | None = None
-        best_score = (2, 0.0)
+        best_score = (2, 0, 0.0)
         for worker in candidates:
             capacity = worker.shape.capacity
             if not worker.running or not need.fits(capacity):
@@ -233,9 +240,13 @@ class Fleet:
                 for i, amount in promised.items:
                     free[i] -= amount
             if need.fits(free) and not worker.ahead:
-                score = (0, -1.0 if worker is near else load(capacity, free))
+                score = (
+                    0,
+                    worker not in preferred,
+                    -1.0 if worker is near else load(capacity, free),
+                )
             else:
-                score = (1, load(capacity, free))
+                score = (1, worker not in preferred, load(capacity, free))
             if best is None or score < best_score:
                 best, best_score = worker, score
         return best

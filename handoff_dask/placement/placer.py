@@ -203,7 +203,7 @@ class Placer:
         group = function.target
         if group.worker is not None or group is function.group:
             return True
-        chosen = self.fleet.promise(group.need, group.pin, worker)
+        chosen = self.fleet.promise(group, worker)
         if chosen is None:
             self.ready.dequeue(function)
             function.state = FRESH

@@ -31,7 +31,7 @@ class Questions:
         self._placer = placer
         self._fleet = placer.fleet
 
-    def feasibility(self, cost: Mapping[str, float], pin: str | None = None) -> Finding:
+    def feasibility(self, cost: Mapping[str, float], pin: tuple[str, ...] = ()) -> Finding:
         """Which registered workers could ever hold a cost, by what they declare."""
         return self._fleet.finding(self._fleet.cost(cost), pin)
 
@@ -151,7 +151,7 @@ class Questions:
         return remaining.estimate(self._runs[run], self._fleet, self._durations, now)
 
 
-def _needs(function: Function) -> tuple[Cost, str | None]:
+def _needs(function: Function) -> tuple[Cost, tuple[str, ...]]:
     """Return what a worker must be able to hold, and what it must answer to."""
     group = function.group
     return (group.need, group.pin) if group else (function.own_cost, function.pin)
@@ -190,7 +190,9 @@ def _why(function: Function, placer: Placer) -> Waiting | None:
     able = [w for w in able if w.address not in barred]
     addresses = tuple(w.address for w in able)
     if queue.deferred:
-        return Waiting("data", addresses, until=placer.ready.timers.of(function))
+        preferred = queue.bound in fleet.answering(function.preferences)
+        reason = "preferred" if preferred else "data"
+        return Waiting(reason, addresses, until=placer.ready.timers.of(function))
     running = [w for w in able if w.running]
     if not running:
         return Waiting("paused", addresses)

@@ -256,7 +256,7 @@ class ReadyQueues:
         limited = None if run.limit is None else run
         if (
             group is None
-            and function.pin is None
+            and not function.pin
             and (barred is None or not (barred.avoid or barred.exclude))
             and function.holder is None
             and limited is None
@@ -270,7 +270,7 @@ class ReadyQueues:
         bound = function.holder
         if group is not None:
             if group.worker is not None:
-                pin, bound = None, group.worker
+                pin, bound = (), group.worker
             else:
                 pin = group.pin
                 need = self.fleet.resources.union((group.need, cost))

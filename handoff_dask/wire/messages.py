@@ -47,8 +47,8 @@ class FunctionRow(NamedTuple):
     cost: Mapping[str, float]
     #: The nodes whose results it needs.
     dependencies: tuple[int, ...] = ()
-    #: Name, address or host of a worker.
-    pin: str | None = None
+    #: Names, addresses or hosts of the only workers that may run it; empty: any may.
+    pin: tuple[str, ...] = ()
     #: The node whose worker it shares.
     collocated: int | None = None
     #: For a serializer: the node that must have a worker before it may start.

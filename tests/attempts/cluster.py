@@ -47,7 +47,7 @@ class Cluster:
     """Workers that know what they started, a scheduler that has to find out."""
 
     policies: list[RetryPolicy]
-    pins: list[str | None]
+    pins: list[tuple[str, ...]]
     engine: Engine = field(default_factory=lambda: Engine(horizon=1000.0, max_ahead=3))
 
     def __post_init__(self):

@@ -31,7 +31,7 @@ class Lives(RuleBasedStateMachine):
         pinned=st.integers(0, 2),
     )
     def begin(self, policies, pinned):
-        pins = ["pinned"] * pinned + [None] * (FUNCTIONS - pinned)
+        pins = [("pinned",)] * pinned + [()] * (FUNCTIONS - pinned)
         self.cluster = Cluster(policies, pins)
 
     def functions(self, *states):

@@ -119,7 +119,7 @@ def test_each_argument_has_its_own_transforms():
 
 @pytest.mark.parametrize(
     ("node", "pin", "with_"),
-    [(None, None, None), ("alice", "alice", None), (0, "0", None), (collocated("a"), None, 0)],
+    [(None, (), None), ("alice", ("alice",), None), (0, ("0",), None), (collocated("a"), (), 0)],
 )
 def test_places(node, pin, with_):
     """A pin becomes text, as workers' names are; a collocation becomes a node's index."""

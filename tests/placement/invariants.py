@@ -89,8 +89,7 @@ def nothing_overlooked(engine: Engine) -> None:
     for queue in [*ready.anywhere, *ready.tied]:
         if queue.run is not None and queue.run.saturated:
             continue
-        names = fleet.workers.values() if queue.pin is None else fleet.names.get(queue.pin, {})
-        for worker in names:
+        for worker in fleet.candidates(queue.pin, None):
             if queue.bound is not None and worker is not queue.bound:
                 continue
             kept = worker.reservation

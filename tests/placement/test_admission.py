@@ -47,7 +47,7 @@ def test_a_group_no_worker_can_hold_is_refused(drive) -> None:
 def test_a_pin_on_any_member_pins_the_group(drive) -> None:
     """The others follow it, also when they come first."""
     d = drive(TWO)
-    d.specs(FunctionSpec("x", {"cpu": 1}), FunctionSpec("y", {}, collocated="x", pin="b"))
+    d.specs(FunctionSpec("x", {"cpu": 1}), FunctionSpec("y", {}, collocated="x", pin=("b",)))
     d.ready("x")
     assert d.places() == {"x": "b"}
 

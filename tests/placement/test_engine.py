@@ -182,7 +182,7 @@ def test_an_excluded_worker_is_never_used(drive) -> None:
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, lost_grace=1.0)
     d.add({"fill": {"cpu": 1}})
     assert d.places() == {"fill": "a"}
-    d.specs(FunctionSpec("f", {"cpu": 1}, expected=0.1), FunctionSpec("g", {"cpu": 1}, pin="b"))
+    d.specs(FunctionSpec("f", {"cpu": 1}, expected=0.1), FunctionSpec("g", {"cpu": 1}, pin=("b",)))
     d.ready("f", "g", exclude=("b",))
     assert d.places() == {} and d.engine.questions.why("f").workers == ("a",)
     assert d.engine.questions.why("g") == Waiting("excluded", ("b",))
@@ -208,7 +208,7 @@ def test_every_kind_of_function_keeps_off_excluded_workers(drive, kind: str) -> 
         FunctionSpec(
             "f",
             {"cpu": 1},
-            pin="host" if kind == "pinned" else None,
+            pin=("host",) if kind == "pinned" else (),
             collocated="mate" if kind == "collocated" else None,
         ),
     )
@@ -245,8 +245,8 @@ def test_inputs_and_a_worker_to_avoid(drive) -> None:
     """It is avoided again after the function has waited for the worker that holds its inputs."""
     d = drive({name: {"cpu": 1} for name in "abc"})
     d.specs(
-        FunctionSpec("hold", {"cpu": 1}, pin="b", expected=5.0),
-        FunctionSpec("fill", {"cpu": 1}, pin="c"),
+        FunctionSpec("hold", {"cpu": 1}, pin=("b",), expected=5.0),
+        FunctionSpec("fill", {"cpu": 1}, pin=("c",)),
         FunctionSpec("f", {"cpu": 1}, expected=15.0),
     )
     d.ready("hold")
@@ -408,8 +408,9 @@ def test_a_pin_to_a_worker_that_was_lost(drive) -> None:
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}}, lost_grace=60.0)
     d.engine.worker_removed("a", lost_at=0.0)
     d.engine.run_opened("pins")
-    pins = ("a", "a-name", "host", "nobody")
-    d.engine.functions_added("pins", [FunctionSpec(p, {"cpu": 1}, pin=p) for p in pins])
+    pins = {"a": ("a",), "a-name": ("a-name",), "host": ("host",), "any": ("nobody", "a-name")}
+    pins["nobody"] = ("nobody", "else")
+    d.engine.functions_added("pins", [FunctionSpec(k, {"cpu": 1}, pin=p) for k, p in pins.items()])
     assert d.engine.questions.hopeless("pins", 0.0)[0] == "nobody"
     d.ready(*pins)
     decisions = {decision.key: decision for decision in d.poll()}
@@ -477,7 +478,7 @@ def test_an_empty_cluster_is_waited_for(drive) -> None:
 def test_a_pin_nobody_answers_to_is_refused_by_name(drive) -> None:
     """The finding tells a pin that nobody answers to from a cost that is too high."""
     d = drive({"a": {"cpu": 1}}, lost_grace=1.0)
-    d.add({"f": {}}, pin="gone")
+    d.add({"f": {}}, pin=("gone",))
     d.poll()
     (refusal,) = d.poll(after=1)
     assert not refusal.finding.pin_known
@@ -488,7 +489,7 @@ def test_a_pin_nobody_answers_to_is_refused_by_name(drive) -> None:
 def test_a_pin_is_an_address_or_a_name(drive, pin: str) -> None:
     """A pinned function runs there, or waits."""
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
-    d.add({0: {"cpu": 1}, 1: {"cpu": 1}}, pin=pin)
+    d.add({0: {"cpu": 1}, 1: {"cpu": 1}}, pin=(pin,))
     assert d.places() == {0: "b"}
     d.end(0)
     assert d.places() == {1: "b"}
@@ -498,5 +499,43 @@ def test_a_pin_may_be_a_host(drive) -> None:
     """A host means any of its workers."""
     d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}})
     d.engine.worker_added(WorkerSpec("c", "c", "other", {"cpu": 1}, 1))
-    d.add({key: {"cpu": 1} for key in range(3)}, pin="host")
+    d.add({key: {"cpu": 1} for key in range(3)}, pin=("host",))
     assert sorted(d.places().values()) == ["a", "b"]
+
+
+def test_a_pin_may_name_several_workers(drive) -> None:
+    """Any of them gets the function, nobody else, also when one is avoided, lost or excluded."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 1}, "c": {"cpu": 2}}, lost_grace=60.0)
+    d.add({0: {"cpu": 1}, 1: {"cpu": 1}, 2: {"cpu": 1}}, pin=("b-name", "a"))
+    assert d.places() == {0: "a", 1: "b"}
+    d.engine.attempt_ended(0, d.now)
+    assert d.places() == {2: "a"}
+    d.ready(0, avoid=["a"], insist=True)
+    d.end(2)
+    assert d.places() == {}
+    d.end(1)
+    assert d.places() == {0: "b"}
+    d.engine.worker_removed("b", lost_at=d.now)
+    d.ready(0)
+    assert d.places() == {0: "a"}
+    d.ready(0, exclude=["a"])
+    assert d.places() == {}
+    assert str(d.engine.questions.why(0)).startswith("excluded")
+    assert d.places(after=60.0) == {}
+    d.engine.exclusion_ended(0, "a")
+    assert d.places() == {0: "a"}
+
+
+def test_a_pin_to_several_is_refused_by_all_their_names(drive) -> None:
+    """The finding names all that were asked for, whether nobody answers or all are too small."""
+    d = drive({"a": {"cpu": 1}, "b": {"cpu": 2}})
+    feasibility = d.engine.questions.feasibility
+    gone = feasibility({}, ("x", "y"))
+    assert (gone.pin, gone.pin_known) == (("x", "y"), False)
+    assert str(gone) == "no worker answers to any of 'x', 'y'"
+    small = feasibility({"cpu": 3}, ("a", "b-name", "x"))
+    assert str(small) == (
+        "no worker can hold it (pinned to any of 'a', 'b-name', 'x'); nearest is b (b-name): "
+        "needs cpu 3, offers 2"
+    )
+    assert feasibility({"cpu": 2}, ("b", "a")).able == ("b",)

@@ -61,7 +61,7 @@ class Checked(World):
         key, address = decision.key, decision.worker
         spec, worker = self.specs[key], self.workers[address]
         assert address not in self.paused
-        assert spec.pin in (None, worker.address, worker.name, worker.host)
+        assert not spec.pin or {worker.address, worker.name, worker.host} & set(spec.pin)
         assert address not in self.exclude[key]
         if address in self.avoid[key] and not self.grouped(key):
             able = set(self.engine.questions.feasibility(self.cost[key], spec.pin).able)

@@ -33,10 +33,10 @@ def test_an_impossible_cost_names_the_nearest(drive) -> None:
 def test_a_pin_narrows_the_finding(drive) -> None:
     """Only workers that answer to the pin are judged; an unknown pin is told as such."""
     engine = drive(TWO).engine
-    assert engine.questions.feasibility({"cpu": 3}, "a-name").able == ("a",)
-    finding = engine.questions.feasibility({"cpu": 3}, "b")
+    assert engine.questions.feasibility({"cpu": 3}, ("a-name",)).able == ("a",)
+    finding = engine.questions.feasibility({"cpu": 3}, ("b",))
     assert finding.nearest == "b" and "pinned to 'b'" in str(finding)
-    assert not engine.questions.feasibility({}, "nobody").pin_known
+    assert not engine.questions.feasibility({}, ("nobody",)).pin_known
     assert str(Engine().questions.feasibility({})) == "no workers"
 
 

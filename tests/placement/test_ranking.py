@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from unittest import mock
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from handoff_dask.placement import ranking
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import FunctionSpec, WorkerSpec
@@ -139,3 +142,61 @@ def test_ranking_costs_a_bounded_amount_per_function() -> None:
     with mock.patch.object(ranking, "rank", rank):
         order(engine, seconds=lambda i: 2.0 ** (i % 7))
     assert 500 < sum(ranked) < 30 * 500
+
+
+PRIORITIES = st.lists(
+    st.tuples(st.integers(-2, 2), st.integers(-2, 2), st.sampled_from([{"cpu": 1}, {"gpu": 1}])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(PRIORITIES)
+def test_higher_priority_goes_first(functions) -> None:
+    """A function's priority is added to its run's; the order holds over runs and costs."""
+    engine = Engine(horizon=0.0)
+    engine.worker_added(WorkerSpec("w", "w", "h", {"cpu": 4, "gpu": 1}, 1))
+    for run in range(-2, 3):
+        engine.run_opened(run, priority=run)
+    for key, (run, priority, cost) in enumerate(functions):
+        engine.functions_added(run, [FunctionSpec(key, cost, priority=priority)])
+        engine.function_ready(key, 0.0)
+    done = order(engine, seconds=lambda key: 1.0 + key)
+    summed = [sum(functions[key][:2]) for key in done]
+    assert len(done) == len(functions) and summed == sorted(summed, reverse=True)
+
+
+def test_priority_comes_before_the_remaining_path() -> None:
+    """What is more urgent by its path goes first among equals only, also when ranked anew."""
+    engine = one_slot(
+        FunctionSpec("last", {}, priority=-1, code="a"),
+        FunctionSpec("long", {}, code="b"),
+        FunctionSpec("after", {}, ("long",), code="c"),
+        FunctionSpec("first", {}, priority=0.5, code="a"),
+        FunctionSpec("short", {}, code="a"),
+    )
+    assert order(engine, seconds=lambda key: 5.0) == ["first", "long", "short", "last"]
+
+
+def test_a_reservation_goes_to_what_has_priority() -> None:
+    """A wide function of high priority gets the worker before narrow ones of low priority do."""
+    engine = Engine(horizon=0.0)
+    engine.worker_added(WorkerSpec("w", "w", "h", {"cpu": 2}, 2))
+    engine.run_opened("run")
+    specs = [FunctionSpec(i, {"cpu": 1}, code="n", expected=1.0 + i % 2) for i in range(40)]
+    wide = FunctionSpec("wide", {"cpu": 2}, code="w", expected=1.0, priority=1)
+    engine.functions_added("run", [*specs, wide])
+    for i in range(40):
+        engine.function_ready(i, 0.0)
+    ends = [(specs[p.key].expected, p.key) for p in engine.poll(0.0)]
+    engine.function_ready("wide", 0.0)
+    started = []
+    while "wide" not in started:
+        ends.sort()
+        now, key = ends.pop(0)
+        engine.attempt_ended(key, now, duration=specs[key].expected, done=True)
+        for place in engine.poll(now):
+            started.append(place.key)
+            if place.key != "wide":
+                ends.append((now + specs[place.key].expected, place.key))
+    assert len(started) < 10

@@ -11,7 +11,7 @@ def stream(
     workers: int,
     small: dict[str, float],
     big: dict[str, float],
-    pin: str | None = None,
+    pin: tuple[str, ...] = (),
     priority: float = 0,
     chain: int = 1,
     seconds: float | None = None,
@@ -64,7 +64,7 @@ def test_a_whole_worker_is_got_in_bounded_time(workers: int) -> None:
 
 def test_a_pinned_function_is_not_starved() -> None:
     """The same when it may only go to one worker."""
-    placed = stream(workers=4, small={"cpu": 1}, big={"cpu": 4}, pin="w2")
+    placed = stream(workers=4, small={"cpu": 1}, big={"cpu": 4}, pin=("w2",))
     assert placed is not None and placed < 400
 
 

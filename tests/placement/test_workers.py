@@ -72,7 +72,7 @@ def test_a_worker_that_is_added_again_keeps_its_claims(drive) -> None:
     d.places()
     d.engine.worker_added(WorkerSpec("a", "renamed", "host", {"cpu": 2}, 8))
     assert d.engine.questions.free("a") == {"cpu": 1}
-    d.specs(FunctionSpec(1, {"cpu": 1}, pin="renamed"), FunctionSpec(2, {}, pin="a-name"))
+    d.specs(FunctionSpec(1, {"cpu": 1}, pin=("renamed",)), FunctionSpec(2, {}, pin=("a-name",)))
     d.ready(1, 2)
     assert d.places() == {1: "a"}
 

@@ -177,7 +177,9 @@ class World:
             extra: dict[str, Any] = {}
             choice = self.draw(12)
             if choice == 0:
-                extra["pin"] = ["w0", "w1", "h0", "h1", "big", "nobody"][self.draw(6)]
+                extra["pin"] = self.names()
+            elif choice == 4:
+                extra["preferred"] = self.names()
             elif choice in (1, 2) and keys:
                 extra["collocated"] = self.pick(keys)
             elif choice == 3 and keys:
@@ -190,6 +192,7 @@ class World:
                 code="ab"[self.draw(2)],
                 token=(self.draw(2), len(keys)),
                 expected=[None, 0.1, 20.0][self.draw(3)],
+                priority=[0, 0, 1, -1][self.draw(4)],
                 **extra,
             )
             specs.append(spec)
@@ -202,6 +205,11 @@ class World:
         self.runs[run] = keys
         for key in keys:
             self.ready(key)
+
+    def names(self) -> tuple[str, ...]:
+        """Return one or two names or hosts of workers, which there may be."""
+        names = ["w0", "w1", "h0", "h1", "big", "nobody"]
+        return tuple(names[self.draw(6)] for _ in range(1 + self.draw(2)))
 
     def close_run(self) -> None:
         run = self.pick(self.runs)
