@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from inspect import isawaitable
 from typing import Any, TypeVar
@@ -17,8 +18,8 @@ from handoff_dask.client.connection import current_client, require_client
 from handoff_dask.client.execution import execute, submit
 from handoff_dask.client.options import RunOptions
 from handoff_dask.compat.optimizing import OptimizedGraph
-from handoff_dask.graph.collection import DAG
 from handoff_dask.graph.from_dask import functions_of, graph_of, output_keys
+from handoff_dask.model.dag import DAG
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -90,7 +91,7 @@ def compute(
     collections, repack = unpack_collections(*args, traverse=traverse)
     if not collections:
         return _like(client, args)
-    graph, dag = _prepared(collections, optimize_graph)
+    graph, dag = _prepared(collections, optimize_graph, client)
     with annotating.applied():
         result = execute(dag, client=client, results=output_keys(graph), **options)
 
@@ -149,8 +150,8 @@ def persist(
     collections, repack = unpack_collections(*args, traverse=traverse)
     if not collections:
         return _like(client, args)
-    graph, dag = _prepared(collections, optimize_graph)
     client = require_client(client)
+    graph, dag = _prepared(collections, optimize_graph, client)
     with annotating.applied():
         run = submit(dag, client=client, results=output_keys(graph), **options)
 
@@ -176,10 +177,15 @@ def _check(name: str, options: Mapping[str, Any], use: str) -> None:
         )
 
 
-def _prepared(collections: list[Any], optimize_graph: bool) -> tuple[OptimizedGraph, DAG]:
-    graph = graph_of(collections, optimize_graph)
+def _prepared(
+    collections: list[Any], optimize_graph: bool, client: Client | None
+) -> tuple[OptimizedGraph, DAG]:
+    """Return the graph of collections, and its DAG."""
+    with nullcontext() if client is None else client.as_current():
+        graph = graph_of(collections, optimize_graph)
+        functions = functions_of(graph)
     dag = DAG()
-    for function in functions_of(graph):
+    for function in functions:
         dag.add_function(function)
     return graph, dag
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,12 +12,12 @@ import toolz
 from dask.base import annotate, get_annotations
 from dask.core import flatten
 from dask.delayed import optimize as optimize_delayed
-from dask.highlevelgraph import HighLevelGraph, Layer
-from distributed import Future
+from dask.highlevelgraph import HighLevelGraph
+from distributed import Future, get_client
 from distributed.shuffle._core import P2PBarrierTask
 from distributed.shuffle._rechunk import P2PRechunkLayer
 
-from handoff_dask.compat.task_spec import Alias, GraphNode, Task, convert_legacy_graph
+from handoff_dask.compat.task_spec import Alias, GraphNode, convert_legacy_graph, futures_in
 
 #: Dask's scheduler runs P2P shuffles itself, by the keys of their tasks: under other keys they fail.
 _BY_TASKS = {"dataframe.shuffle.method": "tasks"}
@@ -26,6 +27,14 @@ _UNFUSED = {
     "optimization.fuse.delayed": False,
     "optimization.annotations.fuse": False,
 }
+
+
+#: What functions of a key return for keys that have no such annotation.
+_NONE: tuple[type, ...] = (type(None),)
+with suppress(ImportError):  # Dask of 2025 has neither expressions of all collections nor this
+    from dask._expr import _AnnotationsTombstone
+
+    _NONE += (_AnnotationsTombstone,)
 
 
 class Finish(NamedTuple):
@@ -50,21 +59,27 @@ class OptimizedGraph:
     sources: Sequence[Mapping[Any, Any]]
 
     def futures(self) -> dict[Hashable, Future[Any]]:
-        """Return the futures in the graph, by the keys that tasks may have for them.
-
-        Tasks refer to them by key; optimization drops the futures themselves.
-        """
+        """Return the futures in the graphs, by their keys and by those that stand for them."""
         held: dict[Hashable, Future[Any]] = {}
         for source in self.sources:
             for key, value in _materialized(source):
                 if isinstance(value, Future):
                     held[key] = value
-                held.update((future.key, future) for future in _futures_in(value))
+                held.update((future.key, future) for future in futures_in(value))
         return held
 
     def barrier(self) -> Hashable:
         """Return the key of a P2P shuffle; None if there is none."""
         return next((k for k, v in self.tasks.items() if isinstance(v, P2PBarrierTask)), None)
+
+
+def known_future(key: Hashable) -> Future[Any] | None:
+    """Return a future of the current client: when it optimizes, Dask may keep nothing but a key."""
+    with suppress(ValueError):
+        client = get_client()
+        if key in client.futures:
+            return Future(key, client)
+    return None
 
 
 def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> OptimizedGraph:
@@ -87,16 +102,13 @@ def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> Optimi
                 graph = _high_level(_optimized(graph, keys, optimizer), "optimized")
             graphs.append(graph)
         tasks: dict[Hashable, Any] = {}
-        annotations: dict[Hashable, Mapping[str, Any]] = {}
-        around = get_annotations()
         for graph in graphs:
             for layer in graph.layers.values():
                 tasks.update(layer)
-                annotations.update(_annotations(layer, around))
     outputs = flatten([finish.keys for finish in finishes])
-    return OptimizedGraph(
-        _needed(convert_legacy_graph(tasks), outputs), annotations, finishes, sources
-    )
+    needed = _needed(convert_legacy_graph(tasks), outputs)
+    annotations = _annotations(graphs, needed, get_annotations())
+    return OptimizedGraph(needed, annotations, finishes, sources)
 
 
 def _needed(
@@ -171,22 +183,39 @@ def _rechunked_by_tasks(layer: P2PRechunkLayer) -> HighLevelGraph:
 
 
 def _annotations(
-    layer: Layer, around: Mapping[str, Any]
-) -> Iterator[tuple[Hashable, Mapping[str, Any]]]:
-    """Yield the annotations of each key in a layer."""
-    own = layer.annotations or {}
-    if not own and not around:
-        return
-    if not any(map(callable, (*own.values(), *around.values()))):
-        both = {**around, **own}
-        yield from ((key, both) for key in layer)
-        return
-    for key in layer:
-        values = {}
-        for name, value in (*around.items(), *own.items()):
-            if (for_key := value(key) if callable(value) else value) is not None:
-                values[name] = for_key
-        yield key, values
+    graphs: Iterable[HighLevelGraph], keys: Iterable[Hashable], around: Mapping[str, Any]
+) -> dict[Hashable, Mapping[str, Any]]:
+    """Return the annotations of each key: those of its layers before those around."""
+    own: dict[Hashable, Mapping[str, Any]] = {}
+    for graph in graphs:
+        for layer in graph.layers.values():
+            if not layer.annotations:
+                continue
+            same = not any(map(callable, layer.annotations.values()))
+            for key in layer:
+                values = layer.annotations if same else _values(layer.annotations, key)
+                # Delayed objects inside lists bring layers that hold the same tasks again.
+                before = own.get(key, values)
+                own[key] = values if before is values else {**before, **values}
+    if not around:
+        return own
+    if any(map(callable, around.values())):
+        return {key: {**_values(around, key), **own.get(key, {})} for key in keys}
+    shared: dict[int, Mapping[str, Any]] = {}
+    none: Mapping[str, Any] = {}
+    both = {}
+    for key in keys:
+        mine = own.get(key, none)
+        if id(mine) not in shared:
+            shared[id(mine)] = {**around, **mine}
+        both[key] = shared[id(mine)]
+    return both
+
+
+def _values(annotations: Mapping[str, Any], key: Hashable) -> dict[str, Any]:
+    """Return the annotations of one key, where some are functions of it."""
+    values = {name: v(key) if callable(v) else v for name, v in annotations.items()}
+    return {name: v for name, v in values.items() if not isinstance(v, _NONE)}
 
 
 def _materialized(graph: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -196,17 +225,3 @@ def _materialized(graph: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
     for layer in graph.layers.values():
         if layer.is_materialized():
             yield from layer.items()
-
-
-def _futures_in(value: Any) -> Iterator[Future[Any]]:
-    pending = [value]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Future):
-            yield value
-        elif isinstance(value, Task):
-            pending += [*value.args, *value.kwargs.values()]
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            pending += value
-        elif isinstance(value, dict):
-            pending += value.values()

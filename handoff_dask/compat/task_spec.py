@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dask._task_spec import (
@@ -16,6 +16,7 @@ from dask._task_spec import (
     _identity_cast,
     convert_legacy_graph,
 )
+from distributed import Future
 
 __all__ = [
     "Alias",
@@ -27,6 +28,7 @@ __all__ = [
     "TaskRef",
     "container",
     "convert_legacy_graph",
+    "futures_in",
     "is_subgraph",
     "without_futures",
 ]
@@ -58,16 +60,36 @@ def is_subgraph(node: Task) -> bool:
     return node.func is _execute_subgraph
 
 
-def without_futures(node: Any, keys: Collection[Hashable]) -> Any:
-    """Return a node in which mere references stand for the futures with these keys."""
-    if not isinstance(node, GraphNode) or node.dependencies.isdisjoint(keys):
+def futures_in(value: Any) -> Iterator[Future[Any]]:
+    """Yield the futures in a task or another value of a graph."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Future):
+            yield value
+        elif isinstance(value, Task):
+            pending += [*value.args, *value.kwargs.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+
+
+def without_futures(task: Task) -> Task:
+    """Return a task in which mere references stand for futures."""
+    keys = {future.key for future in futures_in(task)}
+    return _with_refs(task, {key: TaskRef(key) for key in keys}) if keys else task
+
+
+def _with_refs(node: Any, refs: Mapping[Hashable, TaskRef]) -> Any:
+    if not isinstance(node, Task) or node.dependencies.isdisjoint(refs):
         return node
-    changed = node.substitute({key: TaskRef(key) for key in keys})
-    if isinstance(changed, Task) and is_subgraph(changed):
-        inner, *others = changed.args
-        inner = {key: without_futures(value, keys) for key, value in inner.items()}
-        changed = Task(changed.key, changed.func, inner, *others)
-    return changed
+    changed = node.substitute(refs)
+    if not is_subgraph(changed):
+        return changed
+    inner, *others = changed.args
+    inner = {key: _with_refs(value, refs) for key, value in inner.items()}
+    return Task(changed.key, changed.func, inner, *others)
 
 
 class Evaluation:

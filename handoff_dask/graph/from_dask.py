@@ -13,7 +13,7 @@ from dask.utils import apply, key_split
 from distributed import Future
 
 from handoff_dask import collector
-from handoff_dask.compat.optimizing import OptimizedGraph, optimized
+from handoff_dask.compat.optimizing import OptimizedGraph, known_future, optimized
 from handoff_dask.compat.task_spec import (
     Alias,
     DataNode,
@@ -140,10 +140,9 @@ class _Conversion:
     def _evaluation(self, key: Hashable, node: Task) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
         keys = tuple(node.dependencies)
         values = [self._value(key, dependency) for dependency in keys]
-        futures = [k for k, value in zip(keys, values, strict=True) if isinstance(value, Future)]
         name = key_split(key)
         code = self._evaluations.setdefault(name, Evaluation(name))
-        return code, values, {"task": without_futures(node, futures), "keys": keys}
+        return code, values, {"task": without_futures(node), "keys": keys}
 
     def _argument(self, user: Hashable, node: Any) -> Any:
         """Return what a function gets for an argument of a task."""
@@ -172,10 +171,10 @@ class _Conversion:
             return node.value
         if node is not None:
             return Argument(self._ids.get(key, key))
-        try:
-            return self._futures[key]
-        except KeyError:
-            raise MissingFunctionError([(user, key)]) from None
+        future = self._futures.get(key) or known_future(key)
+        if future is None:
+            raise MissingFunctionError([(user, key)])
+        return future
 
     def _target(self, key: Hashable) -> Hashable:
         """Follow aliases to their end."""
