@@ -140,7 +140,7 @@ def persist(
     >>> import dask
     >>> from dask.distributed import Client
     >>> from handoff_dask import persist
-    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     (one,) = persist(dask.delayed(int)("1"))
     ...     one.compute()
     1

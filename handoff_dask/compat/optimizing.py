@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,13 +13,14 @@ from dask.base import annotate, get_annotations
 from dask.core import flatten
 from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
 from distributed import Future, get_client
 from distributed.shuffle._core import P2PBarrierTask
 from distributed.shuffle._rechunk import P2PRechunkLayer
 
 from handoff_dask.compat.task_spec import Alias, GraphNode, convert_legacy_graph, futures_in
 
-#: Dask's scheduler runs P2P shuffles itself, by the keys of their tasks: under other keys they fail.
+#: P2P shuffles need Dask's own keys: its scheduler knows their tasks by these.
 _BY_TASKS = {"dataframe.shuffle.method": "tasks"}
 #: Fusion loses annotations, or extends them to tasks that have none.
 _UNFUSED = {
@@ -50,17 +51,17 @@ class Finish(NamedTuple):
 class OptimizedGraph:
     """The graph of several collections."""
 
-    tasks: Mapping[Hashable, GraphNode]
+    tasks: Mapping[Key, GraphNode]
     #: {key: {annotation: value}}; keys of one layer may share the inner mapping.
-    annotations: Mapping[Hashable, Mapping[str, Any]]
+    annotations: Mapping[Key, Mapping[str, Any]]
     #: One for each collection.
     finishes: Sequence[Finish]
     #: The graphs as they were.
     sources: Sequence[Mapping[Any, Any]]
 
-    def futures(self) -> dict[Hashable, Future[Any]]:
+    def futures(self) -> dict[Key, Future[Any]]:
         """Return the futures in the graphs, by their keys and by those that stand for them."""
-        held: dict[Hashable, Future[Any]] = {}
+        held: dict[Key, Future[Any]] = {}
         for source in self.sources:
             for key, value in _materialized(source):
                 if isinstance(value, Future):
@@ -68,12 +69,12 @@ class OptimizedGraph:
                 held.update((future.key, future) for future in futures_in(value))
         return held
 
-    def barrier(self) -> Hashable:
+    def barrier(self) -> Key | None:
         """Return the key of a P2P shuffle; None if there is none."""
         return next((k for k, v in self.tasks.items() if isinstance(v, P2PBarrierTask)), None)
 
 
-def known_future(key: Hashable) -> Future[Any] | None:
+def known_future(key: Key) -> Future[Any] | None:
     """Return a future of the current client: when it optimizes, Dask may keep nothing but a key."""
     with suppress(ValueError):
         client = get_client()
@@ -101,7 +102,7 @@ def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> Optimi
                 keys = list(flatten([finishes[i].keys for i in members]))
                 graph = _high_level(_optimized(graph, keys, optimizer), "optimized")
             graphs.append(graph)
-        tasks: dict[Hashable, Any] = {}
+        tasks: dict[Key, Any] = {}
         for graph in graphs:
             for layer in graph.layers.values():
                 tasks.update(layer)
@@ -111,9 +112,7 @@ def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> Optimi
     return OptimizedGraph(needed, annotations, finishes, sources)
 
 
-def _needed(
-    tasks: Mapping[Hashable, GraphNode], outputs: Iterable[Hashable]
-) -> dict[Hashable, GraphNode]:
+def _needed(tasks: Mapping[Key, GraphNode], outputs: Iterable[Key]) -> dict[Key, GraphNode]:
     """Return the tasks that these keys need, in the order in which they are."""
     needed, ahead = set(), list(outputs)
     while ahead:
@@ -176,17 +175,19 @@ def _rechunked_by_tasks(layer: P2PRechunkLayer) -> HighLevelGraph:
     layers = {name: step for name, step in graph.layers.items() if name != layer.name_input}
     dependencies = {name: graph.dependencies[name] for name in layers}
     same = flatten(target.__dask_keys__())
-    aliases = {(layer.name, *key[1:]): Alias((layer.name, *key[1:]), key) for key in same}
+    aliases: Mapping[Key, Any] = {
+        (layer.name, *key[1:]): Alias((layer.name, *key[1:]), key) for key in same
+    }
     return HighLevelGraph(
         {**layers, layer.name: aliases}, {**dependencies, layer.name: {target.name}}
     )
 
 
 def _annotations(
-    graphs: Iterable[HighLevelGraph], keys: Iterable[Hashable], around: Mapping[str, Any]
-) -> dict[Hashable, Mapping[str, Any]]:
+    graphs: Iterable[HighLevelGraph], keys: Iterable[Key], around: Mapping[str, Any]
+) -> dict[Key, Mapping[str, Any]]:
     """Return the annotations of each key: those of its layers before those around."""
-    own: dict[Hashable, Mapping[str, Any]] = {}
+    own: dict[Key, Mapping[str, Any]] = {}
     for graph in graphs:
         for layer in graph.layers.values():
             if not layer.annotations:
@@ -212,7 +213,7 @@ def _annotations(
     return both
 
 
-def _values(annotations: Mapping[str, Any], key: Hashable) -> dict[str, Any]:
+def _values(annotations: Mapping[str, Any], key: Key) -> dict[str, Any]:
     """Return the annotations of one key, where some are functions of it."""
     values = {name: v(key) if callable(v) else v for name, v in annotations.items()}
     return {name: v for name, v in values.items() if not isinstance(v, _NONE)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dask._task_spec import (
@@ -16,6 +16,7 @@ from dask._task_spec import (
     _identity_cast,
     convert_legacy_graph,
 )
+from dask.typing import Key
 from distributed import Future
 
 __all__ = [
@@ -81,7 +82,7 @@ def without_futures(task: Task) -> Task:
     return _with_refs(task, {key: TaskRef(key) for key in keys}) if keys else task
 
 
-def _with_refs(node: Any, refs: Mapping[Hashable, TaskRef]) -> Any:
+def _with_refs(node: Any, refs: dict[Key, Any]) -> Any:
     if not isinstance(node, Task) or node.dependencies.isdisjoint(refs):
         return node
     changed = node.substitute(refs)
@@ -98,7 +99,7 @@ class Evaluation:
     def __init__(self, name: str) -> None:
         self.__name__ = name
 
-    def __call__(self, *values: Any, task: GraphNode, keys: Sequence[Hashable]) -> Any:
+    def __call__(self, *values: Any, task: GraphNode, keys: Sequence[Key]) -> Any:
         """Evaluate a task; the values are those of the keys."""
         return task(dict(zip(keys, values, strict=True)))
 

@@ -72,19 +72,20 @@ class DAG(model.DAG, DaskMethodsMixin):
         return self
 
     @classmethod
-    def from_dask(
-        cls, *collections: Any, id: Hashable = None, optimize_graph: bool = True
-    ) -> DAG:
+    def from_dask(cls, *collections: Any, id: Hashable = None, optimize_graph: bool = True) -> DAG:
         """Make a DAG of Dask collections: delayed objects, bags, arrays, dataframes and others.
 
         Each kind is optimized by its own rules first. Every task becomes a function whose id is
         the task's key; data becomes part of the functions that use it.
 
-        Annotations become fields: ``resources`` the `cost`, ``retries`` `max_retries`, ``priority``
-        `priority`, ``workers`` the `node`, and ``allow_other_workers`` `allow_other_workers`; others
-        are ignored. Those around this call apply to tasks that have none of that name. Where a
-        collection has annotations, tasks are not fused with others, as Dask would lose them then;
-        expressions, such as dataframes, have none: annotate this call instead.
+        Annotations become fields: ``resources`` is the `cost`, ``retries`` `max_retries`,
+        ``workers`` the `node`; ``priority`` and ``allow_other_workers`` keep their names. Other
+        annotations are ignored. Those around this call apply to every task that has none of that
+        name.
+
+        Dask loses annotations when it fuses tasks, so where a collection has any, only tasks with
+        the same annotations are fused. Dataframes and other expressions have none of their own:
+        put the annotation around this call.
 
         Parameters
         ----------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeAlias
 
 import toolz
 from dask.core import flatten
+from dask.typing import Key
 from dask.utils import apply, key_split
 from distributed import Future
 
@@ -51,7 +52,7 @@ def graph_of(collections: Sequence[Any], optimize_graph: bool) -> OptimizedGraph
     if barrier is not None:
         raise DAGError(
             f"{barrier!r} belongs to a P2P shuffle, which only Dask itself can run: "
-            'pass shuffle_method="tasks"'
+            'shuffle with shuffle_method="tasks", rechunk with method="tasks"'
         )
     return graph
 
@@ -70,9 +71,13 @@ def functions_of(graph: OptimizedGraph) -> list[Function]:
         return list(_Conversion(graph).functions())
 
 
-def output_keys(graph: OptimizedGraph) -> list[Hashable]:
+def output_keys(graph: OptimizedGraph) -> list[Key]:
     """Return the keys of the collections, each once."""
     return list(dict.fromkeys(flatten([finish.keys for finish in graph.finishes])))
+
+
+#: A code, its positional arguments, and those by keyword.
+_Call: TypeAlias = tuple[Any, Sequence[Any], Mapping[str, Any]]
 
 
 class _NotPlainError(Exception):
@@ -85,7 +90,7 @@ class _Conversion:
         self._tasks = graph.tasks
         self._outputs = dict.fromkeys(output_keys(graph))
         #: {key of a task: id} of those that are called by an alias of theirs.
-        self._ids: dict[Hashable, Hashable] = {}
+        self._ids: dict[Key, Key] = {}
         for key in self._outputs:
             target = self._target(key)
             if target not in self._outputs and isinstance(self._tasks.get(target), Task):
@@ -96,7 +101,7 @@ class _Conversion:
         self._evaluations: dict[str, Evaluation] = {}
 
     @cached_property
-    def _futures(self) -> Mapping[Hashable, Future[Any]]:
+    def _futures(self) -> Mapping[Key, Future[Any]]:
         return self._graph.futures()
 
     def functions(self) -> Iterator[Function]:
@@ -108,7 +113,7 @@ class _Conversion:
             if not isinstance(self._tasks.get(key), Task) and self._ids.get(target) != key:
                 yield Function(key, (), toolz.identity, (self._value(key, key),))
 
-    def _function(self, key: Hashable, node: Task) -> Function:
+    def _function(self, key: Key, node: Task) -> Function:
         code: Any
         kwargs: Mapping[str, Any]
         try:
@@ -125,7 +130,7 @@ class _Conversion:
             **self._annotated(key),
         )
 
-    def _call(self, key: Hashable, node: Task) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+    def _call(self, key: Key, node: Task) -> _Call:
         if is_subgraph(node):
             raise _NotPlainError
         if isinstance(node, NestedContainer):
@@ -137,14 +142,14 @@ class _Conversion:
             return code, values, kwargs
         return node.func, values, kwargs
 
-    def _evaluation(self, key: Hashable, node: Task) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+    def _evaluation(self, key: Key, node: Task) -> _Call:
         keys = tuple(node.dependencies)
         values = [self._value(key, dependency) for dependency in keys]
         name = key_split(key)
         code = self._evaluations.setdefault(name, Evaluation(name))
         return code, values, {"task": without_futures(node), "keys": keys}
 
-    def _argument(self, user: Hashable, node: Any) -> Any:
+    def _argument(self, user: Key, node: Any) -> Any:
         """Return what a function gets for an argument of a task."""
         if isinstance(node, Future):
             return node
@@ -159,11 +164,12 @@ class _Conversion:
         assert isinstance(node, Task)
         made = container(node, [self._argument(user, value) for value in node.args])
         # What is a key of a dict cannot be replaced by its result.
-        if made is None or isinstance(made, dict) and any(map(_is_replaced, contents(made.keys()))):
+        keys = made if isinstance(made, dict) else ()
+        if made is None or any(map(_is_replaced, contents(keys))):
             raise _NotPlainError
         return made
 
-    def _value(self, user: Hashable, key: Hashable) -> Any:
+    def _value(self, user: Key, key: Key) -> Any:
         """Return what a function gets for a key."""
         key = self._target(key)
         node = self._tasks.get(key)
@@ -176,13 +182,13 @@ class _Conversion:
             raise MissingFunctionError([(user, key)])
         return future
 
-    def _target(self, key: Hashable) -> Hashable:
+    def _target(self, key: Key) -> Key:
         """Follow aliases to their end."""
         while isinstance(node := self._tasks.get(key), Alias):
             key = node.target
         return key
 
-    def _annotated(self, key: Hashable) -> Mapping[str, Any]:
+    def _annotated(self, key: Key) -> Mapping[str, Any]:
         annotations = self._graph.annotations.get(key)
         if annotations is None:
             return {}

@@ -177,7 +177,7 @@ def test_programs(client, program):
 def test_persisted_programs(client, program):
     """Persisted collections are of the same kinds, and work here and with plain Dask."""
     collections = program()
-    expected = dask.compute(*collections, scheduler="sync")
+    expected = dask.compute(*collections)
     persisted = persist(*collections)
     assert_equal(dask.compute(*persisted), expected)
     assert_equal(compute(*persisted), expected)
@@ -193,7 +193,7 @@ def test_arrays_persisted_keep_their_form(client):
     x = randoms()
     (y,) = persist(x)
     assert (y.chunks, y.dtype, y.name) == (x.chunks, x.dtype, x.name)
-    expected = (x + x.T).sum().compute(scheduler="sync")
+    expected = (x + x.T).sum().compute()
     assert_equal(compute((y + y.T).sum()), (expected,))
     assert_equal(dask.compute((y + y.T).sum()), (expected,))
 
@@ -241,7 +241,7 @@ def test_annotations_around_a_dataframe(client):
     frame = dask.datasets.timeseries("2000-01-01", "2000-01-05", freq="1h", seed=1)
     with dask.annotate(**GPU):
         assert {f.cost["gpu"] for f in DAG.from_dask(frame.x.sum()).functions.values()} == {1}
-        assert_equal(compute(frame.x.sum()), (frame.x.sum().compute(scheduler="sync"),))
+        assert_equal(compute(frame.x.sum()), (frame.x.sum().compute(),))
 
 
 def test_annotations_around_are_applied_without_a_warning(client):
@@ -272,13 +272,24 @@ def test_annotated_workers(client):
         assert compute(*there) == (address,) * 3
 
 
+def test_annotated_preferences(client):
+    """Any of several workers will do, and with allow_other_workers any at all."""
+    with dask.annotate(workers=list(client.run(lambda: 0))):
+        anywhere = delayed(where)()
+    with dask.annotate(workers=["nobody"], allow_other_workers=True):
+        elsewhere = delayed(where)()
+    assert set(compute(anywhere, elsewhere)) <= set(client.run(lambda: 0))
+    with dask.annotate(workers=["nobody"]), pytest.raises(AllocationError, match="nobody"):
+        compute(delayed(where)())
+
+
 # Errors
 
 
 def test_errors_name_the_key(client):
     """The error names the key, and its cause is what the task raised."""
     failing = delayed(operator.truediv)(1, 0, dask_key_name="failing")
-    with pytest.raises(FunctionFailedError, match="'failing'.*ZeroDivisionError") as caught:
+    with pytest.raises(FunctionFailedError, match=r"'failing'.*ZeroDivisionError") as caught:
         compute(show(failing), max_retries=0)
     assert caught.value.function_id == "failing"
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

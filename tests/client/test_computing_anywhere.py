@@ -27,7 +27,6 @@ def test_without_a_client():
         persist(show(1))
 
 
-
 @on_cluster()
 async def test_asynchronous(c, s, a, b):
     """With an asynchronous client both are awaited; nothing is left behind."""

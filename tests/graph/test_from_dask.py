@@ -11,11 +11,12 @@ import dask.bag
 import numpy
 import pytest
 from dask import delayed
+from dask.base import DaskMethodsMixin
 from dask.highlevelgraph import HighLevelGraph
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handoff_dask import DAG, Argument, Function, MissingFunctionError, execute_local
+from handoff_dask import DAG, Argument, DAGError, Function, MissingFunctionError, execute_local
 from handoff_dask.compat.optimizing import optimized
 from handoff_dask.compat.task_spec import Task, TaskRef
 from handoff_dask.errors import InvalidFunctionError
@@ -40,7 +41,6 @@ def value_of(collection, dag=None):
         return list(map(filled, keys)) if isinstance(keys, list) else results[keys]
 
     return code(filled(finish.keys), *further)
-
 
 
 # What becomes of tasks
@@ -215,7 +215,7 @@ def test_an_invalid_annotation_is_named():
     """What cannot be a field is found before anything runs."""
     with dask.annotate(resources={"gpu": -1}):
         one = shown(1, dask_key_name="one")
-    with pytest.raises(InvalidFunctionError, match="'one'.*cost"):
+    with pytest.raises(InvalidFunctionError, match=r"'one'.*cost"):
         DAG.from_dask(one).validate()
 
 
@@ -225,7 +225,7 @@ def test_an_invalid_annotation_is_named():
 @pytest.mark.parametrize("wrong", [(), (1, "x"), ([],)])
 def test_no_collection(wrong):
     """A call without any collection is an error that shows what was passed."""
-    with pytest.raises(TypeError, match="from_dask.. takes Dask collections"):
+    with pytest.raises(TypeError, match=r"from_dask\(\) takes Dask collections"):
         DAG.from_dask(*wrong)
 
 
@@ -236,11 +236,60 @@ def test_a_dag_is_no_plain_collection():
         DAG.from_dask([dag])
 
 
+def test_p2p_that_dask_has_materialized():
+    """A P2P shuffle that cannot be replaced any more is an error that says what to do."""
+    x = dask.array.ones((4, 4), chunks=(1, 4)).rechunk((4, 1), method="p2p")
+    (materialized,) = dask.optimize(x)
+    with pytest.raises(DAGError, match=r'P2P.*method="tasks"'):
+        DAG.from_dask(materialized)
+
+
 def test_missing_keys():
     """A graph that refers to a key it lacks is an error that names both."""
     graph = {"f": Task("f", abs, TaskRef("lost"))}
     with pytest.raises(MissingFunctionError, match="'f' refers to 'lost'"):
         DAG.from_dask(in_layers(graph, "f"))
+
+
+# Expressions
+
+
+class Numbers(DaskMethodsMixin):
+    """A collection that is an expression before it is a graph, as dataframes are."""
+
+    __dask_scheduler__ = staticmethod(dask.threaded.get)
+
+    def __init__(self, expr):
+        self._expr = expr
+
+    def optimize(self):
+        return Numbers(f"optimized-{self.expr}")
+
+    def __dask_graph__(self):
+        return {(self.expr, i): (abs, -i) for i in range(3)}
+
+    def __dask_keys__(self):
+        return [(self.expr, i) for i in range(3)]
+
+    def __dask_postcompute__(self):
+        return sum, ()
+
+    def __dask_postpersist__(self):
+        return dict, ()
+
+    @property
+    def expr(self):
+        return self._expr
+
+
+def test_expressions():
+    """They are optimized before they are asked for their graph and keys."""
+    numbers = Numbers("numbers")
+    with dask.annotate(retries=1):
+        dag = DAG.from_dask([numbers])
+    assert {f.max_retries for f in dag.functions.values()} == {1}
+    assert execute_local(dag).results == {("optimized-numbers", i): i for i in range(3)}
+    assert ("numbers", 0) in DAG.from_dask(numbers, optimize_graph=False).functions
 
 
 # Random graphs
