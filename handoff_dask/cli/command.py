@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from click.shell_completion import CompletionItem
 from handoff_dask import config
 from handoff_dask.cli.exit_codes import Problem, problem_of
 from handoff_dask.cli.signals import error_printed, interruptible
+from handoff_dask.model.amounts import as_seconds
 from handoff_dask.placement.strategies import STRATEGIES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,6 +57,23 @@ def command(*examples: str, remark: str = "") -> Callable[[Callable[..., Any]], 
     lines = [f"  dask handoff {example}\n" for example in examples]
     shown = "".join(["\b\nExamples:\n", *lines, "\n"]) if examples else ""
     return click.command(cls=Command, epilog=shown + remark)
+
+
+class _TimeType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
+    """Seconds, or a time with its unit."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        for read in (float, as_seconds):
+            with suppress(ValueError):
+                seconds: float = read(value)
+                return seconds
+        self.fail(f"{value!r} is not a time: write seconds, or a unit as in 5min.")
+
+
+#: The type of options that take a time.
+TIME = _TimeType()
 
 
 class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version

@@ -27,6 +27,7 @@ from distributed.system import MEMORY_LIMIT
 from handoff_dask.cli.command import DEBUG
 from handoff_dask.cli.exit_codes import CLUSTER, Problem
 from handoff_dask.cli.signals import leave
+from handoff_dask.model.amounts import as_amount
 
 #: Seconds until the command says what it waits for.
 _NOTICE_AFTER = 1.0
@@ -45,12 +46,12 @@ def parse_worker(text: str) -> WorkerSpec:
 
     Examples
     --------
-    >>> parse_worker("cpu=4,memory=8000")
-    (None, {'cpu': 4.0, 'memory': 8000.0})
+    >>> parse_worker("cpu=4,memory=8GB"), parse_worker("name=big,memory=8000")
+    ((None, {'cpu': 4.0, 'memory': 8000.0}), ('big', {'memory': 8000.0}))
     """
 
     def bad(problem: str) -> click.BadParameter:
-        return click.BadParameter(f'{problem}. Write it as "cpu=4,memory=8000,gpu=1".')
+        return click.BadParameter(f'{problem}. Write it as "cpu=4,memory=8GB,gpu=1".')
 
     name: str | None = None
     capabilities: dict[str, float] = {}
@@ -63,10 +64,11 @@ def parse_worker(text: str) -> WorkerSpec:
         if key == "name":
             name = amount
             continue
-        try:
-            number = float(amount)
-        except ValueError:
-            number = math.nan
+        number = math.nan
+        for read in (float, functools.partial(as_amount, key)):
+            with contextlib.suppress(ValueError):
+                number = read(amount)
+                break
         if not (math.isfinite(number) and number >= 0):
             raise bad(f"the amount of {key!r} must be a finite number >= 0, not {amount!r}")
         capabilities[key.lower()] = number
@@ -156,8 +158,8 @@ def cluster_options(*, workers: bool = True) -> Callable[[F], F]:
                 type=parse_worker,
                 multiple=True,
                 metavar="RESOURCES",
-                help='A worker of an embedded cluster, such as "cpu=4,memory=8000,gpu=1" (cores, '
-                'MB, units); "name=..." is what pins refer to. Repeat for each worker.',
+                help='A worker of an embedded cluster, such as "cpu=4,memory=8GB,gpu=1" (cores, '
+                'memory, units); "name=..." is what pins refer to. Repeat for each worker.',
             )
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from handoff_dask.cli.command import (
+    TIME,
     command,
     max_concurrency_option,
     output_option,
@@ -25,6 +26,7 @@ from handoff_dask.client.explaining import explain as explain_dag
 from handoff_dask.client.nodes import discover_nodes
 from handoff_dask.client.planning import plan as plan_dag
 from handoff_dask.client.results import ExecutionResult
+from handoff_dask.model.amounts import Amounts, Seconds
 from handoff_dask.model.function import dependencies
 from handoff_dask.widgets import markup
 
@@ -46,7 +48,7 @@ def validate(**target: Any) -> None:
 
 @command(
     "explain pipeline.py:dag --scheduler tcp://host:8786",
-    "explain pipeline.py:dag --worker cpu=4,memory=8000 --worker cpu=2,gpu=1",
+    "explain pipeline.py:dag --worker cpu=4,memory=8GB --worker cpu=2,gpu=1",
     remark="The exit code is 3 if a function cannot run.",
 )
 @target_options
@@ -62,7 +64,7 @@ def explain(where: Where, **target: Any) -> None:
 
 
 @command(
-    "plan trace.json --worker cpu=8,memory=16000 --worker cpu=4,memory=8000",
+    "plan trace.json --worker cpu=8,memory=16GB --worker cpu=4,memory=8GB",
     "plan pipeline.py:dag --durations result.json --scheduler tcp://host:8786",
 )
 @target_options
@@ -77,9 +79,9 @@ def explain(where: Where, **target: Any) -> None:
 @max_concurrency_option
 @click.option(
     "--overhead",
-    type=float,
+    type=TIME,
     default=0.0,
-    help="Seconds that starting a function takes; 0.003 is typical on one machine.",
+    help="How long starting a function takes; 3ms is typical on one machine.",
 )
 @click.option("--timeline", is_flag=True, help="Show when and where each function would run.")
 def plan(
@@ -96,7 +98,7 @@ def plan(
     The simulation uses the workers of a cluster or, with --worker, imagined ones.
     """
     loaded = load(target, arguments, scale)
-    durations: Mapping[Hashable, float] | ExecutionResult | None = loaded.durations
+    durations: Mapping[Hashable, Seconds] | ExecutionResult | None = loaded.durations
     if durations_file is not None:
         durations = read_durations(durations_file, loaded.dag.functions)
     if durations is None:
@@ -104,7 +106,7 @@ def plan(
             "how long do the functions take? Give --durations FILE: {id: seconds} in JSON, or the "
             "--output of an earlier run"
         )
-    capabilities: Mapping[str, Mapping[str, float]] = where.capabilities
+    capabilities: Mapping[str, Amounts] = where.capabilities
     if not capabilities:
         with connected(where) as client:
             capabilities = discover_nodes(client)

@@ -10,7 +10,7 @@ import click
 from distributed import Client
 
 from handoff_dask.attempts.states import STATES
-from handoff_dask.cli.command import command, output_option, print_table
+from handoff_dask.cli.command import TIME, command, output_option, print_table
 from handoff_dask.cli.connect import Where, cluster_options, connected
 from handoff_dask.cli.dag_loader import ids_by_name
 from handoff_dask.cli.exit_codes import Problem
@@ -88,10 +88,10 @@ def status(where: Where, dag_id: str) -> None:
 @cluster_options(workers=False)
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=TIME,
     default=5.0,
     show_default=True,
-    help="Seconds to wait for the function to end.",
+    help="How long to wait for the function to end: seconds, or as in 5min.",
 )
 @output_option(
     "Where to write it: as a pickle if the name is *.pkl, else as JSON; - is standard output."

@@ -20,6 +20,7 @@ from handoff_dask.cli.dag_loader import ids_by_name
 from handoff_dask.cli.exit_codes import Problem
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model import jsonable
+from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.standins import text_of
 
@@ -187,7 +188,7 @@ def labels(ids: Iterable[Hashable]) -> dict[Hashable, str]:
 
 def read_durations(
     path: Path, ids: Iterable[Hashable]
-) -> Mapping[Hashable, float] | ExecutionResult:
+) -> Mapping[Hashable, Seconds] | ExecutionResult:
     """Read how long functions take: ``{id: seconds}`` in JSON, or a run's attempts."""
     try:
         data = path.read_bytes()

@@ -14,6 +14,7 @@ import click
 from distributed import Client
 
 from handoff_dask.cli.command import (
+    TIME,
     command,
     max_concurrency_option,
     output_option,
@@ -34,10 +35,10 @@ from handoff_dask.model.dag import DAG
 
 
 @command(
-    "run pipeline.py:dag --worker cpu=4,memory=8000 --output result.json",
+    "run pipeline.py:dag --worker cpu=4,memory=8GB --output result.json",
     "run pipeline.py:make_dag --scheduler-file scheduler.json -- day=2026-03-01",
     "run package.module:dag --scheduler tcp://host:8786 --detach",
-    "run trace.json --scale 0.01 --worker cpu=8,memory=16000",
+    "run trace.json --scale 0.01 --worker cpu=8,memory=16GB",
     remark=EPILOG,
 )
 @target_options
@@ -66,12 +67,12 @@ from handoff_dask.model.dag import DAG
     show_default=True,
     help="Whether functions that don't depend on a failed one still run.",
 )
-@click.option("--timeout", type=float, help="Seconds that the run may take.")
+@click.option("--timeout", type=TIME, help="How long the run may take: seconds, or as in 5min.")
 @click.option(
     "--placement-timeout",
-    type=float,
+    type=TIME,
     default=0.0,
-    help="Seconds to wait for a worker that can hold a cost if none can at present.",
+    help="How long to wait for a worker that can hold a cost if none can at present.",
 )
 @click.option(
     "--priority", type=float, default=0.0, help="Runs of higher priority are placed first."

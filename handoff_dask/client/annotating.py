@@ -21,11 +21,11 @@ T = TypeVar("T")
 INSTEAD = {
     "workers": "Function(node=...)",
     "restrictions": "Function(node=...)",
-    "allow_other_workers": "Function(node=...)",
-    "loose_restrictions": "Function(node=...)",
+    "allow_other_workers": "Function(node=..., allow_other_workers=True)",
+    "loose_restrictions": "Function(node=..., allow_other_workers=True)",
     "resources": "Function(cost=...)",
     "retries": "max_retries=...",
-    "priority": "priority=...",
+    "priority": "Function(priority=...)",
     "executor": "the worker's own threads",
 }
 

@@ -12,7 +12,7 @@ import cloudpickle
 from handoff_dask import pickling
 from handoff_dask.client.options import OnError
 from handoff_dask.model.expansion import Call, Node, NodeKind
-from handoff_dask.model.function import Function, dependency_ids
+from handoff_dask.model.function import Function, claims, dependency_ids, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.keys import Key
 from handoff_dask.wire.messages import ONE_ATTEMPT, FunctionOutline, FunctionRow, RunSpec
@@ -43,16 +43,16 @@ def function_rows(
     policies
         How each node is retried; None if nothing will run.
     pins
-        What an allocator chose; it overrides pins and collocations of the DAG.
+        What an allocator chose; it overrides pins, preferences and collocations of the DAG.
     """
     # One object for each distinct policy, so that it travels once.
     numbers: dict[int, RetryPolicy] = {}
     escalations: dict[int, bytes] = {}
     rows = []
     for node, prefix in zip(nodes, prefixes, strict=True):
-        pin, collocated = node.pin, node.collocated
+        pin, preferred, collocated = node.pin, node.preferred, node.collocated
         if pins and node.kind == "function":
-            pin, collocated = (pins[node.function.id],), None
+            pin, preferred, collocated = (pins[node.function.id],), (), None
         policy = ONE_ATTEMPT if policies is None else policies[node.index]
         if id(policy) not in numbers:
             numbers[id(policy)] = policy.numbers
@@ -65,12 +65,14 @@ def function_rows(
                 node.cost,
                 node.dependencies,
                 pin,
+                preferred,
+                node.function.priority,
                 collocated,
                 node.binds,
                 node.source,
                 node.target,
                 numbers[id(policy)],
-                node.function.timeout,
+                time_limit(node.function),
                 escalations.get(id(policy)),
             )
         )
@@ -85,7 +87,8 @@ def packed_outlines(functions: Mapping[Hashable, Function]) -> bytes:
     for f in functions.values():
         args = tuple(dependency_ids(f))
         code = getattr(f.code, "__qualname__", None) or repr(f.code)
-        cost = None if f.cost is None else costs.setdefault(tuple(f.cost.items()), f.cost)
+        cost = claims(f)
+        cost = None if cost is None else costs.setdefault(tuple(cost.items()), cost)
         outlines.append(tuple(FunctionOutline(f.id, args, code, cost, f.node, f.type)))
     packed: bytes = cloudpickle.dumps(outlines)
     return packed

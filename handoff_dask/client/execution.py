@@ -17,6 +17,7 @@ from handoff_dask.client.results import ExecutionResultAnswer
 from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
+from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.run_events import Event
@@ -33,8 +34,8 @@ def execute(
     allocation_strategy: str | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
-    timeout: float | None = None,
-    placement_timeout: float = 0,
+    timeout: Seconds | None = None,
+    placement_timeout: Seconds = 0,
     priority: float = 0,
     on_event: Callable[[Event], Any] | None = None,
 ) -> ExecutionResultAnswer:
@@ -64,12 +65,14 @@ def execute(
         ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
         whatever does not depend on it; the result carries `errors`.
     timeout
-        Seconds the run may take.
+        How long the run may take: seconds, text such as ``"5 min"``, or a timedelta.
     placement_timeout
-        Seconds to wait for a worker that can hold a cost which none can at present. 0 waits only
-        for what the cluster lost within the last ``handoff.lost-capacity-grace`` (60 s).
+        How long to wait for a worker that can hold a cost which none can at present, given like
+        `timeout`. 0 waits only for what the cluster lost within the last
+        ``handoff.lost-capacity-grace`` (60 s).
     priority
-        Functions of runs with a higher priority are placed first.
+        Functions of runs with a higher priority are placed first. A function's own `priority` is
+        added to it.
     on_event
         Called with each event of the run as it happens, in order: :class:`RunOpened`,
         :class:`FunctionPlaced`, :class:`AttemptEnded`, :class:`FunctionEnded`, :class:`RunStopped`
@@ -155,8 +158,8 @@ def submit(
     allocation_strategy: str | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
-    timeout: float | None = None,
-    placement_timeout: float = 0,
+    timeout: Seconds | None = None,
+    placement_timeout: Seconds = 0,
     priority: float = 0,
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,

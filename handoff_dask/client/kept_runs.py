@@ -15,9 +15,11 @@ from handoff_dask.client.answers import ListAnswer, ScalarAnswer
 from handoff_dask.client.connection import call, install, installed, require_client, sync
 from handoff_dask.client.describing import Outline, dag_label, function_label
 from handoff_dask.client.following import Follower
+from handoff_dask.client.options import patience
 from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
+from handoff_dask.model.amounts import Seconds
 from handoff_dask.wire.messages import RunSpec
 
 
@@ -123,7 +125,7 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> RunAnswer:
 
 
 def get_result(
-    dag_id: Hashable, function_id: Hashable, timeout: float = 5, *, client: Client | None = None
+    dag_id: Hashable, function_id: Hashable, timeout: Seconds = 5, *, client: Client | None = None
 ) -> Any:
     """Return one result of a run that the cluster keeps (``Handoff.get_result``).
 
@@ -135,7 +137,7 @@ def get_result(
     dag_id, function_id
         The DAG and the function. Of several runs of one dag_id, the latest answers.
     timeout
-        Seconds to wait for the function to end.
+        How long to wait for the function to end: seconds, text such as ``"5 min"``, or a timedelta.
     client
         A client of the cluster; None takes the current one.
 
@@ -154,6 +156,7 @@ def get_result(
     """
     __tracebackhide__ = True
     client = require_client(client)
+    limit = patience(timeout)
 
     async def get() -> Any:
         await install(client)
@@ -170,9 +173,9 @@ def get_result(
             key = outline.keys[outline.awaited[function_id]]
         future: Future[Any] = Future(key, client)
         try:
-            if not await ended(client, run_id, [future], timeout, again=True):
+            if not await ended(client, run_id, [future], limit, again=True):
                 raise TimeoutError(
-                    f"function {function_id!r} of {dag_id!r} did not end within {timeout} s"
+                    f"function {function_id!r} of {dag_id!r} did not end within {limit} s"
                 )
             await settle(client, [future])
             values, problems = await gathering.finished(client, {function_id: future})

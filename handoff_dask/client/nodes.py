@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import Mapping
 from typing import Any, cast
 
 from distributed import Client, Worker, get_worker
@@ -13,12 +12,13 @@ from distributed import Client, Worker, get_worker
 from handoff_dask.client import connection
 from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.errors import UnknownWorkerError
+from handoff_dask.model.amounts import Amounts
 from handoff_dask.wire.offers import check_capabilities
 from handoff_dask.worker.worker_plugin import HandoffWorkerPlugin
 
 
 def register_node(
-    worker: str, capabilities: Mapping[str, float], *, client: Client | None = None
+    worker: str, capabilities: Amounts, *, client: Client | None = None
 ) -> DictAnswer[str, float]:
     """Declare what a worker offers (``Handoff.SimpleResourceTracker.register``).
 
@@ -27,7 +27,8 @@ def register_node(
     worker
         Its address or name.
     capabilities
-        {resource: amount}: cores, MB, units. Resources not named keep what they had.
+        {resource: amount}: cores, MB or text such as ``"16 GB"``, units. Resources not named keep
+        what they had.
     client
         A client of the cluster; None takes the current one.
 
@@ -43,7 +44,7 @@ def register_node(
     HandoffError
         The worker is given no functions: its copy of the package cannot be used.
     ValueError
-        A capability is not a finite number >= 0.
+        A capability cannot be read, or is not a finite number >= 0.
 
     Examples
     --------
@@ -63,7 +64,7 @@ def register_node(
 
 
 def register_local_node(
-    capabilities: Mapping[str, float], *, dask_worker: Worker | None = None
+    capabilities: Amounts, *, dask_worker: Worker | None = None
 ) -> DictAnswer[str, float]:
     """Declare what this worker offers (``Handoff.DistributedExecutor.register_local_node``).
 
@@ -73,7 +74,8 @@ def register_local_node(
     Parameters
     ----------
     capabilities
-        {resource: amount}: cores, MB, units. Resources not named keep what they had.
+        {resource: amount}: cores, MB or text such as ``"16 GB"``, units. Resources not named keep
+        what they had.
     dask_worker
         The worker; ``client.run`` fills it in. None finds it by itself.
 
@@ -85,8 +87,8 @@ def register_local_node(
     Raises
     ------
     ValueError
-        A capability is not a finite number >= 0; this is not a Dask worker; or the worker does not
-        have the Handoff plugin yet.
+        A capability cannot be read, or is not a finite number >= 0; this is not a Dask worker; or
+        the worker does not have the Handoff plugin yet.
     """
     capabilities = check_capabilities(capabilities)
     worker = dask_worker or get_worker()
@@ -131,7 +133,7 @@ def discover_nodes(client: Client | None = None) -> DictAnswer[str, dict[str, fl
 
 
 def resources_available(
-    worker: str, cost: Mapping[str, float], *, client: Client | None = None
+    worker: str, cost: Amounts, *, client: Client | None = None
 ) -> ScalarAnswer:
     """Tell whether a worker has a cost free at this moment (``ResourceTracker.available?``).
 
@@ -142,7 +144,7 @@ def resources_available(
     worker
         Its address or name.
     cost
-        {resource: amount}.
+        {resource: amount}; memory in MB or as text.
     client
         A client of the cluster; None takes the current one.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
-from handoff_dask.model.amounts import as_count, as_number
+from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
 from handoff_dask.model.validation import limit_problems
@@ -44,6 +44,23 @@ class Allocator(Protocol):
         ...
 
 
+def seconds(name: str, value: Any) -> float:
+    """Return an argument that is a time, in seconds; raise ValueError unless it is one, >= 0."""
+    try:
+        number: float = as_seconds(value)
+        problem = number_problem(number)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{name} {problem}")
+    return number
+
+
+def patience(timeout: Any) -> float | None:
+    """Return how long a call waits, in seconds; None is for ever."""
+    return None if timeout is None else seconds("timeout", timeout)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
@@ -54,8 +71,8 @@ class RunOptions:
     allocation_strategy: str | Allocator = "packed"
     results: Any = "all"
     on_error: OnError = "raise"
-    timeout: float | None = None
-    placement_timeout: float = 0.0
+    timeout: Seconds | None = None
+    placement_timeout: Seconds = 0.0
     priority: float = 0
     detach: bool = False
     on_event: Callable[[Event], Any] | None = None
@@ -63,11 +80,12 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
             object.__setattr__(self, name, as_count(getattr(self, name)))
-        for name in ("timeout", "placement_timeout", "priority"):
-            object.__setattr__(self, name, as_number(getattr(self, name)))
+        object.__setattr__(self, "priority", as_number(self.priority))
+        object.__setattr__(self, "timeout", patience(self.timeout))
+        placement_timeout = seconds("placement_timeout", self.placement_timeout)
+        object.__setattr__(self, "placement_timeout", placement_timeout)
         problems = {
             "max_retries": count_problem(self.max_retries),
-            "placement_timeout": number_problem(self.placement_timeout),
             **dict(limit_problems(self.retry, self.timeout)),
             "priority": number_problem(self.priority, -math.inf),
         }

@@ -10,13 +10,12 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import function_rows
-from handoff_dask.client.options import RunOptions
+from handoff_dask.client.options import RunOptions, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
-from handoff_dask.model.amounts import as_number
+from handoff_dask.model.amounts import Amounts, Seconds
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, expand
-from handoff_dask.model.retry import number_problem
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
 from handoff_dask.widgets import markup, plots, reports
@@ -102,12 +101,12 @@ class Plan:
 
 def plan(
     dag: DAG,
-    capabilities: Mapping[str, Mapping[str, float]],
-    durations: Mapping[Hashable, float] | ExecutionResult,
+    capabilities: Mapping[str, Amounts],
+    durations: Mapping[Hashable, Seconds] | ExecutionResult,
     *,
     allocation_strategy: str = "packed",
     max_concurrency: int | None = None,
-    overhead: float = 0.0,
+    overhead: Seconds = 0.0,
 ) -> Plan:
     """Predict how a DAG would run.
 
@@ -124,15 +123,17 @@ def plan(
     capabilities
         {worker name: {resource: amount}}, as :func:`discover_nodes` returns. A worker runs as many
         functions at once as it has ``"threads"`` or, if that is not named, cores of ``"cpu"``.
+        Memory is in MB, or text such as ``"16 GB"``.
     durations
-        {id: seconds}, or the result of an earlier run of the DAG, which may have failed. A function
-        takes the mean of its successful attempts. Without any, it takes as long as the longest of
-        its attempts, and at least as long as others of its code on average.
+        {id: seconds, text such as ``"5 min"``, or a timedelta}, or the result of an earlier run of
+        the DAG, which may have failed. A function takes the mean of its successful attempts.
+        Without any, it takes as long as the longest of its attempts, and at least as long as others
+        of its code on average.
     allocation_strategy, max_concurrency
         As for :func:`execute`.
     overhead
-        Seconds that messages take: from the decision to start a function to its start and, on
-        average, from its end until the scheduler knows. 0.002 suits a cluster on one machine.
+        How long messages take: from the decision to start a function to its start and, on average,
+        from its end until the scheduler knows. ``"2 ms"`` suits a cluster on one machine.
 
     Returns
     -------
@@ -146,8 +147,9 @@ def plan(
     AllocationError
         No worker could hold a function.
     ValueError
-        A duration is missing or not a number >= 0, nothing is known about a function or others of
-        its code, a capability or the overhead is not a number >= 0, or there are no workers.
+        A duration is missing or negative, nothing is known about a function or others of its code,
+        a capability or the overhead is negative, one of these cannot be read, or there are no
+        workers.
 
     Examples
     --------
@@ -168,26 +170,24 @@ def plan(
         raise ValueError(
             f"durations must be {{function id: seconds}} or an ExecutionResult, not {durations!r}"
         )
-    seconds = _seconds(nodes, durations)
+    taken = _durations(nodes, durations)
     if not capabilities:
         raise ValueError("capabilities names no worker")
-    if problem := number_problem(overhead):
-        raise ValueError(f"overhead {problem}")
-    overhead = as_number(overhead)
+    overhead = seconds("overhead", overhead)
     specs = function_specs(function_rows(nodes, prefixes), range(len(nodes)))
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
-    longest = max(seconds.values(), default=0.0)
+    longest = max(taken.values(), default=0.0)
     # Odd, so that there is a median.
     count = min(_SIMULATIONS, _PLACED // max(1, len(nodes))) | 1
     runs = [
         simulate(
             specs,
             workers,
-            seconds,
+            taken,
             strategy=allocation_strategy,
             max_concurrency=max_concurrency,
             overhead=overhead,
-            sizes=dict.fromkeys(seconds, _RESULT_BYTES),
+            sizes=dict.fromkeys(taken, _RESULT_BYTES),
             # As long again, on average, until the scheduler knows of its end.
             jitter=2 * overhead or _JITTER * longest,
             seed=seed,
@@ -210,7 +210,7 @@ def plan(
     return Plan(rounded(run.makespan), timeline, utilisation)
 
 
-def _worker(name: str, capabilities: Mapping[str, float]) -> WorkerSpec:
+def _worker(name: str, capabilities: Amounts) -> WorkerSpec:
     offered = check_capabilities(capabilities)
     threads = offered.pop("threads", None) or math.ceil(offered.get("cpu", _MANY_THREADS))
     return WorkerSpec(name, name, name, offered, max(int(threads), 1))
@@ -248,25 +248,25 @@ def _learned(
     return learned
 
 
-def _by_code(seconds: Mapping[Hashable, float], codes: Mapping[Hashable, str]) -> dict[str, float]:
+def _by_code(
+    durations: Mapping[Hashable, float], codes: Mapping[Hashable, str]
+) -> dict[str, float]:
     """Return the mean of the functions of each code."""
     values_of: dict[str, list[float]] = {}
-    for id_, value in seconds.items():
+    for id_, value in durations.items():
         values_of.setdefault(codes[id_], []).append(value)
     return {code: mean(values) for code, values in values_of.items()}
 
 
-def _seconds(nodes: list[Node], durations: Mapping[Hashable, float]) -> dict[Hashable, float]:
+def _durations(nodes: list[Node], durations: Mapping[Hashable, Seconds]) -> dict[Hashable, float]:
     """Return the seconds that each node takes; transforms take none."""
-    seconds: dict[Hashable, float] = {}
+    taken: dict[Hashable, float] = {}
     for node in nodes:
         if node.kind != "function":
-            seconds[node.index] = 0.0
+            taken[node.index] = 0.0
             continue
         id_ = node.function.id
         if id_ not in durations:
             raise ValueError(f"durations has no entry for function {id_!r}")
-        if problem := number_problem(durations[id_]):
-            raise ValueError(f"the duration of function {id_!r} {problem}")
-        seconds[node.index] = as_number(durations[id_])
-    return seconds
+        taken[node.index] = seconds(f"the duration of function {id_!r}", durations[id_])
+    return taken

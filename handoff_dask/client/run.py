@@ -11,8 +11,10 @@ from handoff_dask.client import connection, watching
 from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.client.explaining import RunExplanationAnswer
 from handoff_dask.client.following import Follower
+from handoff_dask.client.options import patience
 from handoff_dask.client.results import ExecutionResultAnswer
 from handoff_dask.client.waiting import wait_for
+from handoff_dask.model.amounts import Seconds
 
 
 class Run:
@@ -94,28 +96,28 @@ class Run:
         """
         return cast("RunExplanationAnswer", self._ask(self._follower.explain, held))
 
-    def wait(self, timeout: float | None = None) -> ScalarAnswer:
+    def wait(self, timeout: Seconds | None = None) -> ScalarAnswer:
         """Wait for the run to end, well or not.
 
         Parameters
         ----------
         timeout
-            Seconds; None waits without end.
+            How long: seconds, text such as ``"5 min"``, or a timedelta. None waits without end.
 
         Raises
         ------
         TimeoutError
             It had not ended by then; it goes on.
         """
-        return self._wait_for(self._follower.wait, timeout)
+        return self._wait_for(self._follower.wait, patience(timeout))
 
-    def result(self, timeout: float | None = None) -> ExecutionResultAnswer:
+    def result(self, timeout: Seconds | None = None) -> ExecutionResultAnswer:
         """Return the :class:`ExecutionResult`, or raise what :func:`execute` would raise.
 
         Parameters
         ----------
         timeout
-            Seconds to wait; None waits without end.
+            How long to wait, as for :meth:`wait`.
 
         Raises
         ------
@@ -123,7 +125,8 @@ class Run:
             The run had not ended by then; it goes on.
         """
         __tracebackhide__ = True
-        return cast("ExecutionResultAnswer", self._wait_for(self._follower.result, timeout))
+        ended = self._wait_for(self._follower.result, patience(timeout))
+        return cast("ExecutionResultAnswer", ended)
 
     def cancel(self) -> ScalarAnswer:
         """Stop the run: functions that have not started never will, results are dropped.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import cloudpickle
@@ -17,7 +17,7 @@ from handoff_dask.graph.translation import translate
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import expand
-from handoff_dask.model.function import Function, given_by_field
+from handoff_dask.model.function import Function, claims, given_by_field
 from handoff_dask.wire.messages import RunSpec
 
 
@@ -105,7 +105,7 @@ class Submission:
         for function in regular:
             if function.id not in answer:
                 problem = f"{type(allocator).__name__}.allocate() returned no worker for it"
-                raise AllocationError(function.id, function.cost or {}, problem)
+                raise AllocationError(function.id, claims(function) or {}, problem)
             if not any(str(answer[function.id]) in own for own in names.values()):
                 known = sorted(name for _, name, _ in names.values())
                 raise UnknownWorkerError(str(answer[function.id]), known)
@@ -130,10 +130,10 @@ class Submission:
             functions=packed_outlines(outline.functions),
             strategy=strategy if isinstance(strategy, str) else "packed",
             max_concurrency=options.max_concurrency,
-            placement_timeout=options.placement_timeout,
+            placement_timeout=cast("float", options.placement_timeout),
             priority=options.priority,
             detach=options.detach,
-            timeout=options.timeout,
+            timeout=cast("float | None", options.timeout),
             wanted=tuple(outline.awaited[id_] for id_ in outline.wanted),
             awaited=frozenset(outline.awaited.values()),
             stops_at_failure=options.on_error == "raise",

@@ -71,6 +71,13 @@ def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, fl
     ts.loose_restrictions = False
 
 
+def prioritise(ts: TaskState, priority: float) -> None:
+    """Have the worker of a task start it before others of a lower priority."""
+    assert ts.priority is not None
+    # A float: the message to the worker cannot hold every whole number.
+    ts.priority = (-float(priority), *ts.priority[1:])
+
+
 def install_handlers(
     scheduler: Scheduler,
     handlers: Mapping[str, Callable[..., Any]],

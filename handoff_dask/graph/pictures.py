@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import dask
 
-from handoff_dask.model.function import Function
+from handoff_dask.model.function import Function, claims
 from handoff_dask.widgets import markup
 from handoff_dask.wire.keys import Key
 
@@ -77,8 +77,8 @@ def looks(engine: Engine, keys: Iterable[Key], functions: Iterable[Function]) ->
     attributes = {}
     for key, function in zip(keys, functions, strict=True):
         label = markup.shorten(markup.plain(function.id), 60)
-        if function.cost:
-            label += f"\n{markup.cost(function.cost)}"
+        if cost := claims(function):
+            label += f"\n{markup.cost(cost)}"
         if engine == "graphviz":
             # Backslashes and angle brackets would be commands.
             plain = import_module("graphviz").escape(label)

@@ -21,7 +21,7 @@ from distributed import Future
 from handoff_dask.compat.task_spec import GraphNode, Task, TaskRef
 from handoff_dask.graph.packing import Packer
 from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
-from handoff_dask.model.function import Function, effective_policy
+from handoff_dask.model.function import Function, effective_policy, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.keys import Key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
@@ -80,7 +80,7 @@ def translate(
             judge = pack.policy(node.function, own) if own.has_code else None
             keep = node.index not in discard
             gpus = "gpu" in node.cost or own.escalate is not None
-            terms = Terms(node.function.timeout, judge, keep, gpus)
+            terms = Terms(time_limit(node.function), judge, keep, gpus)
             dsk[key] = Task(key, run_on_terms, terms, names, call, *refs)
         else:
             runner = run_and_discard if node.index in discard else run

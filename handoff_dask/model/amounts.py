@@ -1,14 +1,44 @@
-"""Converts numbers that users write, such as numpy's or fractions, to int or float."""
+"""Converts what users write for amounts and times, such as ``"2 GB"``, to int or float."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import timedelta
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Union
+
+#: What users may write for seconds.
+Seconds = Union[float, str, timedelta]  # noqa: UP007 - evaluated at run time, on Python 3.10 too
+#: What they may write for a cost, or for what a worker offers.
+Amounts = Mapping[str, Union[float, str]]  # noqa: UP007
 
 #: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
 TOO_LARGE = 2**63
+
+_QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z]+)", re.IGNORECASE)
+
+#: Bytes by unit; the "B" of the others may be left out.
+_BYTES = {"b": 1} | {
+    f"{prefix}{infix}{b}": base**power
+    for infix, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("kmgtp", start=1)
+    for b in ("b", "")
+}
+_SECONDS = {
+    unit: seconds
+    for seconds, units in (
+        (1e-6, "us microsecond microseconds"),
+        (1e-3, "ms millisecond milliseconds"),
+        (1, "s sec second seconds"),
+        (60, "m min minute minutes"),
+        (3600, "h hr hour hours"),
+        (86_400, "d day days"),
+        (604_800, "w week weeks"),
+    )
+    for unit in units.split()
+}
 
 
 def as_number(value: Any) -> Any:
@@ -38,6 +68,69 @@ def as_count(value: Any) -> Any:
     return value
 
 
-def as_numbers(amounts: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return amounts by name, such as a cost, each converted by :func:`as_number`."""
-    return {name: as_number(amount) for name, amount in amounts.items()}
+def as_seconds(value: Any) -> Any:
+    """Return a time in seconds; the caller checks anything that is not a time, as `as_number` says.
+
+    Raises
+    ------
+    ValueError
+        Text whose unit cannot be read; the message says what to write.
+
+    Examples
+    --------
+    >>> as_seconds("5 min"), as_seconds("250ms"), as_seconds(timedelta(hours=1)), as_seconds(30)
+    (300.0, 0.25, 3600.0, 30)
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str):
+        return _quantity(value, _SECONDS, "a number of seconds, a timedelta or text like '5 min'")
+    return as_number(value)
+
+
+def as_amount(resource: str, amount: Any) -> Any:
+    """Return an amount of a resource as a number, memory in MB (10**6 bytes).
+
+    The caller checks anything that is neither a number nor text.
+
+    Raises
+    ------
+    ValueError
+        Text for another resource than memory, or text whose unit cannot be read.
+
+    Examples
+    --------
+    >>> as_amount("memory", "2 GB"), as_amount("memory", "500 MiB"), as_amount("memory", 2048)
+    (2000.0, 524.288, 2048)
+    """
+    if not isinstance(amount, str):
+        return as_number(amount)
+    if resource.lower() != "memory":
+        raise ValueError(
+            f"the amount of {resource!r} must be a number, not {amount!r}: only memory takes text, "
+            "such as '2 GB'"
+        )
+    form = "a number of MB or text like '2 GB' or '500 MiB'"
+    try:
+        return _quantity(amount, _BYTES, form) / 1e6
+    except ValueError as error:
+        raise ValueError(f"the amount of {resource!r} {error}") from None
+
+
+def as_amounts(amounts: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return amounts by resource, such as a cost, each converted by :func:`as_amount`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`as_amount`.
+    """
+    return {name: as_amount(name, amount) for name, amount in amounts.items()}
+
+
+def _quantity(text: str, units: Mapping[str, float], form: str) -> float:
+    match = _QUANTITY.fullmatch(text.strip())
+    factor = units.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"must be {form}, not {text!r}")
+    return float(match[1]) * factor

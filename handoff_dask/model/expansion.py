@@ -23,6 +23,7 @@ from handoff_dask.model.function import (
     Function,
     Transform,
     argument_id,
+    claims,
     is_listed,
     nested_arguments,
 )
@@ -142,6 +143,8 @@ class Node:
     cost: Mapping[str, float]
     #: Names, addresses or hosts of the only workers that may run it; empty: any may.
     pin: tuple[str, ...] = ()
+    #: Names, addresses or hosts of the workers that it rather runs on.
+    preferred: tuple[str, ...] = ()
     #: The node whose worker it must share.
     collocated: int | None = None
     #: For a transform: the producer and the consumer.
@@ -198,12 +201,14 @@ class _Expansion:
     def node(self) -> Node:
         function = self.function
         call = self.call(function)
-        pin: tuple[str, ...] = ()
+        workers: tuple[str, ...] = ()
         collocated = None
         if isinstance(function.node, Collocated):
             collocated = self.indices[function.node.id]
         elif function.node is not None:
-            pin = (str(function.node),)
+            node = function.node if isinstance(function.node, tuple) else (function.node,)
+            workers = tuple(dict.fromkeys(map(str, node)))
+        pin, preferred = ((), workers) if function.allow_other_workers else (workers, ())
         return Node(
             self.index,
             "function",
@@ -212,12 +217,13 @@ class _Expansion:
             tuple(self.positions),
             self.costs.setdefault(tuple(self.cost.items()), self.cost),
             pin,
+            preferred,
             collocated,
             inlined=tuple(self.inlined.values()),
         )
 
     def call(self, function: Function) -> Call:
-        for name, amount in effective_cost(function.cost).items():
+        for name, amount in effective_cost(claims(function)).items():
             self.cost[name] = max(amount, self.cost.get(name, 0))
         # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}

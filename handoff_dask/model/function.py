@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from handoff_dask.model.amounts import as_count, as_number, as_numbers
+from handoff_dask.errors import InvalidFunctionError
+from handoff_dask.model.amounts import (
+    Amounts,
+    Seconds,
+    as_amounts,
+    as_count,
+    as_number,
+    as_seconds,
+)
 from handoff_dask.model.comparing import Comparable
 from handoff_dask.model.contents import are_simple, contents
 
@@ -126,12 +134,13 @@ class Function(Comparable):
         Like `code`, they are pickled once per run and unpickled at every start, so each start has
         its own objects.
     cost
-        What an attempt claims while it runs: ``{"cpu": 2, "memory": 2048, "gpu": 1}`` in cores, MB
-        (10**6 bytes) and units; any other name is a custom resource. Names are case-insensitive,
-        fractions are allowed, None costs nothing.
+        What an attempt claims while it runs: ``{"cpu": 2, "memory": "2 GB", "gpu": 1}`` in cores,
+        MB (10**6 bytes) and units; any other name is a custom resource. Only memory takes text:
+        ``"2 GB"``, ``"500 MiB"``; it is kept as a number. Names are case-insensitive, fractions are
+        allowed, None costs nothing.
     node
         A pin: a worker's name, address or host, a tuple of them (any of these workers), or
-        ``collocated(id)``.
+        ``collocated(id)``. See `allow_other_workers`.
     type
         ``"regular"``, or ``"inline"``: evaluated inside every function that uses it, and never
         scheduled by itself. A function that uses it claims, for each resource, the larger of the
@@ -143,17 +152,28 @@ class Function(Comparable):
     retry
         A full :class:`RetryPolicy`; `max_retries` is its shorthand.
     timeout
-        Seconds an attempt may run; None is no limit.
+        How long an attempt may run: seconds, text such as ``"5 min"``, or a timedelta; it is kept
+        in seconds. None is no limit.
     results
         Output storage: filled on the copies in ``ExecutionResult.functions``.
     priority
-        Functions of a higher priority go first. It is added to the run's.
+        Of the functions that are ready, those of a higher priority go first. It is added to the
+        run's, is not passed on to what the function depends on, and has no effect on an inline
+        function.
     allow_other_workers
-        Whether `node` is only a preference.
+        Whether `node` is only a preference: if none of these workers has room, the function waits
+        for one for about as long as it is expected to run, at most. Then it runs anywhere, and at
+        once if nobody answers to `node`.
 
     Notes
     -----
-    Mistakes are reported when the DAG is validated.
+    Mistakes are reported when the DAG is validated; only text whose unit cannot be read raises at
+    once.
+
+    Raises
+    ------
+    InvalidFunctionError
+        Text for a time or an amount of memory cannot be read, or another resource has text.
 
     Examples
     --------
@@ -170,13 +190,13 @@ class Function(Comparable):
     code: Callable[..., Any] = None  # type: ignore[assignment]
     extra_args: Sequence[Any] = ()
     extra_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    cost: Mapping[str, float] | None = None
+    cost: Amounts | None = None
     node: str | int | Sequence[str | int] | Collocated | None = None
     type: FunctionType = "regular"
     argument_inclusion: ArgumentInclusion = "variadic"
     max_retries: int | None = None
     retry: RetryPolicy | None = None
-    timeout: float | None = None
+    timeout: Seconds | None = None
     results: Any = None
     priority: float = 0
     allow_other_workers: bool = False
@@ -190,11 +210,26 @@ class Function(Comparable):
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.extra_kwargs, Mapping):
             object.__setattr__(self, "extra_kwargs", dict(self.extra_kwargs))
-        if isinstance(self.cost, Mapping):
-            object.__setattr__(self, "cost", as_numbers(self.cost))
+        for name, convert in (("cost", as_amounts), ("timeout", as_seconds)):
+            value = getattr(self, name)
+            if value is None or (name == "cost" and not isinstance(value, Mapping)):
+                continue
+            try:
+                object.__setattr__(self, name, convert(value))
+            except ValueError as error:
+                raise InvalidFunctionError(self.id, name, str(error)) from None
         object.__setattr__(self, "max_retries", as_count(self.max_retries))
-        object.__setattr__(self, "timeout", as_number(self.timeout))
         object.__setattr__(self, "priority", as_number(self.priority))
+
+
+def claims(function: Function) -> Mapping[str, float] | None:
+    """Return the cost of a function, which is kept in numbers."""
+    return cast("Mapping[str, float] | None", function.cost)
+
+
+def time_limit(function: Function) -> float | None:
+    """Return the timeout of a function, which is kept in seconds."""
+    return cast("float | None", function.timeout)
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from handoff_dask.model.amounts import as_count, as_number
+from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
 
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
@@ -24,11 +24,12 @@ class RetryPolicy:
         Attempts after the first, whatever ended the earlier ones: an exception, a timeout or the
         death of the worker. 0 means a single attempt.
     delay
-        Seconds before the first retry.
+        How long to wait before the first retry: seconds, text such as ``"5 min"``, or a timedelta;
+        it is kept in seconds.
     backoff
         Factor by which each further delay grows.
     max_delay
-        Seconds that no delay exceeds.
+        The longest delay, given like `delay`.
     jitter
         Fraction of a delay by which it varies at random, so that retries do not come all at once.
     retry_on
@@ -52,9 +53,9 @@ class RetryPolicy:
     """
 
     max_retries: int = 3
-    delay: float = 0.0
+    delay: Seconds = 0.0
     backoff: float = 2.0
-    max_delay: float = 60.0
+    max_delay: Seconds = 60.0
     jitter: float = 0.1
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     give_up_on: tuple[type[BaseException], ...] = ()
@@ -63,8 +64,13 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_retries", as_count(self.max_retries))
-        for name in ("delay", "backoff", "max_delay", "jitter"):
+        for name in ("backoff", "jitter"):
             object.__setattr__(self, name, as_number(getattr(self, name)))
+        for name in ("delay", "max_delay"):
+            try:
+                object.__setattr__(self, name, as_seconds(getattr(self, name)))
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
 
     def delay_before(self, attempt: int, random: float = 0.5) -> float:
         """Return the seconds to wait before an attempt.
@@ -76,11 +82,13 @@ class RetryPolicy:
         random
             A number in [0, 1) that selects the jitter; 0.5 means no jitter.
         """
+        # They are kept in seconds.
+        first, longest = cast("float", self.delay), cast("float", self.max_delay)
         try:
-            delay = min(self.delay * float(self.backoff) ** max(attempt - 2, 0), self.max_delay)
+            delay = min(first * float(self.backoff) ** max(attempt - 2, 0), longest)
         except OverflowError:
-            delay = self.max_delay if self.delay else 0.0
-        return min(max(delay * (1 + self.jitter * (2 * random - 1)), 0.0), self.max_delay)
+            delay = longest if first else 0.0
+        return min(max(delay * (1 + self.jitter * (2 * random - 1)), 0.0), longest)
 
     def with_max_retries(self, max_retries: int) -> RetryPolicy:
         """Return the same policy with another number of retries."""

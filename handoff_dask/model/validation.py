@@ -10,7 +10,7 @@ from itertools import chain, groupby
 from typing import Any
 
 from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
-from handoff_dask.model.amounts import as_number
+from handoff_dask.model.amounts import as_amount
 from handoff_dask.model.contents import are_simple, contents
 from handoff_dask.model.function import (
     Argument,
@@ -206,14 +206,18 @@ LARGEST = 1e100
 def cost_problem(cost: object) -> str | None:
     """Return why a value is not a valid cost, or None."""
     if not isinstance(cost, Mapping):
-        return f"must be a mapping such as {{'cpu': 2, 'memory': 2048}} or None, not {cost!r}"
+        return f"must be a mapping such as {{'cpu': 2, 'memory': '2 GB'}} or None, not {cost!r}"
     seen: dict[str, str] = {}
     for name, amount in cost.items():
         if not isinstance(name, str) or not name:
             return f"resource names must be strings, not {name!r}"
-        if problem := number_problem(amount):
+        try:
+            number = as_amount(name, amount)
+        except ValueError as error:
+            return str(error)
+        if problem := number_problem(number):
             return f"the amount of {name!r} {problem}"
-        if as_number(amount) > LARGEST:
+        if number > LARGEST:
             return f"the amount of {name!r} must be at most {LARGEST:g}, not {amount!r}"
         twin = seen.setdefault(name.lower(), name)
         if twin != name:

@@ -10,11 +10,6 @@ from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Function, Queue, Worker
 from handoff_dask.placement.ready_queues import ReadyQueues
 
-#: Seconds that a function of unknown duration is assumed to take.
-_UNKNOWN = 1.0
-#: For what part of its duration a function waits for a worker that it prefers. With 1, equal
-#: functions would wait for each other's end where half of them could have run elsewhere.
-_PATIENCE = 0.9
 #: At most so many workers are considered to wait for. Bounds the cost.
 _HOLDERS = 16
 
@@ -32,22 +27,6 @@ class Chooser:
         self._ready = ready
         self._fleet = ready.fleet
         self._index = ready.fleet.index
-
-    def weigh_preference(self, function: Function) -> None:
-        """Treat a function's preference for some workers like inputs that they hold.
-
-        How long these take to move is how long the function waits for such a worker at most.
-        """
-        workers = self._fleet.answering(function.preferences)
-        if not workers:
-            return
-        seconds = _UNKNOWN if function.seconds is None else function.seconds
-        weight = _PATIENCE * seconds * self._bandwidth
-        inputs = function.inputs or {}
-        function.input_total = weight + (function.input_total if inputs else 0.0)
-        for worker in workers:
-            inputs[worker.address] = inputs.get(worker.address, 0.0) + weight
-        function.inputs = inputs
 
     def find(self, queue: Queue, function: Function) -> Worker | None:
         """Choose a worker that has room."""
@@ -215,8 +194,7 @@ class Chooser:
         used = {i for i, _ in function.cost.items}
         spared, lacking = there.shape.capacity, here.shape.capacity
         spares = any(spared[i] and not lacking[i] and i not in used for i in self._index.scarce)
-        seconds = _UNKNOWN if function.seconds is None else function.seconds
-        return saved >= seconds or (strategy.local and not spares)
+        return saved >= function.guess or (strategy.local and not spares)
 
     def _beside(self, queue: Queue, function: Function, barred: frozenset[str]) -> Worker | None:
         """Choose a reserved worker on which the function delays nobody."""

@@ -25,6 +25,7 @@ from handoff_dask.placement.entities import (
 from handoff_dask.placement.events import Decision, FunctionSpec, WorkerSpec
 from handoff_dask.placement.fleet import Fleet
 from handoff_dask.placement.placer import Placer
+from handoff_dask.placement.preferences import Preferences
 from handoff_dask.placement.questions import Questions
 from handoff_dask.placement.ready_queues import ReadyQueues
 from handoff_dask.placement.strategies import strategy as strategy_of
@@ -82,6 +83,7 @@ class Engine:
         self._ready = ReadyQueues(self._fleet, short=horizon / 4)
         chooser = Chooser(self._ready, bandwidth=bandwidth, latency=latency, worth=horizon)
         self._placer = Placer(self._ready, chooser)
+        self._preferences = Preferences(self._ready, bandwidth=bandwidth)
         self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
         self.questions = Questions(self._runs, self._functions, self._durations, self._placer)
         #: What others use, by key: the worker.
@@ -172,6 +174,7 @@ class Engine:
             del self._functions[key]
         for group in groups:
             placer.unbind(group)
+        self._preferences.forget(owner.functions.values())
         self._stale.pop(owner, None)
 
     # -- the life of a function
@@ -399,6 +402,7 @@ class Engine:
         if came or placer.due:
             placer.settle(decisions)
             self._rank()
+            self._preferences.refresh()
             if came:
                 self._queue()
             placer.place(decisions)
@@ -431,7 +435,7 @@ class Engine:
         for function in self._fresh:
             if function.state == FRESH and function not in self._placer.unbound:
                 if function.preferences:
-                    self._placer.chooser.weigh_preference(function)
+                    self._preferences.weigh(function)
                 self._ready.enqueue(function)
         self._fresh.clear()
 

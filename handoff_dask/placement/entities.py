@@ -146,6 +146,11 @@ class Function:
         return f"<Function {self.key!r}>"
 
     @property
+    def guess(self) -> float:
+        """Seconds it takes, or 1 if that is unknown."""
+        return 1.0 if self.seconds is None else self.seconds
+
+    @property
     def preferences(self) -> tuple[str, ...]:
         """What the workers answer to that it prefers, with those that run where it does."""
         return self.preferred if self.group is None else self.group.preferred

@@ -73,7 +73,8 @@ class Decider:
             else:
                 self._fail(record, record.unplaceable(decision.finding), stimulus_id)
         if placed:
-            self.scheduler.transitions(placed, stimulus_id)
+            # Dask takes the last one first, and a worker starts the first one that arrives.
+            self.scheduler.transitions(dict(reversed(placed.items())), stimulus_id)
         self._wake()
 
     def _poll(self, stimulus_id: str) -> list[Place | Refuse | Started]:

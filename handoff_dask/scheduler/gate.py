@@ -41,6 +41,8 @@ class Gate:
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
         compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
+        if row.priority:  # the run's is in the graph
+            compat.prioritise(ts, record.run.spec.priority + row.priority)
         ts.retries = int(may_retry(record))
         if row.source is not None or record.entries:
             self._annotate(ts, record, place)

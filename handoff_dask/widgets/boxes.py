@@ -12,6 +12,7 @@ from handoff_dask.model.function import (
     Collocated,
     Function,
     argument_id,
+    claims,
     dependencies,
     dependency_ids,
 )
@@ -152,13 +153,15 @@ def _places(functions: Mapping[Hashable, Function]) -> dict[Hashable, Hashable]:
 def _box(function: Function, code: str, wrong: bool, place: Hashable) -> Box:
     title = markup.plain(function.id)
     lines = [] if code == title else [code]
-    if isinstance(function.cost, Mapping) and function.cost:
-        lines.append(markup.cost(function.cost))
+    cost = claims(function)
+    if isinstance(cost, Mapping) and cost:
+        lines.append(markup.cost(cost))
     node = function.node
     if isinstance(node, Collocated):
         lines.append(f"with {markup.plain(node.id)}")
     elif node is not None:
-        lines.append(f"@ {markup.plain(node)}")
+        workers = node if isinstance(node, tuple) else (node,)
+        lines.append(f"@ {' or '.join(map(markup.plain, workers))}")
     return Box(title, lines, _tooltip(function, code), _kind(function), wrong, 1, place)
 
 
@@ -173,7 +176,10 @@ def _tooltip(function: Function, code: str) -> str:
     if function.cost:
         parts.append(f"costs {function.cost!r}")
     if function.node is not None:
-        parts.append(f"node: {function.node!r}")
+        preferred = " (preferred)" if function.allow_other_workers else ""
+        parts.append(f"node: {function.node!r}{preferred}")
+    if function.priority:
+        parts.append(f"priority: {function.priority!r}")
     if function.max_retries is not None:
         parts.append(f"max_retries: {function.max_retries!r}")
     if function.timeout is not None:
@@ -230,7 +236,7 @@ def _collapsed(
 def _stack(title: str, functions: Sequence[Function], wrong: bool) -> Box:
     """Return a box that stands for many functions."""
     lines = []
-    costs = [f.cost for f in functions if isinstance(f.cost, Mapping) and f.cost]
+    costs = [cost for cost in map(claims, functions) if isinstance(cost, Mapping) and cost]
     if costs:
         lines.append(markup.cost_range(costs))
     collocated = sum(isinstance(f.node, Collocated) for f in functions)

@@ -49,6 +49,10 @@ class FunctionRow(NamedTuple):
     dependencies: tuple[int, ...] = ()
     #: Names, addresses or hosts of the only workers that may run it; empty: any may.
     pin: tuple[str, ...] = ()
+    #: Names, addresses or hosts of the workers that it rather runs on.
+    preferred: tuple[str, ...] = ()
+    #: Added to the run's.
+    priority: float = 0
     #: The node whose worker it shares.
     collocated: int | None = None
     #: For a serializer: the node that must have a worker before it may start.
@@ -83,7 +87,9 @@ def function_specs(
             key=keys[index],
             cost=row.cost,
             dependencies=tuple(keys[i] for i in row.dependencies),
+            priority=row.priority,
             pin=row.pin,
+            preferred=row.preferred,
             collocated=key(row.collocated),
             binds=key(row.binds),
             code=row.prefix,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.amounts import as_amounts
 from handoff_dask.model.validation import cost_problem
 
 #: Before the name of a resource that nobody declared.
@@ -66,7 +66,7 @@ def check_capabilities(capabilities: Any, what: str = "capabilities") -> dict[st
     """Return capabilities, or a cost, with lower case names; raise ValueError if not valid."""
     if problem := cost_problem(capabilities):
         raise ValueError(f"{what}: {problem}")
-    return {name.lower(): value for name, value in as_numbers(capabilities).items()}
+    return {name.lower(): value for name, value in as_amounts(capabilities).items()}
 
 
 class Declaration(NamedTuple):

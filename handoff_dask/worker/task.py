@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from distributed import Client
 
 from handoff_dask.compat import worker as compat
-from handoff_dask.model.amounts import as_numbers
+from handoff_dask.model.amounts import as_amounts
 from handoff_dask.model.expansion import effective_cost, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
@@ -370,7 +370,7 @@ def escalated(
         if problem := cost_problem(answer):
             invalid = f"returned an invalid cost: {shortened(problem)}"
             return {"retry": False, "problem": (field, invalid)}
-        return {"cost": effective_cost(as_numbers(answer))}
+        return {"cost": effective_cost(as_amounts(answer))}
     except BaseException as raised:  # even SystemExit, which would end the scheduler
         problem = f"raised {type_of(raised)}: {text_of(raised)}"
         return {"retry": False, "problem": (field, problem)}

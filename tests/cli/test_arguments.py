@@ -105,6 +105,8 @@ def test_a_worker():
         ("cpu=-1", "must be a finite number >= 0, not '-1'"),
         ("cpu=inf", "must be a finite number"),
         ("cpu=nan", "must be a finite number"),
+        ("memory=8XB", "the amount of 'memory' must be a finite number >= 0, not '8XB'"),
+        ("gpu=2GB", "the amount of 'gpu' must be a finite number >= 0, not '2GB'"),
     ],
 )
 def test_a_worker_that_does_not_parse(text, message):

@@ -90,7 +90,7 @@ def test_a_run_that_waits(handoff, detached, on, gate):
     until(lambda: "2 running" in handoff("status", name, *on).stdout)
     assert "3 functions wait" in handoff("status", name, *on).stdout
     assert "resources: cpu 2, at most 0 free" in handoff("status", name, *on).stdout
-    done = handoff("result", name, "0", *on, "--timeout", "0.2")
+    done = handoff("result", name, "0", *on, "--timeout", "200ms")
     assert done.returncode == 1
     assert done.stderr == "Error: function 0 of 'waiting' did not end within 0.2 s\n"
     assert handoff("cancel", name, *on).returncode == 0

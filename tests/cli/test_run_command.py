@@ -144,6 +144,8 @@ def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):
         (["pipeline.py:dag", "--output", "."], "cannot write .: it is a folder"),
         (["pipeline.py:dag", "--results", "sinc"], "the DAG has no function 'sinc'. Did you mean"),
         (["pipeline.py:dag", "--timeout", "-1"], "timeout must be"),
+        (["pipeline.py:dag", "--timeout", "-1min"], "timeout must be"),
+        (["pipeline.py:dag", "--timeout", "soon"], "'soon' is not a time"),
         (["pipeline.py:dag", "--max-retries", "-1"], "Invalid value for '--max-retries'"),
         (["pipeline.py:dag", "--strategy", "best"], "Invalid value for '--strategy'"),
         (["pipeline.py:dag", "--scale", "2"], "--scale is for workflow files"),

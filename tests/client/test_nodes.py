@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
     DAG,
     Function,
+    RetryPolicy,
     UnknownWorkerError,
+    current,
     discover_nodes,
     execute,
+    get_result,
     register_local_node,
     register_node,
     resources_available,
+    submit,
 )
 
 
@@ -36,6 +42,33 @@ async def test_by_name_and_by_address(c, s, a, b):
     assert await resources_available("0", {"GPU": 1})
     assert not await resources_available("0", {"GPU": 2})
     assert await resources_available(b.address, {"GPU": 2})
+
+
+def fail_once():
+    if current().attempt == 1:
+        raise ValueError
+    return current().cost["memory"]
+
+
+@gen_cluster(client=True)
+async def test_amounts_and_times_with_units(c, s, a, b):
+    """Memory may be text wherever it is declared or claimed, times wherever something is waited."""
+    offered = await register_node(a.address, {"memory": "3 GB"})
+    assert offered["memory"] == 3000
+    await register_node(b.address, {"memory": "2048 kB"})
+    assert await resources_available(a.address, {"memory": "3GB"})
+    assert not await resources_available(a.address, {"memory": "3 GiB"})
+    policy = RetryPolicy(1, delay="1 ms", escalate=lambda *_: {"memory": "2.5 GB"})
+    dag = DAG("units").add_function(
+        Function("f", code=fail_once, cost={"memory": "1 GB"}, retry=policy, timeout="1h")
+    )
+    run = await submit(dag, timeout=timedelta(hours=1), placement_timeout="1 min")
+    await run.wait("1 min")
+    assert (await run.result(timedelta(minutes=1))).results == {"f": 2500.0}
+    assert await get_result("units", "f", timeout="30 s") == 2500.0
+    for wait in (run.wait, run.result):
+        with pytest.raises(ValueError, match=r"timeout must be .* '5 min'"):
+            await wait("a while")
 
 
 @gen_cluster(client=True)

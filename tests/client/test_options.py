@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import FrozenInstanceError
+from datetime import timedelta
 
 import pytest
 
-from handoff_dask.client.options import Allocator, RunOptions
+from handoff_dask.client.options import Allocator, RunOptions, patience
 
 
 class Mine:
@@ -33,7 +34,9 @@ class Mine:
         ("on_error", None),
         ("timeout", -1),
         ("timeout", math.nan),
-        ("timeout", "10s"),
+        ("timeout", "10 parsecs"),
+        ("timeout", "10"),
+        ("placement_timeout", "soon"),
         ("placement_timeout", None),
         ("placement_timeout", -0.5),
         ("placement_timeout", math.inf),
@@ -97,3 +100,16 @@ def test_allocators_are_known_by_their_method():
     """An allocator needs no base class of ours."""
     assert isinstance(Mine(), Allocator)
     assert not isinstance(object(), Allocator)
+
+
+@pytest.mark.parametrize("timeout", ["soon", "5", -1, math.nan, True, []])
+def test_a_wait_that_is_no_time(timeout):
+    """Whoever waits gives a time or None; anything else is named, not passed on to asyncio."""
+    with pytest.raises(ValueError, match=r"^timeout must be"):
+        patience(timeout)
+
+
+def test_a_wait_with_a_unit():
+    """Seconds, text, a timedelta, or None for no limit."""
+    waits = [patience(t) for t in (None, 0, 1.5, "5 min", timedelta(hours=1))]
+    assert waits == [None, 0, 1.5, 300.0, 3600.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from handoff_dask import (
@@ -44,6 +46,37 @@ def test_dependencies_pins_collocation_and_inline_functions():
     )
     found = plan(dag, {"a": {"cpu": 1}, "b": {"cpu": 1}}, {"first": 1.0, "second": 2.0})
     assert found.timeline == {"a": [], "b": [("first", 0.0, 1.0), ("second", 1.0, 3.0)]}
+
+
+def test_priorities_and_preferences():
+    """A plan keeps to priorities, to nodes of several workers and, where that pays, to wishes."""
+    dag = dag_of(
+        f("low", priority=-1, node=("a", "c")),
+        f("high", priority=1, node=("a", "nobody")),
+        f("wish", node=("b",), allow_other_workers=True),
+        f("vain", node="nobody", allow_other_workers=True, priority=-2),
+    )
+    workers = {name: {"cpu": 1, "threads": 1} for name in "ab"}
+    found = plan(dag, workers, dict.fromkeys(dag.functions, 1.0))
+    assert found.timeline == {
+        "a": [("high", 0.0, 1.0), ("low", 1.0, 2.0)],
+        "b": [("wish", 0.0, 1.0), ("vain", 1.0, 2.0)],
+    }
+    with pytest.raises(AllocationError, match="no worker answers to any of 'x', 'y'"):
+        plan(dag_of(f("f", node=("x", "y"))), workers, {"f": 1.0})
+
+
+def test_units():
+    """Memory of workers, durations and the overhead may be written with their units."""
+    dag = dag_of(*(f(i, cost={"memory": "1 GB"}) for i in range(4)))
+    durations = {0: "1 min", 1: timedelta(minutes=1), 2: 60, 3: "60s"}
+    workers = {"a": {"threads": 8, "memory": "2.5 GB"}}
+    assert plan(dag, workers, durations).makespan == 120.0
+    assert plan(dag, workers, durations, overhead="15s").makespan == pytest.approx(180.0, rel=0.1)
+    with pytest.raises(ValueError, match=r"the duration of function 3 must be .* '5 min'"):
+        plan(dag, workers, durations | {3: "5 parsecs"})
+    with pytest.raises(ValueError, match="overhead must be"):
+        plan(dag, workers, durations, overhead="none")
 
 
 def test_threads_limit_what_runs_at_once():

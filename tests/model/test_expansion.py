@@ -118,13 +118,26 @@ def test_each_argument_has_its_own_transforms():
 
 
 @pytest.mark.parametrize(
-    ("node", "pin", "with_"),
-    [(None, (), None), ("alice", ("alice",), None), (0, ("0",), None), (collocated("a"), (), 0)],
+    ("node", "workers", "with_"),
+    [
+        (None, (), None),
+        ("alice", ("alice",), None),
+        (0, ("0",), None),
+        (["alice", 0, "alice"], ("alice", "0"), None),
+        (collocated("a"), (), 0),
+    ],
 )
-def test_places(node, pin, with_):
-    """A pin becomes text, as workers' names are; a collocation becomes a node's index."""
+def test_places(node, workers, with_):
+    """Workers become text, as their names are; a collocation becomes a node's index."""
     expanded = nodes_of(Function("a", [], accept), Function("b", [], accept, node=node))[1]
-    assert (expanded.pin, expanded.collocated) == (pin, with_)
+    assert (expanded.pin, expanded.preferred, expanded.collocated) == (workers, (), with_)
+
+
+def test_workers_that_are_preferred():
+    """With allow_other_workers, the workers of a function are no pin."""
+    function = Function("a", [], accept, node=("alice", 0), allow_other_workers=True)
+    (expanded,) = nodes_of(function)
+    assert (expanded.pin, expanded.preferred) == ((), ("alice", "0"))
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_places(node):
         ("max_retries", True),
         ("retry", RetryPolicy),
         ("timeout", math.nan),
-        ("timeout", "1s"),
+        ("timeout", "-1s"),
         ("priority", math.inf),
         ("priority", "high"),
         ("allow_other_workers", True),

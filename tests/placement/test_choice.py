@@ -266,6 +266,27 @@ def test_a_retry_avoids_even_a_preferred_worker(drive) -> None:
     assert d.places() == {"f": "a"}
 
 
+def test_a_preferred_worker_that_joins_while_a_function_is_held(drive) -> None:
+    """It is preferred as if it had been there: also when the cluster had no worker at first."""
+    d = drive({})
+    d.specs(*(FunctionSpec(k, {"cpu": 2}, preferred=("c", "b")) for k in range(3)))
+    d.ready(0)
+    assert d.places() == {}
+    d.join("a", {"cpu": 1})
+    d.join("b", {"cpu": 2})
+    d.join("c", {"cpu": 2})
+    assert d.places() == {0: "b"}
+    d.engine.worker_removed("b", 0.0)
+    d.ready(0)
+    d.ready(1, inputs={"c": 5.0})
+    assert d.places() == {0: "c"}
+    d.join("b", {"cpu": 2})
+    assert d.places() == {1: "b"}
+    assert d.engine._functions[1].inputs.keys() == {"b", "c"}
+    d.engine.run_closed("run")
+    assert not any(wish.functions for wish in d.engine._preferences._wishes.values())
+
+
 def test_a_worker_takes_first_what_prefers_it(drive) -> None:
     """Of functions that are as urgent; those that prefer another leave it to them."""
     d = drive(TWO)

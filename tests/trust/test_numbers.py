@@ -168,7 +168,7 @@ async def test_large_numbers_break_no_connection(c, s, a, b, amount):
     policy = RetryPolicy(1, escalate=lambda attempt, cost, error: {"tokens": amount})
 
     functions = [
-        Function("all", [], int, cost={"tokens": amount}, timeout=amount),
+        Function("all", [], int, cost={"tokens": amount}, timeout=amount, priority=amount),
         Function("more", [], fail_once, cost={"tokens": 1}, retry=policy),
     ]
     limits = {"priority": amount, "timeout": amount, "placement_timeout": amount}

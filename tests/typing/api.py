@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from datetime import timedelta
 
 from distributed import Client
 
@@ -74,6 +75,18 @@ dag: DAG = (
             retry=RetryPolicy(max_retries=2, delay=1),
         )
     )
+    .add_function(
+        Function(
+            "units",
+            code=int,
+            cost={"memory": "2 GB", "cpu": 1},
+            timeout="5 min",
+            node=("alice", 0),
+            allow_other_workers=True,
+            priority=0.5,
+            retry=RetryPolicy(delay=timedelta(minutes=1), max_delay="1h"),
+        )
+    )
 )
 
 
@@ -90,6 +103,10 @@ def synchronous(client: Client) -> None:
     why: RunExplanation = run.explain(held=20)
     run.wait(timeout=5)
     result = run.result()
+    run.wait(timedelta(minutes=5))
+    execute(dag, timeout="1h", placement_timeout=timedelta(minutes=1), priority=0.5)
+    register_node("worker", {"memory": "16 GB", "licence": 1})
+    plan(dag, {"a": {"memory": "16 GB"}}, {"source": "1 min"}, overhead="2ms")
     same: Run = get_run("dag", client=client)
     same.cancel()
     infos: list[RunInfo] = list_runs(stopped=True)

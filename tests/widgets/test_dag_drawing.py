@@ -63,6 +63,7 @@ def test_what_a_function_shows():
         Function("a", [], load, cost={"cpu": 2, "memory": 2048}, node="alice", timeout=60),
         Function(("b", 1), ["a"], mix, [[Argument("c")]], node=collocated("a"), max_retries=5),
         Function("c", code=load),
+        Function("d", code=load, node=("bob", 1), allow_other_workers=True, priority=3),
     )
     texts, tips, _ = drawn(dag)
     assert texts[:4] == ["a", "load", "cpu 2 \N{MIDDLE DOT} memory 2,048 MB", "@ alice"]
@@ -70,6 +71,8 @@ def test_what_a_function_shows():
     assert "timeout: 60 s" in tips[0]
     assert "takes a, c" in tips[1]
     assert "max_retries: 5" in tips[1]
+    assert "@ bob or 1" in texts
+    assert "node: ('bob', 1) (preferred)\npriority: 3" in tips[3]
     assert {"pinned", "same colour: same worker"} < set(texts)
 
 

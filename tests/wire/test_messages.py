@@ -30,7 +30,11 @@ def every_kind():
             operator.concat,
             node=collocated("source"),
             timeout=5,
+            priority=2.5,
         )
+    )
+    dag.add_function(
+        Function("any", [], int, node=("here", "there"), allow_other_workers=True, priority=-1)
     )
     return dag.add_function(Function("unwanted", ["source"], label))
 
@@ -41,8 +45,12 @@ def test_a_description_arrives_as_it_was_sent():
     spec = RunSpec.unpacked(submission.spec("client", within=("key", 1)))
     assert (spec.client, spec.priority, spec.within) == ("client", 7, ("key", 1))
     assert all(type(row) is FunctionRow for row in spec.rows)
-    assert [row.label for row in spec.rows[:3]] == ["'source'", "('user', 2)", "'unwanted'"]
+    assert [row.label for row in spec.rows[:3]] == ["'source'", "('user', 2)", "'any'"]
     assert spec.rows[1].policy == RetryPolicy(2, delay=1) and spec.rows[1].timeout == 5
+    assert [row.pin for row in spec.rows[:3]] == [("here",), (), ()]
+    assert spec.rows[2].preferred == ("here", "there")
+    # A transform goes first when the function that it is for does.
+    assert [row.priority for row in spec.rows] == [0, 2.5, -1, 0, 2.5, 2.5]
     assert RunSpec.unpacked(spec.packed()) == spec
 
 

@@ -1,0 +1,125 @@
+"""Amounts of memory and times may be written with their unit."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy
+import pytest
+
+from handoff_dask import Function, InvalidFunctionError, RetryPolicy
+from handoff_dask.cli.connect import parse_worker
+from handoff_dask.client.options import RunOptions
+from handoff_dask.model.amounts import as_amount, as_seconds
+from handoff_dask.model.validation import cost_problem
+from handoff_dask.wire.offers import check_capabilities
+from tests.support import dag_of
+
+MEMORY = {
+    "2 GB": 2000.0,
+    "1.5GB": 1500.0,
+    "500 MiB": 524.288,
+    " 300  mb ": 300.0,
+    "5Gi": 5368.70912,
+    "7g": 7000.0,
+    "1e3 kB": 1.0,
+    ".5 TB": 500_000.0,
+    "10 B": 1e-5,
+}
+TIMES = {
+    "5 min": 300.0,
+    "30s": 30.0,
+    "1.5 hours": 5400.0,
+    "250ms": 0.25,
+    "2us": 2e-6,
+    "1 Day": 86400.0,
+    "2 weeks": 1209600.0,
+    timedelta(minutes=5, microseconds=1): 300.000001,
+    numpy.float32(0.5): 0.5,
+    30: 30,
+}
+UNREADABLE = [
+    "",
+    "2",
+    "GB",
+    "2 XB",
+    "2 GB 3 MB",
+    "1,5 GB",
+    "nan GB",
+    "2 GB/s",
+    "5 mins ago",
+    "1h30m",
+]
+
+
+@pytest.mark.parametrize(("text", "megabytes"), MEMORY.items())
+def test_memory(text, megabytes):
+    """In costs and in what workers offer, memory becomes MB, whatever the case of its name."""
+    assert as_amount("memory", text) == pytest.approx(megabytes, rel=1e-12)
+    function = Function("f", code=int, cost={"cpu": 1, "Memory": text})
+    assert function.cost == {"cpu": 1, "Memory": pytest.approx(megabytes, rel=1e-12)}
+    dag_of(function).validate()
+    offered = {"cpu": 4, "memory": pytest.approx(megabytes, rel=1e-12)}
+    assert check_capabilities({"cpu": 4, "MEMORY": text}) == offered
+    assert parse_worker(f"cpu=4,memory={text}") == (None, offered)
+
+
+@pytest.mark.parametrize(("time", "seconds"), TIMES.items(), ids=str)
+def test_times(time, seconds):
+    """Wherever seconds are, a unit or a timedelta may be instead."""
+    assert as_seconds(time) == pytest.approx(seconds, rel=1e-12)
+    policy = RetryPolicy(delay=time, max_delay=time)
+    function = Function("f", code=int, timeout=time, retry=policy)
+    dag_of(function).validate()
+    options = RunOptions(timeout=time, placement_timeout=time)
+    fields = policy.delay, policy.max_delay, function.timeout
+    for value in (*fields, options.timeout, options.placement_timeout):
+        assert value == pytest.approx(seconds, rel=1e-12)
+        assert type(value) in (int, float)
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_what_cannot_be_read(text):
+    """It raises at once, names the field, shows the text and the right form."""
+    with pytest.raises(InvalidFunctionError, match=r"'memory' must be .* like '2 GB'") as caught:
+        Function("f", code=int, cost={"memory": text})
+    assert (caught.value.function_id, caught.value.field) == ("f", "cost")
+    assert repr(text) in str(caught.value)
+    with pytest.raises(InvalidFunctionError, match=r"must be .* like '5 min'") as caught:
+        Function("f", code=int, timeout=text)
+    assert caught.value.field == "timeout" and repr(text) in str(caught.value)
+    for field in ("delay", "max_delay"):
+        with pytest.raises(ValueError, match=rf"^{field} must be .* like '5 min'"):
+            RetryPolicy(**{field: text})
+    with pytest.raises(ValueError, match=r"capabilities: the amount of 'memory' must be"):
+        check_capabilities({"memory": text})
+
+
+@pytest.mark.parametrize("resource", ["cpu", "gpu", "licence"])
+def test_only_memory_takes_text(resource):
+    """Text for another resource is an error that says so."""
+    with pytest.raises(InvalidFunctionError, match=f"'{resource}' must be a number.*only memory"):
+        Function("f", code=int, cost={resource: "2"})
+    assert "only memory takes text" in cost_problem({resource: "2 GB"})
+
+
+@pytest.mark.parametrize("cost", [{"memory": "-2 GB"}, {"memory": "1e999 GB"}, {"memory": True}])
+def test_an_amount_that_can_be_read_is_checked_like_a_number(cost):
+    """A negative or infinite amount is an error of validate(), with its unit or without."""
+    with pytest.raises(InvalidFunctionError, match="'memory' must be a") as caught:
+        dag_of(Function("f", code=int, cost=cost)).validate()
+    assert caught.value.field == "cost"
+
+
+def test_a_negative_time():
+    """The same for times."""
+    with pytest.raises(InvalidFunctionError, match=r"timeout.* >= 0, not -5"):
+        dag_of(Function("f", code=int, timeout="-5 s")).validate()
+    with pytest.raises(ValueError, match=r"timeout .* >= 0, not -60"):
+        RunOptions(timeout=timedelta(minutes=-1))
+
+
+def test_ids_of_units_do_not_collide():
+    """A minute is no millisecond, a megabyte no mebibyte."""
+    assert as_seconds("1m") == 60 and as_seconds("1ms") == 0.001
+    assert as_amount("memory", "1m") == 1 and as_amount("memory", "1mi") == 1.048576
