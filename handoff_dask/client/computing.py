@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import fields
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from typing import Any, TypeVar
 
 from dask.base import unpack_collections
@@ -16,7 +15,6 @@ from handoff_dask.client import annotating
 from handoff_dask.client.answers import ScalarAnswer
 from handoff_dask.client.connection import current_client, require_client
 from handoff_dask.client.execution import execute, submit
-from handoff_dask.client.options import RunOptions
 from handoff_dask.compat.optimizing import OptimizedGraph
 from handoff_dask.graph.from_dask import functions_of, graph_of, output_keys
 from handoff_dask.model.dag import DAG
@@ -24,10 +22,10 @@ from handoff_dask.model.dag import DAG
 T = TypeVar("T")
 V = TypeVar("V")
 
-#: Options of runs that have no meaning here.
+#: Options of runs that have no meaning for collections, and what to use instead.
 _INSTEAD = {
-    "results": "it takes what the collections need; for other results, use {use}",
-    "detach": "use submit(DAG.from_dask(...), detach=True)",
+    "results": "{run}(DAG.from_dask(...), results=...)",
+    "detach": "submit(DAG.from_dask(...), detach=True)",
 }
 
 
@@ -82,7 +80,7 @@ def compute(
     (6, {'first': 1, 'text': '1'})
     """
     __tracebackhide__ = True
-    _check("compute", options, "execute(DAG.from_dask(...), results=...)")
+    _check("compute", execute, options)
     if options.get("on_error", "raise") != "raise":
         raise TypeError(
             "compute() returns all values or raises: to go on after an error, use "
@@ -146,7 +144,7 @@ def persist(
     1
     """
     __tracebackhide__ = True
-    _check("persist", options, "submit(DAG.from_dask(...), results=...)")
+    _check("persist", submit, options)
     collections, repack = unpack_collections(*args, traverse=traverse)
     if not collections:
         return _like(client, args)
@@ -165,16 +163,16 @@ def persist(
     return _then(run, lambda run: persisted(run.futures))
 
 
-def _check(name: str, options: Mapping[str, Any], use: str) -> None:
-    for option, problem in _INSTEAD.items():
-        if option in options:
-            raise TypeError(f"{name}() has no {option}=: {problem.format(use=use)}")
-    known = {field.name for field in fields(RunOptions)}
+def _check(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise if an option is none of `run`, or has no meaning for collections."""
+    known = signature(run).parameters.keys() - {"dag", "client", *_INSTEAD}
     for option in options.keys() - known:
-        raise TypeError(
-            f"{name}() got an unexpected keyword argument {option!r}; it takes client=, traverse=, "
-            f"optimize_graph= and {', '.join(f'{n}=' for n in sorted(known - _INSTEAD.keys()))}"
-        )
+        if option in _INSTEAD:
+            problem = f"has no {option}=: use {_INSTEAD[option].format(run=run.__name__)}"
+        else:
+            named = ", ".join(sorted({"traverse", "optimize_graph", "client", *known}))
+            problem = f"got an unexpected keyword argument {option!r}; it takes {named}"
+        raise TypeError(f"{name}() {problem}")
 
 
 def _prepared(

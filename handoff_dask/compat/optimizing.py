@@ -20,7 +20,7 @@ from distributed.shuffle._rechunk import P2PRechunkLayer
 
 from handoff_dask.compat.task_spec import Alias, GraphNode, convert_legacy_graph, futures_in
 
-#: P2P shuffles need Dask's own keys: its scheduler knows their tasks by these.
+#: P2P needs Dask's own keys, by which its scheduler recognizes the tasks of a shuffle.
 _BY_TASKS = {"dataframe.shuffle.method": "tasks"}
 #: Fusion loses annotations, or extends them to tasks that have none.
 _UNFUSED = {
@@ -28,8 +28,6 @@ _UNFUSED = {
     "optimization.fuse.delayed": False,
     "optimization.annotations.fuse": False,
 }
-
-
 #: What functions of a key return for keys that have no such annotation.
 _NONE: tuple[type, ...] = (type(None),)
 with suppress(ImportError):  # Dask of 2025 has neither expressions of all collections nor this

@@ -306,7 +306,7 @@ def test_errors_name_the_key(client):
         (compute, {"detach": True}, "no detach=.*submit"),
         (persist, {"results": "all"}, r"persist\(\) has no results=.*submit\(DAG.from_dask"),
         (persist, {"detach": True}, "no detach=.*submit"),
-        (compute, {"scheduler": "threads"}, "unexpected.*'scheduler'.*max_retries="),
+        (compute, {"scheduler": "threads"}, "unexpected.*'scheduler'.*max_retries"),
     ],
 )
 def test_wrong_options(run, options, problem):

@@ -23,6 +23,7 @@ from handoff_dask import (
     RunExplanation,
     RunInfo,
     collocated,
+    compute,
     current,
     discover_nodes,
     execute,
@@ -32,6 +33,7 @@ from handoff_dask import (
     get_result,
     get_run,
     list_runs,
+    persist,
     plan,
     register_local_node,
     register_node,
@@ -112,6 +114,9 @@ def synchronous(client: Client) -> None:
     infos: list[RunInfo] = list_runs(stopped=True)
     number: int = get_result("dag", "source")
     forget("dag")
+    (total,) = compute(dag, max_retries=1)
+    kept: tuple[object, ...] = persist(DAG.from_dask(total, id="total"), client=client)
+    print(kept)
     explanation: Explanation = explain(dag)
     planned: Plan = plan(dag, discover_nodes(), result)
     offers: dict[str, float] = register_node("worker", {"licence": 1})
