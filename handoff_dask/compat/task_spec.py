@@ -97,7 +97,7 @@ class Evaluation:
     """Evaluates a task of Dask, such as several that were fused, when its inputs are there."""
 
     def __init__(self, name: str) -> None:
-        self.__name__ = name
+        self.__name__ = self.__qualname__ = name
 
     def __call__(self, *values: Any, task: GraphNode, keys: Sequence[Key]) -> Any:
         """Evaluate a task; the values are those of the keys."""

@@ -81,7 +81,7 @@ _Call: TypeAlias = tuple[Any, Sequence[Any], Mapping[str, Any]]
 
 
 class _NotPlainError(Exception):
-    """A task is no call whose arguments can be shown to users."""
+    """A task cannot be written as a call with arguments."""
 
 
 class _Conversion:
@@ -89,7 +89,7 @@ class _Conversion:
         self._graph = graph
         self._tasks = graph.tasks
         self._outputs = dict.fromkeys(output_keys(graph))
-        #: {key of a task: id} of those that are called by an alias of theirs.
+        #: {key: id} of the tasks that are named after an alias, because that is asked for.
         self._ids: dict[Key, Key] = {}
         for key in self._outputs:
             target = self._target(key)
@@ -137,8 +137,8 @@ class _Conversion:
             return toolz.identity, [self._argument(key, node)], {}
         values = [self._argument(key, value) for value in node.args]
         kwargs = {name: self._argument(key, value) for name, value in node.kwargs.items()}
-        if node.func is apply and not kwargs and not any(map(_is_argument, values)):
-            code, values, kwargs = (*values, {})[:3]
+        if node.func is apply and not any(map(_is_replaced, values)):
+            code, values, kwargs = (*values, kwargs)[:3]
             return code, values, kwargs
         return node.func, values, kwargs
 
@@ -206,14 +206,15 @@ def fields_of(annotations: Mapping[str, Any]) -> dict[str, Any]:
     {'cost': {'GPU': 1}, 'max_retries': 2, 'node': 'alice'}
     """
     names = {"resources": "cost", "retries": "max_retries", "priority": "priority"}
-    fields = {names[name]: value for name, value in annotations.items() if name in names}
-    workers = annotations.get("workers") or annotations.get("restrictions")
+    given = {name: value for name, value in annotations.items() if value is not None}
+    fields = {names[name]: value for name, value in given.items() if name in names}
+    workers = given.get("workers") or given.get("restrictions")
     if workers:
         if not isinstance(workers, str):
             workers = tuple(workers)
             workers = workers[0] if len(workers) == 1 else workers
         fields["node"] = workers
-        if annotations.get("allow_other_workers") or annotations.get("loose_restrictions"):
+        if given.get("allow_other_workers") or given.get("loose_restrictions"):
             fields["allow_other_workers"] = True
     return fields
 

@@ -148,6 +148,7 @@ def test_annotations_become_fields():
         workers=["alice", "bob"],
         allow_other_workers=True,
         owner="me",
+        executor=None,
     ):
         first = shown(1, dask_key_name="first")
     with dask.annotate(workers="alice"):
