@@ -99,6 +99,41 @@ class DuplicateFunctionError(DAGError):
         return f"the DAG already has a function with the id {self.function_id!r}"
 
 
+class ForeignRefError(DAGError):
+    """A function takes a reference to the result of a function that its DAG lacks.
+
+    Parameters
+    ----------
+    function_id
+        The function that takes it.
+    ref_id, ref_dag_id
+        The function that the reference is to, and its DAG.
+    dag_id
+        The DAG of the function that takes it.
+    """
+
+    def __init__(
+        self, function_id: Hashable, ref_id: Hashable, ref_dag_id: Hashable, dag_id: Hashable
+    ) -> None:
+        super().__init__(function_id, ref_id, ref_dag_id, dag_id)
+        self.function_id = function_id
+        self.ref_id = ref_id
+        self.ref_dag_id = ref_dag_id
+        self.dag_id = dag_id
+
+    def __str__(self) -> str:
+        where = f"function {self.function_id!r} of the DAG {self.dag_id!r}"
+        if self.ref_dag_id == self.dag_id:
+            return (
+                f"{where} takes a Ref to {self.ref_id!r}, which the DAG lacks: add that function "
+                "first"
+            )
+        return (
+            f"{where} takes a Ref to {self.ref_id!r} of the DAG {self.ref_dag_id!r}: add that "
+            "function to the same DAG, or run the other DAG first and pass the result"
+        )
+
+
 class InvalidFunctionError(DAGError):
     """A field of a function is invalid.
 
@@ -182,7 +217,8 @@ class VersionError(HandoffError, RuntimeError):
         return (
             f"{self.where} has handoff_dask {self.found}, this client has {self.own}: the first "
             "two numbers must match. Install the same version on both sides. If a client brought "
-            "the other version to the cluster, remove it by uninstall(client) with that version."
+            "the other version to the cluster, remove it by uninstall(client=client) with that "
+            "version."
         )
 
 

@@ -289,9 +289,6 @@ class _Parcel:
         self._errors: dict[int, Exception] = {}
         self._begun: set[int] = set()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._records,)
-
     def open(self) -> Exception:
         """Return the exception."""
         # Backwards, because exceptions stand before those inside them.

@@ -38,10 +38,7 @@ def without_ours(traceback: TracebackType | None) -> TracebackType | None:
 def users_frame() -> tuple[FrameType, int]:
     """Return the frame of the user's code that led to this call.
 
-    Returns
-    -------
-    tuple
-        The frame, and its distance from the caller of this: the `stacklevel` of a warning.
+    Also its distance from the caller of this: the `stacklevel` of a warning.
     """
     frame, level = sys._getframe(2), 2
     while frame.f_back is not None and _package(frame) == _MACHINERY[0]:

@@ -44,6 +44,11 @@ EXAMPLES = [
     ),
     (errors.DuplicateFunctionError(("a", 1)), {"function_id": ("a", 1)}, ["('a', 1)"]),
     (
+        errors.ForeignRefError("a", "b", "other", "mine"),
+        {"function_id": "a", "ref_id": "b", "ref_dag_id": "other", "dag_id": "mine"},
+        ["'a'", "'b'", "'other'", "'mine'"],
+    ),
+    (
         errors.InvalidFunctionError("a", "cost", "is wrong"),
         {"function_id": "a", "field": "cost", "problem": "is wrong"},
         ["'a'", "'cost'", "is wrong"],
@@ -62,7 +67,11 @@ EXAMPLES = [
     (
         errors.VersionError("the scheduler", "0.2.0", "0.1.0"),
         {"where": "the scheduler", "found": "0.2.0", "own": "0.1.0"},
-        ["the scheduler has handoff_dask 0.2.0", "this client has 0.1.0", "uninstall(client)"],
+        [
+            "the scheduler has handoff_dask 0.2.0",
+            "this client has 0.1.0",
+            "uninstall(client=client)",
+        ],
     ),
     (
         errors.AllocationError(
@@ -207,6 +216,7 @@ def test_a_failure_without_cause():
         ("MissingFunctionError", [errors.DAGError, ValueError]),
         ("CyclicDependencyError", [errors.DAGError, ValueError]),
         ("DuplicateFunctionError", [errors.DAGError, ValueError]),
+        ("ForeignRefError", [errors.DAGError, ValueError]),
         ("InvalidFunctionError", [errors.DAGError, ValueError]),
         ("UnknownFunctionError", [KeyError]),
         ("UnknownRunError", [KeyError]),

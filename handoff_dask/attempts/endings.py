@@ -7,54 +7,29 @@ stays as busy as before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from handoff_dask.attempts.life import Life
-
-__all__ = ["Ending", "Endings", "Ledger"]
-
-
-class Ledger(Protocol):
-    """What keeps the claims on workers: the placement engine."""
-
-    def foreign_claimed(
-        self, key: Hashable, worker: str, cost: Mapping[str, float], *, slot: bool = False
-    ) -> None:
-        """Claim a cost of a worker, and a slot if told so; replaces an earlier claim of the key."""
-
-    def foreign_released(self, key: Hashable) -> None:
-        """Release the claim of a key."""
-
-    def exclusion_ended(self, key: Hashable, worker: str) -> None:
-        """Allow a function that waits for a place to use a worker again."""
+from handoff_dask.placement.engine import Engine
 
 
 @dataclass(slots=True, eq=False)
 class Ending:
-    """An attempt that was given up, on its worker.
+    """An attempt that was given up, on its worker."""
 
-    Attributes
-    ----------
-    worker, cost
-        Where it runs, and what it claims there.
-    seceded
-        Whether it gave its slot back.
-    claims
-        Whether it has a claim of its own. An attempt that waited on its worker, behind another of
-        its cost, has none until that one ends or its worker reports that it runs.
-    life
-        Its function, until the run is forgotten.
-    whose
-        How to describe it.
-    """
-
+    #: Where it runs, and what it claims there.
     worker: str
     cost: Mapping[str, float]
+    #: Whether it gave its slot back.
     seceded: bool
+    #: Whether it has a claim of its own. An attempt that waited on its worker, behind another of
+    #: its cost, has none until that one ends or its worker reports that it runs.
     claims: bool = False
+    #: Its function, until the run is forgotten.
     life: Life | None = None
+    #: How to describe it.
     whose: str = "from before Handoff was installed"
 
     def __str__(self) -> str:
@@ -65,8 +40,8 @@ class Ending:
 class Endings:
     """The attempts that were given up and whose threads have not ended."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         #: By key and number of the placement.
         self._endings: dict[tuple[Any, int], Ending] = {}
 
@@ -74,16 +49,10 @@ class Endings:
         return len(self._endings)
 
     def begin(self, life: Life, number: int, worker: str, *, seceded: bool, claims: bool) -> None:
-        """Give up an attempt whose worker is there, and take over its claim.
+        """Give up an attempt whose worker is there; with `claims`, take over its claim.
 
-        Parameters
-        ----------
-        number
-            The scheduler's number of the placement.
-        seceded
-            Whether it gave its slot back.
-        claims
-            Whether it has a claim of its own.
+        `number` is the scheduler's number of the placement; `seceded` says whether it gave its
+        slot back.
         """
         self._endings[life.key, number] = Ending(worker, life.cost, seceded, life=life)
         life.late += (worker,)
@@ -101,7 +70,7 @@ class Endings:
     def _claim(self, key: Any, number: int) -> None:
         ending = self._endings[key, number]
         ending.claims = True
-        self._ledger.foreign_claimed(
+        self._engine.foreign_claimed(
             ("ending", key, number), ending.worker, ending.cost, slot=not ending.seceded
         )
 
@@ -136,13 +105,13 @@ class Endings:
             return False
         if ending.claims:
             self.pass_on(ending.worker, ending.cost)
-        self._ledger.foreign_released(("ending", key, number))
+        self._engine.foreign_released(("ending", key, number))
         if ending.life is not None:
             late = list(ending.life.late)
             late.remove(ending.worker)
             ending.life.late = tuple(late)
             if ending.worker not in late:
-                self._ledger.exclusion_ended(key, ending.worker)
+                self._engine.exclusion_ended(key, ending.worker)
         return True
 
     def worker_removed(self, worker: str) -> None:
@@ -158,10 +127,6 @@ class Endings:
                 life = ending.life
                 if life is not None and id(life) in forgotten:
                     ending.life, ending.whose = None, life.whose
-
-    def waiting(self) -> list[Ending]:
-        """Return those that have no claim of their own yet."""
-        return [ending for ending in self._endings.values() if not ending.claims]
 
     def counts(self, workers: Collection[str] | None = None) -> Mapping[str, int]:
         """Count them on these workers, or on all, by owner."""

@@ -5,36 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from handoff_dask.model.attempt import Outcome
-
-__all__ = ["Entry"]
+from handoff_dask.model.attempt import Attempt, Outcome
 
 
 class Entry(NamedTuple):
-    """One start of a function.
+    """One start of a function."""
 
-    Parameters
-    ----------
-    number
-        From 1.
-    worker
-        The worker's address.
-    started, stopped
-        Seconds since the epoch.
-    outcome, error_type, message
-        How it ended.
-    cost
-        What it claimed: {resource: amount}.
-    counts
-        Whether it uses up one of the attempts that `max_retries` allows.
-    """
-
+    #: From 1.
     number: int
+    #: The worker's address.
     worker: str
+    #: Seconds since the epoch.
     started: float
     stopped: float
+    #: How it ended.
     outcome: Outcome
     error_type: str | None
     message: str | None
+    #: What it claimed: {resource: amount}.
     cost: Mapping[str, float]
+    #: Whether it uses up one of the attempts that `max_retries` allows.
     counts: bool
+
+    def attempt(self, workers: Mapping[str, tuple[str, str]]) -> Attempt:
+        """Return it as users see it; `workers` has each worker's name and host, by address."""
+        return Attempt(
+            self.number,
+            self.worker,
+            *workers[self.worker],
+            self.started,
+            self.stopped,
+            self.cost,
+            self.outcome,
+            self.error_type,
+            self.message,
+        )

@@ -11,8 +11,6 @@ from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, State, 
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.retry import RetryPolicy
 
-__all__ = ["Life", "Row"]
-
 
 class Row(Protocol):
     """What a run says of a function."""
@@ -31,41 +29,28 @@ class Row(Protocol):
 
 
 class Life:
-    """A function, from the arrival of its run to its end.
-
-    Attributes
-    ----------
-    key
-        The name of its task.
-    row
-        What its run says of it.
-    state
-        Where it is in its life, with the data that belongs to that; see ``states``.
-    entries
-        Its ledger: each start that happened, the first first.
-    cost
-        What its next attempt claims.
-    late
-        Workers where an attempt that was given up still has a thread, once for each.
-    avoid
-        A worker from which its result could not be fetched: it is computed again elsewhere.
-    doom
-        Why there is no further attempt, whatever retries are left.
-    forgiven
-        Entries that count no more, because somebody had a function that had failed tried again.
-    """
+    """A function, from the arrival of its run to its end."""
 
     __slots__ = ("avoid", "cost", "doom", "entries", "forgiven", "key", "late", "row", "state")
 
     def __init__(self, key: Hashable, row: Row) -> None:
+        #: The name of its task.
         self.key: Any = key
+        #: What its run says of it.
         self.row = row
+        #: What its next attempt claims.
         self.cost: Mapping[str, float] = row.cost
+        #: Where it is in its life, with the data that belongs to that; see ``states``.
         self.state: State = WAITING
+        #: Its ledger: each start that happened, the first first.
         self.entries: tuple[Entry, ...] = ()
+        #: Workers where an attempt that was given up still has a thread, once for each.
         self.late: tuple[str, ...] = ()
+        #: A worker from which its result could not be fetched: it is computed again elsewhere.
         self.avoid: str | None = None
+        #: Why there is no further attempt, whatever retries are left.
         self.doom: Exception | None = None
+        #: Entries that count no more, because somebody had a function that had failed tried again.
         self.forgiven = 0
 
     @property
@@ -73,24 +58,18 @@ class Life:
         """Whose it is, in words."""
         return ""
 
-    # What others may want to hear of it
+    # What subclasses may react to
 
     def moved(self, before: State) -> None:
-        """Hear of a change of the state."""
+        """React to a change of the state."""
 
     def recorded(self, entry: Entry, replaced: Entry | None) -> None:
-        """Hear of a change of the ledger."""
+        """React to a change of the ledger."""
 
     # The state
 
     def enter(self, event: str, state: State) -> None:
-        """Go to another state.
-
-        Raises
-        ------
-        IllegalTransitionError
-            The table has no such transition.
-        """
+        """Go to another state; raise IllegalTransitionError if the table has no such transition."""
         before = self.state
         check(before, event, state)
         self.state = state
@@ -140,10 +119,9 @@ class Life:
         started: float,
         stopped: float,
         outcome: Outcome = "ok",
-        error_type: str | None = None,
         message: str | None = None,
-        *,
         counts: bool = False,
+        error_type: str | None = None,
     ) -> None:
         """Enter an attempt that started into the ledger."""
         number = len(self.entries) + 1

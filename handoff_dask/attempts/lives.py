@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from random import random
 from typing import Any, NamedTuple, Protocol
 
 from handoff_dask.attempts import retries
-from handoff_dask.attempts.endings import Endings, Ledger
+from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.losses import End, Lost, charge
 from handoff_dask.attempts.states import (
@@ -28,45 +29,11 @@ from handoff_dask.attempts.states import (
     Waiting,
 )
 from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
-
-__all__ = ["Departure", "Engine", "Lives", "Surroundings"]
-
-
-class Engine(Ledger, Protocol):
-    """What places functions: the placement engine."""
-
-    def function_ready(
-        self,
-        key: Hashable,
-        now: float,
-        *,
-        inputs: Mapping[str, float] | None = None,
-        input_total: float = 0.0,
-        not_before: float | None = None,
-        cost: Mapping[str, float] | None = None,
-        avoid: Collection[str] = (),
-        insist: bool = False,
-        exclude: Collection[str] = (),
-    ) -> None:
-        """Have a function placed."""
-
-    def function_withdrawn(self, key: Hashable) -> None:
-        """Have it placed no more."""
-
-    def attempt_ended(
-        self, key: Hashable, now: float, *, duration: float | None = None, done: bool = False
-    ) -> None:
-        """Release what its attempt claims."""
-
-    def slot_released(self, key: Hashable) -> None:
-        """Release its slot; it keeps its cost."""
+from handoff_dask.placement.engine import Engine
 
 
 class Surroundings(Protocol):
     """What has to be known of the cluster and of users' code."""
-
-    def waits_ahead(self, life: Life) -> bool:
-        """Whether a placed function waits behind another one and has no claim of its own."""
 
     def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
@@ -77,8 +44,8 @@ class Surroundings(Protocol):
     def worker_lost(self, life: Life) -> WorkerLostError:
         """Return the error of a function that is out of attempts because workers died."""
 
-    def escalate(self, life: Life) -> Failure | None:
-        """Ask a policy with code what to claim after the death of a worker."""
+    def escalate(self, life: Life) -> Mapping[str, Any]:
+        """Ask a policy with code what to claim after a worker's death: `cost` or `problem`."""
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
@@ -88,67 +55,39 @@ class Surroundings(Protocol):
 
 
 class Departure(NamedTuple):
-    """How a function left its worker, as far as Dask says.
+    """How a function left its worker, as far as Dask says."""
 
-    Parameters
-    ----------
-    number
-        The scheduler's number of the placement.
-    at, now
-        When: seconds since the epoch, and by the engine's clock.
-    reported
-        Whether the worker itself reported the end, so that its thread is free.
-    span
-        When it started and stopped (s since epoch), if that was reported.
-    worker_known
-        Whether the worker is there and has our plugin.
-    worker_gone
-        Whether the worker is gone.
-    worker_died
-        Whether it died, rather than closed in order.
-    inputs
-        What had to be brought to the worker.
-    """
-
+    #: The scheduler's number of the placement.
     number: int
+    #: When: seconds since the epoch, and by the engine's clock.
     at: float
     now: float
+    #: Whether the worker itself reported the end, so that its thread is free.
     reported: bool
+    #: When it started and stopped (s since epoch), if that was reported.
     span: tuple[float, float] | None = None
+    #: Whether the worker is there and has our plugin.
     worker_known: bool = True
+    #: Whether the worker is gone.
     worker_gone: bool = False
+    #: Whether it died, rather than closed in order.
     worker_died: bool = False
+    #: What had to be brought to the worker.
     inputs: tuple[object, ...] = ()
 
 
+@dataclass(eq=False)
 class Lives:
-    """Takes every function from state to state.
+    """Takes every function from state to state."""
 
-    Parameters
-    ----------
-    engine
-        Places functions, and keeps what they claim.
-    endings
-        Keeps the claims of attempts that were given up.
-    surroundings
-        What has to be known besides.
-    chance
-        Draws the jitter of delays: a number in [0, 1).
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        endings: Endings,
-        surroundings: Surroundings,
-        chance: Callable[[], float] = random,
-    ) -> None:
-        self._engine = engine
-        self._endings = endings
-        self._surroundings = surroundings
-        self._chance = chance
-        #: Functions that wait for a place but are to fail instead, and why.
-        self.doomed: list[tuple[Life, Exception]] = []
+    engine: Engine
+    #: Keeps the claims of attempts that were given up.
+    endings: Endings
+    surroundings: Surroundings
+    #: Draws the jitter of delays: a number in [0, 1).
+    chance: Callable[[], float] = random
+    #: Functions that wait for a place but are to fail instead, and why.
+    doomed: list[tuple[Life, Exception]] = field(default_factory=list)
 
     # Before an attempt
 
@@ -167,28 +106,28 @@ class Lives:
 
     def place_again(self, life: Life, now: float) -> None:
         """Ask the engine once more for a held function that could not be sent where it decided."""
-        self._engine.attempt_ended(life.key, now)
+        self.engine.attempt_ended(life.key, now)
         self._offer(life, now, self._terms(life, now))
 
     def _terms(self, life: Life, now: float) -> Mapping[str, Any]:
-        return {} if life.untried else retries.terms(life, now, self._chance())._asdict()
+        return {} if life.untried else retries.terms(life, now, self.chance())._asdict()
 
     def _offer(self, life: Life, now: float, terms: Mapping[str, Any]) -> None:
         if terms and (error := self.verdict(life)) is not None:
             self.doomed.append((life, error))
             return
-        inputs, total = self._surroundings.input_sizes(life)
-        self._engine.function_ready(life.key, now, inputs=inputs, input_total=total, **terms)
+        inputs, total = self.surroundings.input_sizes(life)
+        self.engine.function_ready(life.key, now, inputs=inputs, input_total=total, **terms)
 
     def verdict(self, life: Life) -> Exception | None:
         """Return the error that a function ends with instead of a further attempt, if it does."""
         if life.doom is not None:
             return life.doom
         if life.failures > life.row.policy.max_retries:
-            return self._surroundings.worker_lost(life)
+            return self.surroundings.worker_lost(life)
         # After a death, the engine waits for what the cluster has lost with the worker.
         if life.cost is not life.row.cost and not life.deaths:
-            return self._surroundings.refusal(life)
+            return self.surroundings.refusal(life)
         return None
 
     def inputs_lost(self, life: Life) -> None:
@@ -196,7 +135,7 @@ class Lives:
         if isinstance(life.state, Asking):
             life.enter("inputs lost", Asking(life.state.lost))
         else:
-            self._engine.function_withdrawn(life.key)
+            self.engine.function_withdrawn(life.key)
             life.enter("inputs lost", WAITING)
 
     def placed(self, life: Life, placement: Placement, *, ahead: bool) -> None:
@@ -213,7 +152,7 @@ class Lives:
 
     def taken(self, life: Life, placement: Placement) -> None:
         """Record that Dask sent a function to a worker although it was held."""
-        self._engine.function_withdrawn(life.key)
+        self.engine.function_withdrawn(life.key)
         life.enter("taken by Dask", Assigned(placement))
 
     # While a worker has it
@@ -227,7 +166,7 @@ class Lives:
         """Record that a function that goes on gave its thread back: it seceded."""
         if isinstance(life.state, (Assigned, Running)):
             life.enter("thread released", Running(life.state.placement, seceded=True))
-            self._engine.slot_released(life.key)
+            self.engine.slot_released(life.key)
 
     def failure_reported(self, life: Life, failure: Failure) -> bool:
         """Record what a worker reports of a failed attempt; return whether another follows."""
@@ -246,8 +185,8 @@ class Lives:
         """Record that a result is there, of an attempt under way or of one that was given up."""
         state, span = life.state, departure.span
         placed = isinstance(state, PLACED)
-        self._endings.pass_on(worker, life.cost)
-        self._engine.attempt_ended(
+        self.endings.pass_on(worker, life.cost)
+        self.engine.attempt_ended(
             life.key,
             departure.now,
             duration=None if span is None else span[1] - span[0],
@@ -264,10 +203,7 @@ class Lives:
     def returned(self, life: Life, departure: Departure) -> Lost | None:
         """Record that a function left its worker without a result and goes back to the gate.
 
-        Returns
-        -------
-        Lost or None
-            What has to be asked about, since nobody reported how the attempt ended.
+        Return what has to be asked about, if nobody reported how the attempt ended.
         """
         state = life.state
         assert isinstance(state, PLACED)
@@ -288,11 +224,8 @@ class Lives:
     def erred(self, life: Life, departure: Departure, error_type: str, message: str) -> Lost | None:
         """Record that the last attempt of a function failed, and it with that.
 
-        Parameters
-        ----------
-        error_type, message
-            What Dask says, for a failure that the worker did not report: before the function
-            itself, for example in loading it.
+        `error_type` and `message` are Dask's, for a failure that the worker did not report: before
+        the function itself, for example in loading it.
         """
         state = life.state
         assert isinstance(state, PLACED)
@@ -301,9 +234,8 @@ class Lives:
             self._failed(life, state.failure)
         else:
             started, stopped = departure.span or (state.placement.at, departure.at)
-            life.record(
-                state.placement.worker, started, stopped, "error", error_type, message, counts=True
-            )
+            worker = state.placement.worker
+            life.record(worker, started, stopped, "error", message, True, error_type)
         life.enter("failed", FAILED)
         return lost
 
@@ -314,18 +246,18 @@ class Lives:
         worker, placed = state.placement
         timed_out = isinstance(state, Failing) and state.failure.outcome == "timeout"
         if departure.reported:
-            self._endings.pass_on(worker, life.cost)
-            self._engine.attempt_ended(life.key, departure.now)
+            self.endings.pass_on(worker, life.cost)
+            self.engine.attempt_ended(life.key, departure.now)
             return None
         seceded = not isinstance(state, Assigned) and state.seceded
         if departure.worker_known:
             # A function handed ahead has no claim of its own: the one it waits for has it.
-            claims = not self._surroundings.waits_ahead(life)
-            self._endings.begin(life, departure.number, worker, seceded=seceded, claims=claims)
-        self._engine.attempt_ended(life.key, departure.now)
+            claims = not self.engine.questions.waits_ahead(life.key)
+            self.endings.begin(life, departure.number, worker, seceded=seceded, claims=claims)
+        self.engine.attempt_ended(life.key, departure.now)
         if seceded:
             # It may wait for a run of its own that needs what it claims.
-            self._surroundings.given_up(life)
+            self.surroundings.given_up(life)
         if timed_out:
             return None  # its worker will report the end of the thread
         return Lost(
@@ -347,45 +279,41 @@ class Lives:
             failure.started,
             failure.stopped,
             failure.outcome,
-            failure.error_type,
             failure.message,
-            counts=True,
+            True,
+            failure.error_type,
         )
-        self._change_terms(life, failure)
+        self._change_terms(life, failure.cost, failure.problem)
 
-    def _change_terms(self, life: Life, failure: Failure) -> None:
-        if failure.cost is not None:
-            life.cost = failure.cost
-        if failure.problem is not None:
-            life.doom = InvalidFunctionError(life.row.label, *failure.problem)
+    def _change_terms(
+        self,
+        life: Life,
+        cost: Mapping[str, float] | None = None,
+        problem: tuple[str, str] | None = None,
+        retry: bool = True,
+    ) -> None:
+        if cost is not None:
+            life.cost = cost
+        if problem is not None:
+            life.doom = InvalidFunctionError(life.row.label, *problem)
 
     def settled(self, life: Life, lost: Lost, end: End, now: float) -> None:
         """Charge a lost attempt, once it is known what its worker had started, and go on."""
         if lost.number in end.busy:
-            self._endings.confirm(life.key, lost.number)
+            self.endings.confirm(life.key, lost.number)
         else:
-            self._endings.over(life.key, lost.number)
+            self.endings.over(life.key, lost.number)
         if life.lost is not lost:
             return  # it is in the ledger already: only the end of its thread was unknown
         reason = end.reason or "for a reason unknown"
         due = charge(lost, end)
         if due is None:
             if lost.died:
-                self._surroundings.died_unstarted(life, lost, reason)
+                self.surroundings.died_unstarted(life, lost, reason)
         else:
-            life.record(
-                lost.worker,
-                due.started,
-                due.stopped,
-                due.outcome,
-                None,
-                due.message,
-                counts=due.counts,
-            )
+            life.record(lost.worker, *due)
             if due.counts:
-                change = self._surroundings.escalate(life)
-                if change is not None:
-                    self._change_terms(life, change)
+                self._change_terms(life, **self.surroundings.escalate(life))
         state = life.state
         if isinstance(state, Asking):
             retry = due is not None and due.counts
@@ -399,14 +327,14 @@ class Lives:
 
     def failed(self, life: Life) -> None:
         """Record that a function failed for good, without another attempt."""
-        self._engine.function_withdrawn(life.key)
+        self.engine.function_withdrawn(life.key)
         life.enter("failed", Ended("failed", life.lost))
 
     def dropped(self, life: Life) -> None:
         """Record that nobody wants a function any more; what has ended stays what it is."""
         state = life.state
         if isinstance(state, (Waiting, Held, Asking)):
-            self._engine.function_withdrawn(life.key)
+            self.engine.function_withdrawn(life.key)
             life.enter("dropped", Ended("cancelled", life.lost))
 
     def pardoned(self, life: Life) -> None:

@@ -9,74 +9,48 @@ from typing import Any, NamedTuple
 
 from handoff_dask.model.attempt import Outcome
 
-__all__ = ["Charge", "End", "Lost", "charge", "ending_of_process"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lost:
-    """An attempt whose end nobody reported.
+    """An attempt whose end nobody reported."""
 
-    Attributes
-    ----------
-    worker, placed
-        Where it was sent, and when (s since epoch).
-    number
-        The scheduler's number of the placement.
-    lost
-        When it was lost (s since epoch).
-    worker_gone
-        Whether its worker is gone.
-    died
-        Whether the worker died, rather than closed in order.
-    inputs
-        What was not on its worker when it was placed there.
-    """
-
+    #: Where it was sent, and when (s since epoch).
     worker: str
     placed: float
+    #: The scheduler's number of the placement.
     number: int
+    #: When it was lost (s since epoch).
     lost: float
+    #: Whether its worker is gone.
     worker_gone: bool
+    #: Whether the worker died, rather than closed in order.
     died: bool
+    #: What was not on its worker when it was placed there.
     inputs: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What a worker had started.
+    """What a worker had started."""
 
-    Attributes
-    ----------
-    started
-        {number of the placement: s since epoch}; None if this is not known.
-    busy
-        The placements whose threads have not ended.
-    reason
-        How the worker ended, if it did and that is known.
-    """
-
+    #: {number of the placement: s since epoch}; None if this is not known.
     started: Mapping[int, float] | None = None
+    #: The placements whose threads have not ended.
     busy: frozenset[int] = frozenset()
+    #: How the worker ended, if it did and that is known.
     reason: str | None = None
 
 
 class Charge(NamedTuple):
-    """What a lost attempt that had started is recorded as.
+    """What a lost attempt that had started is recorded as."""
 
-    Parameters
-    ----------
-    started, stopped
-        Seconds since the epoch.
-    outcome, message
-        How it ended.
-    counts
-        Whether it uses up one of the function's attempts.
-    """
-
+    #: Seconds since the epoch.
     started: float
     stopped: float
+    #: How it ended.
     outcome: Outcome
     message: str | None
+    #: Whether it uses up one of the function's attempts.
     counts: bool
 
 
@@ -109,14 +83,9 @@ def charge(lost: Lost, end: End) -> Charge | None:
 
 
 def ending_of_process(code: int, out_of_memory: bool) -> str:
-    """Describe how a worker's process ended.
+    """Describe how a worker's process ended, by its exit code: -n if signal n killed it.
 
-    Parameters
-    ----------
-    code
-        Its exit code; -n if signal n killed it.
-    out_of_memory
-        Whether its nanny killed it at its memory limit.
+    `out_of_memory` says whether its nanny killed it at its memory limit.
     """
     if out_of_memory:
         return "out of memory: its nanny ended it at its memory limit"

@@ -13,30 +13,6 @@ from typing import ClassVar, NamedTuple, TypeAlias, Union
 from handoff_dask.attempts.losses import Lost
 from handoff_dask.model.attempt import Outcome
 
-__all__ = [
-    "DONE",
-    "FAILED",
-    "HELD",
-    "PLACED",
-    "RETRYING",
-    "STATES",
-    "TRANSITIONS",
-    "UNENDED",
-    "WAITING",
-    "Asking",
-    "Assigned",
-    "Ended",
-    "Failing",
-    "Failure",
-    "Held",
-    "IllegalTransitionError",
-    "Placement",
-    "Running",
-    "State",
-    "Waiting",
-    "check",
-]
-
 #: The states of a function as users see them, in the order of its life.
 STATES = ("waiting", "held", "assigned", "running", "done", "failed", "cancelled")
 #: Those of functions that have not ended.
@@ -44,46 +20,30 @@ UNENDED = frozenset(("waiting", "held", "assigned", "running"))
 
 
 class Placement(NamedTuple):
-    """Where a function was sent, and when.
+    """Where a function was sent, and when."""
 
-    Parameters
-    ----------
-    worker
-        The worker's address.
-    at
-        Seconds since the epoch.
-    """
-
+    #: The worker's address.
     worker: str
+    #: Seconds since the epoch.
     at: float
 
 
 class Failure(NamedTuple):
-    """What a worker reported of an attempt that failed.
+    """What a worker reported of an attempt that failed."""
 
-    Parameters
-    ----------
-    outcome
-        ``"error"`` or ``"timeout"``.
-    started, stopped
-        Seconds since the epoch.
-    error_type, message
-        What it raised.
-    retry
-        Whether another attempt may follow.
-    cost
-        What that attempt claims; None if nothing changes.
-    problem
-        What is wrong with the retry policy, as a field and a text; no attempt follows then.
-    """
-
+    #: ``"error"`` or ``"timeout"``.
     outcome: Outcome
+    #: Seconds since the epoch.
     started: float
     stopped: float
+    #: What it raised.
     error_type: str | None
     message: str
+    #: Whether another attempt may follow.
     retry: bool
+    #: What that attempt claims; None if nothing changes.
     cost: Mapping[str, float] | None = None
+    #: What is wrong with the retry policy, as a field and a text; no attempt follows then.
     problem: tuple[str, str] | None = None
 
 
@@ -255,13 +215,7 @@ class IllegalTransitionError(Exception):
 
 
 def check(before: State, event: str, after: State) -> None:
-    """Check a transition against the table.
-
-    Raises
-    ------
-    IllegalTransitionError
-        The table has no such event for the state, or another state follows.
-    """
+    """Raise IllegalTransitionError unless the table has this event for the state, leading there."""
     follows = TRANSITIONS.get((before.name, event))
     if follows != after.name:
         what = "is not expected" if follows is None else f"leads to {follows!r}, not {after.name!r}"

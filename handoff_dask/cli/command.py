@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from handoff_dask import config
 from handoff_dask.cli.exit_codes import Problem, problem_of
@@ -76,26 +75,15 @@ class _TimeType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depe
 TIME = _TimeType()
 
 
-class _TargetType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # depends on click's version
-    """A target; a shell completes its file."""
-
-    name = "target"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type="file")]
-
-
 def target_options(command: F) -> F:
-    """Add TARGET, the arguments after it, and --scale to a command."""
+    """Add TARGET, whose file a shell completes, the arguments after it, and --scale."""
     command = click.option(
         "--scale",
         type=click.FloatRange(min=0),
         help="Factor for the recorded times of a workflow file.",
     )(command)
     command = click.argument("arguments", nargs=-1, metavar="[-- NAME=VALUE...]")(command)
-    return click.argument("target", type=_TargetType())(command)
+    return click.argument("target", type=click.Path(readable=False))(command)
 
 
 strategy_option = click.option(

@@ -38,14 +38,8 @@ class Target:
 def load(target: str, arguments: Sequence[str] = (), scale: float | None = None) -> Target:
     """Return the DAG that a target names, validated.
 
-    Parameters
-    ----------
-    target
-        ``module:dag``, ``path/to/file.py:dag``, ``...:make_dag`` or a workflow file.
-    arguments
-        Arguments of ``make_dag``, as ``name=value``.
-    scale
-        Factor for the recorded times of a workflow file; None is 1.
+    The target is ``module:dag``, ``path/to/file.py:dag``, ``...:make_dag`` with arguments as
+    ``name=value``, or a workflow file, with a factor for its recorded times.
     """
     if target.endswith(".json"):
         loaded = _workflow(Path(target), arguments, 1.0 if scale is None else scale)
@@ -99,12 +93,8 @@ def call(function: Callable[..., Any], arguments: Sequence[str], name: str) -> A
     """Call a function with arguments of the form ``name=value``; messages call it `name`.
 
     A parameter annotated `str` gets the text. Any other gets the value that the text is in JSON,
-    or else the text.
-
-    Raises
-    ------
-    Problem
-        An argument is missing, unknown or given twice, or the function takes it only by position.
+    or else the text. Raises Problem if an argument is missing, unknown or given twice, or if the
+    function takes it only by position.
     """
     signature = inspect.signature(function)
     parameters = signature.parameters

@@ -19,16 +19,8 @@ from handoff_dask.errors import (
     UnknownWorkerError,
 )
 
-#: A function failed, or the run did not end in time.
-FAILED = 1
-#: The command line, a file or the DAG is wrong; nothing was started.
-USAGE = 2
-#: No worker can hold a function.
-IMPOSSIBLE = 3
-#: The scheduler cannot be reached, refuses the plugin, or went away.
-CLUSTER = 4
-#: Interrupted by a signal, or the run was cancelled.
-INTERRUPTED = 130
+#: What they mean: see the epilog.
+FAILED, USAGE, IMPOSSIBLE, CLUSTER, INTERRUPTED = 1, 2, 3, 4, 130
 
 #: The first match counts.
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int], ...] = (

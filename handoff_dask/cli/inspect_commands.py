@@ -57,7 +57,7 @@ def explain(where: Where, **target: Any) -> None:
     """Show which workers could run each function, or what they lack."""
     dag = load(**target).dag
     with connected(where) as client:
-        explanation = explain_dag(dag, client)
+        explanation = explain_dag(dag, client=client)
     click.echo(str(explanation))
     if not explanation.possible:
         click.get_current_context().exit(IMPOSSIBLE)
@@ -109,7 +109,7 @@ def plan(
     capabilities: Mapping[str, Amounts] = where.capabilities
     if not capabilities:
         with connected(where) as client:
-            capabilities = discover_nodes(client)
+            capabilities = discover_nodes(client=client)
     planned = plan_dag(loaded.dag, capabilities, durations, **options)
     click.echo(str(planned))
     if timeline:
@@ -143,7 +143,7 @@ def visualize(output: Path, **target: Any) -> None:
 def nodes(where: Where) -> None:
     """Show what each worker of a cluster offers."""
     with connected(where, embedded=False) as client:
-        workers = discover_nodes(client)
+        workers = discover_nodes(client=client)
     resources = sorted({name for offered in workers.values() for name in offered})
     rows = [["worker", *resources]]
     for address, offered in workers.items():

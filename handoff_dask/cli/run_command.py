@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,12 +23,14 @@ from handoff_dask.cli.command import (
 from handoff_dask.cli.connect import Where, cluster_options, connected
 from handoff_dask.cli.dag_loader import load, resolve
 from handoff_dask.cli.exit_codes import EPILOG, FAILED, IMPOSSIBLE, Problem, problem_of
-from handoff_dask.cli.progress_display import Bar, Display, JsonLines, Lines, watch
+from handoff_dask.cli.json_lines import JsonLines
 from handoff_dask.cli.result_files import OutputFile, is_stdout, print_results, write_result
-from handoff_dask.client.execution import submit
+from handoff_dask.client import progress_display
+from handoff_dask.client.execution import attended, submit
 from handoff_dask.client.options import RunOptions
+from handoff_dask.client.progress_display import Display
 from handoff_dask.client.results import ExecutionResult
-from handoff_dask.errors import AllocationError, HandoffError
+from handoff_dask.errors import AllocationError
 from handoff_dask.model import jsonable
 from handoff_dask.model.dag import DAG
 
@@ -125,19 +126,19 @@ def run(
         dag = load(target, arguments, scale).dag
         default = "all" if detach or file is not None else "none"
         options["results"] = _selection(results or (default,), list(dag.functions))
-        RunOptions(**options, detach=detach)  # raises if an option is invalid
+        checked = RunOptions(**options, detach=detach)
         if json_lines:
             display: Display = JsonLines(stdout, results=printed)
         elif quiet:
             display = Display()
         else:
-            display = Bar() if sys.stderr.isatty() else Lines()
+            display = progress_display.chosen()
         with connected(where, processes=True) as client:
             if detach:
                 submit(dag, client=client, detach=True, **options)
                 click.echo(dag.id)
                 return
-            result, failure = _attended(client, dag, options, display, file)
+            result, failure = _attended(client, dag, checked, display, file)
             if printed and not json_lines and result is not None:
                 print_results(stdout, result)
             if failure is not None:
@@ -170,36 +171,23 @@ def _own_stdout(own: bool) -> Iterator[IO[str]]:
 
 
 def _attended(
-    client: Client, dag: DAG, options: dict[str, Any], display: Display, file: OutputFile | None
+    client: Client, dag: DAG, options: RunOptions, display: Display, file: OutputFile | None
 ) -> tuple[ExecutionResult | None, BaseException | None]:
     """Run a DAG, show its progress, write the outcome, and return it."""
-    display.start(dag.id, [f.id for f in dag.functions.values() if f.type == "regular"])
-    started = time.monotonic()
     result: ExecutionResult | None = None
     failure: BaseException | None
-    run = None
     try:
-        run = submit(dag, client=client, **options)
-        watch(run, display)
-        result = run.result()
+        result = attended(dag, options, client, display)
         failure = _summed_up(result)
-    except KeyboardInterrupt as interrupt:
-        # The display comes first: cleaning up may take too long.
-        display.end(time.monotonic() - started, None, problem_of(interrupt))
-        if run is not None:
-            with contextlib.suppress(HandoffError, OSError):
-                run.cancel()
-        raise
     except Exception as error:
-        result = result or getattr(error, "partial", None)
+        result = getattr(error, "partial", None)
         failure = error
     if file is not None and result is not None:
         try:
             _written(file, result, display)
         except Problem as error:
             failure = failure or error
-    problem = None if failure is None else problem_of(failure)
-    display.end(time.monotonic() - started, result, problem)
+    display.end(result, failure)
     return result, failure
 
 

@@ -43,12 +43,8 @@ def read(path: Path) -> tuple[Task, ...]:
     """Read the tasks of a workflow instance, parents first.
 
     ``avgCPU`` (percent of a core) is rounded up to a tenth of a core. The least, and the default,
-    is 1: a function takes a thread, and a worker has one per core.
-
-    Raises
-    ------
-    ValueError
-        The file cannot be read, is of another version, lacks a field, or its tasks form a cycle.
+    is 1: a function takes a thread, and a worker has one per core. Raises ValueError if the file
+    cannot be read, is of another version, lacks a field, or its tasks form a cycle.
     """
     try:
         return _ordered(_tasks(json.loads(path.read_text(encoding="utf-8"))))

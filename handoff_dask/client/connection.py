@@ -9,7 +9,9 @@ import pickle
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar, cast
 
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_client
@@ -34,6 +36,7 @@ from handoff_dask.standins import text_of
 from handoff_dask.tracebacks import without_ours
 
 T = TypeVar("T")
+P = ParamSpec("P")
 #: Seconds between checks that a scheduler which has not answered yet is still there.
 PULSE = 0.5
 
@@ -56,6 +59,26 @@ def require_client(client: Client | None = None) -> Client:
     if client is None:
         raise ValueError("no client: create a dask.distributed.Client first, or pass client=")
     return client
+
+
+def keyword_client(function: Callable[P, T]) -> Callable[P, T]:
+    """Accept the keyword `client` also as the next positional argument, and warn."""
+    kinds = [parameter.kind for parameter in signature(function).parameters.values()]
+    positional = kinds.count(Parameter.POSITIONAL_OR_KEYWORD)
+
+    @wraps(function)
+    def accepting(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if len(args) == positional + 1 and "client" not in kwargs:
+            *args, kwargs["client"] = args  # type: ignore[assignment]
+            warnings.warn(
+                f"{function.__name__}() will take its client by keyword only: write client=...",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        return function(*args, **kwargs)
+
+    return cast("Callable[P, T]", accepting)
 
 
 class EmbeddedCluster:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -12,9 +13,16 @@ from handoff_dask import collector
 from handoff_dask.client import annotating
 from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
 from handoff_dask.client.following import Follower
-from handoff_dask.client.options import Allocator, OnError, ResultSelection, RunOptions
-from handoff_dask.client.results import ExecutionResultAnswer
-from handoff_dask.client.run import Run, RunAnswer
+from handoff_dask.client.options import (
+    Allocator,
+    OnError,
+    ResultSelection,
+    RunOptions,
+    StrategyName,
+)
+from handoff_dask.client.progress_display import Display, chosen, watch, watch_async
+from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
+from handoff_dask.client.run import Run, RunAnswer, Starting
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
@@ -31,13 +39,14 @@ def execute(
     max_retries: int = 3,
     retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
-    allocation_strategy: str | Allocator = "packed",
+    allocation_strategy: StrategyName | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
     timeout: Seconds | None = None,
     placement_timeout: Seconds = 0,
     priority: float = 0,
     on_event: Callable[[Event], Any] | None = None,
+    progress: bool = False,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -60,7 +69,7 @@ def execute(
         free. Or an :class:`Allocator`.
     results
         Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs)
-        or a list of ids. The rest is released as soon as it is no longer needed.
+        or a list of ids or refs. The rest is released as soon as it is no longer needed.
     on_error
         ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
         whatever does not depend on it; the result carries `errors`.
@@ -78,6 +87,9 @@ def execute(
         :class:`FunctionPlaced`, :class:`AttemptEnded`, :class:`FunctionEnded`, :class:`RunStopped`
         and :class:`RunClosed`. It is called on the client's event loop, so it must be quick and
         must not wait for anything. What it raises is logged once and does not harm the run.
+    progress
+        Whether to show the progress on standard error: as a bar on a terminal, else as a line every
+        10 s. In a notebook, it is drawn in the output of the cell.
 
     Returns
     -------
@@ -103,49 +115,75 @@ def execute(
     Examples
     --------
     >>> import operator
-    >>> from handoff_dask import DAG, Function, execute
-    >>> dag = (
-    ...     DAG()
-    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
-    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
-    ... )
+    >>> from handoff_dask import DAG, execute
+    >>> dag = DAG()
+    >>> source = dag.add(int, "42", id="source")
+    >>> double = dag.add(operator.mul, source, 2, id="double")
     >>> execute(dag).results
     {'source': 42, 'double': 84}
     """
     __tracebackhide__ = True
-    options = RunOptions(
-        max_retries=max_retries,
-        retry=retry,
-        max_concurrency=max_concurrency,
-        allocation_strategy=allocation_strategy,
-        results=results,
-        on_error=on_error,
-        timeout=timeout,
-        placement_timeout=placement_timeout,
-        priority=priority,
-        on_event=on_event,
-    )
-    started = _started(dag, options, client)
-    answer: Any = _completed(started) if isinstance(started, Follower) else _awaited(started)
-    return cast("ExecutionResultAnswer", answer)
-
-
-def _completed(run: Follower) -> Any:
-    """Return the result of a run and leave nothing behind."""
-    __tracebackhide__ = True
+    options = RunOptions.among(locals())
+    client, display = current_client(client), chosen() if progress else Display()
+    if client is not None and client.asynchronous:
+        started = _started(dag, options, client)
+        return cast("ExecutionResultAnswer", _awaited(started, dag, display))
     try:
-        return wait_for(run.client, run.complete, run_id=run.outline.run_id)
-    except KeyboardInterrupt:
-        # It ended the wait, not the run.
-        run.cancel()
+        result = attended(dag, options, client, display)
+    except Exception as error:
+        display.end(getattr(error, "partial", None), error)
+        raise
+    display.end(result, None)
+    return cast("ExecutionResultAnswer", result)
+
+
+def attended(
+    dag: DAG, options: RunOptions, client: Client | None, display: Display
+) -> ExecutionResult:
+    """Run a DAG with a synchronous client and show its progress; leave nothing behind.
+
+    The caller ends the display, unless this is interrupted.
+    """
+    __tracebackhide__ = True
+    display.start(dag)
+    run: Any = None
+    try:
+        run = _started(dag, options, client)
+        if display.interval is not None:
+            watch(run, display)
+        result: ExecutionResult
+        result = wait_for(run.client, run.complete, run_id=run.outline.run_id)
+        return result
+    except KeyboardInterrupt as interrupt:
+        # The display first: cancelling the run may take long.
+        display.end(None, interrupt)
+        if run is not None:
+            run.cancel()
         raise
     finally:
-        run.close()
+        if run is not None:
+            run.close()
 
 
-async def _awaited(started: Awaitable[Follower]) -> Any:
+async def _awaited(started: Any, dag: DAG, display: Display) -> ExecutionResult:
+    """Return the result of a run with an asynchronous client, as :func:`attended` does."""
     __tracebackhide__ = True
-    return await _completed(await started)
+    display.start(dag)
+    showing: asyncio.Task[None] | None = None
+    try:
+        run: Follower = await started
+        if display.interval is not None:
+            showing = asyncio.create_task(watch_async(run, display))
+        result: ExecutionResult
+        result = await wait_for(run.client, run.complete, run_id=run.outline.run_id)
+    except BaseException as error:
+        display.end(getattr(error, "partial", None), error)
+        raise
+    finally:
+        if showing is not None:
+            showing.cancel()
+    display.end(result, None)
+    return result
 
 
 def submit(
@@ -155,7 +193,7 @@ def submit(
     max_retries: int = 3,
     retry: RetryPolicy | None = None,
     max_concurrency: int | None = None,
-    allocation_strategy: str | Allocator = "packed",
+    allocation_strategy: StrategyName | Allocator = "packed",
     results: ResultSelection = "all",
     on_error: OnError = "raise",
     timeout: Seconds | None = None,
@@ -180,7 +218,7 @@ timeout, placement_timeout, priority
     Returns
     -------
     Run
-        With an asynchronous client, an awaitable of one.
+        With an asynchronous client, an awaitable of one, which ``async with`` accepts too.
 
     Raises
     ------
@@ -189,35 +227,18 @@ timeout, placement_timeout, priority
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, submit
+    >>> dag = DAG("answers")
+    >>> a = dag.add(int, "42", id="a")
     >>> run = submit(dag)
     >>> run.result().results
     {'a': 42}
     """
     __tracebackhide__ = True
-    options = RunOptions(
-        max_retries=max_retries,
-        retry=retry,
-        max_concurrency=max_concurrency,
-        allocation_strategy=allocation_strategy,
-        results=results,
-        on_error=on_error,
-        timeout=timeout,
-        placement_timeout=placement_timeout,
-        priority=priority,
-        detach=detach,
-        on_event=on_event,
-    )
+    options = RunOptions.among(locals())
     started = _started(dag, options, client)
-    if isinstance(started, Follower):
-        return cast("RunAnswer", Run(started))
-
-    async def run() -> Run:
-        __tracebackhide__ = True
-        return Run(await started)
-
-    return cast("RunAnswer", run())
+    run = Run(started) if isinstance(started, Follower) else Starting(started)
+    return cast("RunAnswer", run)
 
 
 def _started(

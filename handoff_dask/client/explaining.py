@@ -182,7 +182,8 @@ def hold_cells(why: Waiting) -> tuple[str, str]:
     return what, markup.names(why.workers)
 
 
-def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
+@connection.keyword_client
+def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
     """Tell, before a run, which workers could ever run each function, or what is missing.
 
     Parameters
@@ -207,8 +208,9 @@ def explain(dag: DAG, client: Client | None = None) -> ExplanationAnswer:
     Examples
     --------
     >>> from distributed import Client
-    >>> from handoff_dask import DAG, Function, explain
-    >>> dag = DAG().add_function(Function(id="f", args=[], code=int, cost={"gpu": 1}))
+    >>> from handoff_dask import DAG, explain
+    >>> dag = DAG()
+    >>> f = dag.add(int, id="f", cost={"gpu": 1})
     >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     explanation = explain(dag)
     >>> explanation.possible

@@ -7,7 +7,7 @@ import contextlib
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import Client, Future
 
@@ -20,11 +20,19 @@ from handoff_dask.client.options import Allocator
 from handoff_dask.client.results import Attempts, ExecutionResult
 from handoff_dask.client.submission import Submission
 from handoff_dask.errors import ClusterLostError, HandoffError, RunCancelledError
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Waiting
 from handoff_dask.wire.messages import RunReport, allocation_error
 
 #: Seconds before the first further look at a run that the scheduler does not yet call over.
 PAUSE = 0.005
+
+
+class Progress(NamedTuple):
+    """The functions of a run by state, and the seconds that it will still take, if known."""
+
+    counts: dict[str, int]
+    remaining: float | None
 
 
 class Follower:
@@ -42,6 +50,9 @@ class Follower:
         #: Why this client stopped the run, if it did.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Future[ExecutionResult] | None = None
+        #: {function id: value} of the results that are here.
+        self._values: dict[Hashable, Any] = {}
+        self._fetching = asyncio.Lock()
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
         self._listener: Listener | None = None
@@ -86,8 +97,8 @@ class Follower:
                 {address: node["capabilities"] for address, node in nodes.items()},
                 {address: node["names"] for address, node in nodes.items()},
             )
-        if options.on_event is not None:
-            self._listener = Listener(client, self.outline, options.on_event)
+        if submission.has_listeners:
+            self._listener = Listener(client, self.outline, options.on_event, submission.log)
         try:
             refused = await self._call("open", spec=submission.spec(client.id, pins, within))
             if refused is not None:
@@ -113,16 +124,16 @@ class Follower:
         if options.detach:
             # The client may be closed as soon as this returns.
             await self._arrival()
-        self._ending()
+        self.ending()
         return self
 
     async def _arrival(self) -> None:
         """Wait until the scheduler has the graph; raise if it will not get it."""
         # If the scheduler refuses it, the futures fail, and whoever waits for them stops the run.
-        watch = asyncio.get_running_loop().call_later(connection.PULSE, self._ending)
+        watch = asyncio.get_running_loop().call_later(connection.PULSE, self.ending)
         try:
             if not await self._ask("arrived"):
-                await asyncio.shield(self._ending())
+                await asyncio.shield(self.ending())
         finally:
             watch.cancel()
 
@@ -157,16 +168,23 @@ class Follower:
         counts = {**dict.fromkeys(STATES, 0), **report.counts}
         return {**counts, "attempts": dict(Attempts(report, self.outline.nodes))}
 
-    async def progress(self) -> dict[str, int]:
-        """Count the functions by state."""
+    async def attempts(self) -> dict[Hashable, tuple[Attempt, ...]]:
+        """Return the attempts that have ended, by function."""
+        report, _ = await self.report()
+        return dict(Attempts(report, self.outline.nodes))
+
+    async def progress(self) -> Progress:
+        """Ask how far the run is."""
         answer = await self._ask("progress")
-        return {**dict.fromkeys(STATES, 0), **answer["counts"]}
+        return Progress({**dict.fromkeys(STATES, 0), **answer["counts"]}, answer["remaining"])
+
+    async def counts(self) -> dict[str, int]:
+        """Count the functions by state."""
+        return (await self.progress()).counts
 
     async def remaining(self) -> float | None:
         """Return the seconds that the run will still take, as the scheduler estimates them."""
-        answer = await self._ask("progress")
-        remaining: float | None = answer["remaining"]
-        return remaining
+        return (await self.progress()).remaining
 
     async def holds(self) -> list[tuple[int, Mapping[str, float], Waiting]]:
         """Return what functions are held for: how many, what they cost, and why."""
@@ -212,6 +230,14 @@ class Follower:
         if self._outcome is not None:
             await asyncio.wait([self._outcome])
 
+    async def leave(self) -> None:
+        """Wait for the end and raise the error of the run, unless this client cancelled it."""
+        try:
+            await self.result(None)
+        except RunCancelledError:
+            if self._stopped is None:
+                raise
+
     async def complete(self) -> ExecutionResult:
         """Return the result and leave nothing behind; stop the run if that is cancelled."""
         try:
@@ -247,25 +273,40 @@ class Follower:
         dag_id = self.outline.dag_id
         if self._outcome is None and not self._followed:
             raise self._stopped or RunCancelledError(dag_id, "it was never started")
-        outcome = self._ending()
+        outcome = self.ending()
         # The run goes on even if whoever waits for it gives up.
         await asyncio.wait([outcome], timeout=timeout)
         if not outcome.done():
-            raise TimeoutError(
-                f"run {dag_id!r} did not end within {timeout} s{await self._unended()}"
-            )
+            raise await self.too_late(timeout)
         return await asyncio.shield(outcome)
 
-    async def _unended(self) -> str:
-        """Say what has not ended, for a message."""
+    async def too_late(self, timeout: float | None) -> TimeoutError:
+        """Return the error that the run did not end in time, which says what has not ended."""
+        text = f"run {self.outline.dag_id!r} did not end within {timeout} s"
         with contextlib.suppress(OSError, ClusterLostError, asyncio.TimeoutError):
-            counts = await asyncio.wait_for(self.progress(), waiting.PATIENCE)
+            counts = await asyncio.wait_for(self.counts(), waiting.PATIENCE)
             states = [f"{counts[s]} {s}" for s in STATES if s in UNENDED and counts[s]]
             if states:
-                return f"; of its functions {', '.join(states)}"
-        return ""
+                text += f"; of its functions {', '.join(states)}"
+        return TimeoutError(text)
 
-    def _ending(self) -> asyncio.Future[ExecutionResult]:
+    async def fetched(self, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
+        """Return {function id: value} of those functions whose results can be had now."""
+        ready = {id_: f for id_ in ids if (f := self.futures.get(id_)) and f.status == "finished"}
+        await self._fetch(ready)
+        return {id_: self._values[id_] for id_ in ready if id_ in self._values}
+
+    async def _fetch(self, futures: gathering.Futures) -> gathering.Problems:
+        """Fetch the results that there are, each once; return the errors of the others."""
+        async with self._fetching:
+            missing = {id_: f for id_, f in futures.items() if id_ not in self._values}
+            if not missing:
+                return {}
+            values, problems = await gathering.finished(self.client, missing)
+            self._values.update(values)
+            return problems
+
+    def ending(self) -> asyncio.Future[ExecutionResult]:
         """Wait for the end and fetch the results: for a run that is followed, once asked to."""
         if self._outcome is None:
             self._outcome = waiting.outcome_of(self._finish())
@@ -278,7 +319,7 @@ class Follower:
                 await waiting.ended(self.client, self.outline.run_id, self.futures.values())
                 report, causes = await self._final_report()
                 await waiting.settle(self.client, self.futures.values())
-                values, problems = await gathering.finished(self.client, self.futures)
+                problems, values = await self._fetch(self.futures), self._values
                 if report.stop is not None or gathering.complete(self.futures, values, problems):
                     break
                 # A worker that was lost meanwhile took results with it; these are made again.

@@ -12,7 +12,14 @@ from distributed import Client, Future
 
 from handoff_dask.client import gathering, outcomes
 from handoff_dask.client.answers import ListAnswer, ScalarAnswer
-from handoff_dask.client.connection import call, install, installed, require_client, sync
+from handoff_dask.client.connection import (
+    call,
+    install,
+    installed,
+    keyword_client,
+    require_client,
+    sync,
+)
 from handoff_dask.client.describing import Outline, dag_label, function_label
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import patience
@@ -20,6 +27,7 @@ from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.model.amounts import Seconds
+from handoff_dask.model.refs import key_in
 from handoff_dask.wire.messages import RunSpec
 
 
@@ -61,8 +69,9 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAns
     Examples
     --------
     >>> from distributed import Client
-    >>> from handoff_dask import DAG, Function, forget, list_runs, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, forget, list_runs, submit
+    >>> dag = DAG("answers")
+    >>> a = dag.add(int, "42")
     >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     run = submit(dag, detach=True)
     ...     run.wait()
@@ -135,7 +144,8 @@ def get_result(
     Parameters
     ----------
     dag_id, function_id
-        The DAG and the function. Of several runs of one dag_id, the latest answers.
+        The DAG, and the function or its :class:`Ref`. Of several runs of one dag_id, the latest
+        answers.
     timeout
         How long to wait for the function to end: seconds, text such as ``"5 min"``, or a timedelta.
     client
@@ -155,7 +165,7 @@ def get_result(
         What ended the run, if it did not end by itself.
     """
     __tracebackhide__ = True
-    client = require_client(client)
+    client, function_id = require_client(client), key_in(dag_id, function_id)
     limit = patience(timeout)
 
     async def get() -> Any:
@@ -245,7 +255,8 @@ def forget(dag_id: Hashable, *, client: Client | None = None) -> ScalarAnswer:
     return sync(client, let_go)
 
 
-def uninstall(client: Client | None = None, *, force: bool = False) -> ScalarAnswer:
+@keyword_client
+def uninstall(*, client: Client | None = None, force: bool = False) -> ScalarAnswer:
     """Remove Handoff from a cluster: plugins, handlers, declared capabilities.
 
     Workers declare again what they declared without Handoff. What :func:`register_node` declared

@@ -109,7 +109,8 @@ def register_local_node(
 register_local_node.__tornado_coroutine__ = True  # type: ignore[attr-defined]
 
 
-def discover_nodes(client: Client | None = None) -> DictAnswer[str, dict[str, float]]:
+@connection.keyword_client
+def discover_nodes(*, client: Client | None = None) -> DictAnswer[str, dict[str, float]]:
     """Return what each worker offers (``Handoff.DistributedExecutor.discover_nodes``).
 
     Parameters

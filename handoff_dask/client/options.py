@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
@@ -16,6 +16,7 @@ from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]
+StrategyName = Literal["packed", "cost_optimized", "load_balanced", "first_available"]
 #: Which results are kept and gathered: all, those that no function needs, or these.
 ResultSelection = Union[Literal["all", "sinks"], Sequence[Hashable]]  # noqa: UP007 - 3.10
 
@@ -68,8 +69,8 @@ class RunOptions:
     max_retries: int = 3
     retry: RetryPolicy | None = None
     max_concurrency: int | None = None
-    allocation_strategy: str | Allocator = "packed"
-    results: Any = "all"
+    allocation_strategy: StrategyName | Allocator = "packed"
+    results: ResultSelection = "all"
     on_error: OnError = "raise"
     timeout: Seconds | None = None
     placement_timeout: Seconds = 0.0
@@ -114,6 +115,12 @@ class RunOptions:
         for name, problem in problems.items():
             if problem:
                 raise ValueError(f"{name} {problem}")
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> RunOptions:
+        """Return the options among the arguments of a call."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: arguments[name] for name in names if name in arguments})
 
     @property
     def policy(self) -> RetryPolicy:

@@ -37,9 +37,10 @@ async def opened_report(answer: Mapping[str, Any] | None) -> tuple[RunReport, Ca
         return RunReport(stop=Stop("cancelled", "the cluster does not know it any more")), {}
     report: RunReport = pickle.loads(answer["report"])
     texts = {
-        row.node: (row.error_type, row.message or "")
-        for row in report.attempts
-        if row.error_type is not None
+        index: (entry.error_type, entry.message or "")
+        for index, entries in report.attempts.items()
+        for entry in entries
+        if entry.error_type is not None
     }
     causes = await connection.restored(answer["errors"], texts)
     for index, problem in report.failed.items():
@@ -169,7 +170,7 @@ def failure(nodes: Sequence[Node], index: int, causes: Causes, report: RunReport
             cause = WorkerLostError(id_, *cause.args[1:])
         if isinstance(cause, AllocationError):
             return AllocationError(id_, *cause.args[1:])
-    attempts = report.attempts_by_index().get(index, ())
+    attempts = report.attempts_of(index)
     problem = described(cause)
     if not attempts and index not in report.decided:
         # It never started: the report says why.

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import function_rows
-from handoff_dask.client.options import RunOptions, seconds
+from handoff_dask.client.options import RunOptions, StrategyName, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
@@ -90,8 +90,9 @@ class Plan:
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, plan
-        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> from handoff_dask import DAG, plan
+        >>> dag = DAG()
+        >>> f = dag.add(int, id="f")
         >>> plan(dag, {"laptop": {"cpu": 2}}, {"f": 1.5}).plot().title.text
         'plan: 1.5 s'
         """
@@ -104,7 +105,7 @@ def plan(
     capabilities: Mapping[str, Amounts],
     durations: Mapping[Hashable, Seconds] | ExecutionResult,
     *,
-    allocation_strategy: str = "packed",
+    allocation_strategy: StrategyName = "packed",
     max_concurrency: int | None = None,
     overhead: Seconds = 0.0,
 ) -> Plan:
@@ -153,10 +154,10 @@ def plan(
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, plan
+    >>> from handoff_dask import DAG, plan
     >>> dag = DAG()
     >>> for i in range(4):
-    ...     _ = dag.add_function(Function(id=i, args=[], code=int, cost={"cpu": 1}))
+    ...     _ = dag.add(int, id=i, cost={"cpu": 1})
     >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
     3.0
     """

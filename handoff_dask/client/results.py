@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from handoff_dask.client.options import ResultSelection
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.comparing import Comparable
+from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, sinks
 from handoff_dask.model.function import Function
+from handoff_dask.model.refs import key_in
 from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
 from handoff_dask.wire.messages import RunReport
@@ -22,6 +25,9 @@ from handoff_dask.wire.messages import RunReport
 @dataclass(frozen=True, repr=False, eq=False)
 class ExecutionResult(Comparable):
     """The outcome of a run.
+
+    ``result[id]`` is the result of a function; ``in`` and iteration are about the ids of the
+    functions that have one.
 
     Attributes
     ----------
@@ -49,6 +55,35 @@ class ExecutionResult(Comparable):
     errors: Mapping[Hashable, BaseException] = field(default_factory=dict)
     #: The functions as the user wrote them.
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
+
+    def __getitem__(self, function_id: Hashable) -> Any:
+        """Return the result of a function, given by its id or by a :class:`Ref`.
+
+        Raises
+        ------
+        UnknownFunctionError
+            There is none, a KeyError that says why: the function failed or was not run, its result
+            was not asked for, or the DAG has no such function.
+        """
+        function_id = key_in(self.dag_id, function_id)
+        if function_id in self.results:
+            return self.results[function_id]
+        problem = f"{self.dag_id!r} has no such function"
+        if function_id in self.errors:
+            problem = f"it failed or was not run: {self.errors[function_id]}"
+        elif function_id in self.dag_functions:
+            problem = "it was not run"
+            if self.dag_functions[function_id].type == "inline":
+                problem = "it is inline, and its value is never kept"
+            elif function_id in self.allocations:
+                problem = "its result was not asked for by results="
+        raise UnknownFunctionError(function_id, problem) from self.errors.get(function_id)
+
+    def __contains__(self, function_id: Hashable) -> bool:
+        return key_in(self.dag_id, function_id) in self.results
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self.results)
 
     def __repr__(self) -> str:
         failed = f", {len(self.errors)} failed or not run" if self.errors else ""
@@ -78,8 +113,9 @@ class ExecutionResult(Comparable):
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, execute_local
-        >>> dag = DAG("d").add_function(Function(id="f", args=[], code=int))
+        >>> from handoff_dask import DAG, execute_local
+        >>> dag = DAG("d")
+        >>> f = dag.add(int)
         >>> execute_local(dag).plot().title.text
         'd'
         """
@@ -153,24 +189,23 @@ def failed_or_not_run(
     return errors
 
 
-def select(
-    functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: Any
-) -> list[Hashable]:
+def select(dag: DAG, nodes: Sequence[Node], results: ResultSelection) -> list[Hashable]:
     """Return the functions whose results are asked for, in the order of the DAG or of the list."""
     if isinstance(results, str) and results == "all":
-        return [f.id for f in functions.values() if f.type == "regular"]
+        return [f.id for f in dag.functions.values() if f.type == "regular"]
     if isinstance(results, str) and results == "sinks":
         return sinks(nodes)
     if isinstance(results, (str, bytes)) or not isinstance(results, (list, tuple, set, frozenset)):
         raise ValueError(f'results must be "all", "sinks" or a list of ids, not {results!r}')
-    for id_ in results:
-        if id_ not in functions:
+    ids = [key_in(dag.id, id_) for id_ in results]
+    for id_ in ids:
+        if id_ not in dag.functions:
             raise UnknownFunctionError(id_, "results= asks for it, but the DAG does not have it")
-        if functions[id_].type == "inline":
+        if dag.functions[id_].type == "inline":
             raise UnknownFunctionError(
                 id_, "results= asks for it, but it is inline: its value is never kept"
             )
-    return list(dict.fromkeys(results))
+    return list(dict.fromkeys(ids))
 
 
 class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
@@ -185,8 +220,8 @@ class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
         if self._source is not None:
             report, nodes = self._source
             self._made = {
-                nodes[i].function.id: tuple(tried)
-                for i, tried in report.attempts_by_index().items()
+                nodes[i].function.id: report.attempts_of(i)
+                for i in report.attempts
                 if nodes[i].kind == "function"
             }
             self._source = None

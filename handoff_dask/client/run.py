@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Mapping
 from typing import Any, cast
 
 from distributed import Future
 
 from handoff_dask.client import connection, watching
 from handoff_dask.client.answers import DictAnswer, ScalarAnswer
+from handoff_dask.client.completion import AsCompleted
 from handoff_dask.client.explaining import RunExplanationAnswer
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import patience
-from handoff_dask.client.results import ExecutionResultAnswer
+from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
+from handoff_dask.model.attempt import Attempt
 
 
 class Run:
     """A run of a DAG; made by :func:`submit`.
 
-    With an asynchronous client, the methods return awaitables. The run goes on to its end even if
-    this object is dropped; its results are released then.
+    With an asynchronous client, the methods return awaitables, and ``await run`` is
+    ``await run.result()``. The run goes on to its end even if this object is dropped; its results
+    are released then.
+
+    As a context manager, ``with`` or ``async with``, it behaves as :class:`asyncio.TaskGroup` does.
+    If the block ends well, leaving it waits for the run and raises its error, unless the block
+    cancelled the run. If the block raises, the run is cancelled.
 
     Attributes
     ----------
@@ -30,6 +38,16 @@ class Run:
     futures : Mapping
         {function id: Future} of the results that were asked for. The values stay on the workers
         while the run or its futures are referenced.
+
+    Examples
+    --------
+    >>> from handoff_dask import DAG, submit
+    >>> dag = DAG("answers")
+    >>> a = dag.add(int, "42", id="a")
+    >>> with submit(dag) as run:
+    ...     for id, value in run.as_completed():
+    ...         print(id, value)
+    a 42
     """
 
     def __init__(self, follower: Follower) -> None:
@@ -46,6 +64,74 @@ class Run:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return watching.bundle(self._follower, repr(self))
 
+    def __await__(self) -> Generator[Any, None, ExecutionResult]:
+        __tracebackhide__ = True
+        self._require(asynchronous=True, instead="call run.result() instead of awaiting the run")
+        return self.result().__await__()
+
+    def __enter__(self) -> Run:
+        self._require(asynchronous=False, instead="use `async with` instead of `with`")
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        __tracebackhide__ = True
+        if error is not None:
+            self.cancel()
+        else:
+            self._wait_for(self._follower.leave)
+
+    async def __aenter__(self) -> Run:
+        self._require(asynchronous=True, instead="use `with` instead of `async with`")
+        return self
+
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        __tracebackhide__ = True
+        if error is not None:
+            await self.cancel()
+        else:
+            await self._wait_for(self._follower.leave)
+
+    def _require(self, *, asynchronous: bool, instead: str) -> None:
+        """Raise if the client is not of this kind."""
+        if self._follower.client.asynchronous is not asynchronous:
+            kind = "synchronous" if asynchronous else "asynchronous"
+            raise TypeError(f"the run's client is {kind}: {instead}")
+
+    def as_completed(self, timeout: Seconds | None = None) -> AsCompleted:
+        """Iterate over the results that were asked for, as they become available.
+
+        A value is fetched once, also for several iterators and for :meth:`result`. With
+        ``on_error="continue"``, functions without a result are left out; ``result().errors`` has
+        them.
+
+        Parameters
+        ----------
+        timeout
+            Seconds from this call; None waits without end.
+
+        Returns
+        -------
+        AsCompleted
+            An iterator of pairs (function id, value): for ``for`` or, with an asynchronous client,
+            for ``async for``. It may be left early; the run goes on.
+
+        Raises
+        ------
+        TimeoutError
+            The iteration takes longer than `timeout`; the run goes on.
+        FunctionFailedError, RunTimeoutError, RunCancelledError, ClusterLostError
+            The iteration raises what ended the run, as :meth:`result` does.
+
+        Examples
+        --------
+        >>> from handoff_dask import DAG, submit
+        >>> dag = DAG()
+        >>> a = dag.add(int, "42", id="a")
+        >>> list(submit(dag).as_completed())
+        [('a', 42)]
+        """
+        return AsCompleted(self._follower, patience(timeout))
+
     def status(self) -> DictAnswer[str, Any]:
         """Return how many functions are in which state, and the attempts so far.
 
@@ -58,15 +144,35 @@ class Run:
         """
         return cast("DictAnswer[str, Any]", self._ask(self._follower.status))
 
-    def progress(self) -> DictAnswer[str, int]:
-        """Return how many functions are in which state, however large the run at little cost.
+    @property
+    def attempts(self) -> DictAnswer[Hashable, tuple[Attempt, ...]]:
+        """{function id: tuple of Attempt}: the attempts that have ended.
+
+        Each look asks the scheduler. With an asynchronous client, an awaitable: ``await
+        run.attempts``.
+        """
+        answer = self._ask(self._follower.attempts)
+        return cast("DictAnswer[Hashable, tuple[Attempt, ...]]", answer)
+
+    def counts(self) -> DictAnswer[str, int]:
+        """Return how many functions are in which state, at little cost however large the run.
 
         Returns
         -------
         dict
             The counts of :meth:`status`.
         """
-        return cast("DictAnswer[str, int]", self._ask(self._follower.progress))
+        return cast("DictAnswer[str, int]", self._ask(self._follower.counts))
+
+    def progress(self) -> DictAnswer[str, int]:
+        """Return :meth:`counts`, under an older name.
+
+        .. deprecated:: 0.2.0
+        """
+        warnings.warn(
+            "Run.progress() is deprecated: use run.counts()", DeprecationWarning, stacklevel=2
+        )
+        return self.counts()
 
     def remaining(self) -> ScalarAnswer:
         """Return how long the run will still take, as the scheduler estimates.
@@ -145,5 +251,41 @@ class Run:
         return wait_for(follower.client, method, *args, run_id=follower.outline.run_id)
 
 
-class RunAnswer(Run, Awaitable[Run]):
+class RunAnswer(Run):
     """A Run, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
+
+    def __await__(self) -> Generator[Any, None, Run]:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class Starting(Coroutine[Any, Any, Run]):
+    """A run that an asynchronous client is to start: for ``await`` or for ``async with``."""
+
+    def __init__(self, started: Awaitable[Follower]) -> None:
+        self._run = self._made(started)
+
+    async def _made(self, started: Awaitable[Follower]) -> Run:
+        __tracebackhide__ = True
+        return Run(await started)
+
+    # The rest of a coroutine, for asyncio.create_task.
+
+    def send(self, value: Any) -> Any:  # noqa: D102
+        return self._run.send(value)
+
+    def throw(self, *error: Any) -> Any:  # noqa: D102
+        return self._run.throw(*error)
+
+    def close(self) -> None:  # noqa: D102
+        self._run.close()
+
+    def __await__(self) -> Generator[Any, None, Run]:
+        return self._run.__await__()
+
+    async def __aenter__(self) -> Run:
+        self._entered = await self
+        return self._entered
+
+    async def __aexit__(self, *error: Any) -> None:
+        __tracebackhide__ = True
+        await self._entered.__aexit__(*error)

@@ -9,6 +9,7 @@ from uuid import uuid4
 import cloudpickle
 from distributed import Client, Future
 
+from handoff_dask.client.attempt_log import AttemptLog
 from handoff_dask.client.describing import Outline, dag_label, function_rows, packed_outlines
 from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
@@ -44,7 +45,7 @@ class Submission:
         self.options = options
         functions = dict(dag.functions)
         nodes = expand(functions)
-        selected = select(functions, nodes, options.results)
+        selected = select(dag, nodes, options.results)
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}
         regular = [node for node in nodes if node.kind == "function"]
@@ -70,6 +71,13 @@ class Submission:
             },
             on_error=options.on_error,
         )
+        #: Hears of the attempts if this process logs them.
+        self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether the client subscribes to the events of the run."""
+        return self.log is not None or self.options.on_event is not None
 
     def check_futures(self, client: Client | None) -> None:
         """Raise if an argument is a future whose result the run cannot have.
@@ -138,5 +146,5 @@ class Submission:
             awaited=frozenset(outline.awaited.values()),
             stops_at_failure=options.on_error == "raise",
             within=within,
-            events=options.on_event is not None,
+            events=self.has_listeners,
         ).packed()

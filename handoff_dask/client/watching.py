@@ -46,7 +46,7 @@ async def draw(run: Follower) -> tuple[str, bool]:
     over = run.over
 
     async def ask() -> tuple[dict[str, int], float | None, Any]:
-        return await run.progress(), await run.remaining(), await run.holds()
+        return *await run.progress(), await run.holds()
 
     try:
         counts, left, holds = await asyncio.wait_for(ask(), PATIENCE)

@@ -14,61 +14,47 @@ from tornado.ioloop import IOLoop
 Page = Callable[["Scheduler", dict[str, Any], Any], None]
 
 
-class Pages:
-    """Pages on the dashboard of a scheduler that was started without them.
+def add_pages(scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> Callable[[], None]:
+    """Add pages, by path, to a dashboard that was started without them; return what removes them.
 
     They form a separate Bokeh application. Their paths are also entered into Dask's application,
-    where dask-labextension looks for them.
-
-    Parameters
-    ----------
-    pages
-        By path. A scheduler without a dashboard shows none.
-    tab
-        The path of the page that appears in the navigation bar.
+    where dask-labextension looks for them. `tab` is the path of the page that appears in the
+    navigation bar. A scheduler without a dashboard shows none. After the removal, an open page
+    stays until it is closed.
     """
+    dashboard = _dashboard(scheduler)
+    if dashboard is None:
+        return lambda: None
+    from distributed.dashboard.core import BokehApplication
+    from distributed.dashboard.scheduler import template_variables
 
-    def __init__(self, scheduler: Scheduler, pages: Mapping[str, Page], tab: str) -> None:
-        self._scheduler = scheduler
-        self._own: Any = None
-        self._first = _dashboard(scheduler)
-        if self._first is None:
-            return
-        from distributed.dashboard.core import BokehApplication
-        from distributed.dashboard.scheduler import template_variables
+    variables = template_variables(scheduler)
+    tabs: list[str] = variables["pages"]
+    menu: list[dict[str, str]] = variables["plots"]
+    entries = [
+        {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
+        for path in pages
+        if path.startswith("/individual-")
+    ]
+    tabs.append(tab.strip("/"))
+    menu += entries
+    menu.sort(key=lambda entry: entry["name"])
+    own: Any = BokehApplication(pages, scheduler, dashboard.prefix, template_variables=variables)
+    scheduler.http_application.add_application(own)
+    own.initialize(IOLoop.current())
+    own.start()
+    dashboard._applications.update(own.applications)
 
-        variables = template_variables(scheduler)
-        self._tabs: list[str] = variables["pages"]
-        self._menu: list[dict[str, str]] = variables["plots"]
-        self._entries = [
-            {"url": path.strip("/"), "name": " ".join(path.split("-")[1:]).title()}
-            for path in pages
-            if path.startswith("/individual-")
-        ]
-        self._tab = tab.strip("/")
-        self._tabs.append(self._tab)
-        self._menu += self._entries
-        self._menu.sort(key=lambda entry: entry["name"])
-        self._own = BokehApplication(
-            pages, scheduler, prefix=self._first.prefix, template_variables=variables
-        )
-        scheduler.http_application.add_application(self._own)
-        self._own.initialize(IOLoop.current())
-        self._own.start()
-        self._first._applications.update(self._own.applications)
-
-    def remove(self) -> None:
-        """Remove the pages. An open page stays until it is closed."""
-        if self._own is None:
-            return
-        own = self._own
-        self._scheduler.http_application.applications.remove(own)
+    def remove() -> None:
+        scheduler.http_application.applications.remove(own)
         for path in own.applications:
-            self._first._applications.pop(path, None)
-        for entry in self._entries:
-            self._menu.remove(entry)
-        self._tabs.remove(self._tab)
+            dashboard._applications.pop(path, None)
+        for entry in entries:
+            menu.remove(entry)
+        tabs.remove(tab.strip("/"))
         _stop_unwatched(own)
+
+    return remove
 
 
 def _dashboard(scheduler: Scheduler) -> Any:

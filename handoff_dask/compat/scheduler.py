@@ -128,11 +128,6 @@ def undeclare(scheduler: Scheduler, worker: str, name: str, before: float | None
         del scheduler.resources[name]
 
 
-def claimed_names(ts: TaskState) -> Iterable[str]:
-    """Return the names of the resources that a task claims, or will claim once it has a worker."""
-    return ts.resource_restrictions or ()
-
-
 def exact(amount: float) -> float:
     """Round an amount down so that a worker can add and subtract it without rounding errors.
 
@@ -141,11 +136,6 @@ def exact(amount: float) -> float:
     """
     # Larger amounts have no fraction that fine, and the division could round them up.
     return amount if amount >= 2**37 else math.floor(amount * 65536) / 65536
-
-
-def seceded(ts: TaskState) -> bool:
-    """Whether the function of a running task has given up its thread."""
-    return ts.processing_on is not None and ts in ts.processing_on.long_running
 
 
 def died_under(ts: TaskState) -> bool:
@@ -182,29 +172,14 @@ def ended_by_worker(ts: TaskState, finish: str, facts: Mapping[str, Any], retrie
     return retried and not ts.retries  # Dask has used up its one retry
 
 
-def claimed_by_task(ts: TaskState) -> tuple[str, dict[str, float]] | None:
-    """Return the worker of a task in processing and its claim there; None if it claims nothing."""
-    if ts.resource_restrictions and ts.processing_on:
-        return ts.processing_on.address, ts.resource_restrictions
-    return None
-
-
 async def ask_once(
     scheduler: Scheduler, address: str, connect: float, answer: float, **message: Any
 ) -> Any:
     """Send a message over a new connection; return the answer.
 
-    A pooled connection may outlive the process on the other side.
-
-    Parameters
-    ----------
-    connect, answer
-        Seconds for the other side to accept the connection, and then to answer.
-
-    Raises
-    ------
-    OSError, asyncio.TimeoutError
-        The other side does not answer.
+    A pooled connection may outlive the process on the other side. If that does not accept the
+    connection within `connect` seconds, or then does not answer within `answer` seconds, OSError
+    or asyncio.TimeoutError is raised.
     """
     # Dask's own time limit does not cover the handshake, which a stopped process never answers.
     opening = open_comm(address, timeout=connect, **scheduler.rpc.connection_args)
@@ -232,23 +207,6 @@ def fail_task(
     scheduler.transitions(recommendations, stimulus_id)
 
 
-def lacks_failed(ts: TaskState) -> bool:
-    """Whether a task needs the result of another that failed."""
-    return any(dependency.state == "erred" for dependency in ts.dependencies)
-
-
-def failed_input(ts: TaskState) -> TaskState | None:
-    """Return the direct dependency that made a task err, if any."""
-    return ts.exception_blame if ts.exception_blame in ts.dependencies else None
-
-
-def adopt_exception(ts: TaskState, culprit: TaskState) -> None:
-    """Give a task that erred the exception of another."""
-    ts.exception = culprit.exception
-    ts.traceback = culprit.traceback
-    ts.traceback_text = culprit.traceback_text
-
-
 def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
     """Fail a task that must run again and whose dependency has failed since its first run.
 
@@ -274,13 +232,9 @@ def watch_clients(
     When Dask cancels, it follows dependents, and raises on one that no client wants. The client
     that cancelled then loses its stream, and with it everything that it has on the cluster.
 
-    Parameters
-    ----------
-    cancel
-        Called with the keys, the client's id, and whether to cancel what other clients want, too.
-        Returns the keys that Dask shall cancel.
-    check_retry
-        Called with the keys that a client retries; may raise.
+    `cancel` is called with the keys, the client's id, and whether to cancel what other clients
+    want, too; it returns the keys that Dask shall cancel. `check_retry` is called with the keys
+    that a client retries, and may raise.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
 
@@ -302,11 +256,6 @@ def watch_clients(
 
     install(stimulus_cancel, stimulus_retry)
     return lambda: install(inner, retry)
-
-
-def replace_exception(ts: TaskState, error: BaseException | None) -> None:
-    """Replace the exception of a task that erred."""
-    ts.exception = pickle.dumps(error)  # type: ignore[assignment] # Dask uses bytes, too
 
 
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:

@@ -30,12 +30,7 @@ _OFFLOAD = "Dask-Offload"
 class UnusableError(Exception):
     """A value cannot be sent from where it is, or cannot be opened where it arrived.
 
-    Parameters
-    ----------
-    phase
-        ``"sent"`` or ``"opened"``.
-    problem
-        Type and text of the exception.
+    `phase` is ``"sent"`` or ``"opened"``, `problem` the type and text of the exception.
     """
 
     def __init__(self, phase: str, problem: str) -> None:
@@ -47,15 +42,8 @@ class UnusableError(Exception):
 async def fetch(worker: Worker, key: Any, peer: str) -> None:
     """Fetch a value from another worker, open it, and drop it.
 
-    Unlike the worker's own transfers, this tells a failed connection from a bad value: unpickling
-    may raise ``OSError`` just as a broken connection does.
-
-    Raises
-    ------
-    UnusableError
-        The value cannot be sent or opened.
-    OSError
-        The other worker cannot be reached.
+    Unlike the worker's own transfers, this tells a failed connection (OSError) from a value that
+    cannot be sent or opened (UnusableError): unpickling, too, may raise OSError.
     """
     comm = await connect(peer, deserialize=False, **worker.connection_args)
     try:
@@ -78,10 +66,7 @@ async def fetch(worker: Worker, key: Any, peer: str) -> None:
 def open_value(value: Serialized) -> Any:
     """Deserialize a value that arrived.
 
-    Raises
-    ------
-    UnusableError
-        It could not be sent and the error arrived instead, or it cannot be opened.
+    Raise UnusableError if it cannot be opened, or if an error arrived instead.
     """
     try:
         return loads(dumps(value))
@@ -104,11 +89,8 @@ def _refused(header: Mapping[str, Any]) -> bool:
 def transfer(worker: Worker, key: Any) -> tuple[str, str | None, float] | None:
     """Return the progress of an input's transfer; None if there is nothing to wait for.
 
-    Returns
-    -------
-    tuple
-        The phase, the sending worker if there is one yet, and an amount that changes as long as the
-        phase makes progress.
+    That is the phase, the sending worker if there is one yet, and an amount that changes as long
+    as the phase makes progress.
     """
     ts = worker.state.tasks.get(key)
     if ts is None or ts.state == "memory":

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
@@ -51,19 +52,6 @@ def set_resource(worker: Worker, name: str, amount: float | None) -> bool:
     return True
 
 
-class StartsRecord(Protocol):
-    """A record of the placements that a worker has started."""
-
-    def begin(self, number: int) -> int | None:
-        """Record a start; return its place, or None if the placement must not start."""
-
-    def end(self, place: int) -> None:
-        """Record that the start at a place has ended."""
-
-    def withdrawn(self, number: int) -> bool:
-        """Whether a placement was withdrawn."""
-
-
 class TaskEnds(WorkerPlugin):
     """Calls back when the thread of a task is free again, however the task ended."""
 
@@ -74,8 +62,8 @@ class TaskEnds(WorkerPlugin):
     def __init__(self) -> None:
         self._calls: dict[Any, list[Callable[[], None]]] = {}
         self._failures = _FailureFilter()
-        #: What the worker has started; None if this is not recorded.
-        self.starts: StartsRecord | None = None
+        #: The worker's ``Starts``; None if they are not recorded.
+        self.starts: Any = None
 
     def busy(self, key: Any) -> bool:
         """Whether a task has a thread of the worker. Call this on the worker's loop."""
@@ -139,21 +127,20 @@ _waits: Counter[tuple[Worker, Any]] = Counter()
 _waits_lock = threading.Lock()
 
 
+@dataclass(eq=False, slots=True)
 class ThisTask:
     """The task that a thread of a worker runs."""
 
-    def __init__(self, worker: Worker, key: Any, run_id: int, facts: Mapping[str, Any]) -> None:
-        self._worker = worker
-        self._run_id = run_id
-        #: Its key.
-        self.key = key
-        #: Its annotations.
-        self.facts = facts
+    worker: Worker
+    key: Any
+    run_id: int
+    #: Its annotations.
+    facts: Mapping[str, Any]
 
     @property
     def plugin(self) -> Any:
         """Our plugin on the worker; None if the worker does not have it."""
-        return self._worker.plugins.get(TaskEnds.name)
+        return self.worker.plugins.get(TaskEnds.name)
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Call something on the worker's loop when the worker is done with the task."""
@@ -162,7 +149,7 @@ class ThisTask:
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, before Dask's message about the task's end."""
-        self._worker.log_event(topic, {**message, "key": self.key, "run_id": self._run_id})
+        self.worker.log_event(topic, {**message, "key": self.key, "run_id": self.run_id})
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -172,15 +159,15 @@ class ThisTask:
         thread stays in the pool, which gets one more thread meanwhile. So the function can still
         call ``secede()`` and ``rejoin()``, and several of its threads can wait at once.
         """
-        place = self._worker, self.key
-        pool = self._worker.executors.get(self.facts.get("executor", "default"))
+        place = self.worker, self.key
+        pool = self.worker.executors.get(self.facts.get("executor", "default"))
         extra = int(isinstance(pool, ThreadPoolExecutor))
         with _waits_lock:
             _waits[place] += 1
             if _waits[place] == 1:
                 _enlarge(pool, extra)
                 # In a new context: the worker starts other tasks in the context of this call.
-                Context().run(self._worker.loop.add_callback, self._secede)
+                Context().run(self.worker.loop.add_callback, self._secede)
         try:
             yield
         finally:
@@ -191,11 +178,11 @@ class ThisTask:
                     _enlarge(pool, -extra)
 
     def _secede(self) -> None:
-        state = self._worker.state
+        state = self.worker.state
         ts = state.tasks.get(self.key)
-        if ts is not None and ts.run_id == self._run_id and ts in state.executing:
+        if ts is not None and ts.run_id == self.run_id and ts in state.executing:
             now = time.time()
-            self._worker.handle_stimulus(
+            self.worker.handle_stimulus(
                 SecedeEvent(
                     key=self.key,
                     compute_duration=now - (ts.start_time or now),
@@ -262,15 +249,8 @@ def _worker_nearby(client: Client | None = None) -> Worker | None:
 def started() -> Iterator[Callable[[], None]]:
     """Record that the function of this thread's task starts here, and that it ends.
 
-    Yields
-    ------
-    callable
-        Call it after steps that may take long: it raises if the start was withdrawn meanwhile.
-
-    Raises
-    ------
-    NotStarted
-        The function must not start.
+    Raise NotStarted if the function must not start. What this yields does the same; call it after
+    steps that may take long, as the start may be withdrawn meanwhile.
     """
     starts = worker = None
     try:
@@ -320,18 +300,10 @@ def failures_shown() -> bool:
 def silence_failure() -> bool:
     """Keep Dask's report that this thread's task failed out of the log; False if there is none."""
     task = this_task()
-    if task is None or not isinstance(task.plugin, TaskEnds):
-        return False
-    if not failures_shown():
+    if task is None or not isinstance(task.plugin, TaskEnds) or not failures_shown():
         return False
     task.plugin.silence_failure(task.key)
     return True
-
-
-def task_annotations() -> Mapping[str, Any]:
-    """Return the annotations of the task that this thread runs."""
-    task = this_task()
-    return {} if task is None else task.facts
 
 
 def watch_exits(nanny: Nanny, exited: Callable[[int], None]) -> Callable[[], None]:

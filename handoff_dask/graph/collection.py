@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -27,49 +27,51 @@ class DAG(model.DAG, DaskMethodsMixin):
     ``client.persist(dag)`` run or draw it with any Dask scheduler. There, costs, pins and retries
     have no effect, and transforms run where their consumer does; use :func:`execute` for these.
 
+    ``dag["load"]`` is the function of that id, ``"load" in dag`` tells whether there is one. Both
+    take a :class:`Ref`, too. Iterating gives the ids, in the order in which they were added.
+
     Parameters
     ----------
     id
         Name of the DAG, any hashable; None generates one.
+    functions
+        Functions to start with.
 
     Examples
     --------
     >>> import operator
     >>> from handoff_dask import DAG, Function
-    >>> dag = (
-    ...     DAG("doubled")
-    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
-    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
-    ... )
+    >>> dag = DAG("doubled")
+    >>> source = dag.add(int, "42", id="source")
+    >>> double = dag.add(operator.mul, source, 2, id="double", cost={"cpu": 1})
     >>> dag.validate()
     >>> dag
     <DAG 'doubled': 2 functions>
     >>> dag.compute()
     {'source': 42, 'double': 84}
+
+    The same from records, as Handoff writes it:
+
+    >>> DAG(
+    ...     "doubled",
+    ...     functions=[
+    ...         Function("source", code=int, extra_args=["42"]),
+    ...         Function("double", ["source"], operator.mul, [2], cost={"cpu": 1}),
+    ...     ],
+    ... ).compute()
+    {'source': 42, 'double': 84}
     """
 
-    def __init__(self, id: Hashable = None) -> None:
-        super().__init__(id)
+    def __init__(self, id: Hashable = None, functions: Iterable[Function] = ()) -> None:
         self._token = uuid4().hex
         self._plain: tuple[Any, list[Key]] | None = None
+        super().__init__(id, functions)
 
-    def add_function(self, function: Function) -> DAG:
-        """Add a function and return the DAG, so that calls chain.
-
-        The functions that it depends on may be added later.
-
-        Raises
-        ------
-        DuplicateFunctionError
-            The DAG already has a function with that id.
-        InvalidFunctionError
-            The id cannot be hashed.
-        """
-        super().add_function(function)
+    def _insert(self, functions: Sequence[Function]) -> None:
+        super()._insert(functions)
         # Another graph needs other keys, or Dask would take it for the one it knows.
         self._token = uuid4().hex
         self._plain = None
-        return self
 
     @classmethod
     def from_dask(cls, *collections: Any, id: Hashable = None, optimize_graph: bool = True) -> DAG:
@@ -199,8 +201,9 @@ class DAG(model.DAG, DaskMethodsMixin):
         Examples
         --------
         >>> import os, tempfile
-        >>> from handoff_dask import DAG, Function
-        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> from handoff_dask import DAG
+        >>> dag = DAG()
+        >>> answer = dag.add(int, "42")
         >>> path = os.path.join(tempfile.mkdtemp(), "dag.svg")
         >>> _ = dag.visualize(path, engine="handoff")
         >>> os.path.exists(path)
@@ -250,7 +253,7 @@ class _PersistedDAG(DAG):
         self._functions.update(functions)
         self._plain = graph, keys
 
-    def add_function(self, function: Function) -> DAG:
+    def _insert(self, functions: Sequence[Function]) -> None:
         raise DAGError("a persisted DAG is complete: add functions to the DAG it came from")
 
 

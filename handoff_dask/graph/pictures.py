@@ -34,12 +34,8 @@ _NEEDS = {
 def choose_engine(filename: str | None, format: str | None, engine: str | None) -> Engine:
     """Return the engine that draws a file: by default Dask's setting, or the first that can.
 
-    Raises
-    ------
-    ValueError
-        There is no such engine or format, or the engine cannot write the format.
-    RuntimeError
-        What is needed is not installed.
+    Raise ValueError if there is no such engine or format, or the engine cannot write the format,
+    and RuntimeError if what it needs is not installed.
     """
     formats = {name for names in _FORMATS.values() for name in names}
     kind: str | None = (format or os.path.splitext(filename or "")[1][1:]).lower()

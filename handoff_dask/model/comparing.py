@@ -1,15 +1,16 @@
-"""Equality of records that contain users' values."""
+"""Equality and text of records that contain users' values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 
 class Comparable:
     """Equal if all fields are; values that ``==`` cannot judge, such as arrays, if identical.
 
-    A dataclass that inherits this needs ``eq=False``.
+    The text leaves out fields that have their default. A dataclass that inherits this needs
+    ``eq=False, repr=False``.
     """
 
     __slots__ = ()
@@ -23,6 +24,17 @@ class Comparable:
     def __hash__(self) -> int:
         # Equal objects have equal first fields, which are ids.
         return hash(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        first, *others = fields(self)  # type: ignore[arg-type]
+        shown = [repr(getattr(self, first.name))]
+        for field in others:
+            value, default = getattr(self, field.name), field.default
+            if default is MISSING and field.default_factory is not MISSING:
+                default = field.default_factory()
+            if type(value) is not type(default) or not _same(value, default):
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _same(value: object, other: object) -> bool:

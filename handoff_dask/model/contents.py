@@ -64,7 +64,7 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 
 
 class Replacing:
-    """Replaces objects of a type anywhere in the contents of a value.
+    """Replaces objects of one or several types anywhere in the contents of a value.
 
     A container without any such object is returned unchanged. An object that occurs twice is
     replaced by one object. Bound methods are not opened, because their object cannot be replaced.
@@ -75,7 +75,7 @@ class Replacing:
     ['1', ('2', 'x'), 3.0]
     """
 
-    def __init__(self, kind: type, replace: Callable[[Any], Any]) -> None:
+    def __init__(self, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> None:
         self._kind = kind
         self._replace = replace
         #: {id of an object: (the object, to keep it alive, its replacement)}.

@@ -53,7 +53,7 @@ def collocated(id: Hashable) -> Collocated:
     return Collocated(id)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Argument(Comparable):
     """A dependency, whose value may be transformed in transit (``Handoff.Function.Argument``).
 
@@ -115,7 +115,7 @@ class Argument(Comparable):
     argument_inclusion: ArgumentInclusion = "variadic"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Function(Comparable):
     """A function of a DAG (``Handoff.Function``).
 
@@ -179,9 +179,8 @@ class Function(Comparable):
     --------
     >>> import operator
     >>> from handoff_dask import Function
-    >>> double = Function("double", ["source"], operator.mul, extra_args=[2])
-    >>> double.extra_args
-    (2,)
+    >>> Function("double", ["source"], operator.mul, extra_args=[2])
+    Function('double', args=('source',), code=<built-in function mul>, extra_args=(2,))
     """
 
     id: Hashable
@@ -230,6 +229,18 @@ def claims(function: Function) -> Mapping[str, float] | None:
 def time_limit(function: Function) -> float | None:
     """Return the timeout of a function, which is kept in seconds."""
     return cast("float | None", function.timeout)
+
+
+def with_arguments(
+    function: Function, id: Hashable, args: tuple[Any, ...], extra_args: tuple[Any, ...]
+) -> Function:
+    """Return a copy of a function with another id and other arguments.
+
+    Does what ``dataclasses.replace`` does, but in a fraction of the time.
+    """
+    copy = object.__new__(Function)
+    copy.__dict__.update(function.__dict__, id=id, args=args, extra_args=extra_args)
+    return copy
 
 
 def argument_id(arg: Hashable | Argument) -> Hashable:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from itertools import chain, groupby
-from typing import Any
+from itertools import chain
 
 from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
 from handoff_dask.model.amounts import as_amount
@@ -21,7 +19,9 @@ from handoff_dask.model.function import (
     given_by_field,
     is_listed,
 )
+from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
+from handoff_dask.model.signatures import check_signatures
 
 _INCLUSIONS = ("variadic", "as_list")
 _TYPES = ("regular", "inline")
@@ -43,7 +43,7 @@ def validate(functions: Mapping[Hashable, Function]) -> None:
         {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
         "is collocated with",
     )
-    _check_signatures(functions)
+    check_signatures(functions)
 
 
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
@@ -91,6 +91,8 @@ def _content_problems(function: Function) -> Iterator[tuple[str, str]]:
         for value in filter(_is_checked, contents(values)):
             if isinstance(value, Argument):
                 yield from _argument_problems(field, value)
+            elif isinstance(value, Ref):
+                yield field, f"contains {value!r}: write Argument({value.id!r}), or use DAG.add()"
             elif value is function.code:
                 problem = "which is computed, not called: pass the plain function"
                 yield field, f"is a {_kind(value)}, {problem}"
@@ -99,7 +101,7 @@ def _content_problems(function: Function) -> Iterator[tuple[str, str]]:
 
 
 def _is_checked(value: object) -> bool:
-    return isinstance(value, Argument) or _is_collection(value)
+    return isinstance(value, (Argument, Ref)) or _is_collection(value)
 
 
 def _kind(value: object) -> str:
@@ -127,7 +129,9 @@ def _argument_problems(field: str, arg: Hashable | Argument) -> Iterator[tuple[s
         hash(id_)
     except TypeError:
         yield field, f"contains {id_!r}, which is not an id: ids must be hashable"
-    if _is_collection(id_):
+    if isinstance(id_, Ref):
+        yield field, f"contains {id_!r}: a Function takes ids, {id_.id!r}; DAG.add() takes Refs"
+    elif _is_collection(id_):
         yield field, f"contains a {_kind(id_)}, which is not an id: {_COMPUTE}, in extra_args"
     elif hasattr(type(id_), "add_done_callback"):
         yield field, f"contains {id_!r}, a future, which is not an id: pass it in extra_args"
@@ -270,55 +274,3 @@ def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str)
                 done.add(here)
                 # Not `del`: reversed() would then step over every entry deleted so far.
                 path.popitem()
-
-
-def _check_signatures(functions: Mapping[Hashable, Function]) -> None:
-    """Raise for the first function whose arguments do not fit its code."""
-    # Each kind of call is bound once: DAGs repeat a few kinds of calls many times.
-    fitting: set[Any] = set()
-    signatures: dict[int, inspect.Signature | None] = {}
-    for function in functions.values():
-        code = function.code
-        positional = _positional(function) + len(function.extra_args)
-        shape = (id(code), positional, *function.extra_kwargs)
-        if shape in fitting:
-            continue
-        if id(code) not in signatures:
-            signatures[id(code)] = _signature(code)
-        if misfit := _misfit(function, signatures[id(code)], positional):
-            raise InvalidFunctionError(function.id, "args", misfit)
-        fitting.add(shape)
-
-
-def _positional(function: Function) -> int:
-    """Return how many positional arguments the dependencies of a function become."""
-    if function.argument_inclusion == "as_list":
-        return 1
-    groups = groupby(function.args, is_listed)
-    return sum(1 if as_list else len(list(args)) for as_list, args in groups)
-
-
-def _misfit(function: Function, signature: inspect.Signature | None, positional: int) -> str | None:
-    if signature is None:
-        return None
-    try:
-        signature.bind(*[None] * positional, **function.extra_kwargs)
-    except TypeError as error:
-        name = getattr(function.code, "__qualname__", None) or repr(function.code)
-        given = f"{positional} positional arguments"
-        if function.extra_kwargs:
-            given += f" and {', '.join(map(repr, function.extra_kwargs))}"
-        return f"{name}{signature} cannot be called with {given}: {error}"
-    return None
-
-
-def _signature(code: Any) -> inspect.Signature | None:
-    """Return the signature of a callable, or None if it has none, like some builtins."""
-    # A decorator may add arguments, so its own signature comes first. Without one, as for a cached
-    # function, the signature of the wrapped function applies.
-    for follow in (False, True):
-        try:
-            return inspect.signature(code, follow_wrapped=follow)
-        except (TypeError, ValueError):
-            continue
-    return None

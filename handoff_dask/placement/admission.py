@@ -15,12 +15,8 @@ def admit(
 ) -> dict[Hashable, Function]:
     """Make functions from specs and link them with their dependencies. Changes nothing else.
 
-    Keys in `known` are taken. Functions are numbered in order, the first is `number` + 1.
-
-    Raises
-    ------
-    ValueError
-        As `Engine.functions_added` says.
+    Keys in `known` are taken. Functions are numbered in order, the first is `number` + 1. Raises
+    ValueError as `Engine.functions_added` does.
     """
     new: dict[Hashable, Function] = {}
     families = run.families

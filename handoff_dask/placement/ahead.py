@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from handoff_dask.placement.entities import Entry, Function, Queue, Worker
@@ -11,28 +12,28 @@ from handoff_dask.placement.placer import Placer
 from handoff_dask.placement.ready_queues import MANY
 
 
+@dataclass(eq=False, slots=True)
 class Ahead:
     """The pass that commits short functions ahead, after all that fits was placed."""
 
-    def __init__(self, placer: Placer, *, horizon: float, most: int) -> None:
-        self._placer = placer
-        #: Seconds of work that a worker may have waiting.
-        self._horizon = horizon
-        #: Functions that may wait per function of their kind that it runs.
-        self._most = most
-        #: How many functions wait ahead on a worker, on average.
-        self._each = 0
+    placer: Placer
+    #: Seconds of work that a worker may have waiting.
+    horizon: float
+    #: Functions that may wait per function of their kind that it runs.
+    most: int
+    #: How many functions wait ahead on a worker, on average.
+    each: int = 0
 
     def commit(self, came: bool, out: list[Decision]) -> None:
         """Top up the workers that changed; all of some, when functions came."""
-        placer, ready = self._placer, self._placer.ready
-        if self._horizon <= 0 or self._most <= 0:
+        placer, ready = self.placer, self.placer.ready
+        if self.horizon <= 0 or self.most <= 0:
             return
         if not ready.short_queues:
             return
         some = placer.fleet.sample()
         workers = placer.changed | dict.fromkeys(some) if came else placer.changed
-        self._each = sum(len(worker.ahead) for worker in some) // max(1, len(some))
+        self.each = sum(len(worker.ahead) for worker in some) // max(1, len(some))
         for worker in workers:
             if worker.running and worker.counts and worker.reservation is None:
                 while self._top_up(worker, out):
@@ -44,7 +45,7 @@ class Ahead:
         Nothing is committed if a function of another kind could start at once, or comes first:
         it would wait behind what it does not compete with.
         """
-        placer, ready = self._placer, self._placer.ready
+        placer, ready = self.placer, self.placer.ready
         capacity = worker.shape.capacity
         if min(worker.free) < 0:
             return False
@@ -53,8 +54,8 @@ class Ahead:
             # In portions: what is committed together travels together.
             slots = worker.counts.get(waiting, 0)
             if (
-                2 * len(worker.ahead) > self._most * slots
-                or 2 * worker.ahead_work > self._horizon * slots
+                2 * len(worker.ahead) > self.most * slots
+                or 2 * worker.ahead_work > self.horizon * slots
             ):
                 return False
         best: Queue | None = None
@@ -81,9 +82,9 @@ class Ahead:
         if not slots:
             return False
         # Nobody gets more than a share of what there is, handed over or not.
-        fair = 1 + best.live // len(placer.fleet.workers) + self._each
-        most = min(self._most * slots, fair)
-        budget = self._horizon * slots
+        fair = 1 + best.live // len(placer.fleet.workers) + self.each
+        most = min(self.most * slots, fair)
+        budget = self.horizon * slots
         while len(worker.ahead) < most and ready.usable(best):
             head = best.head()
             if head is None or (second is not None and second < head):
@@ -106,15 +107,15 @@ class Ahead:
         inputs = function.inputs
         if not inputs or worker.address in inputs:
             return False
-        workers = self._placer.fleet.workers
+        workers = self.placer.fleet.workers
         for address in inputs:
             holder = workers.get(address)
             if (
                 holder is not None
                 and holder.running
                 and holder.reservation is None
-                and holder.ahead_work < self._horizon
-                and len(holder.ahead) < self._most
+                and holder.ahead_work < self.horizon
+                and len(holder.ahead) < self.most
             ):
                 return True
         return False

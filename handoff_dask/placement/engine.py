@@ -84,7 +84,7 @@ class Engine:
         chooser = Chooser(self._ready, bandwidth=bandwidth, latency=latency, worth=horizon)
         self._placer = Placer(self._ready, chooser)
         self._preferences = Preferences(self._ready, bandwidth=bandwidth)
-        self._ahead = Ahead(self._placer, horizon=horizon, most=max_ahead)
+        self._ahead = Ahead(self._placer, horizon, max_ahead)
         self.questions = Questions(self._runs, self._functions, self._durations, self._placer)
         #: What others use, by key: the worker.
         self._foreign: dict[Hashable, Worker] = {}

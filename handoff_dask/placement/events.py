@@ -108,12 +108,29 @@ class Finding:
         if self.nearest is None:
             return "no workers"
         lacks = ", ".join(
-            f"needs {name} {needed:g}, offers {offered:g}"
+            f"needs {name} {needed:g}, offers {offered:g}{_slip(name, needed, offered)}"
             for name, (needed, offered) in self.shortfall.items()
         )
         where = f" (pinned to {self.pin_text})" if self.pin is not None else ""
         name = f" ({self.nearest_name})" if self.nearest_name is not None else ""
         return f"no worker can hold it{where}; nearest is {self.nearest}{name}: {lacks}"
+
+
+#: Names that a resource may have, but that are more often a slip.
+_MEANT = {
+    **dict.fromkeys(("mem", "ram"), "memory"),
+    **dict.fromkeys(("cpus", "core", "cores"), "cpu"),
+    "gpus": "gpu",
+}
+#: So many MB are rather bytes.
+_MUCH = 1e7
+
+
+def _slip(name: str, needed: float, offered: float) -> str:
+    """Return a hint at a likely slip in a cost that no worker can hold, or an empty string."""
+    if not offered and name in _MEANT:
+        return f" (did you mean {_MEANT[name]!r}?)"
+    return " (memory is in MB, not in bytes)" if name == "memory" and needed >= _MUCH else ""
 
 
 @dataclass(frozen=True, slots=True)

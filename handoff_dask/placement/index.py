@@ -7,6 +7,7 @@ that got a worker, so that what nobody asks for costs nothing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from operator import itemgetter
 
@@ -18,27 +19,23 @@ from handoff_dask.placement.strategies import Strategy
 LOG = 4096
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Bucket:
     """Open workers of equal capacity and equal free amounts."""
 
-    __slots__ = ("_where", "free", "order", "shape", "size", "workers")
-
-    def __init__(
-        self, shape: Shape, free: tuple[int, ...], order: int, where: dict[Worker, Bucket]
-    ) -> None:
-        #: The bucket of each worker that is in one.
-        self._where = where
-        self.shape = shape
-        self.free = free
-        #: A heap of (registration order, worker), with some that left.
-        self.workers: list[tuple[int, Worker]] = []
-        self.size = 0
-        #: Breaks ties between buckets.
-        self.order = order
+    shape: Shape
+    free: tuple[int, ...]
+    #: Breaks ties between buckets.
+    order: int
+    #: The bucket of each worker that is in one.
+    where: dict[Worker, Bucket]
+    #: A heap of (registration order, worker), with some that left.
+    workers: list[tuple[int, Worker]] = field(default_factory=list)
+    size: int = 0
 
     def first(self) -> Worker:
         """Return the worker registered first."""
-        workers, where = self.workers, self._where
+        workers, where = self.workers, self.where
         while True:
             worker = workers[0][1]
             if where.get(worker) is self:
@@ -47,56 +44,52 @@ class Bucket:
 
     def members(self) -> list[Worker]:
         """Return its workers in order of registration."""
-        return list(dict.fromkeys(w for _, w in sorted(self.workers) if self._where.get(w) is self))
+        return list(dict.fromkeys(w for _, w in sorted(self.workers) if self.where.get(w) is self))
 
     def join(self, worker: Worker) -> None:
         """Add a worker."""
         workers = self.workers
         if len(workers) > 2 * self.size + 16:
-            workers[:] = sorted({(w.order, w) for _, w in workers if self._where.get(w) is self})
-        self._where[worker] = self
+            workers[:] = sorted({(w.order, w) for _, w in workers if self.where.get(w) is self})
+        self.where[worker] = self
         self.size += 1
         heappush(workers, (worker.order, worker))
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class View:
     """The buckets with room for a cost, best first."""
 
-    __slots__ = (
-        "_cursor", "_epoch", "_heap", "_index", "_known", "_strategy", "cost", "need", "used",
-    )  # fmt: skip
-
-    def __init__(self, index: Index, strategy: Strategy, cost: Cost, need: Cost) -> None:
-        self._index = index
-        self._strategy = strategy
-        self.cost = cost
-        #: What the worker's capacity must hold as well, for a collocation group.
-        self.need = need
-        self._heap: list[tuple[float, int, Bucket]] = []
-        #: Score of each bucket met; None: no room. A bucket with a score is in the heap.
-        self._known: dict[Bucket, float | None] = {}
-        self._cursor = 0
-        self._epoch = -1
-        #: Epoch in which somebody last asked.
-        self.used = 0
+    index: Index
+    strategy: Strategy
+    cost: Cost
+    #: What the worker's capacity must hold as well, for a collocation group.
+    need: Cost
+    heap: list[tuple[float, int, Bucket]] = field(default_factory=list)
+    #: Score of each bucket met; None: no room. A bucket with a score is in the heap.
+    known: dict[Bucket, float | None] = field(default_factory=dict)
+    cursor: int = 0
+    epoch: int = -1
+    #: Epoch in which somebody last asked.
+    used: int = 0
 
     def best(self) -> Bucket | None:
         """Return the best bucket that has a worker."""
-        index = self._index
+        index = self.index
         if index.changed:
             index.catch_up()
-        if self._epoch != index.epoch or self._cursor != len(index.log):
+        if self.epoch != index.epoch or self.cursor != len(index.log):
             self._catch_up()
-        heap = self._heap
+        heap = self.heap
         while heap:
             score, _, bucket = heap[0]
             if not bucket.size:
                 heappop(heap)
-                self._known.pop(bucket, None)
-            elif self._strategy.score is None and bucket.first().order != score:
+                self.known.pop(bucket, None)
+            elif self.strategy.score is None and bucket.first().order != score:
                 # Its first worker left, or one before it came.
                 order = bucket.first().order
-                self._known[bucket] = order
+                self.known[bucket] = order
                 heapreplace(heap, (order, bucket.order, bucket))
             else:
                 return bucket
@@ -106,24 +99,24 @@ class View:
         """Return all buckets with room, best first."""
         self.best()
         return list(
-            dict.fromkeys(b for _, _, b in sorted(self._heap, key=itemgetter(0, 1)) if b.size)
+            dict.fromkeys(b for _, _, b in sorted(self.heap, key=itemgetter(0, 1)) if b.size)
         )
 
     def _catch_up(self) -> None:
-        index = self._index
+        index = self.index
         log = index.log
-        if self._epoch != index.epoch:
-            self._known.clear()
-            self._heap.clear()
-            self._epoch = self.used = index.epoch
+        if self.epoch != index.epoch:
+            self.known.clear()
+            self.heap.clear()
+            self.epoch = self.used = index.epoch
             fresh = list(index.buckets.values())
         else:
-            fresh = log[self._cursor :]
-        self._cursor = len(log)
-        known = self._known
-        heap = self._heap
+            fresh = log[self.cursor :]
+        self.cursor = len(log)
+        known = self.known
+        heap = self.heap
         items = self.cost.items
-        score_of = self._strategy.score
+        score_of = self.strategy.score
         for bucket in fresh:
             if not bucket.size:
                 continue

@@ -17,13 +17,9 @@ def estimate(run: Run, fleet: Fleet, durations: Durations, now: float) -> float 
     """Return how long a run still takes (s), as if it had the workers to itself.
 
     It takes at least as long as its longest remaining path, and as its work keeps the scarcest
-    resource busy. The first call after a ranking sums up all functions that are left. Later ones
+    resource busy. None: the duration of more than half of the functions left is unknown, or no
+    worker runs. The first call after a ranking sums up all functions that are left. Later ones
     cost as much as the run has codes, costs and running functions.
-
-    Returns
-    -------
-    None
-        If the duration of more than half of the functions left is unknown, or no worker runs.
     """
     left = run.remaining
     if left is None:

@@ -40,14 +40,8 @@ _RESERVED = 32
 def drain(worker: Worker, cost: Cost, now: float) -> tuple[float | None, int, list[int]] | None:
     """Find when a busy worker has room for a cost if it gets nothing more.
 
-    Returns
-    -------
-    at
-        Seconds, by the estimated ends; None if one of them is unknown.
-    ended
-        How many claims must end for it.
-    extra
-        What is free beside the cost then.
+    Return that time (s, by the estimated ends; None if one of them is unknown), how many claims
+    must end for it, and what is free beside the cost then. None: the worker cannot hold the cost.
     """
     free = list(worker.free)
     ends: list[tuple[float, int, Function]] = []

@@ -70,13 +70,7 @@ STRATEGIES = {
 
 
 def strategy(name: str) -> Strategy:
-    """Return the strategy of a name.
-
-    Raises
-    ------
-    ValueError
-        No strategy has that name; the message lists those that exist.
-    """
+    """Return the strategy of a name; raise ValueError, with the names that exist, if it is none."""
     try:
         return STRATEGIES[name]
     except (KeyError, TypeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from handoff_dask.compat.scheduler import drop_topic
@@ -15,20 +16,15 @@ if TYPE_CHECKING:
     from distributed import Scheduler
 
 
+@dataclass(eq=False)
 class EventStream:
-    """Passes events on, together once in each turn of the loop.
+    """Passes events on, together once in each turn of the loop."""
 
-    Parameters
-    ----------
-    scheduler
-        Its log is what clients subscribe to.
-    runs
-        The runs by their ids.
-    """
+    #: Its log is what clients subscribe to.
+    scheduler: Scheduler
+    runs: Mapping[str, RunRecord]
 
-    def __init__(self, scheduler: Scheduler, runs: Mapping[str, RunRecord]) -> None:
-        self._scheduler = scheduler
-        self._runs = runs
+    def __post_init__(self) -> None:
         #: The runs whose events a client wants.
         self._open: set[str] = set()
         self._events: dict[str, list[Event]] = {}
@@ -36,11 +32,11 @@ class EventStream:
     def __call__(self, event: Event) -> None:
         """Pass an event on."""
         if isinstance(event, RunOpened):
-            spec = self._runs[event.run_id].spec
+            spec = self.runs[event.run_id].spec
             if spec.events:
                 self._open.add(event.run_id)
                 # Before the first event. A message of the client's might come later.
-                self._scheduler.subscribe_topic(topic(event.run_id), spec.client)
+                self.scheduler.subscribe_topic(topic(event.run_id), spec.client)
         if event.run_id not in self._open:
             return
         if isinstance(event, RunClosed):
@@ -52,6 +48,6 @@ class EventStream:
     def _send(self) -> None:
         events, self._events = self._events, {}
         for run_id, some in events.items():
-            self._scheduler.log_event(topic(run_id), pickle.dumps(some))
+            self.scheduler.log_event(topic(run_id), pickle.dumps(some))
             if isinstance(some[-1], RunClosed):
-                drop_topic(self._scheduler, topic(run_id))
+                drop_topic(self.scheduler, topic(run_id))

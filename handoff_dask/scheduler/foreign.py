@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.engine import Engine
 from handoff_dask.wire.offers import claimed_resources
 
@@ -22,9 +21,7 @@ class Foreign:
     engine: Engine
     names: Mapping[str, Mapping[str, tuple[str, ...]]]
     ask: Callable[[], None]
-
-    def __post_init__(self) -> None:
-        self._keys: set[Any] = set()
+    _keys: set[Any] = field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -32,11 +29,11 @@ class Foreign:
     def follow(self, key: Any, finish: str) -> None:
         """Count a task that is being processed now, or is no longer."""
         if finish == "processing":
-            claim = compat.claimed_by_task(self.scheduler.tasks[key])
-            if claim is not None:
-                worker, claimed = claim
+            ts = self.scheduler.tasks[key]
+            if ts.resource_restrictions and ts.processing_on:
                 self._keys.add(key)
-                amounts = claimed_resources(self.names.get(worker, {}), claimed)
+                worker = ts.processing_on.address
+                amounts = claimed_resources(self.names.get(worker, {}), ts.resource_restrictions)
                 self.engine.foreign_claimed(key, worker, amounts)
         elif key in self._keys:
             self._keys.discard(key)

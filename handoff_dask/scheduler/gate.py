@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from handoff_dask.attempts.retries import may_retry
 from handoff_dask.attempts.states import PLACED, Placement
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.events import Place
-from handoff_dask.scheduler.claims import Claims
 from handoff_dask.scheduler.records import FunctionRecord
 from handoff_dask.scheduler.registry import Registry
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from distributed.scheduler import TaskState, WorkerState
 
 logger = logging.getLogger(__name__)
+
+#: A set of one worker, and a cost under the worker's own names.
+Restrictions: TypeAlias = tuple[frozenset[str], dict[str, float]]
 
 
 @dataclass(eq=False)
@@ -33,20 +36,37 @@ class Gate:
 
     scheduler: Scheduler
     registry: Registry
-    claims: Claims
     functions: Mapping[Any, FunctionRecord]
+
+    def __post_init__(self) -> None:
+        #: By worker and cost: the restrictions of a task, which tasks share; see ``release_hold``.
+        self._restrictions: defaultdict[str, dict[Any, Restrictions]] = defaultdict(dict)
 
     def open(self, record: FunctionRecord, place: Place, ws: WorkerState) -> Placement:
         """Let a held function run where the engine placed it."""
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
-        compat.release_hold(ts, *self.claims.of(place.worker, record.cost))
+        compat.release_hold(ts, *self._restrictions_of(place.worker, record.cost))
         if row.priority:  # the run's is in the graph
             compat.prioritise(ts, record.run.spec.priority + row.priority)
         ts.retries = int(may_retry(record))
         if row.source is not None or record.entries:
             self._annotate(ts, record, place)
         return self.placement(record, ws)
+
+    def _restrictions_of(self, worker: str, cost: Mapping[str, float]) -> Restrictions:
+        """Return the restrictions of a task that claims a cost of a worker."""
+        shared = self._restrictions[worker]
+        amounts = tuple(cost.items())
+        if amounts not in shared:
+            names = self.registry.names[worker]
+            claim = {own: compat.exact(amount) for name, amount in amounts for own in names[name]}
+            shared[amounts] = frozenset((worker,)), claim
+        return shared[amounts]
+
+    def worker_changed(self, worker: str) -> None:
+        """Forget what was derived from a worker's resources."""
+        self._restrictions.pop(worker, None)
 
     def placement(self, record: FunctionRecord, ws: WorkerState) -> Placement:
         """Record which worker a function is sent to now."""

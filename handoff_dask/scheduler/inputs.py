@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -71,6 +71,7 @@ class _Watch:
     inputs: tuple[TaskState, ...]
 
 
+@dataclass(eq=False)
 class Inputs:
     """Ends the wait of functions for inputs that never arrive.
 
@@ -80,15 +81,12 @@ class Inputs:
     was sent to have died: whatever opens it may end with that.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        functions: Mapping[Any, FunctionRecord],
-        able: Callable[[FunctionRecord], Collection[str]],
-    ) -> None:
-        self._scheduler = scheduler
-        self._functions = functions
-        self._able = able
+    scheduler: Scheduler
+    functions: Mapping[Any, FunctionRecord]
+    #: Returns the workers that could hold a function.
+    able: Callable[[FunctionRecord], Collection[str]]
+
+    def __post_init__(self) -> None:
         self.limit = config.seconds("fetch-timeout")
         self._period = min(PERIOD, max(self.limit / 6, 0.01))
         #: Functions that were placed where an input was not.
@@ -98,11 +96,6 @@ class Inputs:
         self._timer: asyncio.TimerHandle | None = None
         #: {worker: the task that asks about its transfers}
         self._looks: dict[str, asyncio.Task[None]] = {}
-
-    @property
-    def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
-        """What workers may report."""
-        return {"handoff_unusable": self.unusable}
 
     def close(self) -> None:
         """Stop looking."""
@@ -123,8 +116,8 @@ class Inputs:
 
     def _missing(self, record: FunctionRecord) -> Iterator[TaskState]:
         """Yield the inputs of a function that its worker has yet to receive."""
-        ts = self._scheduler.tasks.get(record.key)
-        known = self._functions.get(record.key) is record
+        ts = self.scheduler.tasks.get(record.key)
+        known = self.functions.get(record.key) is record
         if ts is None or ts.processing_on is None or not known:
             return
         for dependency in ts.dependencies:
@@ -139,7 +132,7 @@ class Inputs:
         if record.key not in self._watched:
             return []
         inputs = list(self._missing(record))
-        nodes = [self._functions.get(ts.key) for ts in inputs]
+        nodes = [self.functions.get(ts.key) for ts in inputs]
         names = [str(ts.key) if r is None else r.index for ts, r in zip(inputs, nodes, strict=True)]
         return list(zip(names, map(_holders, inputs), strict=True))
 
@@ -161,19 +154,19 @@ class Inputs:
         """Take a function back from its worker; it fails once the worker has given it up."""
         record.doom = self._error(ts, problem, advice)
         stimulus_id = f"handoff-unfetched-{time.time()}"
-        self._scheduler.transitions({record.key: "waiting"}, stimulus_id)
+        self.scheduler.transitions({record.key: "waiting"}, stimulus_id)
 
     def _error(self, ts: TaskState, problem: str, advice: str) -> TransferError:
         """Return the error of a function that an input cannot be brought to."""
         producer, what = self._named(ts)
-        if ts.key not in self._functions:
+        if ts.key not in self.functions:
             advice = ""
         text = f"{what} {problem}{advice.format(producer=producer)}"
         return TransferError(producer, ts.type or "", text)
 
     def _named(self, ts: TaskState) -> tuple[str, str]:
         """Return who made an input, and what to call it."""
-        maker = self._functions.get(ts.key)
+        maker = self.functions.get(ts.key)
         if maker is None:
             producer, what = str(ts.key), f"the result of the Dask task {ts.key!r}"
         elif maker.row.source is None:
@@ -205,13 +198,13 @@ class Inputs:
         """Return why a function is not to be sent to a worker: the error that it ends with."""
         if not self._deaths:
             return None
-        inputs = self._scheduler.tasks[record.key].dependencies
+        inputs = self.scheduler.tasks[record.key].dependencies
         return self._deadly(ts for ts in inputs if worker not in _holders(ts))
 
     def trust(self, key: Any) -> None:
         """Forget the deaths of workers on the way of a function's inputs: it has got them."""
         if self._deaths:
-            for ts in self._scheduler.tasks[key].dependencies:
+            for ts in self.scheduler.tasks[key].dependencies:
                 self._deaths.pop(ts, None)
 
     def _deadly(self, inputs: Iterable[TaskState]) -> TransferError | None:
@@ -289,14 +282,14 @@ class Inputs:
     async def _ask(self, worker: str, handler: str, **kwargs: Any) -> Any:
         """Return the answer of a worker's plugin; None if there is none in time."""
         try:
-            call = getattr(self._scheduler.rpc(worker), f"handoff_{handler}")(**kwargs)
+            call = getattr(self.scheduler.rpc(worker), f"handoff_{handler}")(**kwargs)
             return await asyncio.wait_for(call, max(self._period, 1))
         except Exception:  # an RPC raises what the other side raised
             return None
 
     def _stalled(self, record: FunctionRecord, ts: TaskState, peer: str | None) -> None:
         """Consider an input lost: it gets one more try."""
-        producer = self._functions.get(ts.key)
+        producer = self.functions.get(ts.key)
         holders = [peer] if peer in _holders(ts) else _holders(ts)
         if record.refetched or (producer is not None and producer.avoid is not None):
             problem = f"does not arrive from {', '.join(_holders(ts))}: twice it made no progress"
@@ -308,12 +301,12 @@ class Inputs:
 
     def _recompute(self, producer: FunctionRecord, holders: Sequence[str]) -> None:
         """Have a result that cannot be fetched computed again, if another worker can do it."""
-        if producer.row.collocated is not None or not set(self._able(producer)).difference(holders):
+        if producer.row.collocated is not None or not set(self.able(producer)).difference(holders):
             return  # only another transfer can help
         producer.avoid = holders[0]
         for holder in holders:
             stimulus_id = f"handoff-stalled-{time.time()}"
-            transfers.drop_replica(self._scheduler, producer.key, holder, stimulus_id)
+            transfers.drop_replica(self.scheduler, producer.key, holder, stimulus_id)
 
 
 def _holders(ts: TaskState) -> tuple[str, ...]:

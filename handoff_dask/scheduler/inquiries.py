@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distributed import Status
@@ -29,32 +30,22 @@ PAUSE = 0.5
 LAST_WORD = 1.5
 
 
+@dataclass(eq=False)
 class Inquiries:
     """Finds out which lost attempts had started.
 
     A function handed to a worker may be lost with it before it starts. Then it has used up no
     attempt. The worker knows, if it lives or closes in order; otherwise its nanny knows. If there
     is no nanny, or the whole host is gone, nobody does.
-
-    Parameters
-    ----------
-    scheduler
-        Where the workers are.
-    settle
-        Is called with each lost attempt and with what its worker had started.
-    ask
-        Has the engine decide soon.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        settle: Callable[[FunctionRecord, Lost, End], None],
-        ask: Callable[[], None],
-    ) -> None:
-        self._scheduler = scheduler
-        self._settle = settle
-        self._ask = ask
+    scheduler: Scheduler
+    #: Is called with each lost attempt and with what its worker had started.
+    settle: Callable[[FunctionRecord, Lost, End], None]
+    #: Has the engine decide soon.
+    ask: Callable[[], None]
+
+    def __post_init__(self) -> None:
         #: {worker: (address of its nanny, if any, its id)}
         self._nannies: dict[str, tuple[str | None, str]] = {}
         #: Workers that said that they close.
@@ -82,7 +73,7 @@ class Inquiries:
     def whom(self, lost: Lost) -> str:
         """Return who is being asked about a lost attempt, in words."""
         nanny, _ = self._nannies.get(lost.worker, (None, ""))
-        if lost.worker not in self._scheduler.workers and nanny is not None:
+        if lost.worker not in self.scheduler.workers and nanny is not None:
             return f"the nanny of {lost.worker}"
         return lost.worker
 
@@ -128,18 +119,18 @@ class Inquiries:
                 for record, attempt in sorted(
                     lost, key=lambda item: item[1].number not in end.busy
                 ):
-                    self._settle(record, attempt, end)
-                self._ask()
+                    self.settle(record, attempt, end)
+                self.ask()
         finally:
             del self._tasks[worker]
-            if worker not in self._scheduler.workers:
+            if worker not in self.scheduler.workers:
                 self.worker_removed(worker)
 
     async def _answer(self, worker: str, lost: list[tuple[FunctionRecord, Lost]]) -> End:
         """Find out what a worker had started."""
         lost_at = time.monotonic()
         deadline = lost_at + ANSWER
-        while worker in self._scheduler.workers:
+        while worker in self.scheduler.workers:
             # What its threads use stays claimed until it answers or is removed.
             with suppress(OSError, asyncio.TimeoutError):
                 end = await asyncio.wait_for(self._ask_worker(worker, lost), ANSWER)
@@ -148,7 +139,7 @@ class Inquiries:
                 if time.monotonic() > deadline:
                     logger.warning("Worker %s does not know what it has started", worker)
                     return End()
-            if worker in self._scheduler.workers:
+            if worker in self.scheduler.workers:
                 await asyncio.sleep(PAUSE)
             lost_at = time.monotonic()
         # The nanny knows about a process that died; a worker that closes in order reports itself.
@@ -174,7 +165,7 @@ class Inquiries:
         """Return what a worker says; None if it closes, or its plugin is replaced."""
         calls = [(record.key, attempt.number) for record, attempt in lost]
         try:
-            answer = await self._scheduler.rpc(worker).handoff_withdraw(calls=calls)
+            answer = await self.scheduler.rpc(worker).handoff_withdraw(calls=calls)
             return End(
                 {number: started for number, started, _ in answer if started is not None},
                 frozenset(number for number, _, busy in answer if busy),
@@ -190,7 +181,7 @@ class Inquiries:
             return End()
         with suppress(Exception):  # an RPC raises what the other side raised
             answer = await compat.ask_once(
-                self._scheduler, nanny, CONNECT, ANSWER, op="handoff_end", worker=id_
+                self.scheduler, nanny, CONNECT, ANSWER, op="handoff_end", worker=id_
             )
             if answer is not None:
                 started = answer["started"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.lives import Departure, Lives
-from handoff_dask.attempts.losses import End, Lost
+from handoff_dask.attempts.losses import Lost
+from handoff_dask.attempts.retries import Verdict, escalated
 from handoff_dask.attempts.states import (
     PLACED,
     Asking,
@@ -24,6 +25,7 @@ from handoff_dask.attempts.states import (
 )
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import WorkerLostError
+from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
@@ -34,7 +36,6 @@ from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.standins import text_of
 from handoff_dask.wire.offers import claimed_resources
-from handoff_dask.worker.task import escalated
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -135,7 +136,8 @@ class Lifecycle:
             lost = self.lives.erred(record, departure, error_type, message.rstrip(")"))
             if record.doom is not None:
                 record.run.decided.add(record.index)
-                compat.replace_exception(ts, record.doom)
+                # Dask uses bytes, too.
+                ts.exception = pickle.dumps(record.doom)  # type: ignore[assignment]
         else:
             lost = self.lives.returned(record, departure)
         if lost is not None:
@@ -190,19 +192,20 @@ class Lifecycle:
 
     def _orphan(self, ts: TaskState) -> None:
         """Fail, after this, what lost its result and cannot have it again."""
-        if compat.lacks_failed(ts):
+        if any(dependency.state == "erred" for dependency in ts.dependencies):
             asyncio.get_running_loop().call_soon(
                 compat.fail_orphan, self.scheduler, ts.key, f"handoff-orphan-{time.time()}"
             )
 
     def _blame(self, record: FunctionRecord, ts: TaskState) -> None:
         """Record the failure of a function whose argument, a future, has failed."""
-        culprit = compat.failed_input(ts)
-        if culprit is not None and culprit.key not in self.runs.functions:
+        culprit = ts.exception_blame
+        if culprit in ts.dependencies and culprit.key not in self.runs.functions:
             why = f": {culprit.exception_text}" if culprit.exception_text else ""
             problem = f"its argument, the future {culprit.key!r}, failed{why}"
             self.runs.function_failed(record, problem)
-            compat.adopt_exception(ts, culprit)
+            ts.exception, ts.traceback = culprit.exception, culprit.traceback
+            ts.traceback_text = culprit.traceback_text
 
     def _pardon(self, record: FunctionRecord) -> None:
         """Try a function again that had failed for good, since a client asks for that."""
@@ -255,10 +258,6 @@ class Lifecycle:
             error = TimeoutError(message)
             compat.fail_task(self.scheduler, record.key, error, stimulus_id, worker=record.worker)
 
-    def settled(self, record: FunctionRecord, lost: Lost, end: End) -> None:
-        """Go on with a function, now that it is known what became of its last attempt."""
-        self.lives.settled(record, lost, end, time.monotonic())
-
     def end(self, record: FunctionRecord) -> None:
         """Give up a function whose run ends."""
         ts = self.scheduler.tasks.get(record.key)
@@ -269,10 +268,6 @@ class Lifecycle:
         self.lives.dropped(record)
 
     # What the functions' lives have to know
-
-    def waits_ahead(self, life: Life) -> bool:
-        """Whether a placed function waits behind another one and has no claim of its own."""
-        return self.engine.questions.waits_ahead(life.key)
 
     def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
@@ -293,19 +288,19 @@ class Lifecycle:
         reasons = [entry.message or "" for entry in deaths]
         return WorkerLostError(life.row.label, workers, names, reasons)
 
-    def escalate(self, life: Life) -> Failure | None:
-        """Ask a policy with code what to claim after the death of a worker."""
+    def escalate(self, life: Life) -> Mapping[str, Any]:
+        """Ask a policy with code what to claim after a worker's death: `cost` or `problem`."""
         assert isinstance(life, FunctionRecord)
         if life.row.escalation is None or life.failures > life.row.policy.max_retries:
-            return None
+            return {}
         try:
             policy = pickle.loads(life.row.escalation)
         except BaseException as error:  # unpickling runs the user's code
             problem = f"cannot be loaded on the scheduler: {text_of(error)}"
-            answer: Mapping[str, Any] = {"problem": ("retry.escalate", problem)}
+            verdict = Verdict(False, problem=("retry.escalate", problem))
         else:
-            answer = escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
-        return _failure("error", {**_NOTHING, **answer})
+            verdict = escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
+        return verdict._asdict()
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
@@ -317,25 +312,7 @@ class Lifecycle:
         self.runs.stop_submitted_by(life.key)
 
 
-#: A failure of which only the terms of the next attempt matter.
-_NOTHING: Mapping[str, Any] = {
-    "started": 0.0,
-    "stopped": 0.0,
-    "error_type": None,
-    "message": "",
-    "retry": True,
-}
-
-
-def _failure(outcome: Any, message: Mapping[str, Any]) -> Failure:
+def _failure(outcome: Outcome, message: Mapping[str, Any]) -> Failure:
     """Return what a worker reported of a failure."""
-    return Failure(
-        outcome,
-        message["started"],
-        message["stopped"],
-        message["error_type"],
-        message["message"],
-        message["retry"],
-        message.get("cost"),
-        message.get("problem"),
-    )
+    fields = Failure._fields[1:]
+    return Failure(outcome, **{name: message[name] for name in fields if name in message})

@@ -10,11 +10,11 @@ from distributed import SchedulerPlugin, Status
 
 from handoff_dask import config
 from handoff_dask.attempts.endings import Endings
+from handoff_dask.attempts.losses import End, Lost
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler import dashboard
-from handoff_dask.scheduler.claims import Claims
 from handoff_dask.scheduler.decider import Decider
 from handoff_dask.scheduler.event_stream import EventStream
 from handoff_dask.scheduler.foreign import Foreign
@@ -64,9 +64,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.registry = Registry(scheduler, engine, self._worker_joined, self._worker_left)
         self.runs = Runs(scheduler, engine, self.endings, self._emit, self._end, self._ask)
         self.functions = self.runs.functions
-        self.claims = Claims(self.registry.names)
         self.foreign = Foreign(scheduler, engine, self.registry.names, self._ask)
-        self.gate = Gate(scheduler, self.registry, self.claims, self.functions)
+        self.gate = Gate(scheduler, self.registry, self.functions)
         self.inputs = Inputs(scheduler, self.functions, self._able)
         self.inquiries = Inquiries(scheduler, self._settle, self._ask)
         self.lifecycle = Lifecycle(
@@ -102,17 +101,18 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.reasons,
             self.uninstall,
         )
-        self.history = dashboard.install(
+        self.history = dashboard.History(self.runs)
+        self.overview = dashboard.Overview(
             scheduler,
-            dashboard.Sources(
-                runs=self.runs,
-                functions=self.functions,
-                workers=self.registry.names,
-                questions=engine.questions,
-                why=self.reasons.why,
-                ending=self.endings.counts,
-            ),
+            self.history,
+            self.runs,
+            self.functions,
+            self.registry.names,
+            engine.questions,
+            self.reasons.why,
+            self.endings.counts,
         )
+        dashboard.install(self.overview)
         self._listeners += [self.history, EventStream(scheduler, self.runs)]
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
@@ -120,7 +120,11 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         )
         self._remove_handlers = compat.install_handlers(
             scheduler,
-            {**self.registry.handlers, **self.service.handlers, **self.inputs.handlers},
+            {
+                **self.registry.handlers,
+                **self.service.handlers,
+                "handoff_unusable": self.inputs.unusable,
+            },
             {"handoff_gone": self.service.last_word},
         )
         self.registry.publish()
@@ -160,7 +164,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     async def close(self) -> None:
         """Stop."""
-        for part in (self.history, self.inputs, self.inquiries, self.decider):
+        for part in (self.history, self.inputs, self.inquiries, self.decider, self.runs):
             part.close()
         self._unwatch()
         if self._limit is not None:
@@ -211,7 +215,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def _worker_joined(self, ws: WorkerState) -> None:
         self.inquiries.worker_joined(ws.address, ws.nanny, ws.server_id)
-        self.claims.changed(ws.address)
+        self.gate.worker_changed(ws.address)
         # Plain tasks may have started before it was known what they claim.
         for ts in ws.processing:
             if ts.key not in self.functions:
@@ -219,7 +223,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._ask()
 
     def _worker_left(self, worker: str) -> None:
-        self.claims.changed(worker)
+        self.gate.worker_changed(worker)
         lost_at = time.monotonic() if self.registry.may_return(worker) else None
         if self.registry.removed(worker):
             self.engine.worker_removed(worker, lost_at)
@@ -237,8 +241,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _end(self, record: FunctionRecord) -> None:
         self.lifecycle.end(record)
 
-    def _settle(self, record: FunctionRecord, lost: Any, end: Any) -> None:
-        self.lifecycle.settled(record, lost, end)
+    def _settle(self, record: FunctionRecord, lost: Lost, end: End) -> None:
+        self.lifecycle.lives.settled(record, lost, end, time.monotonic())
 
     def _able(self, record: FunctionRecord) -> Collection[str]:
         return self.engine.questions.feasibility(record.cost, record.row.pin).able

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.states import Asking
@@ -14,33 +14,27 @@ from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 from handoff_dask.wire.keys import index_of
 
 
+@dataclass(eq=False)
 class Reasons:
-    """Says what held functions wait for.
+    """Says what held functions wait for."""
 
-    Parameters
-    ----------
-    engine, endings, inquiries
-        What places functions, what is still ending, and what is asked about lost attempts.
-    """
-
-    def __init__(self, engine: Engine, endings: Endings, inquiries: Inquiries) -> None:
-        self._engine = engine
-        self._endings = endings
-        self._inquiries = inquiries
+    engine: Engine
+    endings: Endings
+    inquiries: Inquiries
 
     def why(self, record: FunctionRecord) -> Waiting:
         """Say what a held function waits for, and what is still ending where it waits."""
         if isinstance(record.state, Asking):
-            whom = self._inquiries.whom(record.state.lost)
+            whom = self.inquiries.whom(record.state.lost)
             return Waiting(f"asking {whom} what had started")
-        return self._completed(self._engine.questions.why(record.key) or Waiting("next"))
+        return self._completed(self.engine.questions.why(record.key) or Waiting("next"))
 
     def holds(self, run: RunRecord) -> Sequence[tuple[int, Mapping[str, float], Waiting]]:
         """Say what functions of a run are held for: how many, what they cost, and why."""
         # The engine does not know those whose last attempt is being asked about.
         return [
             (number, dict(run.functions[index_of(key)].cost), self._completed(why))
-            for key, number, why in self._engine.questions.holds(run.spec.run_id)
+            for key, number, why in self.engine.questions.holds(run.spec.run_id)
         ] + [
             (1, dict(record.cost), self.why(record))
             for record in run.functions
@@ -51,4 +45,4 @@ class Reasons:
         """Add what is still ending on the workers that a function waits for."""
         if why.reason == "next" or not why.workers:
             return why
-        return replace(why, ending=self._endings.describe(why.workers))
+        return replace(why, ending=self.endings.describe(why.workers))

@@ -13,11 +13,9 @@ from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.states import STATES, UNENDED, State
 from handoff_dask.errors import AllocationError
-from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Finding
 from handoff_dask.wire.messages import (
     FATES,
-    AttemptRow,
     FunctionRow,
     RunReport,
     RunSpec,
@@ -28,25 +26,18 @@ from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded
 
 
 class FunctionRecord(Life):
-    """One node of a run: a function, or a transform of an argument.
-
-    Attributes
-    ----------
-    index
-        Its index in the run.
-    run
-        The run.
-    refetched
-        Whether an input that did not arrive got a second try.
-    """
+    """One node of a run: a function, or a transform of an argument."""
 
     __slots__ = ("index", "refetched", "run")
     row: FunctionRow
 
     def __init__(self, key: Any, index: int, run: RunRecord, row: FunctionRow) -> None:
         super().__init__(key, row)
+        #: Its index in the run.
         self.index = index
+        #: The run.
         self.run = run
+        #: Whether an input that did not arrive got a second try.
         self.refetched = False
 
     @property
@@ -78,26 +69,15 @@ class FunctionRecord(Life):
             run.unended += (not ended) - (left in UNENDED)
         if ended:
             problem = run.failed.get(self.index)
-            run.emit(FunctionEnded(run.spec.run_id, time.time(), self.index, entered, problem))
+            run.latest = now = time.time()
+            run.emit(FunctionEnded(run.spec.run_id, now, self.index, entered, problem))
 
     def recorded(self, entry: Entry, replaced: Entry | None) -> None:
         """Announce the end of an attempt."""
         run = self.run
         if entry.number > 1 and replaced is None and not self.is_transform:
             run.retries += 1
-        name, host = run.workers[entry.worker]
-        attempt = Attempt(
-            entry.number,
-            entry.worker,
-            name,
-            host,
-            entry.started,
-            entry.stopped,
-            entry.cost,
-            entry.outcome,
-            entry.error_type,
-            entry.message,
-        )
+        attempt = entry.attempt(run.workers)
         run.emit(AttemptEnded(run.spec.run_id, time.time(), self.index, attempt))
 
 
@@ -128,6 +108,8 @@ class RunRecord:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
+    #: When the latest of its functions ended (s since epoch).
+    latest: float = 0.0
     #: Whether it was logged that others changed where its functions may run.
     overruled: bool = False
     #: Why it was stopped, if it was.
@@ -159,11 +141,7 @@ class RunRecord:
     def report(self) -> RunReport:
         """Return what the client is told."""
         return RunReport(
-            attempts=tuple(
-                AttemptRow(record.index, *entry[:-1])
-                for record in self.functions
-                for entry in record.entries
-            ),
+            attempts={record.index: record.entries for record in self.functions if record.entries},
             workers=dict(self.workers),
             failed=dict(self.failed),
             counts=self.counted(),

@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,20 +33,13 @@ REMEMBERED = 10_000
 
 
 class Joining(NamedTuple):
-    """What a worker learns about its declarations when it gets the plugin.
+    """What a worker learns about its declarations when it gets the plugin."""
 
-    Parameters
-    ----------
-    again
-        {resource: amount} that it declared before it restarted.
-    ours
-        What it declares on our behalf already.
-    leaving
-        What it declared before Handoff was uninstalled; see `Withdrawal`.
-    """
-
+    #: {resource: amount} that it declared before it restarted.
     again: Mapping[str, float]
+    #: What it declares on our behalf already.
     ours: Mapping[str, Declaration]
+    #: What it declared before Handoff was uninstalled; see `Withdrawal`.
     leaving: Mapping[str, Declaration]
 
 
@@ -57,30 +51,18 @@ def _identity(ws: WorkerState) -> Hashable:
     return ws.nanny or ws.address
 
 
+@dataclass(eq=False)
 class Registry:
-    """The workers of a scheduler, and the handlers about them.
+    """The workers of a scheduler, and the handlers about them."""
 
-    Parameters
-    ----------
-    scheduler, engine
-        Where the workers are, and what is told of them.
-    joined
-        Hears of a worker that may be given functions, or whose declarations changed.
-    left
-        Hears of a worker that is given no functions any more.
-    """
+    scheduler: Scheduler
+    engine: Engine
+    #: Is called with a worker that may be given functions, or whose declarations changed.
+    joined: Callable[[WorkerState], None]
+    #: Is called with the address of a worker that is given no more functions.
+    left: Callable[[str], None]
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        engine: Engine,
-        joined: Callable[[WorkerState], None],
-        left: Callable[[str], None],
-    ) -> None:
-        self.scheduler = scheduler
-        self.engine = engine
-        self._joined = joined
-        self._left = left
+    def __post_init__(self) -> None:
         #: {address: {resource in lower case: the worker's own names for it}}
         self.names: dict[str, dict[str, tuple[str, ...]]] = {}
         #: By address and name: what workers declare on our behalf.
@@ -99,16 +81,13 @@ class Registry:
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """The handlers by the name under which the scheduler knows them."""
-        handlers = (
-            self.joining,
-            self.capabilities,
-            self.unable,
-            self.declare,
-            self.nodes,
-            self.available,
-        )
         return {
-            **{f"handoff_{handler.__name__}": handler for handler in handlers},
+            "handoff_joining": self.joining,
+            "handoff_capabilities": self.capabilities,
+            "handoff_unable": self.unable,
+            "handoff_declare": self.declare,
+            "handoff_nodes": self.nodes,
+            "handoff_available": self.available,
             "set_resources": self.set_resources,
         }
 
@@ -143,18 +122,9 @@ class Registry:
     ) -> None:
         """Record what a worker offers; from then on it is given functions.
 
-        Parameters
-        ----------
-        worker
-            Its address.
-        capabilities
-            What counts of what it declares, under its own names.
-        version
-            Its version of this package.
-        ours
-            What it declares on our behalf.
-        returns
-            Whether it starts anew whenever its lifetime is over.
+        `capabilities` is what counts of what it declares, under its own names, and `ours` what it
+        declares on our behalf. `returns` says whether it starts anew whenever its lifetime is
+        over.
         """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
@@ -185,7 +155,7 @@ class Registry:
         # What the worker is to take back it still has: it counts for Dask, until then.
         declared = {name: v for name, v in capabilities.items() if name not in leaving}
         compat.declare(self.scheduler, worker, declared)
-        self._joined(ws)
+        self.joined(ws)
         self._news.set()
 
     async def unable(self, worker: str, problem: str) -> None:
@@ -240,7 +210,7 @@ class Registry:
             self.scheduler.add_plugin(withdrawal, name=Withdrawal.name)
         withdrawal.add(self.ours)
         for worker in list(self.names):
-            self._left(worker)
+            self.left(worker)
         number = time.monotonic_ns()
         answers = [
             self.scheduler.rpc(worker).handoff_taken_back(number=number)
@@ -262,10 +232,7 @@ class Registry:
     def _resolve(self, worker: str) -> str | None:
         """Return the address of a worker called by its address or name.
 
-        Raises
-        ------
-        HandoffError
-            It is given no functions.
+        Raise HandoffError if it is given no functions.
         """
         for address, ws in self.scheduler.workers.items():
             if worker in (address, str(ws.name)):

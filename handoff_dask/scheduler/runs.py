@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from handoff_dask import collector
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.states import UNENDED
 from handoff_dask.compat import scheduler as compat
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 #: How many functions in all the stopped runs may have whose reports are kept.
 REMEMBERED = 100_000
 
+#: From this many functions on, the garbage collector is kept from scanning what a run consists of
+#: again and again, which would be a fifth of what a function costs.
+_LARGE = 5_000
+#: Also for these seconds after its end, while results are gathered and released.
+_AFTERWARDS = 60.0
+
 
 @dataclass(frozen=True)
 class StoppedRun:
@@ -36,38 +43,23 @@ class StoppedRun:
     opening: bytes
 
 
+@dataclass(eq=False, repr=False)
 class Runs(Mapping[str, RunRecord]):
-    """The runs by their ids, and every function that Dask knows by its key.
+    """The runs by their ids, and every function that Dask knows by its key."""
 
-    Parameters
-    ----------
-    scheduler, engine, endings
-        Where the tasks are, what places functions, and what keeps the claims of attempts that were
-        given up.
-    emit
-        Hears of events.
-    end
-        Gives a function up.
-    ask
-        Has the engine decide soon.
-    """
+    scheduler: Scheduler
+    engine: Engine
+    endings: Endings
+    #: Is called with each event.
+    emit: Callable[[Event], None]
+    #: Gives a function up.
+    end: Callable[[FunctionRecord], None]
+    #: Has the engine decide soon.
+    ask: Callable[[], None]
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        engine: Engine,
-        endings: Endings,
-        emit: Callable[[Event], None],
-        end: Callable[[FunctionRecord], None],
-        ask: Callable[[], None],
-    ) -> None:
-        self._scheduler = scheduler
-        self._engine = engine
-        self._endings = endings
-        self._emit = emit
-        self._end = end
-        self._ask = ask
+    def __post_init__(self) -> None:
         self._runs: dict[str, RunRecord] = {}
+        self._sparing = collector.Sparing(self._large)
         #: Every node that Dask knows, by key.
         self.functions: dict[Any, FunctionRecord] = {}
         #: By run_id: those that were stopped and have no tasks left, the latest last.
@@ -88,7 +80,7 @@ class Runs(Mapping[str, RunRecord]):
         """Record a run, given the message that opens it, and add its functions to the engine."""
         run = self.record(opening)
         spec = run.spec
-        self._emit(RunOpened(spec.run_id, spec.dag_id, run.opened))
+        self.emit(RunOpened(spec.run_id, spec.dag_id, run.opened))
         if spec.timeout is not None:
             loop = asyncio.get_running_loop()
             run.limit = loop.call_later(spec.timeout, self._out_of_time, run)
@@ -96,9 +88,10 @@ class Runs(Mapping[str, RunRecord]):
 
     def record(self, opening: bytes) -> RunRecord:
         """Record a run that may only be asked about."""
-        spec = RunSpec.unpacked(opening)
-        run = self._runs[spec.run_id] = RunRecord(spec, opening, self._emit)
-        self._engine.run_opened(
+        # What the scheduler does not open stays in the message only.
+        spec = replace(RunSpec.unpacked(opening), functions=b"")
+        run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit)
+        self.engine.run_opened(
             spec.run_id,
             priority=spec.priority,
             strategy=spec.strategy,
@@ -111,14 +104,14 @@ class Runs(Mapping[str, RunRecord]):
             for index, (key, row) in enumerate(zip(keys, rows, strict=True))
         ]
         run.counts["waiting"] = sum(row.source is None for row in rows)
-        prefixes = self._scheduler.task_prefixes
+        prefixes = self.scheduler.task_prefixes
         # What Dask measured of the same code, whatever ran it.
         expected = {
             name: prefixes[name].duration_average
             for name in {row.prefix for row in rows}
             if name in prefixes and prefixes[name].duration_average >= 0
         }
-        self._engine.functions_added(run.spec.run_id, function_specs(rows, keys, expected))
+        self.engine.functions_added(run.spec.run_id, function_specs(rows, keys, expected))
         return run
 
     def graph_arrived(
@@ -127,7 +120,7 @@ class Runs(Mapping[str, RunRecord]):
         """Hold every function of a new graph, before any of them can start."""
         run: RunRecord | None = None
         late = []
-        tasks = self._scheduler.tasks
+        tasks = self.scheduler.tasks
         for key, mark in annotations.get("handoff", {}).items():
             if not isinstance(mark, dict) or "run" not in mark:
                 continue  # a plain task, which somebody annotated with our name
@@ -145,11 +138,11 @@ class Runs(Mapping[str, RunRecord]):
         if late:
             # The run was stopped before its graph arrived.
             loop = asyncio.get_running_loop()
-            loop.call_soon(lambda: self._scheduler.client_releases_keys(keys=late, client=client))
-            self._scheduler.report({"op": "cancelled-keys", "keys": late})
+            loop.call_soon(lambda: self.scheduler.client_releases_keys(keys=late, client=client))
+            self.scheduler.report({"op": "cancelled-keys", "keys": late})
         if run is not None:
             if run.spec.detach:
-                self._scheduler.client_desires_keys(keys, run.spec.keeper)
+                self.scheduler.client_desires_keys(keys, run.spec.keeper)
             run.arrived.set()
 
     # How it is stopped
@@ -162,22 +155,22 @@ class Runs(Mapping[str, RunRecord]):
         if run.stop is not None or (run.over and stop.kind != "failed"):
             return
         run.stop = stop
-        self._emit(RunStopped(run.spec.run_id, time.time(), stop.kind, stop.problem))
+        self.emit(RunStopped(run.spec.run_id, time.time(), stop.kind, stop.problem))
         keys = []
         clients: set[str] = set()
         for record in run.functions:
             if record.state.shown not in UNENDED:
                 continue
-            ts = self._scheduler.tasks.get(record.key)
+            ts = self.scheduler.tasks.get(record.key)
             if ts is None:
-                self._end(record)
+                self.end(record)
             else:
                 keys.append(record.key)
                 clients.update(cs.client_key for cs in ts.who_wants or ())
         for client in clients:
-            self._scheduler.client_releases_keys(keys=keys, client=client)
+            self.scheduler.client_releases_keys(keys=keys, client=client)
         if keys:
-            self._scheduler.report({"op": "cancelled-keys", "keys": keys})
+            self.scheduler.report({"op": "cancelled-keys", "keys": keys})
         if not run.alive:
             self.forget(run)
 
@@ -212,7 +205,7 @@ class Runs(Mapping[str, RunRecord]):
 
     def cancelled(self, keys: list[Any], client: str, force: bool) -> list[Any]:
         """Stop the runs whose functions a client cancels; return the keys that are not ours."""
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         others: list[Any] = []
         ours: list[Any] = []
         gone: list[Any] = []
@@ -239,13 +232,7 @@ class Runs(Mapping[str, RunRecord]):
         return others
 
     def check_retried(self, keys: list[Any]) -> None:
-        """Raise if a client may not retry these keys.
-
-        Raises
-        ------
-        HandoffError
-            The run of a function was stopped.
-        """
+        """Raise HandoffError if a client may not retry these keys, as their run was stopped."""
         for key in keys:
             record = self.functions.get(key)
             stopped = record.run.stop if record else self.stopped_by(key)
@@ -262,35 +249,49 @@ class Runs(Mapping[str, RunRecord]):
         run_id = run.spec.run_id
         if self._runs.pop(run_id, None) is None:
             return
+        self._sparing.look()
         # Later: the scheduler may be going through its clients.
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._scheduler.clients.pop, run.spec.keeper, None)
+        loop.call_soon(self.scheduler.clients.pop, run.spec.keeper, None)
         if run.stop is not None and not run.forgotten:
             self._remember(run)
         for record in run.functions:
-            self._end(record)  # its tasks are about to be released
+            self.end(record)  # its tasks are about to be released
             self.functions.pop(record.key, None)
-        self._endings.forget(run.functions)
-        self._emit(RunClosed(run_id, time.time()))
+        self.endings.forget(run.functions)
+        self.emit(RunClosed(run_id, time.time()))
         run.arrived.set()  # nobody needs to wait for its graph any more
-        self._engine.run_closed(run_id)
+        self.engine.run_closed(run_id)
         if run.limit is not None:
             run.limit.cancel()
-        self._ask()
+        self.ask()
 
     def release(self, run: RunRecord) -> None:
         """Stop keeping the results of a detached run."""
         run.kept, run.forgotten = False, True
-        keeper = self._scheduler.clients.get(run.spec.keeper)
+        keeper = self.scheduler.clients.get(run.spec.keeper)
         if keeper is not None:
             keys = [ts.key for ts in keeper.wants_what]
-            self._scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
-            del self._scheduler.clients[run.spec.keeper]
+            self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
+            del self.scheduler.clients[run.spec.keeper]
+        if not run.functions:
+            self.forget(run)  # it has no tasks whose end would do this
+
+    def close(self) -> None:
+        """Leave nothing of the runs behind in this process."""
+        self._sparing.close()
+
+    def _large(self) -> bool:
+        ended_after = time.time() - _AFTERWARDS
+        return any(
+            len(run.functions) >= _LARGE and (not run.over or run.latest > ended_after)
+            for run in list(self._runs.values())
+        )
 
     # What is remembered
 
     def _remember(self, run: RunRecord) -> None:
-        spec = replace(run.spec, rows=(), functions=b"")
+        spec = replace(run.spec, rows=())
         self.stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
         while len(self.stopped) > 1 and self._remembered() > REMEMBERED:
             del self.stopped[next(iter(self.stopped))]

@@ -6,6 +6,7 @@ import pickle
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -45,28 +46,9 @@ class Service:
 
     @property
     def handlers(self) -> dict[str, Callable[..., Awaitable[Any]]]:
-        """The handlers by the name under which the scheduler knows them."""
-        handlers = (
-            self.open,
-            self.close,
-            self.arrived,
-            self.find,
-            self.want,
-            self.forget,
-            self.report,
-            self.over,
-            self.states,
-            self.progress,
-            self.explain,
-            self.why,
-            self.stalled,
-            self.holds,
-            self.known,
-            self.described,
-            self.stop,
-            self.uninstall,
-        )
-        return {f"handoff_{handler.__name__}": handler for handler in handlers}
+        """All coroutine methods, by the name under which the scheduler knows them."""
+        names = [name for name, method in vars(Service).items() if iscoroutinefunction(method)]
+        return {f"handoff_{name}": getattr(self, name) for name in names}
 
     # Runs
 
@@ -77,7 +59,9 @@ class Service:
             run = self.runs.open(spec)
         run_id = run.spec.run_id
         if not run.functions:
-            self.runs.forget(run)  # no graph will follow, and nothing to tell its end by
+            run.arrived.set()  # no graph will follow, and nothing to tell its end by
+            if not run.kept:
+                self.runs.forget(run)
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.registry.names:

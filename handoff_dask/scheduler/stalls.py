@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.states import PLACED
-from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord
@@ -50,13 +49,14 @@ class Stalls:
                 del self._nested[key]
 
     def _find_nested(self) -> dict[Hashable, tuple[FunctionRecord, list[RunRecord]]]:
-        found: dict[Hashable, tuple[FunctionRecord, list[RunRecord]]] = {}
+        nested: dict[Hashable, tuple[FunctionRecord, list[RunRecord]]] = {}
         for run in self._runs.values():
             outer = self._runs.functions.get(run.spec.within)
             if outer is not None and isinstance(outer.state, PLACED):
-                if compat.seceded(self._scheduler.tasks[outer.key]):
-                    found.setdefault(outer.key, (outer, []))[1].append(run)
-        return found
+                ts = self._scheduler.tasks[outer.key]
+                if ts.processing_on is not None and ts in ts.processing_on.long_running:
+                    nested.setdefault(outer.key, (outer, []))[1].append(run)
+        return nested
 
     def reason(self, run: RunRecord) -> str | None:
         """Say why a run makes no progress; None if it makes some, or has ended."""

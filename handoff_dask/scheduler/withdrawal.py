@@ -85,7 +85,7 @@ class Withdrawal(SchedulerPlugin):
     def _follow(self, key: Any, state: str) -> None:
         """Record which names a task claims."""
         if state in _PENDING:
-            for name in compat.claimed_names(self._scheduler.tasks[key]):
+            for name in self._scheduler.tasks[key].resource_restrictions or ():
                 self._claims[name].add(key)
             return
         for name, keys in list(self._claims.items()):

@@ -71,22 +71,12 @@ class ShippedPackage(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader): 
 def unpack(files: bytes, parcel: bytes, version: str, base: str | None = None) -> Any:
     """Unpack a parcel, with the installed package or else with the copy that was sent along.
 
-    Parameters
-    ----------
-    files
-        The files of the package: a mapping, pickled and compressed.
-    parcel
-        A pickled pair: what to call, and the arguments.
-    version
-        The version of those files.
-    base
-        For a plugin that its server can do without: the name of its base class in distributed. If
-        the package cannot be used, the result is a plugin that only reports this.
+    A parcel is a pickled pair: what to call, and the arguments. `files`, of that version, is the
+    package: a mapping, pickled and compressed.
 
-    Raises
-    ------
-    ImportError
-        The package cannot be used, and there is no `base`.
+    For a plugin that its server can do without, `base` is the name of its base class in
+    distributed. If the package cannot be used, the result is a plugin that only reports this.
+    Without a `base`, ImportError is raised.
     """
     came_along = False
     try:

@@ -71,14 +71,8 @@ def picture(
 ) -> Picture:
     """Return the boxes and lines of a DAG.
 
-    Parameters
-    ----------
-    functions
-        The functions by id, in any state.
-    codes
-        The name of each function's code, in the same order.
-    error
-        What is wrong with the DAG; its culprits are marked.
+    The functions, by id, may be in any state; `codes` has the name of each function's code, in the
+    same order. The culprits of the error are marked.
     """
     numbers: dict[Hashable, int] = {id_: i for i, id_ in enumerate(functions)}
     lines: dict[Edge, Line] = {}

@@ -80,14 +80,9 @@ def levels(count: int, edges: Sequence[Edge]) -> list[int]:
 def arrange(count: int, edges: Sequence[Edge], box: Point, view: float = 1000.0) -> Layout:
     """Lay out a graph from left to right or, if it fits the view better, downwards.
 
-    Parameters
-    ----------
-    count, edges
-        The nodes are the numbers below `count`; edges lead to the node that depends on the other.
-    box
-        Width and height of each box (pixels).
-    view
-        Width that is visible without scrolling (pixels).
+    The nodes are the numbers below `count`; edges lead to the node that depends on the other.
+    `box` is the width and height of each box, `view` the width that is visible without scrolling
+    (pixels).
     """
     edges = list(dict.fromkeys(edges))
     level = _near_users(levels(count, edges), edges)
@@ -235,12 +230,8 @@ def spread(
 ) -> list[float]:
     """Return places in the given order, as near as possible to those wanted, without overlap.
 
-    Parameters
-    ----------
-    wanted, weights
-        The place that each would have alone, and how much that matters.
-    breadths
-        The breadth of each; ``BOX_GAP`` is left between them.
+    The larger the weight of one, the more it matters that it gets the place that it would have
+    alone. Between them, each with its breadth, ``BOX_GAP`` is left.
 
     Examples
     --------

@@ -15,10 +15,7 @@ _LANE, _LOW, _HIGH = 18, 160, 900
 def figure(rows: Mapping[str, Sequence[Bar]], title: str, legend: Mapping[str, str]) -> Any:
     """Return a timeline, {worker: its bars}, as a Bokeh figure; the legend is {word: colour}.
 
-    Raises
-    ------
-    ImportError
-        Bokeh is not installed.
+    Raise ImportError if Bokeh is not installed.
     """
     try:
         from bokeh.models import ColumnDataSource, DataRange1d, FixedTicker, HoverTool, Range1d

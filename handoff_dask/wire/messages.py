@@ -7,8 +7,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from handoff_dask.attempts.ledger import Entry
 from handoff_dask.errors import AllocationError
-from handoff_dask.model.attempt import Attempt, Outcome
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Node
 from handoff_dask.model.function import FunctionType
 from handoff_dask.model.retry import RetryPolicy
@@ -178,26 +179,12 @@ class RunSpec:
         return [node_key(row.prefix, self.run_id, index) for index, row in enumerate(self.rows)]
 
 
-class AttemptRow(NamedTuple):
-    """One start of a node; see :class:`~handoff_dask.model.attempt.Attempt`."""
-
-    node: int
-    number: int
-    worker: str
-    started: float
-    stopped: float
-    outcome: Outcome
-    error_type: str | None
-    message: str | None
-    cost: Mapping[str, float]
-
-
 @dataclass(frozen=True)
 class RunReport:
     """What happened in a run, by the index of the node."""
 
-    #: Each start that has ended, in the order in which they ended.
-    attempts: Sequence[AttemptRow] = ()
+    #: The starts of each node that have ended, the first first.
+    attempts: Mapping[int, Sequence[Entry]] = field(default_factory=dict)
     #: {address: (name, host)} of every worker that ran something.
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     #: {index: problem} of the nodes that failed for good by themselves.
@@ -212,20 +199,15 @@ class RunReport:
     #: Those of the failed nodes whose error is the scheduler's own.
     decided: frozenset[int] = frozenset()
 
-    def attempts_by_index(self) -> dict[int, list[Attempt]]:
-        """Return the attempts of each node, in order."""
-        attempts: dict[int, list[Attempt]] = {}
-        for node, number, worker, started, stopped, outcome, error, message, cost in self.attempts:
-            name, host = self.workers[worker]
-            attempts.setdefault(node, []).append(
-                Attempt(number, worker, name, host, started, stopped, cost, outcome, error, message)
-            )
-        return attempts
+    def attempts_of(self, node: int) -> tuple[Attempt, ...]:
+        """Return the attempts of a node, the first first."""
+        return tuple(entry.attempt(self.workers) for entry in self.attempts.get(node, ()))
 
     def allocations(self, nodes: Sequence[Node]) -> dict[Hashable, str]:
         """Return the worker that made the result of each function."""
         return {
-            nodes[row.node].function.id: row.worker
-            for row in self.attempts
-            if row.outcome == "ok" and nodes[row.node].kind == "function"
+            nodes[index].function.id: entry.worker
+            for index, entries in self.attempts.items()
+            for entry in entries
+            if entry.outcome == "ok" and nodes[index].kind == "function"
         }

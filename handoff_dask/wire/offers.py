@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from handoff_dask.model.amounts import as_amounts
@@ -84,18 +84,14 @@ class Declaration(NamedTuple):
         return total.get(name) == self.amount
 
 
+@dataclass(eq=False)
 class Declarations:
     """What a worker declares on our behalf."""
 
-    def __init__(
-        self,
-        ours: Mapping[str, Declaration] = MappingProxyType({}),
-        leaving: Mapping[str, Declaration] = MappingProxyType({}),
-    ) -> None:
-        self.ours = dict(ours)
-        #: What was declared before Handoff was uninstalled, and stays while plain tasks claim it:
-        #: not part of the offer.
-        self.leaving = dict(leaving)
+    ours: dict[str, Declaration] = field(default_factory=dict)
+    #: What was declared before Handoff was uninstalled, and stays while plain tasks claim it: not
+    #: part of the offer.
+    leaving: dict[str, Declaration] = field(default_factory=dict)
 
     def offer(self, total: Mapping[str, float]) -> dict[str, float]:
         """Return the declared resources that are part of the offer."""

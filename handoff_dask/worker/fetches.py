@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,15 +31,6 @@ class Fetches:
         #: How often an input was missing, or its transfer failed for an unknown reason.
         self._failures: Counter[Any] = Counter()
         self._inquiry: asyncio.Task[None] | None = None
-
-    @property
-    def handlers(self) -> dict[str, Callable[..., Any]]:
-        """The handlers that the scheduler may call."""
-        return {
-            "handoff_transfers": self.transfers,
-            "handoff_serializing": self.serializing,
-            "handoff_abandon": self.abandon,
-        }
 
     def close(self) -> None:
         """Stop the inquiry."""

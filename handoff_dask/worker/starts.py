@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import psutil
 
-#: The file's head: process id, starts so far, starts that found no room, the worker's id.
-_HEAD = struct.Struct("<qqq128s")
+#: The file's head: process id, starts that found no room, the worker's id.
+_HEAD = struct.Struct("<qq128s")
 #: Each place in it: the placement's number plus 1 (0 is none), and seconds since the epoch.
 _START = struct.Struct("<qd")
 
@@ -27,24 +27,14 @@ class Starts:
     """The placements whose functions a worker has started, and those that it must not start.
 
     The scheduler numbers placements. A start is recorded in memory that is mapped from a file; this
-    costs two stores. If the process is killed, another one can read the file. A start that has
+    costs one store. If the process is killed, another one can read the file. A start that has
     ended is kept until its place is needed. The place that has been free for longest is used first,
     so the scheduler has long known of that end.
 
-    Parameters
-    ----------
-    places
-        How many starts are kept: more than run at a time, plus those whose end the scheduler may
-        not know yet.
-    address
-        The address of the :class:`StartsFile` to keep them in; None keeps them in memory only.
-    owner
-        The worker's id.
-
-    Raises
-    ------
-    OSError, ValueError
-        The file no longer exists.
+    There are as many places as starts are kept: more than run at a time, plus those whose end the
+    scheduler may not know yet. Without the address of a :class:`StartsFile`, they are in memory
+    only; if that file no longer exists, OSError or ValueError is raised. `owner` is the worker's
+    id.
     """
 
     def __init__(self, places: int, address: str | None = None, owner: str = "") -> None:
@@ -55,8 +45,7 @@ class Starts:
         self._started: dict[int, tuple[int, float]] = {}
         self._withdrawn: set[int] = set()
         self._sealed = False
-        #: Starts so far, and how many of them found no free place.
-        self.count = 0
+        #: How many starts found no free place.
         self._lost = 0
         self._owner = owner.encode()
         self._memory: mmap.mmap | None = None
@@ -66,7 +55,7 @@ class Starts:
 
     def _write_head(self) -> None:
         if self._memory is not None:
-            _HEAD.pack_into(self._memory, 0, os.getpid(), self.count, self._lost, self._owner)
+            _HEAD.pack_into(self._memory, 0, os.getpid(), self._lost, self._owner)
 
     def begin(self, number: int) -> int | None:
         """Record that the function of a placement starts; return the place, to be passed to `end`.
@@ -77,7 +66,6 @@ class Starts:
         with self._lock:
             if self._sealed or number in self._withdrawn:
                 return None
-            self.count += 1
             if not self._free:  # all in use, by functions that gave up their threads
                 self._lost += 1
                 self._write_head()
@@ -91,7 +79,6 @@ class Starts:
             self._number[place] = number
             self._started[number] = place, now
             if self._memory is not None:
-                self._write_head()
                 _START.pack_into(self._memory, _HEAD.size + place * _START.size, number + 1, now)
             return place
 
@@ -155,8 +142,6 @@ class Left:
     #: The worker's id, and that of its process.
     owner: str
     pid: int
-    #: The number of starts.
-    count: int
     #: {placement: s since epoch} of the latest ones; None if the record is incomplete.
     started: dict[int, float] | None
 
@@ -170,11 +155,6 @@ class StartsFile:
 
     If the system allows, it has no name and disappears with the nanny. Otherwise, a file left by a
     killed nanny is removed when another nanny creates its own.
-
-    Attributes
-    ----------
-    address
-        What a process of the same user on this host passes to :class:`Starts`.
     """
 
     def __init__(self) -> None:
@@ -186,6 +166,7 @@ class StartsFile:
             _remove_stale()
             self._file, path = tempfile.mkstemp(prefix=f"{_PREFIX}{os.getpid()}-")
             self._path = path
+        #: What a process of the same user on this host passes to :class:`Starts`.
         self.address = f"{path}|{_identity(self._file)}"
 
     @staticmethod
@@ -204,9 +185,9 @@ class StartsFile:
             data = file.read()
         if len(data) < _HEAD.size:
             return None
-        pid, count, lost, owner = _HEAD.unpack_from(data)
+        pid, lost, owner = _HEAD.unpack_from(data)
         started = {n - 1: t for n, t in _START.iter_unpack(data[_HEAD.size :]) if n}
-        return Left(owner.rstrip(b"\0").decode(), pid, count, None if lost else started)
+        return Left(owner.rstrip(b"\0").decode(), pid, None if lost else started)
 
     def clear(self) -> None:
         """Empty it for the next process, after one has ended."""

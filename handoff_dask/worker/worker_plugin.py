@@ -83,7 +83,9 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             "handoff_declare": self.declare,
             "handoff_taken_back": self.taken_back,
             "handoff_withdraw": self.withdraw,
-            **self.fetches.handlers,
+            "handoff_transfers": self.fetches.transfers,
+            "handoff_serializing": self.fetches.serializing,
+            "handoff_abandon": self.fetches.abandon,
         }
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
@@ -168,12 +170,9 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
         """Withdraw placements, given as (key, placement): those not started never will be.
 
-        Returns
-        -------
-        list
-            (placement, start in s since epoch, whether it still has a thread) of those that have
-            started, or have a thread because they were about to start. The end of each thread is
-            reported to the scheduler.
+        Return (placement, start in s since epoch, whether it still has a thread) of those that
+        have started, or have a thread because they were about to start. The end of each thread is
+        reported to the scheduler.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)

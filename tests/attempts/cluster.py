@@ -85,9 +85,6 @@ class Cluster:
 
     # What the lives ask
 
-    def waits_ahead(self, life):
-        return self.engine.questions.waits_ahead(life.key)
-
     def input_sizes(self, life):
         return {}, 0.0
 
@@ -98,7 +95,7 @@ class Cluster:
         return WorkerLostError(life.row.label, [entry.worker for entry in life.deaths])
 
     def escalate(self, life):
-        return None
+        return {}
 
     def died_unstarted(self, life, lost, reason):
         assert not any(s.number == lost.number and s.started for s in self.sent)

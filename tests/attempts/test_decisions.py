@@ -37,7 +37,7 @@ def life(policy=None, **fields):
 def after_failure(policy=None):
     """Return a function that waits for its first retry."""
     new = life(policy)
-    new.record("tcp://a", 1.0, 2.0, "error", "ValueError", "no", counts=True)
+    new.record("tcp://a", 1.0, 2.0, "error", "no", True, "ValueError")
     new.state = RETRYING
     return new
 

@@ -84,10 +84,11 @@ class Lives(RuleBasedStateMachine):
         # While it is asked about a worker, two may be taken for the one that has a thread: then
         # more is claimed there for a while than there is.
         asked = {sent.worker for sent, _ in self.cluster.questions}
+        waits_ahead = self.cluster.engine.questions.waits_ahead
         some = [
             sent
             for sent in self.attempts(running=True, seceded=False)
-            if not (sent.worker in asked and self.cluster.waits_ahead(sent.life))
+            if not (sent.worker in asked and waits_ahead(sent.life.key))
         ]
         if some:
             sent = some[i % len(some)]

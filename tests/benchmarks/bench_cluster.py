@@ -71,9 +71,9 @@ def measure(client, args):
     with_us, without = [], []
     throughput(client, args.tasks)
     for _ in range(args.rounds):
-        discover_nodes(client)
+        discover_nodes(client=client)
         with_us.append(throughput(client, args.tasks))
-        uninstall(client)
+        uninstall(client=client)
         without.append(throughput(client, args.tasks))
     ratio = median(a / b for a, b in zip(with_us, without, strict=True))
     per_task = 1e6 * median(without) / args.tasks

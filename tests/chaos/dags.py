@@ -56,7 +56,7 @@ def _act(me, folder, deeds, inputs):
         # Not while another function is between its start and its own word of it: listing gives the
         # interpreter away, what follows does not.
         starts = get_worker().plugins["handoff"].starts
-        while len(os.listdir(folder)) != starts.count:
+        while len(os.listdir(folder)) != len(starts._started):
             pass
         os._exit(3) if deed == "exit" else os.kill(os.getpid(), signal.SIGKILL)
     return 1 + sum(inputs) % 1_000_003

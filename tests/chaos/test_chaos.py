@@ -67,7 +67,8 @@ class Watch:
             if plugin is not None:
                 now, ask = time.time(), plugin.engine.questions
                 ahead = {r.worker for r in plugin.functions.values() if ask.waits_ahead(r.key)}
-                ahead.update(e.worker for e in plugin.endings.waiting())
+                endings = plugin.endings._endings.values()
+                ahead.update(ending.worker for ending in endings if not ending.claims)
                 # What was handed ahead may have started as soon as something else has ended.
                 exact = plugin.registry.names.keys() - ahead
                 claims = {a: (ask.slots(a), ask.claimed(a)) for a in exact}
@@ -214,7 +215,7 @@ class Monkey:
                         await asyncio.sleep(0.001)
                     left = plugin.file.read()
                     files = len(list(Path(self.root, str(pid)).glob("*")))
-                    if left is not None and (left.pid, left.count) == (pid, files):
+                    if left is not None and (left.pid, len(left.started or ())) == (pid, files):
                         os.kill(pid, number)
                         os.kill(pid, signal.SIGCONT)
                         return

@@ -21,10 +21,12 @@ from handoff_dask import (
     collocated,
     discover_nodes,
     execute,
+    function,
     register_node,
     resources_available,
     submit,
 )
+from handoff_dask.client import waiting
 from tests.support import assert_clean, dag_of, where
 from tests.unlike import RAN, note, on_cluster
 
@@ -80,6 +82,24 @@ async def test_every_field_of_a_call(c, s, a, b):
     assert result.results["nested"] == ((1, 2, [-2]), {"k": {"x": (1, 2)}})
     assert result.functions[2].results == 2
     assert result.functions[2].node == result.allocations[2]
+
+
+@on_cluster()
+async def test_a_dag_built_by_calls(c, s, a, b):
+    """What `add` and `map` build runs with the fields of its code and of the calls."""
+
+    @function(cost={"cpu": 1}, node=a.address)
+    def load(path, level=1):
+        return [path, level, where()]
+
+    dag = DAG("built")
+    raw = dag.map(load, ["x", "y"], level=2)
+    moved = dag.add(partial(load, raw[0]), node=b.address, level=raw[1])
+    total = dag.add(dict, raw=raw, moved=moved, id="total")
+    result = await execute(dag, results=["total"])
+    x, y = ["x", 2, a.address], ["y", 2, a.address]
+    assert result.results == {total.id: {"raw": [x, y], "moved": [x, y, b.address]}}
+    assert [dict(result.attempts[ref.id][0].cost) for ref in (*raw, moved)] == [{"cpu": 1}] * 3
 
 
 @on_cluster()
@@ -344,3 +364,20 @@ def test_going_on_in_an_embedded_cluster():
     result = execute(dag, max_retries=0, on_error="continue")
     assert result.results == {"whole": 1.0}
     assert list(result.errors) == ["half"]
+
+
+@on_cluster()
+async def test_large_runs(c, s, a, b, monkeypatch):
+    """A run whose futures are too many to wait for each ends as others do."""
+    monkeypatch.setattr(waiting, "_MANY", 3)
+    monkeypatch.setattr(waiting, "_PAUSE", 0.01)
+    dag = dag_of(*(Function(i, [], int, extra_args=[i]) for i in range(50)))
+    assert (await execute(dag)).results == {i: i for i in range(50)}
+    bad = dag_of(*(Function(i, [], fail, max_retries=0) for i in range(50)))
+    with pytest.raises(FunctionFailedError):
+        await execute(bad)
+    await assert_clean(s, a, b)
+
+
+def fail():
+    raise LookupError("no such thing")

@@ -194,13 +194,13 @@ async def test_uninstall_spares_runs(c, s, a, b):
     """Runs under way or kept are named in an error; force cancels them."""
     run = await submit(waiting("under way"))
     with pytest.raises(HandoffError, match="'under way'"):
-        await uninstall(c)
+        await uninstall(client=c)
     await Event("under way").set()
     await run.result()
     await submit(waiting("kept"), detach=True)
     with pytest.raises(HandoffError, match="'kept'"):
-        await uninstall(c)
-    await uninstall(c, force=True)
+        await uninstall(client=c)
+    await uninstall(client=c, force=True)
     await Event("kept").set()
     assert "handoff" not in s.plugins
     del run

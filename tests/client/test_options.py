@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 
-from handoff_dask.client.options import Allocator, RunOptions, patience
+from handoff_dask.client.options import Allocator, RunOptions, StrategyName, patience
+from handoff_dask.placement.strategies import STRATEGIES
 
 
 class Mine:
@@ -53,6 +55,11 @@ def test_option_that_is_wrong(option, value):
         RunOptions(**{option: value})
     if value != 0:
         assert repr(value) in str(caught.value)
+
+
+def test_the_names_of_strategies():
+    """Type checkers know the names that the engine knows."""
+    assert {*get_args(StrategyName)} == {*STRATEGIES}
 
 
 @pytest.mark.parametrize("value", ["first_available", "load_balanced", "packed", "cost_optimized"])

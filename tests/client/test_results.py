@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -12,6 +12,8 @@ from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Function, collocated
+from handoff_dask.model.refs import Ref
+from tests.support import dag_of
 
 
 def accept(*args):
@@ -48,7 +50,7 @@ RESULT = ExecutionResult(
 
 
 def chosen(results):
-    return select(FUNCTIONS, expand(FUNCTIONS), results)
+    return select(dag_of(*FUNCTIONS.values(), id="d"), expand(FUNCTIONS), results)
 
 
 @pytest.mark.parametrize(
@@ -148,3 +150,47 @@ def test_repr():
         "<ExecutionResult of 'd': 2 results, 2 functions on 2 workers, 8.5 s, 1 failed or not run>"
     )
     assert "failed" not in repr(ExecutionResult("d", {}))
+
+
+def test_a_result_by_its_id():
+    """result[id], `in` and iteration are about the results that there are."""
+    assert RESULT["a"] == 1
+    assert RESULT["b"] is None
+    assert list(RESULT) == ["a", "b"]
+    assert "b" in RESULT and "c" not in RESULT
+
+
+def test_a_ref_stands_for_its_id():
+    """In results= and in result[...], a ref of the DAG; one of another DAG is an unknown id."""
+    own, foreign = Ref("b", "d"), Ref("b", "another")
+    assert chosen([own, "a", "b"]) == ["b", "a"]
+    assert RESULT[own] is None and own in RESULT
+    assert foreign not in RESULT
+    with pytest.raises(UnknownFunctionError, match="another"):
+        chosen([foreign])
+    with pytest.raises(UnknownFunctionError, match="another"):
+        RESULT[foreign]
+
+
+@pytest.mark.parametrize(
+    "function_id, problem",
+    [
+        ("c", "it failed or was not run: no"),
+        ("i", "it is inline, and its value is never kept"),
+        ("unknown", "'d' has no such function"),
+    ],
+)
+def test_a_result_that_is_not_there(function_id, problem):
+    """A KeyError that says why; the error of the function is the cause."""
+    with pytest.raises(KeyError, match=rf"^function '{function_id}': {problem}$") as caught:
+        RESULT[function_id]
+    assert caught.value.__cause__ is RESULT.errors.get(function_id)
+
+
+def test_a_result_that_was_not_asked_for():
+    """The error names the option; or says that the function was not run."""
+    some = replace(RESULT, results={"a": 1}, errors={})
+    with pytest.raises(UnknownFunctionError, match="not asked for by results="):
+        some["b"]
+    with pytest.raises(UnknownFunctionError, match="it was not run"):
+        some["c"]

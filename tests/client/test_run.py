@@ -157,7 +157,7 @@ async def test_cancel(c, s, a, b):
         await run.result()
     await go.set()
     await assert_clean(s, a, b)
-    assert (await run.progress())["cancelled"] == 2
+    assert (await run.counts())["cancelled"] == 2
 
 
 @pytest.mark.parametrize("on_error", ["raise", "continue"])
@@ -182,8 +182,8 @@ def test_a_failure_where_nothing_goes_over_a_wire(on_error):
 
 
 @on_cluster()
-async def test_progress(c, s, a, b):
-    """progress() has the counts of status() without the attempts."""
+async def test_counts(c, s, a, b):
+    """counts() has the counts of status() without the attempts."""
     started, go = await Event("started"), await Event("go")
 
     def hold():
@@ -198,18 +198,18 @@ async def test_progress(c, s, a, b):
         )
     )
     await started.wait()
-    progress = await run.progress()
-    assert {state for state, count in progress.items() if count == 1} == {
+    counts = await run.counts()
+    assert {state for state, count in counts.items() if count == 1} == {
         "running",
         "held",
         "waiting",
     }
     status = await run.status()
     del status["attempts"]
-    assert progress == status
+    assert counts == status
     await go.set()
     await run.result()
-    assert (await run.progress())["done"] == 3
+    assert (await run.counts())["done"] == 3
 
 
 @on_cluster()
@@ -248,7 +248,7 @@ async def test_the_time_remaining(c, s, a, b):
     """Seconds, once it is known how long functions of that code take; none is left at the end."""
     functions = [Function(i, [], wait_for_go, extra_args=[i]) for i in range(8)]
     run = await submit(dag_of(*functions))
-    while (await run.progress())["done"] < 2:
+    while (await run.counts())["done"] < 2:
         await asyncio.sleep(0.01)
     remaining = await run.remaining()
     assert remaining is not None and remaining >= 0
@@ -256,3 +256,113 @@ async def test_the_time_remaining(c, s, a, b):
     await run.result()
     while await run.remaining():
         await asyncio.sleep(0.01)
+
+
+@on_cluster()
+async def test_await_a_run(c, s, a, b):
+    """`await run` is `await run.result()`; a coroutine can be made a task as before."""
+    run = await asyncio.create_task(submit(dag_of(Function(1, [], int))))
+    assert (await run).results == {1: 0}
+    with pytest.raises(TypeError, match="async with"), run:
+        pass
+
+
+def hold():
+    Event("started").set()
+    Event("go").wait()
+
+
+HELD = [Function("f", [], hold)]
+
+
+@on_cluster()
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_async_with(c, s, a, b, awaited):
+    """Leaving the block waits for the run; with or without awaiting submit() first."""
+    starting = submit(dag_of(Function(1, [], int)))
+    async with (await starting) if awaited else starting as run:
+        assert (await run)[1] == 0
+    assert (await run.counts())["done"] == 1
+    del run, starting
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_leaving_a_block_by_an_error(c, s, a, b):
+    """The run is cancelled, also where the error is that the task itself was cancelled."""
+    with pytest.raises(ZeroDivisionError):
+        async with submit(dag_of(*HELD)) as run:
+            await (await Event("started")).wait()
+            1 / 0  # noqa: B018
+    with pytest.raises(RunCancelledError):
+        await run
+
+    async def enter():
+        async with submit(dag_of(*HELD)):
+            entered.set()
+            await asyncio.Event().wait()
+
+    entered = asyncio.Event()
+    task = asyncio.create_task(enter())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await Event("go").set()
+    del run, task
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_a_block_whose_run_fails(c, s, a, b):
+    """Leaving it raises the error of the run, unless the block cancelled it."""
+    with pytest.raises(FunctionFailedError, match="always"):
+        async with submit(dag_of(Function(1, [], note_and_fail)), max_retries=0):
+            pass
+    async with submit(dag_of(*HELD)) as run:
+        await run.cancel()
+    await Event("go").set()
+
+
+def test_with_a_synchronous_client():
+    """The same by `with`; and what only an asynchronous client can do is a clear error."""
+    dag = dag_of(Function(1, [], int))
+    with submit(dag) as run:
+        assert run.result()[1] == 0
+    with pytest.raises(FunctionFailedError), submit(dag_of(Function(1, [], note_and_fail))):
+        pass
+    with pytest.raises(ZeroDivisionError), submit(dag_of(Function(1, [], int))) as run:
+        1 / 0  # noqa: B018
+    with pytest.raises(TypeError, match=r"synchronous: call run.result\(\)"):
+        run.__await__()
+
+    async def enter():
+        async with run:
+            pass
+
+    with pytest.raises(TypeError, match="use `with`"):
+        asyncio.run(enter())
+
+
+@on_cluster()
+async def test_attempts(c, s, a, b):
+    """The attempts that have ended, while the run goes on."""
+    dag = dag_of(Function("bad", [], note_and_fail), Function("held", [], hold))
+    run = await submit(dag, max_retries=1, on_error="continue")
+    while (await run.counts())["failed"] != 1:
+        await asyncio.sleep(0.01)
+    attempts = await run.attempts
+    assert [attempt.outcome for attempt in attempts["bad"]] == ["error", "error"]
+    assert attempts == (await run.status())["attempts"]
+    await Event("go").set()
+    assert (await run.attempts).keys() == {"bad"} or (await run).attempts.keys() == {"bad", "held"}
+
+
+@on_cluster()
+async def test_progress_is_deprecated(c, s, a, b):
+    """progress() is counts(), with a warning at the user's line."""
+    run = await submit(dag_of(Function(1, [], int)))
+    await run
+    with pytest.warns(DeprecationWarning, match=r"run\.counts\(\)") as caught:
+        assert await run.progress() == await run.counts()
+    assert caught[0].filename == __file__

@@ -80,10 +80,12 @@ async def test_what_functions_are_held_for(c, s, a, b):
 async def test_the_time_left(c, s, a, b, monkeypatch):
     """What the scheduler estimates is shown until the run has ended."""
 
-    async def remaining(follower):
-        return 75.0
+    asked = Follower.progress
 
-    monkeypatch.setattr(Follower, "remaining", remaining)
+    async def progress(follower):
+        return (await asked(follower))._replace(remaining=75.0)
+
+    monkeypatch.setattr(Follower, "progress", progress)
     run = await submit(dag_of(*GPUS[:1]), client=c)
     await Event("started").wait()
     html, ended = await watching.draw(run._follower)

@@ -115,20 +115,20 @@ def test_compute(scheduler):
 def test_compute_among_others():
     """DAGs and delayed values are computed together, each result in its own place."""
     values = [dask.delayed(operator.neg)(i) for i in range(3)]
-    one, two = make_dag(), make_dag()
-    found = dask.compute(values[0], {"k": [one, values[1]]}, two, values[2])
-    assert found == (0, {"k": [RESULTS, -1]}, RESULTS, -2)
+    first, second = make_dag(), make_dag()
+    computed = dask.compute(values[0], {"k": [first, values[1]]}, second, values[2])
+    assert computed == (0, {"k": [RESULTS, -1]}, RESULTS, -2)
 
 
 def test_compute_on_a_cluster(client):
     """On a cluster without the plugin the transforms run where their consumer does."""
-    found = client.compute(make_dag(), sync=True)
-    (inner, source, target), *rest = found.pop("c")
+    computed = client.compute(make_dag(), sync=True)
+    (inner, source, target), *rest = computed.pop("c")
     assert inner == 20
     assert source == target
     assert source in client.scheduler_info()["workers"]
     assert rest == [source, source, "x"]
-    assert found == {id_: value for id_, value in RESULTS.items() if id_ != "c"}
+    assert computed == {id_: value for id_, value in RESULTS.items() if id_ != "c"}
     plugins = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins))
     assert "handoff" not in plugins
 
@@ -157,8 +157,8 @@ def test_persist_on_a_cluster(client, tmp_path):
     calls = tmp_path / "calls"
     persisted = client.persist(make_dag().add_function(Function("d", ["a"], log, [calls])))
     for _ in range(2):
-        found = client.compute(persisted, sync=True)
-        assert (found["a"], found["b", 1], found["d"]) == (20, 42, 20)
+        computed = client.compute(persisted, sync=True)
+        assert (computed["a"], computed["b", 1], computed["d"]) == (20, 42, 20)
     assert calls.read_text() == "20\n"
     held = client.who_has(futures_of(persisted))
     assert len(held) == len(RESULTS) + 1
@@ -213,9 +213,9 @@ def test_keys_stay_until_then():
 
 def test_dags_of_one_name_share_nothing():
     """Two DAGs have different keys and tokens, though they read the same."""
-    one, two = make_dag(), make_dag()
-    assert not set(one.__dask_keys__()) & set(two.__dask_keys__())
-    assert tokenize(one) != tokenize(two)
+    first, second = make_dag(), make_dag()
+    assert not set(first.__dask_keys__()) & set(second.__dask_keys__())
+    assert tokenize(first) != tokenize(second)
 
 
 def test_no_annotations():

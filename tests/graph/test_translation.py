@@ -45,11 +45,11 @@ def translated(*functions, run_id=RUN, **options):
 def annotations(translation):
     """Return the annotations of each node, as Dask works them out."""
     (layer,) = translation.graph.layers.values()
-    found = []
+    collected = []
     for key in translation.keys:
         values = {n: v(key) if callable(v) else v for n, v in layer.annotations.items()}
-        found.append({name: value for name, value in values.items() if value is not None})
-    return found
+        collected.append({name: value for name, value in values.items() if value is not None})
+    return collected
 
 
 def prefixes_of(*codes):
@@ -142,8 +142,10 @@ def module_with(tmp_path, monkeypatch, name, source):
 def test_different_code_different_prefix(tmp_path, monkeypatch):
     """Durations of different code are never averaged, though the names be the same."""
     source = "def load(): pass\nclass Load:\n    def load(self): pass\n"
-    one, two = (module_with(tmp_path, monkeypatch, f"handoff_user_{n}", source) for n in (1, 2))
-    codes = [one.load, two.load, one.Load.load, one.Load().load, len]
+    first, second = (
+        module_with(tmp_path, monkeypatch, f"handoff_user_{n}", source) for n in (1, 2)
+    )
+    codes = [first.load, second.load, first.Load.load, first.Load().load, len]
     first, second, method, bound, other = prefixes_of(*codes)
     assert len({first, second, method, other}) == 4
     assert method == bound
@@ -151,9 +153,9 @@ def test_different_code_different_prefix(tmp_path, monkeypatch):
 
 def test_lambdas():
     """Lambdas differ by where they stand, two on a line included."""
-    one, two = lambda: 1, lambda: 2
+    first, second = lambda: 1, lambda: 2
     three = lambda: 3  # noqa: E731
-    names = prefixes_of(one, two, three)
+    names = prefixes_of(first, second, three)
     assert len(set(names)) == 3
     assert all(name.startswith("lambda") for name in names)
 
@@ -199,9 +201,9 @@ def test_prefixes_are_those_dask_finds():
 def test_keys_of_two_runs():
     """The same DAG runs twice side by side without sharing a key."""
     functions = [Function(i, [], accept) for i in range(3)]
-    one, two = (set(translated(*functions, run_id=run).keys) for run in (RUN, OTHER))
-    assert len(one) == len(two) == 3
-    assert not one & two
+    first, second = (set(translated(*functions, run_id=run).keys) for run in (RUN, OTHER))
+    assert len(first) == len(second) == 3
+    assert not first & second
 
 
 # Annotations
@@ -220,7 +222,7 @@ def test_one_layer():
 
 def test_annotations():
     """Each key carries its cost map, its retries and the mark of its run."""
-    found = annotations(
+    collected = annotations(
         translated(
             Function("a", [], accept, cost={"CPU": 2, "gpu": 0, "licence": 0.5}),
             Function("b", [Argument("a", len)], accept, max_retries=0),
@@ -228,7 +230,7 @@ def test_annotations():
             policy=RetryPolicy(3),
         )
     )
-    assert found == [
+    assert collected == [
         {
             "resources": {"cpu": 2, "licence": 0.5},
             "retries": 3,
@@ -309,8 +311,8 @@ def test_translated_calls():
         Function("i", ["a"], accept, extra_args=["i"], type="inline"),
         Function("b", ["i", "a"], accept, argument_inclusion="as_list", extra_args=[3]),
     )
-    found = run_all(translation.graph, translation.keys)
-    assert found == [(1,), ([((1,), "i"), (1,)], 3)]
+    collected = run_all(translation.graph, translation.keys)
+    assert collected == [(1,), ([((1,), "i"), (1,)], 3)]
 
 
 def test_discarded_results():

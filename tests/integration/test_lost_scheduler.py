@@ -63,7 +63,9 @@ def test_everybody_is_told(cluster, how):
         run.wait(timeout=600)
         for ask in (
             run.status,
-            run.progress,
+            run.counts,
+            lambda: run.attempts,
+            lambda: list(run.as_completed()),
             run.explain,
             list_runs,
             lambda: get_result("long", "f", timeout=600),

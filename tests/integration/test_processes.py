@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import Client, get_worker
+from distributed import Client, Event, get_worker
 
 from handoff_dask import (
     AllocationError,
     Argument,
     Function,
     FunctionFailedError,
+    RunCancelledError,
     WorkerLostError,
     collocated,
     discover_nodes,
@@ -137,6 +138,34 @@ def test_large_values_stay_where_they_are(client):
     wait_until(lambda: not any(sum(sizes) for sizes in client.run(held).values()))
     assert sum(len(sizes) for sizes in client.run(held).values()) >= 4  # the sums are kept
     assert sum(client.run(moved).values()) < 1e6
+
+
+def test_results_as_they_come(client):
+    """Values arrive one by one from the workers' processes; leaving the block ends the run."""
+    started, go = Event("started", client), Event("go", client)
+
+    def hold():
+        Event("started").set()
+        Event("go").wait()
+
+    dag = dag_of(Function("array", [], np.arange, extra_args=[5]), Function("held", [], hold))
+    with submit(dag) as run:
+        pairs = run.as_completed(timeout=60)
+        id_, value = next(pairs)
+        assert id_ == "array" and value.sum() == 10
+        go.set()
+        assert [id_ for id_, _ in pairs] == ["held"]
+    assert run.result()["array"] is value
+    go.clear()
+    started.clear()
+    with pytest.raises(ZeroDivisionError), submit(dag) as run:
+        started.wait()
+        1 / 0  # noqa: B018
+    with pytest.raises(RunCancelledError):
+        list(run.as_completed())
+    go.set()
+    del run, pairs
+    wait_until(lambda: not tasks_on(client))
 
 
 def test_impossible_cost(client):

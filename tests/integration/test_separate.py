@@ -78,7 +78,7 @@ def test_the_image_pipeline_where_nobody_has_the_package(client, tmp_path):
     assert edges == {"gpu"}
     assert client.run_on_scheduler(has_module) == (True, True)
     assert set(client.run(has_module).values()) == {(True, True)}
-    offered = {names[address]: offer for address, offer in discover_nodes(client).items()}
+    offered = {names[address]: offer for address, offer in discover_nodes(client=client).items()}
     assert offered["small"] == {"cpu": 1, "memory": 4000}
     assert offered["gpu"] == {"cpu": 2, "memory": 4000, "gpu": 2}
 
@@ -132,8 +132,8 @@ def test_a_detached_run_from_another_client(plain, client):
 
 def test_uninstall_leaves_nothing(client):
     """None of our modules, plugins and capabilities is left in any process."""
-    discover_nodes(client)
-    uninstall(client)
+    discover_nodes(client=client)
+    uninstall(client=client)
     assert client.run_on_scheduler(has_module) == (False, False)
     assert set(client.run(has_module).values()) == {(False, False)}
     workers = client.scheduler_info(n_workers=-1)["workers"] if newer() else None
@@ -180,7 +180,7 @@ def test_a_scheduler_that_takes_no_plugins(bare_python, tmp_path):
         Client(processes.address) as client,
         pytest.raises(HandoffError, match=r"--preload handoff_dask\.preload"),
     ):
-        discover_nodes(client)
+        discover_nodes(client=client)
 
 
 def test_a_scheduler_with_the_preload(bare_python, tmp_path):

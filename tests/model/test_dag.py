@@ -105,10 +105,10 @@ def test_dependencies_may_come_later(dag_class):
 
 def test_fresh_ids(dag_class):
     """DAGs without a name get different ones: 32 hexadecimal digits."""
-    one, two = dag_class().id, dag_class().id
-    assert one != two
-    assert int(one, 16) >= 0
-    assert len(one) == 32
+    first, second = dag_class().id, dag_class().id
+    assert first != second
+    assert int(first, 16) >= 0
+    assert len(first) == 32
 
 
 @pytest.mark.parametrize("id_", ["mine", ("mine", 1), 0, ""], ids=repr)

@@ -202,16 +202,16 @@ def test_slots_of_inline_functions_and_transforms():
 
 def test_inlined():
     """A node names the inline functions in its call, each once."""
-    one, two = nodes_of(
+    first, second = nodes_of(
         inline("i"),
         inline("j", "i"),
         inline("unused"),
-        Function("one", ["i", "j", "i"], accept),
-        Function("two", ["one"], accept),
+        Function("first", ["i", "j", "i"], accept),
+        Function("second", ["first"], accept),
     )
-    assert {f.id for f in one.inlined} == {"i", "j"}
-    assert len(one.inlined) == 2
-    assert two.inlined == ()
+    assert {f.id for f in first.inlined} == {"i", "j"}
+    assert len(first.inlined) == 2
+    assert second.inlined == ()
 
 
 def test_sinks():

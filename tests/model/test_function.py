@@ -96,10 +96,10 @@ def test_what_is_no_sequence_is_left_for_validation(field, value):
 
 def test_hashable_whatever_it_holds():
     """Equal functions hash alike, also when their fields cannot be hashed."""
-    one = Function("a", [], max, extra_args=[[1], {}], cost={"cpu": 1})
-    two = Function("a", (), max, extra_args=([1], {}), cost={"cpu": 1})
-    assert {one, two} == {one}
-    assert one != Function("a", [], max)
+    first = Function("a", [], max, extra_args=[[1], {}], cost={"cpu": 1})
+    second = Function("a", (), max, extra_args=([1], {}), cost={"cpu": 1})
+    assert {first, second} == {first}
+    assert first != Function("a", [], max)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,26 @@ def test_an_impossible_cost_names_the_nearest(drive) -> None:
     assert pickle.loads(pickle.dumps(finding)) == finding
 
 
+@pytest.mark.parametrize(
+    ("cost", "hint"),
+    [
+        ({"mem": 100}, "needs mem 100, offers 0 (did you mean 'memory'?)"),
+        ({"cores": 1}, "needs cores 1, offers 0 (did you mean 'cpu'?)"),
+        ({"memory": 2e9}, "needs memory 2e+09, offers 0 (memory is in MB, not in bytes)"),
+        ({"licence": 1}, "needs licence 1, offers 0"),
+    ],
+)
+def test_likely_slips(drive, cost, hint) -> None:
+    """A name that no worker offers, and memory in bytes, get a hint."""
+    assert str(drive(TWO).engine.questions.feasibility(cost)).endswith(f": {hint}")
+
+
+def test_names_that_look_like_slips_are_free(drive) -> None:
+    """A worker may offer a resource of any name."""
+    finding = drive({"a": {"cpus": 2}}).engine.questions.feasibility({"cpus": 3})
+    assert str(finding).endswith("needs cpus 3, offers 2")
+
+
 def test_a_pin_narrows_the_finding(drive) -> None:
     """Only workers that answer to the pin are judged; an unknown pin is told as such."""
     engine = drive(TWO).engine

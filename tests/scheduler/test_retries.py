@@ -224,7 +224,7 @@ async def test_a_late_thread_where_the_others_pause(c, s, a, b):
     while not (await run.status())["attempts"].get(1):
         await asyncio.sleep(0.01)
     for _ in range(20):  # the loop gets to whatever the scheduler has in mind
-        assert (await run.progress())["held"] == 1
+        assert (await run.counts())["held"] == 1
     assert len(SEEN) == 1
     await go.set()
     result = await run.result()

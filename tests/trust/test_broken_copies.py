@@ -144,14 +144,14 @@ def test_workers_with_a_copy_that_is_broken(bare_python, tmp_path):
         processes.worker("early", *options)
         client.wait_for_workers(1, timeout=60)
         with pytest.warns(UserWarning, match="is given no functions: the copy .*SyntaxError"):
-            assert discover_nodes(client) == {}
+            assert discover_nodes(client=client) == {}
         processes.environ["PYTHONPATH"] = write(tmp_path / "b", "empty folder")
         processes.worker("late", *options, "--no-nanny")
         client.wait_for_workers(2, timeout=60)
         for name in ("early", "late"):
             assert client.submit(int, "7", workers=[name], pure=False).result(60) == 7
         with pytest.warns(UserWarning, match="given no functions"):
-            assert discover_nodes(client) == {}
+            assert discover_nodes(client=client) == {}
         processes.check()
     logs = [(tmp_path / f"{i}.log").read_text() for i in (1, 2)]
     assert logs[0].count("gets no Handoff functions") == 2  # the nanny, too

@@ -131,7 +131,7 @@ async def test_a_run_that_is_over_keeps_what_its_threads_use(c, s, a, b, how):
             assert (await execute(dag)).results == {i: idle}
         waiting = await submit(dag_of(Function("next", [], where, cost=ONE, node=busy)))
         await until(lambda: plugin.engine.questions.backlog(1).largest)
-        assert (await waiting.progress())["running"] == 0
+        assert (await waiting.counts())["running"] == 0
         assert text in str(await waiting.explain())
         await (await Event("stuck")).set()
         assert (await waiting.result()).results == {"next": busy}
@@ -484,8 +484,8 @@ async def test_uninstalled_and_installed_again(c, s, a, b):
     """A new plugin knows about threads that were running before it was installed."""
     run = await begin(submit(dag_of(stuck())))
     busy = where_stuck(a, b)
-    await uninstall(c, force=True)
-    await discover_nodes(c)
+    await uninstall(client=c, force=True)
+    await discover_nodes(client=c)
     await until(lambda: len(plugin_of(s).endings) == 1)
     assert not await resources_available(busy, ONE)
     (idle,) = {a.address, b.address} - {busy}

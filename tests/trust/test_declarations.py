@@ -124,7 +124,7 @@ async def test_what_is_registered_is_declared(c, s, a, b):
     assert not await resources_available(a.address, {"licence": 1})
     assert not await resources_available(a.address, {"cpu": 1})
     run = await submit(dag_of(Function(id=1, args=[], code=where, cost={"licence": 1})))
-    while (await run.progress())["held"] != 1:
+    while (await run.counts())["held"] != 1:
         await asyncio.sleep(0.01)
     assert (await run.explain())[1].resources == {"licence": (1, 0)}
     await (await Event("plain")).set()
@@ -158,7 +158,7 @@ async def test_a_declaration_replaces_what_was_found(c, s, a):
     then = await submit(dag_of(Function(id=2, args=[], code=where, cost={"cpu": 2}), id="two"))
     beside = dag_of(Function(id=3, args=[], code=where, cost={"cpu": 1}), id="three")
     assert (await execute(beside)).results == {3: a.address}
-    assert (await then.progress())["running"] == 0
+    assert (await then.counts())["running"] == 0
     await (await Event("one")).set()
     assert (await then.result()).results == {2: a.address}
     await run.result()

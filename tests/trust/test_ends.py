@@ -193,7 +193,7 @@ async def test_a_cancelled_future_stops_the_rest(c, s, a):
     await c.cancel(run.futures[9])
     with pytest.raises(RunCancelledError, match="function 9 was cancelled"):
         await run.result()
-    assert await run.progress() == {
+    assert await run.counts() == {
         "waiting": 0,
         "held": 0,
         "assigned": 0,

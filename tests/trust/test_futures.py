@@ -148,7 +148,7 @@ async def test_a_future_of_the_future(c, s, a):
     run = await submit(dag)
     del dag
     await asyncio.sleep(0.05)
-    assert (await run.progress())["done"] == 0
+    assert (await run.counts())["done"] == 0
     why = await run.explain()
     assert (str(why["f"]), str(why["g"])) == ("waits for its arguments", "waits for 'f'")
     await event.set()
@@ -199,7 +199,7 @@ def test_a_future_that_fails(done, on_error):
         )
         run = await submit(dag, on_error=on_error)
         if not done:
-            while (await run.progress())["done"] == 0:
+            while (await run.counts())["done"] == 0:
                 await asyncio.sleep(0.01)
         await Event("go").set()
         if on_error == "continue":

@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from distributed import Event, Nanny, Worker
+from distributed import Event, Nanny, Status, Worker
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
@@ -37,7 +37,7 @@ def licensed(id=1):
 
 async def held(run):
     """Wait until all unfinished functions of a run are held."""
-    while (await run.progress())["held"] != 1:
+    while (await run.counts())["held"] != 1:
         await asyncio.sleep(0.01)
 
 
@@ -76,7 +76,7 @@ async def test_each_run_has_its_own_time(c, s, a):
     with pytest.raises(AllocationError):
         await asyncio.wait_for(execute(licensed(), placement_timeout=0.5), 30)
     assert time.monotonic() - started >= 0.5
-    assert (await patient.progress())["held"] == 1
+    assert (await patient.counts())["held"] == 1
     await patient.cancel()
 
 
@@ -194,6 +194,8 @@ async def test_a_declaration_comes_back_with_the_worker(c, s):
             await restart()
             while not before.isdisjoint({address(a), address(b)}):
                 await asyncio.sleep(0.01)
+            # Dask's nanny cannot be closed while it does not know that its worker has started.
+            await until(lambda: all(n.process.status is Status.running for n in (a, b)))
             dag = dag_of(Function(id=1, args=[], code=where, cost={"licence": 2}))
             assert (await execute(dag)).results[1] == address(b)
             await until(lambda: None not in (address(a), address(b)))
@@ -222,7 +224,7 @@ async def test_restart_leaves_nothing_of_a_run(c, s, a):
     done = Function(id="done", args=[], code=int)
     held = Function(id="held", args=[], code=int, cost={"licence": 1})
     run = await submit(dag_of(done, held), detach=True, placement_timeout=LONG)
-    while (await run.progress())["done"] != 1:
+    while (await run.counts())["done"] != 1:
         await asyncio.sleep(0.01)
     plugin = s.plugins["handoff"]
     await c.restart()

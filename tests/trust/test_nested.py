@@ -198,7 +198,7 @@ async def test_who_seceded_has_no_slot(c, s, a):
         Event("go").wait()
 
     run = await submit(dag_of(Function(id="outer", args=[], code=outer)))
-    while (await run.progress())["running"] != 1 or slots(s, a) != (1, 1):
+    while (await run.counts())["running"] != 1 or slots(s, a) != (1, 1):
         await asyncio.sleep(0.01)
     assert (await execute(leaf())).results == {"leaf": 7}
     await Event("go").set()

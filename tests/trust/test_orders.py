@@ -119,7 +119,7 @@ async def test_uninstall_while_it_is_asked_what_had_started(c, s, a, b):
         await (await Event("started-again")).wait()
         state = plugin.functions[out.key].state
         assert isinstance(state, Asking) and not state.ready
-        await uninstall(c, force=True)
+        await uninstall(client=c, force=True)
         del run
         await (await Event("again")).set()
         assert await asyncio.wait_for(plain.result(), 5) > 0

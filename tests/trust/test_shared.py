@@ -191,7 +191,7 @@ async def test_shared_data_is_lost_and_made_again(c, s, a):
 
     late = Function("late", [], last, [data], cost={"licence": 1})
     run = await submit(dag_of(Function("first", [], last, [data]), late), placement_timeout=60)
-    while (await run.progress())["done"] == 0:
+    while (await run.counts())["done"] == 0:
         await asyncio.sleep(0.01)
     await a.close()
     async with Worker(s.address, resources={"licence": 1}):

@@ -14,14 +14,19 @@ from handoff_dask import (
     AttemptEnded,
     ExecutionResult,
     Explanation,
+    Fetching,
+    Finding,
     Function,
     FunctionPlaced,
     Plan,
+    Ref,
     RetryPolicy,
     Run,
     RunClosed,
     RunExplanation,
     RunInfo,
+    Unready,
+    Waiting,
     collocated,
     compute,
     current,
@@ -30,6 +35,7 @@ from handoff_dask import (
     execute_local,
     explain,
     forget,
+    function,
     get_result,
     get_run,
     list_runs,
@@ -92,15 +98,44 @@ dag: DAG = (
 )
 
 
+@function(cost={"cpu": 2, "memory": "2 GB"}, timeout="5 min", node=["alice", "bob"])
+def clean(table: list[int], *, level: int = 1) -> list[int]:
+    return table * level
+
+
+table: list[int] = clean([1], level=2)
+clean("text")  # type: ignore[arg-type]
+function(cots=1)  # type: ignore[call-arg]
+function(timeout=[1])(clean)  # type: ignore[arg-type]
+
+built: DAG = DAG.new("built").add_function(Function("record", code=int))
+ref: Ref = built.add(clean, [1, 2], level=2, cost={"cpu": 1})
+refs: list[Ref] = built.map(clean, [[1], [2]], id="tables")
+record: Function = DAG("other", functions=[built[ref], built["record"]])[ref.id]
+ids: list[Hashable] = [id for id in built if id in dag or ref in built]
+_ = ref + 1  # type: ignore[operator]
+len(ref)  # type: ignore[arg-type]
+
+
 def synchronous(client: Client) -> None:
     result: ExecutionResult = execute(dag, client=client, on_event=listen)
     makespan: float = execute(dag, allocation_strategy=FirstWorker()).makespan
     _ = execute(dag).makspan  # type: ignore[attr-defined]
     execute(dag, on_event="print")  # type: ignore[arg-type]
+    execute(dag, results=["source"], progress=True)
+    execute(dag, results=5)  # type: ignore[arg-type]
+    execute(dag, on_error="ignore")  # type: ignore[arg-type]
+    source: str = result["source"]
+    missing: bool = "source" not in result
     local: ExecutionResult = execute_local(dag, results=["source"])
     run: Run = submit(dag, detach=True, on_event=print)
-    counts: dict[str, int] = run.progress()
+    counts: dict[str, int] = run.counts()
     attempts: tuple[Attempt, ...] = run.status()["attempts"]["source"]
+    attempts = run.attempts["source"]
+    for id_, value in run.as_completed(timeout=5):
+        print(id_, value)
+    with submit(dag) as entered:
+        run = entered
     remaining: float | None = run.remaining()
     why: RunExplanation = run.explain(held=20)
     run.wait(timeout=5)
@@ -117,22 +152,32 @@ def synchronous(client: Client) -> None:
     (total,) = compute(dag, max_retries=1)
     kept: tuple[object, ...] = persist(DAG.from_dask(total, id="total"), client=client)
     print(kept)
-    explanation: Explanation = explain(dag)
+    explanation: Explanation = explain(dag, client=client)
+    explain(dag, client)  # type: ignore[call-arg]
+    discover_nodes(client)  # type: ignore[call-arg]
+    uninstall(client)  # type: ignore[call-arg]
+    finding: Finding = explanation["source"]
+    waiting: Waiting | Unready | Fetching = why["source"]
     planned: Plan = plan(dag, discover_nodes(), result)
     offers: dict[str, float] = register_node("worker", {"licence": 1})
     declared: dict[str, float] = register_local_node({"licence": 1})
     free: bool = resources_available("worker", {"cpu": 1})
     uninstall(force=True)
     print(makespan, local, counts, attempts, remaining, why, infos, number, explanation, planned)
-    print(offers, declared, free, current())
+    print(offers, declared, free, current(), source, missing, finding, waiting, planned.timeline)
 
 
 async def asynchronous(client: Client) -> None:
     result: ExecutionResult = await execute(dag, client=client, on_event=listen)
     _ = (await execute(dag)).makspan  # type: ignore[attr-defined]
     run: Run = await submit(dag, client=client, detach=True)
-    counts: dict[str, int] = await run.progress()
+    counts: dict[str, int] = await run.counts()
     attempts: tuple[Attempt, ...] = (await run.status())["attempts"]["source"]
+    attempts = (await run.attempts)["source"]
+    async for id_, value in run.as_completed():
+        print(id_, value)
+    async with submit(dag) as entered:
+        result = await entered
     remaining: float | None = await run.remaining()
     why: RunExplanation = await run.explain(held=20)
     await run.wait(timeout=5)

@@ -7,11 +7,12 @@ import operator
 import pytest
 
 from handoff_dask import DAG, Argument, Function, RetryPolicy, collocated
+from handoff_dask.attempts.ledger import Entry
 from handoff_dask.client.describing import Outline
 from handoff_dask.client.options import RunOptions
 from handoff_dask.client.submission import Submission
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.wire.messages import AttemptRow, FunctionRow, RunReport, RunSpec
+from handoff_dask.wire.messages import FunctionRow, RunReport, RunSpec
 
 
 def label(value, *_):
@@ -76,11 +77,10 @@ def test_a_follower_gets_what_the_submitter_has(results):
 
 
 def test_attempts_of_a_report():
-    """A report's rows become attempts, with the name and the host of their worker."""
-    row = AttemptRow(3, 2, "tcp://a", 1.0, 4.0, "error", "ValueError", "no", {"cpu": 1})
-    report = RunReport([row], {"tcp://a": ("name", "host")})
-    assert report.attempts_by_index() == {
-        3: [
-            Attempt(2, "tcp://a", "name", "host", 1.0, 4.0, {"cpu": 1}, "error", "ValueError", "no")
-        ]
-    }
+    """A report's entries become attempts, with the name and the host of their worker."""
+    entry = Entry(2, "tcp://a", 1.0, 4.0, "error", "ValueError", "no", {"cpu": 1}, counts=True)
+    report = RunReport({3: (entry,)}, {"tcp://a": ("name", "host")})
+    assert report.attempts_of(2) == ()
+    assert report.attempts_of(3) == (
+        Attempt(2, "tcp://a", "name", "host", 1.0, 4.0, {"cpu": 1}, "error", "ValueError", "no"),
+    )

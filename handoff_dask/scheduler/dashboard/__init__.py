@@ -7,23 +7,15 @@ prometheus_client, that part is missing and nothing else changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from distributed import Scheduler
+from typing import Any
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard import metrics, routes
 from handoff_dask.scheduler.dashboard.history import History
 from handoff_dask.scheduler.dashboard.overview import Overview
-from handoff_dask.scheduler.dashboard.sources import Sources
 
-if TYPE_CHECKING:
-    from bokeh.document import Document
-
-__all__ = ["PAGES", "Sources", "install"]
+__all__ = ["PAGES", "History", "Overview", "install"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,35 +30,25 @@ PAGES = {
 }
 
 
-def install(scheduler: Scheduler, sources: Sources) -> History:
-    """Show Handoff on a scheduler until the returned history is closed.
+def install(overview: Overview) -> None:
+    """Show Handoff on its scheduler until the overview's history is closed.
 
-    The history is to be called with each event of ``handoff_dask.wire.run_events``. Handoff works
-    without a dashboard, so a failure is only logged.
+    Handoff works without a dashboard, so a failure is only logged.
     """
-    history = History(sources.runs)
-    overview = Overview(scheduler, sources, history)
     for part in (_install_pages, routes.install, metrics.install):
         try:
-            part(scheduler, overview, history.shown)
+            part(overview)
         except Exception:
             logger.warning("Handoff could not add to the dashboard", exc_info=True)
-    return history
 
 
-def _install_pages(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> None:
-    pages = {path: partial(_open, overview, name) for path, name in PAGES.items()}
-    installed.callback(compat.Pages(scheduler, pages, TAB).remove)
+def _install_pages(overview: Overview) -> None:
+    pages = {path: partial(_open, name, overview) for path, name in PAGES.items()}
+    overview.history.shown.callback(compat.add_pages(overview.scheduler, pages, TAB))
 
 
-def _open(
-    overview: Overview,
-    name: str,
-    scheduler: Scheduler,
-    variables: Mapping[str, Any],
-    document: Document,
-) -> None:
+def _open(*args: Any) -> None:
     # Imports Bokeh, which takes long and may be missing: only once somebody looks.
     from handoff_dask.scheduler.dashboard import pages
 
-    pages.open_page(name, overview, variables, document)
+    pages.open_page(*args)

@@ -106,14 +106,14 @@ class AllocationsPanel(Panel):
     def show(self) -> str:
         """Draw what is placed, and what ended since the last look."""
         now = time.time()
-        workers = set(self.overview.sources.workers)
+        workers = set(self.overview.workers)
         corrected = self.overview.history.late_results.total()
         if corrected != self._corrected:
             # Bars that were drawn have changed: begin anew.
             self._corrected, self._seen, self._lanes = corrected, 0, Lanes()
             self._bars.clear()
             self._ended.data = self._columns([])
-        for address in self.overview.sources.workers:
+        for address in self.overview.workers:
             if address not in self._lanes.rows:
                 self._lanes.row(address, self.overview.worker_name(address))
         news = self._news()
@@ -139,16 +139,16 @@ class AllocationsPanel(Panel):
         return self._summary(bars)
 
     def _summary(self, bars: Sequence[Bar]) -> str:
-        sources = self.overview.sources
-        if not (sources.runs or bars or self._bars):
+        overview = self.overview
+        if not (overview.runs or bars or self._bars):
             return "no Handoff runs"
         states = self.overview.states()
         some = f", {len(bars)} of them drawn" if len(bars) == MOST else ""
         busy = len({bar.attempt.worker for bar in bars})
         assigned = f", {n} assigned" if (n := states["assigned"]) else ""
-        ending = f", {n} still ending" if (n := sum(sources.ending().values())) else ""
+        ending = f", {n} still ending" if (n := sum(overview.ending().values())) else ""
         return (
-            f"{states['running']} running{assigned}{some} on {busy} of {len(sources.workers)} "
+            f"{states['running']} running{assigned}{some} on {busy} of {len(overview.workers)} "
             f"workers, {states['held']} held{ending}"
         )
 

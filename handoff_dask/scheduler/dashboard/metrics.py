@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any, get_args
-
-from distributed import Scheduler
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.model.attempt import Outcome
@@ -50,7 +47,7 @@ class Collector:
             overview.states(),
         )
         yield GaugeMetricFamily(
-            compat.metric_name("runs"), "Runs on the scheduler", value=len(overview.sources.runs)
+            compat.metric_name("runs"), "Runs on the scheduler", value=len(overview.runs)
         )
         yield CounterMetricFamily(
             compat.metric_name("retries"),
@@ -84,7 +81,7 @@ class Collector:
 COLLECTOR = Collector()
 
 
-def install(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> None:
+def install(overview: Overview) -> None:
     """Add the metrics, where there is prometheus_client."""
     try:
         from prometheus_client import REGISTRY
@@ -99,4 +96,4 @@ def install(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> N
         if not COLLECTOR.overviews:
             REGISTRY.unregister(COLLECTOR)
 
-    installed.callback(remove)
+    overview.history.shown.callback(remove)

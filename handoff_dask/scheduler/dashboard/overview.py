@@ -1,4 +1,4 @@
-"""What panels, metrics and JSON show, summed up from the sources.
+"""What panels, metrics and JSON show, summed up from the self.
 
 Nothing here goes through the functions of a run: there may be 100,000. Records and queues keep
 the counts.
@@ -7,7 +7,7 @@ the counts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
@@ -15,10 +15,10 @@ from itertools import islice
 from distributed import Scheduler
 
 from handoff_dask.attempts.states import PLACED, STATES, UNENDED
-from handoff_dask.placement.events import THREADS
+from handoff_dask.placement.events import THREADS, Waiting
+from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
-from handoff_dask.scheduler.dashboard.sources import Sources
-from handoff_dask.scheduler.records import RunRecord
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +55,52 @@ class Usage:
     workers: dict[str, dict[str, Amounts]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
 class Overview:
     """The state of Handoff on one scheduler; reading it changes nothing."""
 
-    def __init__(self, scheduler: Scheduler, sources: Sources, history: History) -> None:
-        self._scheduler = scheduler
-        self.sources = sources
-        self.history = history
+    scheduler: Scheduler
+    history: History
+    runs: Mapping[str, RunRecord]
+    #: The nodes that Dask knows, by key.
+    functions: Mapping[Hashable, FunctionRecord]
+    #: The addresses of the registered workers.
+    workers: Collection[str]
+    questions: Questions
+    #: Returns what a held function waits for.
+    why: Callable[[FunctionRecord], Waiting]
+    #: Counts the attempts that were given up and whose threads still run, by whose they are.
+    ending: Callable[[], Mapping[str, int]]
 
     def worker_name(self, address: str) -> str:
         """Return a worker's name; its address once it is gone."""
-        ws = self._scheduler.workers.get(address)
+        ws = self.scheduler.workers.get(address)
         return address if ws is None else str(ws.name)
 
     def states(self) -> dict[str, int]:
         """Count the functions of all runs by state."""
         counts: Counter[str] = Counter()
-        for run in self.sources.runs.values():
+        for run in self.runs.values():
             counts.update(run.counts)
         return {state: counts[state] for state in STATES}
 
-    def runs(self, most: int) -> list[RunView]:
+    def largest_runs(self, most: int) -> list[RunView]:
         """Return the runs on the scheduler, those with most left to do first."""
 
         def left(item: tuple[int, RunRecord]) -> tuple[int, int]:
             number, run = item
             return sum(run.counts[state] for state in UNENDED), number
 
-        largest = nlargest(most, enumerate(self.sources.runs.values()), left)
+        largest = nlargest(most, enumerate(self.runs.values()), left)
         return [RunView.of(run) for _, run in largest]
 
     def held(self, most: int) -> list[Held]:
         """Return what holds most functions, and why."""
         causes: list[Held] = []
-        for count, key in self.sources.questions.backlog(most).largest:
-            record = self.sources.functions.get(key)
+        for count, key in self.questions.backlog(most).largest:
+            record = self.functions.get(key)
             if record is not None:
-                why = self.sources.why(record)
+                why = self.why(record)
                 text = str(why)
                 for address in why.workers:
                     text = text.replace(address, self.worker_name(address))
@@ -100,10 +109,9 @@ class Overview:
 
     def placed(self, most: int, now: float) -> Iterator[AttemptView]:
         """Yield attempts that are placed, by worker; of each worker its share of `most`."""
-        sources = self.sources
-        share = max(1, most // max(1, len(sources.workers)))
-        for address in list(sources.workers):
-            records = map(sources.functions.get, sources.questions.placed(address))
+        share = max(1, most // max(1, len(self.workers)))
+        for address in list(self.workers):
+            records = map(self.functions.get, self.questions.placed(address))
             functions = (r for r in records if r is not None and not r.is_transform)
             for record in islice(functions, share):
                 spec, state = record.run.spec, record.state
@@ -115,9 +123,9 @@ class Overview:
     def usage(self) -> Usage:
         """Sum up what workers declare and what is claimed and asked of them."""
         usage = Usage()
-        questions = self.sources.questions
+        questions = self.questions
         backlog = questions.backlog(0)
-        for address in self.sources.workers:
+        for address in self.workers:
             asked_of: Mapping[str, float] = backlog.asked_of.get(address, {})
             free, slots = questions.slots(address)
             claimed = questions.claimed(address)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bokeh.document import Document
 from bokeh.layouts import column, row
+from distributed import Scheduler
 
 from handoff_dask.compat import dashboard as compat
 from handoff_dask.scheduler.dashboard.allocations_panel import AllocationsPanel
@@ -23,7 +24,11 @@ PANELS: dict[str, type[Panel]] = {
 
 
 def open_page(
-    name: str, overview: Overview, variables: Mapping[str, Any], document: Document
+    name: str,
+    overview: Overview,
+    scheduler: Scheduler,
+    variables: Mapping[str, Any],
+    document: Document,
 ) -> None:
     """Fill a document with the panel of that name, or with all."""
     theme, frame = compat.dashboard_look()

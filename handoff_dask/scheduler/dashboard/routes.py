@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from distributed import Scheduler
 from tornado.web import Application, RequestHandler
 
 from handoff_dask.compat import dashboard as compat
@@ -33,25 +31,24 @@ class RunsHandler(RequestHandler):
         self.write(json.dumps(jsonable.loose(state(self.overview)), allow_nan=False))
 
 
-def install(scheduler: Scheduler, overview: Overview, installed: ExitStack) -> None:
-    """Add the route to a scheduler."""
-    http = scheduler.http_application
-    path = compat.http_prefix(scheduler) + PATH
+def install(overview: Overview) -> None:
+    """Add the route to the scheduler."""
+    http = overview.scheduler.http_application
+    path = compat.http_prefix(overview.scheduler) + PATH
     own = Application([(path, RunsHandler, {"overview": overview})])
     http.add_application(own)
-    installed.callback(http.applications.remove, own)
+    overview.history.shown.callback(http.applications.remove, own)
 
 
 def state(overview: Overview) -> dict[str, Any]:
     """Return the state of the runs. Times are seconds since the epoch."""
     return {
         "functions": overview.states(),
-        "runs": [asdict(run) for run in overview.runs(RUNS)],
+        "runs": [asdict(run) for run in overview.largest_runs(RUNS)],
         "recent": [asdict(run) for run in overview.history.closed_runs],
         "held": [{**asdict(held), "cost": dict(held.cost)} for held in overview.held(CAUSES)],
         "ending": [
-            {"functions": count, "whose": whose}
-            for whose, count in overview.sources.ending().items()
+            {"functions": count, "whose": whose} for whose, count in overview.ending().items()
         ],
         "resources": {name: asdict(amounts) for name, amounts in overview.usage().total.items()},
     }

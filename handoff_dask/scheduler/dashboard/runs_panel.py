@@ -85,17 +85,17 @@ class RunsPanel(Panel):
         """Draw the runs on the scheduler and those that closed lately."""
         now = time.time()
         overview = self.overview
-        there = sorted(overview.runs(RUNS), key=lambda run: run.opened)
+        there = sorted(overview.largest_runs(RUNS), key=lambda run: run.opened)
         closed = [run for run in overview.history.closed_runs if (run.closed or 0.0) > now - LINGER]
         shown = (there + closed[::-1])[:RUNS]
         self._put(shown, now)
         if now >= self._listed + PAUSE:
             self._listed = now
             self._held.text = held_table(overview.held(CAUSES))
-        ending = overview.sources.ending()
+        ending = overview.ending()
         if not (shown or ending):
             return "no Handoff runs"
-        number = len(overview.sources.runs)
+        number = len(overview.runs)
         some = f", {len(there)} of them drawn" if len(there) < number else ""
         held = markup.count(overview.states()["held"], "function")
         heading = f"{markup.count(number, 'run')}{some}, {held} held"

@@ -103,7 +103,7 @@ async def test_unregistered_with_the_plugin(c, s, a, b):
     """The metrics disappear with the plugin and come back with it."""
     await execute(DAG())
     assert await scrape(s)
-    await uninstall(c)
+    await uninstall(client=c)
     assert COLLECTOR.overviews == []
     assert await scrape(s) == {}
     await execute(DAG())

@@ -53,7 +53,7 @@ async def test_a_running_scheduler_gets_the_panels(c, s, a, b):
 async def test_uninstall_takes_the_panels_away(c, s, a, b):
     """Uninstalling removes everything from the dashboard; installing again brings it back."""
     await execute(ONE)
-    await uninstall(c)
+    await uninstall(client=c)
     assert await listed(s) == {}
     for path in (*INDIVIDUAL.values(), "/handoff", "/handoff/runs.json"):
         assert (await get(s, path))[0] == 404
@@ -72,7 +72,7 @@ async def test_a_page_that_is_open_says_that_the_plugin_is_gone(c, s, a, b, look
     await until(lambda: len(looks) > 1)
     panel = looks[-1]
     pages = s.http_application.applications[1]
-    await uninstall(c)
+    await uninstall(client=c)
     assert pages not in s.http_application.applications
     await until(lambda: "was uninstalled" in panel.heading.text)
     socket.close()
@@ -130,7 +130,7 @@ async def test_a_scheduler_without_dashboard(c, s, a, b):
     assert result.results == {"f": 0}
     assert await listed(s) == {}
     assert (await get(s, "/handoff/runs.json"))[0] == 200
-    await uninstall(c)
+    await uninstall(client=c)
     assert (await get(s, "/handoff/runs.json"))[0] == 404
 
 

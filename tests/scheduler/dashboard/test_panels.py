@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from bokeh.document import Document
@@ -73,7 +74,7 @@ def test_after_the_plugin_has_gone(kind):
     """Once the plugin is uninstalled, a panel says so and hides what it drew."""
     history = History({})
     history.close()
-    panel = kind(Overview(None, None, history))
+    panel = kind(Overview(None, history, {}, {}, (), None, None, dict))
     panel.watch(Document())
     assert "was uninstalled" in panel.heading.text
     for source in panel.root.select({"type": panels_source()}):
@@ -129,7 +130,7 @@ async def test_what_is_still_ending(c, s, a, b):
     run = await busy({"gpu": 1})
     await run.cancel()
     overview = overview_of(s)
-    await until(lambda: not overview.sources.runs)
+    await until(lambda: not overview.runs)
     text = "still ending: 1 function of a run that was cancelled (&#39;&lt;busy&gt;&#39;)"
     assert text in viewed(s, RunsPanel).heading.text
     panel = viewed(s, AllocationsPanel)
@@ -228,7 +229,7 @@ async def test_allocations_of_many(c, s, a, b):
     run = fake_run([f"f{i}" for i in range(2 * ATTEMPTS)])
     history = History({"run": run})
     history(RunOpened("run", "dag", 0.0))
-    panel = AllocationsPanel(Overview(s, overview_of(s).sources, history))
+    panel = AllocationsPanel(replace(overview_of(s), history=history))
     now = time.time()
     for i in range(2 * ATTEMPTS):
         attempt = Attempt(1, a.address, "a", "host", now + i, now + i + 2.5)
@@ -251,7 +252,7 @@ async def test_allocations_of_a_late_result(c, s, a, b):
     await execute(DAG())
     history = History({"run": fake_run(["f", "g"])})
     history(RunOpened("run", "dag", 0.0))
-    panel = AllocationsPanel(Overview(s, overview_of(s).sources, history))
+    panel = AllocationsPanel(replace(overview_of(s), history=history))
     now = time.time()
     for index, outcome in ((0, "timeout"), (1, "ok"), (0, "ok")):
         attempt = Attempt(1, a.address, "a", "host", now, now + 1, {}, outcome)
@@ -332,7 +333,7 @@ def test_a_costly_look_is_followed_by_a_pause(monkeypatch):
             looked.append(clock.now)
             clock.cpu += 0.030
 
-    panel = Costly(Overview(None, None, History({})))
+    panel = Costly(Overview(None, History({}), {}, {}, (), None, None, dict))
     for _ in range(100):
         panel.tick()
         clock.now += panels.TICK / 1000

@@ -11,9 +11,6 @@ from distributed.utils_test import gen_cluster
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
-from handoff_dask.scheduler.dashboard.overview import Overview
-from handoff_dask.scheduler.dashboard.sources import Sources
-
 WORKERS = [
     ("127.0.0.1", 4, {"resources": {"cpu": 4, "memory": 1000}}),
     ("127.0.0.1", 4, {"resources": {"cpu": 4, "memory": 1000, "gpu": 1}}),
@@ -31,16 +28,7 @@ INDIVIDUAL = {
 
 def overview_of(scheduler):
     """Return what the dashboard of a scheduler with Handoff shows."""
-    plugin = scheduler.plugins["handoff"]
-    sources = Sources(
-        runs=plugin.runs,
-        functions=plugin.functions,
-        workers=plugin.registry.names,
-        questions=plugin.engine.questions,
-        why=plugin.reasons.why,
-        ending=plugin.endings.counts,
-    )
-    return Overview(scheduler, sources, plugin.history)
+    return scheduler.plugins["handoff"].overview
 
 
 async def get(scheduler, path):
