@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
-from inspect import isawaitable, signature
+from inspect import signature
 from typing import Any, TypeVar
 
 from dask.base import unpack_collections
@@ -15,6 +15,8 @@ from handoff_dask.client import annotating
 from handoff_dask.client.answers import ScalarAnswer
 from handoff_dask.client.connection import current_client, require_client
 from handoff_dask.client.execution import execute, submit
+from handoff_dask.client.results import ExecutionResult
+from handoff_dask.client.run import Run
 from handoff_dask.compat.optimizing import OptimizedGraph
 from handoff_dask.graph.from_dask import functions_of, graph_of, output_keys
 from handoff_dask.model.dag import DAG
@@ -88,19 +90,19 @@ def compute(
         )
     collections, repack = unpack_collections(*args, traverse=traverse)
     if not collections:
-        return _like(client, args)
+        return _value(args) if _asynchronous(client) else args
     graph, dag = _prepared(collections, optimize_graph, client)
     with annotating.applied():
         result = execute(dag, client=client, results=output_keys(graph), **options)
 
-    def values(results: Mapping[Any, Any]) -> Any:
+    def values(result: ExecutionResult) -> Any:
         finished = []
         for finish in graph.finishes:
             code, further = finish.postcompute
-            finished.append(code(_filled(finish.keys, results), *further))
+            finished.append(code(_filled(finish.keys, result.results), *further))
         return repack(finished)
 
-    return _then(result, lambda result: values(result.results))
+    return _then(result, values) if _asynchronous(client) else values(result)
 
 
 def persist(
@@ -147,20 +149,20 @@ def persist(
     _check("persist", submit, options)
     collections, repack = unpack_collections(*args, traverse=traverse)
     if not collections:
-        return _like(client, args)
+        return _value(args) if _asynchronous(client) else args
     client = require_client(client)
     graph, dag = _prepared(collections, optimize_graph, client)
     with annotating.applied():
         run = submit(dag, client=client, results=output_keys(graph), **options)
 
-    def persisted(futures: Mapping[Any, Any]) -> Any:
+    def persisted(run: Run) -> Any:
         finished = []
         for finish in graph.finishes:
             code, state = finish.postpersist
-            finished.append(code({key: futures[key] for key in flatten(finish.keys)}, *state))
+            finished.append(code({key: run.futures[key] for key in flatten(finish.keys)}, *state))
         return repack(finished)
 
-    return _then(run, lambda run: persisted(run.futures))
+    return _then(run, persisted) if _asynchronous(client) else persisted(run)
 
 
 def _check(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -193,26 +195,15 @@ def _filled(keys: Any, values: Mapping[Any, Any]) -> Any:
     return [_filled(key, values) for key in keys] if isinstance(keys, list) else values[keys]
 
 
-def _like(client: Client | None, value: T) -> T | Awaitable[T]:
-    """Return a value, or an awaitable of it for an asynchronous client."""
+def _asynchronous(client: Client | None) -> bool:
     client = current_client(client)
-    if client is None or not client.asynchronous:
-        return value
-
-    async def answer() -> T:
-        return value
-
-    return answer()
+    return client is not None and client.asynchronous
 
 
-def _then(answer: Any, finish: Callable[[Any], V]) -> V | Awaitable[V]:
-    """Return what `finish` makes of an answer, or an awaitable of it if the answer is one."""
+async def _value(value: T) -> T:
+    return value
+
+
+async def _then(answer: Awaitable[T], finish: Callable[[T], V]) -> V:
     __tracebackhide__ = True
-    if not isawaitable(answer):
-        return finish(answer)
-
-    async def finished() -> V:
-        __tracebackhide__ = True
-        return finish(await answer)
-
-    return finished()
+    return finish(await answer)
