@@ -183,11 +183,7 @@ def _prepared(
     """Return the graph of collections, and its DAG."""
     with nullcontext() if client is None else client.as_current():
         graph = graph_of(collections, optimize_graph)
-        functions = functions_of(graph)
-    dag = DAG()
-    for function in functions:
-        dag.add_function(function)
-    return graph, dag
+        return graph, DAG(functions=functions_of(graph))
 
 
 def _filled(keys: Any, values: Mapping[Any, Any]) -> Any:

@@ -123,13 +123,9 @@ class DAG(model.DAG, DaskMethodsMixin):
         unpacked, _ = unpack_collections(*collections)
         if not unpacked:
             raise TypeError(
-                "from_dask() takes Dask collections, such as delayed objects or arrays, not "
-                + ", ".join(map(repr, collections))
+                f"from_dask() takes Dask collections, such as delayed objects, not {collections!r}"
             )
-        dag = cls(id)
-        for function in functions_of(graph_of(unpacked, optimize_graph)):
-            dag.add_function(function)
-        return dag
+        return cls(id, functions_of(graph_of(unpacked, optimize_graph)))
 
     def _translated(self) -> tuple[Any, list[Key]]:
         if self._plain is None:
