@@ -499,7 +499,7 @@ SUCCESSES = {
         {"a": (3, {}), "b": ((3, {}),)},
     ),
     "after a timeout": Failures(
-        (Function("a", [], block, (), {"until": 2}, timeout=0.2),),
+        (Function("a", [], block, (), {"until": 2}, timeout=1),),
         {"a": ["timeout", "ok"]},
         {},
         {"a": 2},
@@ -653,9 +653,10 @@ def test_events_of_a_run_that_is_late(run, client):
     with pytest.raises(RunTimeoutError):
         run(dag, client, timeout=0.3, on_event=events.append)
     stopped = ("stopped", "timeout", "it did not end within 0.3 s")
-    shapes = [*map(shape, events)]
-    assert shapes[:3] == [("opened", dag.id), ("placed", "a", 1), stopped]
-    assert set(shapes[3:-1]) == {("cancelled", "a", None), ("cancelled", "b", None)}
+    # Whether its time was up before anything was placed does not matter.
+    shapes = [shape(event) for event in events if not isinstance(event, FunctionPlaced)]
+    assert shapes[:2] == [("opened", dag.id), stopped]
+    assert set(shapes[2:-1]) == {("cancelled", "a", None), ("cancelled", "b", None)}
     assert shapes[-1] == "closed"
 
 
@@ -685,8 +686,8 @@ def test_a_callable_that_fails(run, client, caplog):
 def test_timeout_of_the_run(functions, on_error, run, client):
     """A run that is not done in time is an error, whatever its functions do."""
     dag = dag_of(*functions, Function("after", ["a"], show), id=("late", run.__name__))
-    with pytest.raises(RunTimeoutError, match=r"did not end within 0\.5 s") as caught:
-        run(dag, client, timeout=0.5, on_error=on_error)
+    with pytest.raises(RunTimeoutError, match=r"did not end within 0\.2 s") as caught:
+        run(dag, client, timeout=0.2, on_error=on_error)
     assert caught.value.dag_id == dag.id
 
 

@@ -233,8 +233,9 @@ class _Expansion:
         )
 
     def call(self, function: Function) -> Call:
-        for name, amount in effective_cost(claims(function)).items():
-            self.cost[name] = max(amount, self.cost.get(name, 0))
+        if function.cost:
+            for name, amount in effective_cost(claims(function)).items():
+                self.cost[name] = max(amount, self.cost.get(name, 0))
         # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}
         groups: Iterable[tuple[bool, Iterable[Any]]] = groupby(function.args, is_listed)

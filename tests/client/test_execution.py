@@ -21,6 +21,7 @@ from handoff_dask import (
     collocated,
     discover_nodes,
     execute,
+    forget,
     function,
     register_node,
     resources_available,
@@ -317,11 +318,15 @@ async def test_the_worker_of_a_function_is_the_schedulers_word(c, s, a, b):
 async def test_an_empty_dag(c, s, a, b):
     """A DAG without functions, or with inline ones only, has an empty result and leaves nothing."""
     for dag in (dag_of(), dag_of(Function(id=1, args=[], code=int, type="inline"))):
-        run = await submit(dag, detach=True)
-        result = await run.result()
-        assert (result.results, result.allocations, result.makespan) == ({}, {}, 0.0)
-        assert (await run.status())["done"] == 0
-        await assert_clean(s, a, b)
+        for detach in (False, True):
+            run = await submit(dag, detach=detach)
+            result = await run.result()
+            assert (result.results, result.allocations, result.makespan) == ({}, {}, 0.0)
+            assert (await run.status())["done"] == 0
+            if detach:
+                await forget(dag.id)
+            del run
+            await assert_clean(s, a, b)
 
 
 def nested(depth):
