@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import dask.array
 import pytest
@@ -57,3 +62,32 @@ async def test_persisted_while_running(c, s, a, b):
     assert await total == 2
     del x, total
     await assert_clean(s, a, b)
+
+
+EXPRESSIONS = """
+import dask, dask.array
+from distributed import Client
+from handoff_dask import compute, persist
+
+with Client(processes=False, n_workers=1, dashboard_address="localhost:0"):
+    x = dask.array.ones((40, 40), chunks=20)
+    assert hasattr(type(x), "expr")
+    y = x + x.T
+    with dask.annotate(retries=2):
+        assert compute(y.sum(), [x.rechunk((10, 40)).mean()]) == (3200, [1])
+    (z,) = persist(y)
+    assert type(z) is type(y)
+    assert compute(z.sum()) == dask.compute(z.sum()) == (3200,)
+"""
+
+
+@pytest.mark.skipif(not find_spec("dask.array._array_expr"), reason="this Dask has no such arrays")
+def test_arrays_that_are_expressions():
+    """Arrays that Dask keeps as expressions, as it does dataframes, work as others do."""
+    root = str(Path(__file__).parents[2])
+    env = {**os.environ, "DASK_ARRAY__QUERY_PLANNING": "True", "PYTHONPATH": root}
+    # Dask reads the setting when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-c", EXPRESSIONS], env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
