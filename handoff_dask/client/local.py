@@ -84,10 +84,10 @@ def execute_local(
 
     Parameters
     ----------
-    dag, max_retries, retry, results, on_error, timeout, on_event
-        As for :func:`execute`. `on_event` is called in the calling thread.
-    max_concurrency, allocation_strategy, placement_timeout, priority
-        Checked as by :func:`execute`; they have no effect here.
+    dag, max_retries, retry, max_concurrency, allocation_strategy, results, on_error, timeout, \
+placement_timeout, priority, on_event
+        As for :func:`execute`. `on_event` is called in the calling thread; `max_concurrency`,
+        `allocation_strategy`, `placement_timeout` and `priority` are checked and have no effect.
 
     Returns
     -------
