@@ -115,12 +115,10 @@ def execute(
     Examples
     --------
     >>> import operator
-    >>> from handoff_dask import DAG, Function, execute
-    >>> dag = (
-    ...     DAG()
-    ...     .add_function(Function(id="source", args=[], code=int, extra_args=["42"]))
-    ...     .add_function(Function(id="double", args=["source"], code=operator.mul, extra_args=[2]))
-    ... )
+    >>> from handoff_dask import DAG, execute
+    >>> dag = DAG()
+    >>> source = dag.add(int, "42", id="source")
+    >>> double = dag.add(operator.mul, source, 2, id="double", cost={"cpu": 1})
     >>> execute(dag).results
     {'source': 42, 'double': 84}
     """
@@ -229,11 +227,12 @@ timeout, placement_timeout, priority
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, submit
+    >>> dag = DAG("answers")
+    >>> answer = dag.add(int, "42", id="answer")
     >>> run = submit(dag)
     >>> run.result().results
-    {'a': 42}
+    {'answer': 42}
     """
     __tracebackhide__ = True
     options = RunOptions.among(locals())

@@ -208,8 +208,9 @@ def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
     Examples
     --------
     >>> from distributed import Client
-    >>> from handoff_dask import DAG, Function, explain
-    >>> dag = DAG().add_function(Function(id="f", args=[], code=int, cost={"gpu": 1}))
+    >>> from handoff_dask import DAG, explain
+    >>> dag = DAG()
+    >>> f = dag.add(int, id="f", cost={"gpu": 1})
     >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     explanation = explain(dag)
     >>> explanation.possible

@@ -68,8 +68,9 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAns
     Examples
     --------
     >>> from distributed import Client
-    >>> from handoff_dask import DAG, Function, forget, list_runs, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, forget, list_runs, submit
+    >>> dag = DAG("answers")
+    >>> answer = dag.add(int, "42", id="answer")
     >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     run = submit(dag, detach=True)
     ...     run.wait()

@@ -90,8 +90,9 @@ class Plan:
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, plan
-        >>> dag = DAG().add_function(Function(id="f", args=[], code=int))
+        >>> from handoff_dask import DAG, plan
+        >>> dag = DAG()
+        >>> f = dag.add(int, id="f")
         >>> plan(dag, {"laptop": {"cpu": 2}}, {"f": 1.5}).plot().title.text
         'plan: 1.5 s'
         """
@@ -153,11 +154,10 @@ def plan(
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, plan
+    >>> from handoff_dask import DAG, plan
     >>> dag = DAG()
-    >>> for i in range(4):
-    ...     _ = dag.add_function(Function(id=i, args=[], code=int, cost={"cpu": 1}))
-    >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
+    >>> refs = dag.map(int, range(4), cost={"cpu": 1})
+    >>> plan(dag, {"laptop": {"cpu": 2, "memory": "8 GB"}}, dict.fromkeys(dag, 1.5)).makespan
     3.0
     """
     dag.validate()

@@ -110,8 +110,9 @@ class ExecutionResult(Comparable):
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, execute_local
-        >>> dag = DAG("d").add_function(Function(id="f", args=[], code=int))
+        >>> from handoff_dask import DAG, execute_local
+        >>> dag = DAG("d")
+        >>> f = dag.add(int, id="f")
         >>> execute_local(dag).plot().title.text
         'd'
         """

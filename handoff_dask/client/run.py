@@ -41,12 +41,13 @@ class Run:
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, submit
-    >>> dag = DAG("answers").add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, submit
+    >>> dag = DAG("answers")
+    >>> answer = dag.add(int, "42", id="answer")
     >>> with submit(dag) as run:
     ...     for id, value in run.as_completed():
     ...         print(id, value)
-    a 42
+    answer 42
     """
 
     def __init__(self, follower: Follower) -> None:
@@ -123,10 +124,11 @@ class Run:
 
         Examples
         --------
-        >>> from handoff_dask import DAG, Function, submit
-        >>> dag = DAG().add_function(Function(id="a", args=[], code=int, extra_args=["42"]))
+        >>> from handoff_dask import DAG, submit
+        >>> dag = DAG()
+        >>> answer = dag.add(int, "42", id="answer")
         >>> list(submit(dag).as_completed())
-        [('a', 42)]
+        [('answer', 42)]
         """
         return AsCompleted(self._follower, patience(timeout))
 
