@@ -9,6 +9,7 @@ VENV := .venv
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 BROWSER := .venv-browser
+BARE := .venv-bare
 CHROMIUM ?= chromium
 
 # The versions that are tested. Every environment gets these, but for what it is to try instead.
@@ -28,7 +29,7 @@ CODE = $(shell find handoff_dask -name "*.py") $(wildcard notebooks/*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos soak lint test-oldest test-newest test-browser chromium notebooks docs
-.PHONY: constraints newest clean
+.PHONY: dist test-dist constraints newest clean
 # A recipe that fails leaves no half-made target behind.
 .DELETE_ON_ERROR:
 
@@ -68,6 +69,18 @@ test-browser: $(BROWSER)/.installed-browser chromium  ## Look at the panels in J
 	CHROMIUM="$$(command -v $(CHROMIUM))" \
 	    $(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
 
+# The wheel is the same, byte for byte, whenever it is built from a commit.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+dist: $(VENV)/.installed-dist  ## Build the sdist and the wheel, in dist/
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation >/dev/null
+
+test-dist: dist $(VENV)/.installed-test  ## Try the wheel where nothing but it is installed
+	rm -rf $(BARE)
+	$(call make-venv,$(PYTHON),$(BARE))
+	$(BARE)/bin/python -m pip install --quiet --constraint $(PINS) dist/*.whl
+	BARE=$(BARE)/bin/python $(VENV)/bin/python -m pytest -m dist tests/dist $(ARGS)
+
 chromium:
 	@command -v $(CHROMIUM) >/dev/null || { \
 	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
@@ -90,7 +103,7 @@ constraints: newest  ## Renew the tested versions, tests/constraints.txt, from t
 	$(NEWEST)/bin/python tests/pins.py $(PINS)
 
 clean:  ## Remove environments, builds, caches and what the demo made
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(BROWSER) build dist *.egg-info image_pipeline_output
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(BROWSER) $(BARE) build dist *.egg-info image_pipeline_output
 	rm -rf docs/_build docs/jupyter_execute docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -118,7 +131,7 @@ $(BROWSER)/bin/pip:
 newest:
 	rm -rf $(NEWEST)
 	$(call make-venv,$(NEWEST_PYTHON),$(NEWEST))
-	$(NEWEST)/bin/python -m pip install --quiet --upgrade setuptools --editable '.[browser,docs]'
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade setuptools --editable '.[browser,dist,docs]'
 
 # $(call install,folder,constraints,more)
 # What builds the package comes from the constraints, too, which an isolated build would not see.

@@ -69,7 +69,7 @@ def execute(
         free. Or an :class:`Allocator`.
     results
         Which results are kept and gathered: ``"all"``, ``"sinks"`` (those that no function needs)
-        or a list of ids. The rest is released as soon as it is no longer needed.
+        or a list of ids or refs. The rest is released as soon as it is no longer needed.
     on_error
         ``"raise"`` stops the run at the first function that fails for good. ``"continue"`` runs
         whatever does not depend on it; the result carries `errors`.
@@ -118,7 +118,7 @@ def execute(
     >>> from handoff_dask import DAG, execute
     >>> dag = DAG()
     >>> source = dag.add(int, "42", id="source")
-    >>> double = dag.add(operator.mul, source, 2, id="double", cost={"cpu": 1})
+    >>> double = dag.add(operator.mul, source, 2, id="double")
     >>> execute(dag).results
     {'source': 42, 'double': 84}
     """
@@ -229,10 +229,10 @@ timeout, placement_timeout, priority
     --------
     >>> from handoff_dask import DAG, submit
     >>> dag = DAG("answers")
-    >>> answer = dag.add(int, "42", id="answer")
+    >>> a = dag.add(int, "42", id="a")
     >>> run = submit(dag)
     >>> run.result().results
-    {'answer': 42}
+    {'a': 42}
     """
     __tracebackhide__ = True
     options = RunOptions.among(locals())

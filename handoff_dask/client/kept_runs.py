@@ -27,6 +27,7 @@ from handoff_dask.client.run import Run, RunAnswer
 from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.model.amounts import Seconds
+from handoff_dask.model.refs import key_in
 from handoff_dask.wire.messages import RunSpec
 
 
@@ -70,7 +71,7 @@ def list_runs(*, stopped: bool = False, client: Client | None = None) -> ListAns
     >>> from distributed import Client
     >>> from handoff_dask import DAG, forget, list_runs, submit
     >>> dag = DAG("answers")
-    >>> answer = dag.add(int, "42", id="answer")
+    >>> a = dag.add(int, "42")
     >>> with Client(processes=False, n_workers=1, dashboard_address="localhost:0") as client:
     ...     run = submit(dag, detach=True)
     ...     run.wait()
@@ -143,7 +144,8 @@ def get_result(
     Parameters
     ----------
     dag_id, function_id
-        The DAG and the function. Of several runs of one dag_id, the latest answers.
+        The DAG, and the function or its :class:`Ref`. Of several runs of one dag_id, the latest
+        answers.
     timeout
         How long to wait for the function to end: seconds, text such as ``"5 min"``, or a timedelta.
     client
@@ -163,7 +165,7 @@ def get_result(
         What ended the run, if it did not end by itself.
     """
     __tracebackhide__ = True
-    client = require_client(client)
+    client, function_id = require_client(client), key_in(dag_id, function_id)
     limit = patience(timeout)
 
     async def get() -> Any:

@@ -18,10 +18,29 @@ from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, RunStopped
 logger = logging.getLogger(__name__)
 
 
-class Listener:
-    """Logs the events of a run and calls the user's callable with each, until the run closes.
+class Callback:
+    """Calls the user's callable with events. What it raises is logged once and changes nothing."""
 
-    It is called on the client's event loop. What it raises is logged once and changes nothing.
+    def __init__(self, on_event: Callable[[Event], Any] | None) -> None:
+        self._on_event = on_event
+        self._has_raised = False
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on."""
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except (Exception, asyncio.CancelledError):
+            if not self._has_raised:
+                self._has_raised = True
+                logger.exception("on_event=%r failed; the run goes on", self._on_event)
+
+
+class Listener:
+    """Logs the events of a run and passes them to the user's callable, until the run closes.
+
+    It is called on the client's event loop.
     """
 
     def __init__(
@@ -33,9 +52,8 @@ class Listener:
     ) -> None:
         self._client = client
         self._outline = outline
-        self._on_event = on_event
         self._log = log
-        self._has_raised = False
+        self._call = Callback(on_event)
         #: Set once the run has closed: nothing will follow.
         self.closed = asyncio.Event()
         # The scheduler subscribes the client as it opens the run: nothing can come too early.
@@ -62,13 +80,3 @@ class Listener:
         assert isinstance(event.function, int)
         node = self._outline.nodes[event.function]
         return event._replace(function=node.function.id) if node.kind == "function" else None
-
-    def _call(self, event: Event) -> None:
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(event)
-        except (Exception, asyncio.CancelledError):
-            if not self._has_raised:
-                self._has_raised = True
-                logger.exception("on_event=%r failed; the run goes on", self._on_event)

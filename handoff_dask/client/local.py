@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+import contextvars
+import math
 import platform
+import threading
 import time
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
+from bdb import BdbQuit
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from contextlib import AbstractContextManager
 from functools import partial
 from graphlib import TopologicalSorter
+from itertools import count
+from random import random
 from typing import Any
+from uuid import uuid4
 
 from distributed import Future
 
-from handoff_dask.client.options import OnError, RunOptions
+from handoff_dask.attempts.ledger import Entry
+from handoff_dask.attempts.retries import judged
+from handoff_dask.client.describing import Outline, function_label
+from handoff_dask.client.listening import Callback
+from handoff_dask.client.options import (
+    Allocator,
+    OnError,
+    ResultSelection,
+    RunOptions,
+    StrategyName,
+    patience,
+)
+from handoff_dask.client.outcomes import described, result_of
 from handoff_dask.client.results import ExecutionResult, select
-from handoff_dask.errors import FunctionFailedError
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.errors import HandoffError, InvalidFunctionError
+from handoff_dask.model.amounts import Seconds
+from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.contents import Replacing
 from handoff_dask.model.dag import DAG
-from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given
-from handoff_dask.model.function import effective_policy
+from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
+from handoff_dask.model.function import time_limit
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.standins import text_of
+from handoff_dask.standins import text_of, type_of
 from handoff_dask.tracebacks import without_ours
+from handoff_dask.wire.messages import RunReport, Stop
+from handoff_dask.wire.run_events import (
+    AttemptEnded,
+    Event,
+    FunctionEnded,
+    FunctionPlaced,
+    RunClosed,
+    RunOpened,
+    RunStopped,
+)
 from handoff_dask.worker.task import running
 
 #: The address, and the name, of the worker that attempts and transforms see.
@@ -30,18 +61,33 @@ HERE = "local"
 
 
 def execute_local(
-    dag: DAG, *, max_retries: int = 3, results: Any = "all", on_error: OnError = "raise"
+    dag: DAG,
+    *,
+    max_retries: int = 3,
+    retry: RetryPolicy | None = None,
+    max_concurrency: int | None = None,
+    allocation_strategy: StrategyName | Allocator = "packed",
+    results: ResultSelection = "all",
+    on_error: OnError = "raise",
+    timeout: Seconds | None = None,
+    placement_timeout: Seconds = 0,
+    priority: float = 0,
+    on_event: Callable[[Event], Any] | None = None,
 ) -> ExecutionResult:
-    """Run a DAG in this process, one function after the other.
+    """Run a DAG in this process, one function after the other (``Handoff.execute_local``).
 
-    For debugging with pdb and for tests: the functions run in the calling thread, with the very
-    objects that they were given. Costs, pins, time limits and the delays of retries are ignored.
-    Dask futures among the arguments are waited for.
+    For debugging with pdb and for tests: nothing is pickled. The functions get the very objects
+    that they were given, so a later start sees what an earlier one changed in them. They run in the
+    calling thread. Only under a time limit does each run in a thread of its own; when its time is
+    up, the thread is abandoned and goes on in the background. Costs and pins are ignored. Dask
+    futures among the arguments are waited for.
 
     Parameters
     ----------
-    dag, max_retries, results, on_error
-        As for :func:`execute`.
+    dag, max_retries, retry, results, on_error, timeout, on_event
+        As for :func:`execute`. `on_event` is called in the calling thread.
+    max_concurrency, allocation_strategy, placement_timeout, priority
+        Checked as by :func:`execute`; they have no effect here.
 
     Returns
     -------
@@ -56,6 +102,8 @@ def execute_local(
         An option is wrong.
     FunctionFailedError
         A function failed in its last attempt.
+    RunTimeoutError
+        The run did not end within `timeout`.
 
     Examples
     --------
@@ -66,91 +114,237 @@ def execute_local(
     {'answer': 42}
     """
     __tracebackhide__ = True
+    options = RunOptions.among(locals())
     dag.validate()
-    RunOptions(max_retries=max_retries, on_error=on_error)
-    nodes = expand(dag.functions)
-    wanted = select(dag.functions, nodes, results)
-    indices = {node.function.id: node.index for node in nodes if node.kind == "function"}
-    values: dict[int, Any] = {}
-    attempts: dict[Hashable, tuple[Attempt, ...]] = {}
-    errors: dict[Hashable, BaseException] = {}
-    failed: dict[int, BaseException] = {}
+    return _LocalRun(dag, options).result()
 
-    def result() -> ExecutionResult:
-        return ExecutionResult(
+
+class _OutOfTimeError(Exception):
+    """The run's time is up."""
+
+
+class _FutureError(HandoffError):
+    """A future among the arguments has no result."""
+
+
+class _LocalRun:
+    """A run, as a cluster would report it."""
+
+    def __init__(self, dag: DAG, options: RunOptions) -> None:
+        self._options = options
+        functions = dict(dag.functions)
+        self._nodes = expand(functions)
+        self._outline = Outline(
+            run_id=uuid4().hex,
             dag_id=dag.id,
-            results={id_: values[indices[id_]] for id_ in wanted if indices[id_] in values},
-            allocations={id_: HERE for id_, tried in attempts.items() if tried[-1].outcome == "ok"},
-            attempts=attempts,
-            errors=errors,
-            dag_functions=dict(dag.functions),
+            functions=functions,
+            nodes=self._nodes,
+            keys=(),
+            wanted=select(dag, self._nodes, options.results),
+            awaited={n.function.id: n.index for n in self._nodes if n.kind == "function"},
+            on_error=options.on_error,
         )
+        self._callback = Callback(options.on_event)
+        self._workers = {HERE: (HERE, platform.node())}
+        #: When its time is up, by the monotonic clock.
+        self._deadline = math.inf
+        #: By the index of the node, as in `RunReport`.
+        self._values: dict[int, Any] = {}
+        self._attempts: dict[int, tuple[Entry, ...]] = {}
+        self._causes: dict[int, BaseException] = {}
+        self._problems: dict[int, str] = {}
+        self._decided: set[int] = set()
+        #: The nodes that failed, and those that depend on them.
+        self._failed: set[int] = set()
 
-    for index in TopologicalSorter({n.index: n.dependencies for n in nodes}).static_order():
-        node = nodes[index]
-        id_ = node.function.id
-        cause = next((failed[i] for i in node.dependencies if i in failed), None)
-        if cause is not None:
-            failed[index] = errors[id_] = cause
-            continue
-        try:
-            call = map_given(node.call, Replacing(Future, partial(_result, id_)))
-        except FunctionFailedError as lost:
-            failure = lost
-        else:
-            tries, value, error = _attempt(node, call, values, dag.id, RetryPolicy(max_retries))
-            if node.kind == "function":
-                attempts[id_] = tries
-            if error is None:
-                values[index] = value
+    def result(self) -> ExecutionResult:
+        """Run all functions; return the result, or raise what the run ended with."""
+        __tracebackhide__ = True
+        stop = self._run()
+        report = RunReport(
+            attempts=self._attempts,
+            workers=self._workers,
+            failed=self._problems,
+            stop=stop,
+            decided=frozenset(self._decided),
+        )
+        awaited = self._outline.awaited.items()
+        values = {id_: self._values[i] for id_, i in awaited if i in self._values}
+        return result_of(self._outline, report, self._causes, values)
+
+    def _run(self) -> Stop | None:
+        """Run what can be run; return why the run was stopped, if it was."""
+        timeout = patience(self._options.timeout)
+        self._callback(RunOpened(self._outline.run_id, self._outline.dag_id, time.time()))
+        if timeout is not None:
+            self._deadline = time.monotonic() + timeout
+        stop = None
+        unended = []
+        sorter = TopologicalSorter({n.index: n.dependencies for n in self._nodes})
+        for node in map(self._nodes.__getitem__, sorter.static_order()):
+            if not self._failed.isdisjoint(node.dependencies):
+                self._fail(node)
                 continue
-            failure = FunctionFailedError(id_, tries, f"{type(error).__name__}: {text_of(error)}")
-            failure.__cause__ = error
-        if on_error == "raise":
-            failure.partial = result()
-            raise failure
-        failed[index] = errors[id_] = failure
-    return result()
-
-
-def _result(function_id: Hashable, future: Future[Any]) -> Any:
-    """Wait for a future among the arguments of a function; return its result."""
-    what = f"its argument, the future {future.key!r},"
-    if future.client is None or future.client.asynchronous:
-        problem = f"{what} cannot be waited for here: pass its result"
-        raise FunctionFailedError(function_id, (), problem)
-    try:
-        return future.result()
-    except Exception as error:
-        problem = f"{what} failed: {type(error).__name__}: {error}"
-        raise FunctionFailedError(function_id, (), problem) from error
-
-
-def _attempt(
-    node: Node, call: Call, values: Mapping[int, Any], dag_id: Hashable, default: RetryPolicy
-) -> tuple[tuple[Attempt, ...], Any, BaseException | None]:
-    """Call a node until it succeeds or is not retried any more."""
-    policy = effective_policy(node.function, default)
-    if node.kind != "function":
-        call = call._replace(extra_args=(HERE, HERE, *call.extra_args))
-    arguments = [values[i] for i in node.dependencies]
-    tries: list[Attempt] = []
-    while True:
-        started = time.time()
-        error: BaseException | None = None
-        value = None
-        with running(node.function.id, dag_id, len(tries) + 1, node.cost):
+            if stop is not None:
+                unended.append(node)
+                continue
             try:
-                value = evaluate(call, arguments, lambda: HERE)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as raised:  # a function's failure, whatever the type
-                error = raised.with_traceback(without_ours(raised.__traceback__))
-        host, stopped = platform.node(), time.time()
-        tried = Attempt(len(tries) + 1, HERE, HERE, host, started, stopped, node.cost)
-        if error is not None:
-            name, text = type(error).__name__, text_of(error)
-            tried = replace(tried, outcome="error", error_type=name, message=text)
-        tries.append(tried)
-        if error is None or len(tries) > policy.max_retries or not policy.retries(error):
-            return tuple(tries), value, error
+                self._run_node(node)
+            except _OutOfTimeError:
+                stop = Stop("timeout", f"it did not end within {timeout} s")
+                unended.append(node)
+            if node.index in self._failed and self._options.on_error == "raise":
+                label, problem = function_label(node.function.id), self._problems[node.index]
+                stop = Stop("failed", f"function {label} failed: {problem}")
+        if stop is not None:
+            self._emit(RunStopped, *stop)
+            for node in unended:
+                self._announce(node, FunctionEnded, "cancelled")
+        self._emit(RunClosed)
+        return stop
+
+    def _run_node(self, node: Node) -> None:
+        """Call a node until it succeeds or is not retried any more."""
+        try:
+            call = map_given(node.call, Replacing(Future, self._result_of))
+        except _FutureError as lost:
+            self._fail(node, lost.__cause__ or lost, str(lost))
+            return
+        limit = math.inf
+        if node.kind != "function":
+            call = call._replace(extra_args=(HERE, HERE, *call.extra_args))
+        elif (timeout := time_limit(node.function)) is not None:
+            limit = timeout
+        arguments = [self._values[i] for i in node.dependencies]
+        policy, cost = node_policy(node, self._options.policy), node.cost
+        for number in count(1):
+            self._announce(node, FunctionPlaced, number, HERE, False)
+            started = time.time()
+            who = running(node.function.id, self._outline.dag_id, number, cost)
+            work = partial(_evaluated, who, call, arguments)
+            value, error, outcome = self._attempted(work, limit)
+            self._record(node, number, started, cost, outcome, error)
+            if error is None:
+                self._values[node.index] = value
+                self._announce(node, FunctionEnded, "done")
+                return
+            problem, verdict = text_of(error), judged(policy, error, number, cost)
+            if not verdict.retry or number > policy.max_retries:
+                break
+            cost = cost if verdict.cost is None else verdict.cost
+            self._sleep(policy.delay_before(number + 1, random()))
+        if verdict.problem is not None:
+            self._decided.add(node.index)
+            error = InvalidFunctionError(node.function.id, *verdict.problem)
+        self._fail(node, error, problem)
+
+    # Time
+
+    def _remaining(self) -> float:
+        """Return the seconds that the run has left; raise if there are none."""
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise _OutOfTimeError
+        return remaining
+
+    def _sleep(self, seconds: float) -> None:
+        remaining = self._remaining()
+        time.sleep(min(seconds, remaining))
+        if seconds >= remaining:
+            raise _OutOfTimeError
+
+    def _attempted(
+        self, work: Callable[[], Any], limit: float
+    ) -> tuple[Any, BaseException | None, Outcome]:
+        """Call something; return its value or its error, and the outcome."""
+        remaining = self._remaining()
+        call: futures.Future[Any] = futures.Future()
+        endless = math.isinf(min(limit, remaining))
+        if endless:
+            _fulfil(call, work)
+        else:
+            run = partial(contextvars.copy_context().run, _fulfil, call, work)
+            # The process does not wait for it.
+            threading.Thread(target=run, name="handoff", daemon=True).start()
+            futures.wait([call], min(limit, remaining, threading.TIMEOUT_MAX))
+            if not call.done():
+                if remaining <= limit:
+                    raise _OutOfTimeError
+                return None, TimeoutError(f"it ran longer than its timeout of {limit} s"), "timeout"
+        error = call.exception()
+        if error is None:
+            return call.result(), None, "ok"
+        # `quit` in the debugger, or Ctrl-C, which interrupts the main thread only.
+        if isinstance(error, BdbQuit) or (endless and isinstance(error, KeyboardInterrupt)):
+            raise error
+        return None, error.with_traceback(without_ours(error.__traceback__)), "error"
+
+    def _result_of(self, future: Future[Any]) -> Any:
+        """Wait for a future among the arguments of a function; return its result."""
+        what = f"its argument, the future {future.key!r},"
+        if future.client is None or future.client.asynchronous:
+            raise _FutureError(f"{what} cannot be waited for here: pass its result")
+        remaining = self._remaining()
+        try:
+            return future.result(timeout=None if math.isinf(remaining) else remaining)
+        except Exception as error:
+            self._remaining()
+            raise _FutureError(f"{what} failed: {described(error)}") from error
+
+    # The record
+
+    def _record(
+        self,
+        node: Node,
+        number: int,
+        started: float,
+        cost: Mapping[str, float],
+        outcome: Outcome,
+        error: BaseException | None,
+    ) -> None:
+        """Record an attempt."""
+        error_type, message = (None, None) if error is None else (type_of(error), text_of(error))
+        entry = Entry(
+            number,
+            HERE,
+            started,
+            time.time(),
+            outcome,
+            error_type,
+            message,
+            cost,
+            error is not None,
+        )
+        self._attempts[node.index] = (*self._attempts.get(node.index, ()), entry)
+        self._announce(node, AttemptEnded, entry.attempt(self._workers))
+
+    def _fail(
+        self, node: Node, cause: BaseException | None = None, problem: str | None = None
+    ) -> None:
+        """Record that a node failed for good; without a cause, because of one it depends on."""
+        self._failed.add(node.index)
+        if cause is not None:
+            self._causes[node.index] = cause
+            self._problems[node.index] = problem or ""
+        self._announce(node, FunctionEnded, "failed", problem)
+
+    def _announce(self, node: Node, event: Callable[..., Event], *facts: Any) -> None:
+        """Emit an event of a function; there are none of transforms."""
+        if node.kind == "function":
+            self._emit(event, node.function.id, *facts)
+
+    def _emit(self, event: Callable[..., Event], *facts: Any) -> None:
+        self._callback(event(self._outline.run_id, time.time(), *facts))
+
+
+def _evaluated(who: AbstractContextManager[None], call: Call, arguments: Sequence[Any]) -> Any:
+    with who:
+        return evaluate(call, arguments, lambda: HERE)
+
+
+def _fulfil(call: futures.Future[Any], work: Callable[[], Any]) -> None:
+    """Call something, and have a future hold what it returned or raised."""
+    try:
+        call.set_result(work())
+    except BaseException as error:
+        call.set_exception(error)

@@ -157,8 +157,8 @@ def plan(
     >>> from handoff_dask import DAG, plan
     >>> dag = DAG()
     >>> refs = dag.map(int, range(4), cost={"cpu": 1})
-    >>> plan(dag, {"laptop": {"cpu": 2, "memory": "8 GB"}}, dict.fromkeys(dag, 1.5)).makespan
-    3.0
+    >>> plan(dag, {"laptop": {"cpu": 2}}, dict.fromkeys(dag, "2 s")).makespan
+    4.0
     """
     dag.validate()
     RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)

@@ -13,8 +13,10 @@ from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.comparing import Comparable
+from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, sinks
 from handoff_dask.model.function import Function
+from handoff_dask.model.refs import key_in
 from handoff_dask.widgets import markup, plots, reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
 from handoff_dask.wire.messages import RunReport
@@ -55,7 +57,7 @@ class ExecutionResult(Comparable):
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
 
     def __getitem__(self, function_id: Hashable) -> Any:
-        """Return the result of a function; ``result[id]`` is ``result.results[id]``.
+        """Return the result of a function, given by its id or by a :class:`Ref`.
 
         Raises
         ------
@@ -63,6 +65,7 @@ class ExecutionResult(Comparable):
             There is none, a KeyError that says why: the function failed or was not run, its result
             was not asked for, or the DAG has no such function.
         """
+        function_id = key_in(self.dag_id, function_id)
         if function_id in self.results:
             return self.results[function_id]
         problem = f"{self.dag_id!r} has no such function"
@@ -77,7 +80,7 @@ class ExecutionResult(Comparable):
         raise UnknownFunctionError(function_id, problem) from self.errors.get(function_id)
 
     def __contains__(self, function_id: Hashable) -> bool:
-        return function_id in self.results
+        return key_in(self.dag_id, function_id) in self.results
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self.results)
@@ -112,7 +115,7 @@ class ExecutionResult(Comparable):
         --------
         >>> from handoff_dask import DAG, execute_local
         >>> dag = DAG("d")
-        >>> f = dag.add(int, id="f")
+        >>> f = dag.add(int)
         >>> execute_local(dag).plot().title.text
         'd'
         """
@@ -186,24 +189,23 @@ def failed_or_not_run(
     return errors
 
 
-def select(
-    functions: Mapping[Hashable, Function], nodes: Sequence[Node], results: ResultSelection
-) -> list[Hashable]:
+def select(dag: DAG, nodes: Sequence[Node], results: ResultSelection) -> list[Hashable]:
     """Return the functions whose results are asked for, in the order of the DAG or of the list."""
     if isinstance(results, str) and results == "all":
-        return [f.id for f in functions.values() if f.type == "regular"]
+        return [f.id for f in dag.functions.values() if f.type == "regular"]
     if isinstance(results, str) and results == "sinks":
         return sinks(nodes)
     if isinstance(results, (str, bytes)) or not isinstance(results, (list, tuple, set, frozenset)):
         raise ValueError(f'results must be "all", "sinks" or a list of ids, not {results!r}')
-    for id_ in results:
-        if id_ not in functions:
+    ids = [key_in(dag.id, id_) for id_ in results]
+    for id_ in ids:
+        if id_ not in dag.functions:
             raise UnknownFunctionError(id_, "results= asks for it, but the DAG does not have it")
-        if functions[id_].type == "inline":
+        if dag.functions[id_].type == "inline":
             raise UnknownFunctionError(
                 id_, "results= asks for it, but it is inline: its value is never kept"
             )
-    return list(dict.fromkeys(results))
+    return list(dict.fromkeys(ids))
 
 
 class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):

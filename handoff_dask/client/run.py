@@ -43,11 +43,11 @@ class Run:
     --------
     >>> from handoff_dask import DAG, submit
     >>> dag = DAG("answers")
-    >>> answer = dag.add(int, "42", id="answer")
+    >>> a = dag.add(int, "42", id="a")
     >>> with submit(dag) as run:
     ...     for id, value in run.as_completed():
     ...         print(id, value)
-    answer 42
+    a 42
     """
 
     def __init__(self, follower: Follower) -> None:
@@ -126,9 +126,9 @@ class Run:
         --------
         >>> from handoff_dask import DAG, submit
         >>> dag = DAG()
-        >>> answer = dag.add(int, "42", id="answer")
+        >>> a = dag.add(int, "42", id="a")
         >>> list(submit(dag).as_completed())
-        [('answer', 42)]
+        [('a', 42)]
         """
         return AsCompleted(self._follower, patience(timeout))
 

@@ -45,7 +45,7 @@ class Submission:
         self.options = options
         functions = dict(dag.functions)
         nodes = expand(functions)
-        selected = select(functions, nodes, options.results)
+        selected = select(dag, nodes, options.results)
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}
         regular = [node for node in nodes if node.kind == "function"]

@@ -32,7 +32,7 @@ INTERVAL = 1.0
 PATIENCE = 2.0
 #: Seconds between looks at a run that somebody waits for.
 LOOK = 5.0
-#: With more futures than this pending, they are looked at now and then; seconds between looks.
+#: While more futures than this are pending, they are only looked at; seconds between looks.
 _MANY, _PAUSE = 1000, 0.25
 #: Seconds without progress before the first warning, and between later ones.
 FIRST, AGAIN = 10.0, 60.0
@@ -93,7 +93,7 @@ async def ended(
 
 async def _all_ended(client: Client, futures: Collection[Future[Any]]) -> None:
     """Wait until all futures have ended."""
-    # Dask waits for each by a task of its own, which takes 1000 times as long as a look.
+    # Dask waits for each by a task of its own: 3 kB and 30 us each, all at once.
     while len(futures := unended(futures)) > _MANY:
         await asyncio.sleep(_PAUSE)
     with client.as_current():

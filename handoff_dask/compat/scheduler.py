@@ -63,21 +63,19 @@ def free(ts: TaskState) -> None:
     ts.suspicious = _NEVER_SUSPICIOUS
 
 
-def release_hold(
-    ts: TaskState, workers: frozenset[str], resources: dict[str, float], priority: float
-) -> None:
-    """Let a held task run on the only worker of a set, and claim resources there.
-
-    The worker starts tasks of a higher priority first.
-    """
+def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, float]) -> None:
+    """Let a held task run on the only worker of a set, and claim resources there."""
     ts.worker_restrictions = workers  # type: ignore[assignment] # Dask only reads it
     ts.host_restrictions = None
     ts.resource_restrictions = resources
     ts.loose_restrictions = False
-    if priority:
-        assert ts.priority is not None
-        # A float: the message to the worker cannot hold every whole number.
-        ts.priority = (-float(priority), *ts.priority[1:])
+
+
+def prioritise(ts: TaskState, priority: float) -> None:
+    """Have the worker of a task start it before others of a lower priority."""
+    assert ts.priority is not None
+    # A float: the message to the worker cannot hold every whole number.
+    ts.priority = (-float(priority), *ts.priority[1:])
 
 
 def install_handlers(

@@ -20,8 +20,16 @@ from distributed import Future
 
 from handoff_dask.compat.task_spec import GraphNode, Task, TaskRef
 from handoff_dask.graph.packing import Packer
-from handoff_dask.model.expansion import Call, Entry, Node, Transformed, expand, map_entries
-from handoff_dask.model.function import Function, effective_policy, time_limit
+from handoff_dask.model.expansion import (
+    Call,
+    Entry,
+    Node,
+    Transformed,
+    expand,
+    map_entries,
+    node_policy,
+)
+from handoff_dask.model.function import Function, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.keys import Key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
@@ -69,15 +77,15 @@ def translate(
     prefixes = code_prefixes(nodes)
     keys = tuple(node_key(prefix, run_id, index) for index, prefix in enumerate(prefixes))
     pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
-    policies = tuple(effective_policy(node.function, policy) for node in nodes)
+    policies = tuple(node_policy(node, policy) for node in nodes)
     packed = [pack(node, node.call, (node.function.id, dag_id)) for node in nodes]
     dsk: dict[Key, GraphNode] = pack.nodes()
     for node, own, key, (names, call) in zip(nodes, policies, keys, packed, strict=True):
         refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in node.dependencies)]
+        judge = pack.policy(node.function, own) if own.has_code else None
         if node.kind != "function":
-            dsk[key] = Task(key, run_transform, names, call, *refs)
+            dsk[key] = Task(key, run_transform, judge, names, call, *refs)
         elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
-            judge = pack.policy(node.function, own) if own.has_code else None
             keep = node.index not in discard
             gpus = "gpu" in node.cost or own.escalate is not None
             terms = Terms(time_limit(node.function), judge, keep, gpus)

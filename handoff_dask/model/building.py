@@ -69,6 +69,8 @@ class Draft:
         #: None: the name of the code, numbered if it is taken.
         self.given_id: Hashable = fields.pop("id", None)
         self.name = code_name(code)
+        #: What errors call the function.
+        self._label = self.name if self.given_id is None else self.given_id
         self._dag_id = dag_id
         self._known = known
         self._replace = Replacing((Ref, Argument), self._argument)
@@ -80,7 +82,7 @@ class Draft:
         (code,) = self._replaced((code,))
         values = self._replaced(tuple(keywords.values()))
         keywords = dict(zip(keywords, values, strict=True))
-        self._template = Function(None, (), code, (), keywords, **fields)
+        self._template = Function(self._label, (), code, (), keywords, **fields)
 
     def function(self, id: Hashable, positional: tuple[Any, ...]) -> Function:
         """Return the function that a call with these positional arguments makes."""
@@ -111,8 +113,7 @@ class Draft:
 
     def _checked(self, ref: Ref) -> Hashable:
         if ref.dag_id != self._dag_id or ref.id not in self._known:
-            user = self.name if self.given_id is None else self.given_id
-            raise ForeignRefError(user, ref.id, ref.dag_id, self._dag_id)
+            raise ForeignRefError(self._label, ref.id, ref.dag_id, self._dag_id)
         return ref.id
 
 

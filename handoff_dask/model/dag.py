@@ -16,7 +16,7 @@ from handoff_dask.errors import (
 )
 from handoff_dask.model.building import Draft, rows
 from handoff_dask.model.function import Function
-from handoff_dask.model.refs import Ref
+from handoff_dask.model.refs import Ref, key_in
 from handoff_dask.model.validation import validate
 
 Self = TypeVar("Self", bound="DAG")
@@ -212,7 +212,7 @@ class DAG:
 
     def __getitem__(self, id: Hashable) -> Function:
         """Return the function of an id or a :class:`Ref`."""
-        key = self._key(id)
+        key = key_in(self.id, id)
         if key in self._functions:
             return self._functions[key]
         known = {str(i): i for i in self._functions}
@@ -221,10 +221,7 @@ class DAG:
         raise UnknownFunctionError(key, f"is not in the DAG {self.id!r}{hint}")
 
     def __contains__(self, id: object) -> bool:
-        return self._key(id) in self._functions
-
-    def _key(self, id: Any) -> Any:
-        return id.id if isinstance(id, Ref) and id.dag_id == self.id else id
+        return key_in(self.id, id) in self._functions
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._functions)

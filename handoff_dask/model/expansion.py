@@ -12,7 +12,7 @@ import contextvars
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
@@ -24,9 +24,11 @@ from handoff_dask.model.function import (
     Transform,
     argument_id,
     claims,
+    effective_policy,
     is_listed,
     nested_arguments,
 )
+from handoff_dask.model.retry import RetryPolicy
 
 NodeKind = Literal["function", "serializer", "deserializer"]
 
@@ -176,6 +178,14 @@ def sinks(nodes: Sequence[Node]) -> list[Hashable]:
     return [n.function.id for n in nodes if n.kind == "function" and n.index not in used]
 
 
+def node_policy(node: Node, default: RetryPolicy) -> RetryPolicy:
+    """Return how a node is retried in a run whose policy is `default`."""
+    policy = effective_policy(node.function, default)
+    if node.kind == "function" or policy.escalate is None:
+        return policy
+    return replace(policy, escalate=None)  # a transform costs nothing
+
+
 def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
     """Return a cost with lower case names and without zeros."""
     return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
@@ -223,8 +233,9 @@ class _Expansion:
         )
 
     def call(self, function: Function) -> Call:
-        for name, amount in effective_cost(claims(function)).items():
-            self.cost[name] = max(amount, self.cost.get(name, 0))
+        if function.cost:
+            for name, amount in effective_cost(claims(function)).items():
+                self.cost[name] = max(amount, self.cost.get(name, 0))
         # An inline function that a function names twice is evaluated once for it.
         inline: dict[Hashable, Call] = {}
         groups: Iterable[tuple[bool, Iterable[Any]]] = groupby(function.args, is_listed)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from handoff_dask.model.amounts import Amounts, Seconds
 from handoff_dask.model.function import ArgumentInclusion, Collocated, FunctionType
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ _MARK = "__handoff_fields__"
 class Fields(TypedDict, total=False):
     """The fields of a :class:`Function` that say how its code runs."""
 
-    cost: Mapping[str, float | str] | None
+    cost: Amounts | None
     node: str | int | Sequence[str | int] | Collocated | None
     type: FunctionType
     argument_inclusion: ArgumentInclusion
     max_retries: int | None
     retry: RetryPolicy | None
-    timeout: float | str | timedelta | None
+    timeout: Seconds | None
     priority: float
     allow_other_workers: bool
 

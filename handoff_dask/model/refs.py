@@ -38,6 +38,11 @@ class Ref:
             raise AttributeError(f"{self!r} has no attribute {name!r}: {_HINT}")
 
 
+def key_in(dag_id: Hashable, id: Any) -> Any:
+    """Return the id that a ref of a DAG stands for; anything else unchanged."""
+    return id.id if isinstance(id, Ref) and id.dag_id == dag_id else id
+
+
 _HINT = (
     "it stands for a result that does not exist yet. Pass it to DAG.add() or DAG.map(); the code "
     "gets the result."

@@ -139,16 +139,16 @@ def count_problem(value: object) -> str | None:
 
 def number_problem(value: object, least: float = 0) -> str | None:
     """Return why a value is not a finite number >= `least`, or None."""
-    bound = "" if least == -math.inf else f" >= {least}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return f"must be a number{bound}, not {value!r}"
+    number = type(value) in (int, float) or (
+        isinstance(value, Real) and not isinstance(value, bool)
+    )
     try:
-        finite = math.isfinite(value)
+        if number and math.isfinite(value) and value >= least:  # type: ignore[arg-type, operator]
+            return None
     except OverflowError:  # a whole number that no float can hold
-        finite = False
-    if not finite or value < least:
-        return f"must be a finite number{bound}, not {value!r}"
-    return None
+        pass
+    bound = "" if least == -math.inf else f" >= {least}"
+    return f"must be a {'finite ' if number else ''}number{bound}, not {value!r}"
 
 
 def time_limit_problem(value: object) -> str | None:

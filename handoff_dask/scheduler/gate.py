@@ -46,9 +46,9 @@ class Gate:
         """Let a held function run where the engine placed it."""
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
-        priority = record.run.spec.priority + row.priority
-        restrictions = self._restrictions_of(place.worker, record.cost)
-        compat.release_hold(ts, *restrictions, priority)
+        compat.release_hold(ts, *self._restrictions_of(place.worker, record.cost))
+        if row.priority:  # the run's is in the graph
+            compat.prioritise(ts, record.run.spec.priority + row.priority)
         ts.retries = int(may_retry(record))
         if row.source is not None or record.entries:
             self._annotate(ts, record, place)

@@ -13,6 +13,7 @@ from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.lives import Departure, Lives
 from handoff_dask.attempts.losses import Lost
+from handoff_dask.attempts.retries import Verdict, escalated
 from handoff_dask.attempts.states import (
     PLACED,
     Asking,
@@ -35,7 +36,6 @@ from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.standins import text_of
 from handoff_dask.wire.offers import claimed_resources
-from handoff_dask.worker.task import escalated
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -297,8 +297,10 @@ class Lifecycle:
             policy = pickle.loads(life.row.escalation)
         except BaseException as error:  # unpickling runs the user's code
             problem = f"cannot be loaded on the scheduler: {text_of(error)}"
-            return {"problem": ("retry.escalate", problem)}
-        return escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
+            verdict = Verdict(False, problem=("retry.escalate", problem))
+        else:
+            verdict = escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
+        return verdict._asdict()
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""

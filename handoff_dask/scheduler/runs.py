@@ -274,6 +274,8 @@ class Runs(Mapping[str, RunRecord]):
             keys = [ts.key for ts in keeper.wants_what]
             self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
             del self.scheduler.clients[run.spec.keeper]
+        if not run.functions:
+            self.forget(run)  # it has no tasks whose end would do this
 
     def close(self) -> None:
         """Leave nothing of the runs behind in this process."""

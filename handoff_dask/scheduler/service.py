@@ -58,8 +58,11 @@ class Service:
         with collector.paused():
             run = self.runs.open(spec)
         run_id = run.spec.run_id
-        if not run.functions:
-            self.runs.forget(run)  # no graph will follow, and nothing to tell its end by
+        if not run.functions:  # no graph will follow, and nothing to tell its end by
+            if run.kept:
+                run.arrived.set()
+            else:
+                self.runs.forget(run)
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.
         if not run.spec.placement_timeout and self.registry.names:

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from distributed import Client
 
+from handoff_dask.attempts.retries import Verdict, judged, unusable
 from handoff_dask.compat import worker as compat
-from handoff_dask.model.amounts import as_amounts
-from handoff_dask.model.expansion import effective_cost, evaluate, finish
+from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.model.validation import cost_problem
 from handoff_dask.packed_errors import packed
-from handoff_dask.standins import shortened, text_of, type_of
+from handoff_dask.standins import type_of
 from handoff_dask.wire.payload import Name, opened
 
 logger = logging.getLogger(__name__)
@@ -225,8 +224,11 @@ def _run(
     raise failure  # outside the handlers, where the user's exception would become its context
 
 
-def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
-    """Call a transform: ``fn(data, source_node, target_node, *static_args)``."""
+def run_transform(policy: bytes | None, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
+    """Call a transform: ``fn(data, source_node, target_node, *static_args)``.
+
+    `policy` is its retry policy, pickled, if the policy contains users' code.
+    """
     started = time.time()
     identity: _Identity | None = None
     try:
@@ -236,11 +238,12 @@ def run_transform(names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
         with compat.started() as check:
             identity, opened_call, (data,) = opened(names, call, values)
             check()
-            return finish(opened_call.code(data, *ends, *opened_call.extra_args))
+            with running(*identity):
+                return finish(opened_call.code(data, *ends, *opened_call.extra_args))
     except compat.NotStarted:
         raise
     except BaseException as error:
-        failure = _reported(error, started, None, identity)
+        failure = _reported(error, started, policy, identity)
     raise failure
 
 
@@ -343,36 +346,15 @@ def _failure(
         "error_type": type_of(error),
         "message": text,
         "retry": True,
-        **({} if policy is None else _judged(error, policy, facts)),
+        **({} if policy is None else _judged(error, policy, facts)._asdict()),
     }
 
 
-def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a retry policy whether a failed function is tried again, and what that costs."""
+def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> Verdict:
+    """Ask a pickled retry policy about a failed attempt."""
     try:
         policy: RetryPolicy = pickle.loads(pickled)
-        retry = policy.retries(error)
-    except BaseException as problem:  # from __instancecheck__ of a metaclass, for example
-        raised = f"cannot be evaluated: {type_of(problem)}: {text_of(problem)}"
-        return {"retry": False, "problem": ("retry", raised)}
-    if not retry or policy.escalate is None:
-        return {"retry": retry}
+    except BaseException as problem:  # unpickling runs the user's code
+        return unusable(problem)
     attempt = facts.get("handoff", {}).get("attempt", 1)
-    return escalated(policy, attempt, _cost(facts), error)
-
-
-def escalated(
-    policy: RetryPolicy, attempt: int, cost: Mapping[str, float], error: BaseException
-) -> dict[str, Any]:
-    """Ask a policy what the next attempt costs; return the cost or what is wrong with it."""
-    assert policy.escalate is not None
-    field = "retry.escalate"
-    try:
-        answer = policy.escalate(attempt, dict(cost), error)
-        if problem := cost_problem(answer):
-            invalid = f"returned an invalid cost: {shortened(problem)}"
-            return {"retry": False, "problem": (field, invalid)}
-        return {"cost": effective_cost(as_amounts(answer))}
-    except BaseException as raised:  # even SystemExit, which would end the scheduler
-        problem = f"raised {type_of(raised)}: {text_of(raised)}"
-        return {"retry": False, "problem": (field, problem)}
+    return judged(policy, error, attempt, _cost(facts))

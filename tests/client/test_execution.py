@@ -21,11 +21,13 @@ from handoff_dask import (
     collocated,
     discover_nodes,
     execute,
+    forget,
     function,
     register_node,
     resources_available,
     submit,
 )
+from handoff_dask.client import waiting
 from tests.support import assert_clean, dag_of, where
 from tests.unlike import RAN, note, on_cluster
 
@@ -316,11 +318,15 @@ async def test_the_worker_of_a_function_is_the_schedulers_word(c, s, a, b):
 async def test_an_empty_dag(c, s, a, b):
     """A DAG without functions, or with inline ones only, has an empty result and leaves nothing."""
     for dag in (dag_of(), dag_of(Function(id=1, args=[], code=int, type="inline"))):
-        run = await submit(dag, detach=True)
-        result = await run.result()
-        assert (result.results, result.allocations, result.makespan) == ({}, {}, 0.0)
-        assert (await run.status())["done"] == 0
-        await assert_clean(s, a, b)
+        for detach in (False, True):
+            run = await submit(dag, detach=detach)
+            result = await run.result()
+            assert (result.results, result.allocations, result.makespan) == ({}, {}, 0.0)
+            assert (await run.status())["done"] == 0
+            if detach:
+                await forget(dag.id)
+            del run
+            await assert_clean(s, a, b)
 
 
 def nested(depth):
@@ -363,3 +369,20 @@ def test_going_on_in_an_embedded_cluster():
     result = execute(dag, max_retries=0, on_error="continue")
     assert result.results == {"whole": 1.0}
     assert list(result.errors) == ["half"]
+
+
+@on_cluster()
+async def test_large_runs(c, s, a, b, monkeypatch):
+    """A run whose futures are too many to wait for each ends as others do."""
+    monkeypatch.setattr(waiting, "_MANY", 3)
+    monkeypatch.setattr(waiting, "_PAUSE", 0.01)
+    dag = dag_of(*(Function(i, [], int, extra_args=[i]) for i in range(50)))
+    assert (await execute(dag)).results == {i: i for i in range(50)}
+    bad = dag_of(*(Function(i, [], fail, max_retries=0) for i in range(50)))
+    with pytest.raises(FunctionFailedError):
+        await execute(bad)
+    await assert_clean(s, a, b)
+
+
+def fail():
+    raise LookupError("no such thing")

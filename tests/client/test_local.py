@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import bdb
+import contextvars
 import enum
 import operator
 import threading
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
@@ -273,6 +276,51 @@ def test_coroutine_functions():
 def test_in_the_calling_thread():
     """A debugger's breakpoint is met in the thread that asked."""
     assert run(Function("a", [], threading.get_ident)).results["a"] == threading.get_ident()
+
+
+def test_with_a_time_limit():
+    """A function with a time limit runs in a thread of its own, with the caller's context."""
+    here = contextvars.ContextVar("here", default="elsewhere")
+    token = here.set("here")
+    try:
+        result = run(
+            Function("limited", [], threading.get_ident, timeout=60),
+            Function("context", [], here.get, timeout=60),
+            Function("free", [], threading.get_ident),
+        )
+    finally:
+        here.reset(token)
+    assert result.results["limited"] != threading.get_ident() == result.results["free"]
+    assert result.results["context"] == "here"
+    limited = run(Function("a", [], threading.get_ident), timeout=60)
+    assert limited.results["a"] != threading.get_ident()
+
+
+def test_an_interrupt_in_a_thread():
+    """Where Ctrl-C cannot come from, the exception is a failure like any other."""
+    code = Flaky(9, KeyboardInterrupt)
+    with pytest.raises(FunctionFailedError):
+        run(Function("a", [], code, timeout=60, max_retries=1))
+    assert code.calls == 2
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_leaving_the_debugger(timeout):
+    """`quit` in pdb ends the run; the function is not tried again."""
+    code = Flaky(9, bdb.BdbQuit)
+    with pytest.raises(bdb.BdbQuit):
+        run(Function("a", [], code, timeout=timeout), on_error="continue")
+    assert code.calls == 1
+
+
+def test_delays():
+    """Retries wait for as long as their policy says."""
+    pauses = []
+    policy = RetryPolicy(max_retries=3, delay=0.01, backoff=3, max_delay=0.05, jitter=0)
+    tries = run(Function("a", [], Flaky(3), retry=policy)).attempts["a"]
+    for before, after in pairwise(tries):
+        pauses.append(after.started - before.stopped)
+    assert all(pause >= least for pause, least in zip(pauses, [0.01, 0.03, 0.05], strict=True))
 
 
 # Inline functions

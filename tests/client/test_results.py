@@ -12,6 +12,8 @@ from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Function, collocated
+from handoff_dask.model.refs import Ref
+from tests.support import dag_of
 
 
 def accept(*args):
@@ -48,7 +50,7 @@ RESULT = ExecutionResult(
 
 
 def chosen(results):
-    return select(FUNCTIONS, expand(FUNCTIONS), results)
+    return select(dag_of(*FUNCTIONS.values(), id="d"), expand(FUNCTIONS), results)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,18 @@ def test_a_result_by_its_id():
     assert RESULT["b"] is None
     assert list(RESULT) == ["a", "b"]
     assert "b" in RESULT and "c" not in RESULT
+
+
+def test_a_ref_stands_for_its_id():
+    """In results= and in result[...], a ref of the DAG; one of another DAG is an unknown id."""
+    own, foreign = Ref("b", "d"), Ref("b", "another")
+    assert chosen([own, "a", "b"]) == ["b", "a"]
+    assert RESULT[own] is None and own in RESULT
+    assert foreign not in RESULT
+    with pytest.raises(UnknownFunctionError, match="another"):
+        chosen([foreign])
+    with pytest.raises(UnknownFunctionError, match="another"):
+        RESULT[foreign]
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,14 @@ def test_fields_are_keywords(dag):
         assert dag[ref] == Function(ref.id, (), load, ["a"], {"mode": "w"}, **fields)
 
 
+@pytest.mark.parametrize(("kwargs", "label"), [({}, "load"), ({"id": "x"}, "x")])
+def test_units_that_cannot_be_read(dag, kwargs, label):
+    """Text without a unit that is known raises at once, and names the function."""
+    with pytest.raises(InvalidFunctionError) as caught:
+        dag.add(load, "a", cost={"memory": "2 gigs"}, **kwargs)
+    assert (caught.value.function_id, caught.value.field) == (label, "cost")
+
+
 def fetch(id, cost, *, timeout=1, args=()):
     """Have parameters with the names of fields."""
     return id, cost, timeout, args

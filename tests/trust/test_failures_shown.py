@@ -146,7 +146,10 @@ def fails(key=None):
 @gen_cluster(client=True)
 async def test_a_failed_attempt_is_a_line(c, s, a, b):
     """Each failed attempt writes one line to the worker's log, which says what follows."""
-    with captured_logger("handoff_dask") as ours, captured_logger("distributed.worker") as dasks:
+    with (
+        captured_logger("handoff_dask.worker") as ours,
+        captured_logger("distributed.worker") as dasks,
+    ):
         dag = dag_of(Function(id="f", args=[], code=fails, max_retries=2), id="d")
         with pytest.raises(FunctionFailedError):
             await execute(dag)
@@ -178,10 +181,10 @@ def test_quiet_workers(by_handler, monkeypatch):
             monkeypatch.setattr(dasks, "handlers", [quiet])
         else:
             monkeypatch.setattr(dasks, "disabled", True)
-        with captured_logger("handoff_dask") as ours, pytest.raises(FunctionFailedError):
+        with captured_logger("handoff_dask.worker") as ours, pytest.raises(FunctionFailedError):
             await execute(dag_of(Function(id="f", args=[], code=fails)))
         late = Function(id="l", args=[], code=time.sleep, extra_args=[0.3], timeout=0.05)
-        with captured_logger("handoff_dask") as of_late, pytest.raises(FunctionFailedError):
+        with captured_logger("handoff_dask.worker") as of_late, pytest.raises(FunctionFailedError):
             await execute(dag_of(late), max_retries=0)
         assert "attempt" not in ours.getvalue() + of_late.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import pickle
+from functools import partial
 from types import SimpleNamespace
 
 import cloudpickle
@@ -38,11 +39,15 @@ def log(monkeypatch):
     return events
 
 
+#: Without a policy that has code.
+run_transform = partial(task.run_transform, None)
+
+
 def fail(*args):
     raise ValueError("no")
 
 
-@pytest.mark.parametrize("runner", [task.run, task.run_and_discard, task.run_transform])
+@pytest.mark.parametrize("runner", [task.run, task.run_and_discard, run_transform])
 def test_failure_is_told_and_raised(runner, log):
     """A failed attempt is reported once, and Dask gets an error that arrives unchanged."""
     with pytest.raises(StandInError, match="ValueError: no") as caught:
@@ -109,7 +114,7 @@ def test_coroutines():
 
     call = Call(later, (Transformed(0, ((later, ()),)),), (), {})
     assert task.run(*packed(call), 1) == 3
-    assert task.run_transform(*packed(Call(later, (0,), (), {})), 1) == 2
+    assert run_transform(*packed(Call(later, (0,), (), {})), 1) == 2
 
 
 def test_discard():
@@ -129,7 +134,7 @@ def test_transform(monkeypatch, marks, nodes):
     """A transform gets the data, the nodes its task is marked with, and its static arguments."""
     monkeypatch.setattr(compat, "this_task", lambda: SimpleNamespace(facts=marks))
     call = packed(Call(lambda *args: args, (0,), (7, 8), {}))
-    assert task.run_transform(*call, "data") == ("data", *nodes, 7, 8)
+    assert run_transform(*call, "data") == ("data", *nodes, 7, 8)
 
 
 def test_current_is_the_function_that_runs():
