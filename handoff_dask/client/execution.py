@@ -22,7 +22,7 @@ from handoff_dask.client.options import (
 )
 from handoff_dask.client.progress_display import Display, chosen, watch, watch_async
 from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
-from handoff_dask.client.run import Run, RunAnswer, Starting
+from handoff_dask.client.run import RunAnswer, handle
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
@@ -236,9 +236,7 @@ timeout, placement_timeout, priority
     """
     __tracebackhide__ = True
     options = RunOptions.among(locals())
-    started = _started(dag, options, client)
-    run = Run(started) if isinstance(started, Follower) else Starting(started)
-    return cast("RunAnswer", run)
+    return handle(_started(dag, options, client))
 
 
 def _started(

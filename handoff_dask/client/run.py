@@ -259,7 +259,7 @@ class RunAnswer(Run):
 
 
 class Starting(Coroutine[Any, Any, Run]):
-    """A run that an asynchronous client is to start: for ``await`` or for ``async with``."""
+    """A run that an asynchronous client is to start or find: for ``await`` or ``async with``."""
 
     def __init__(self, started: Awaitable[Follower]) -> None:
         self._run = self._made(started)
@@ -289,3 +289,9 @@ class Starting(Coroutine[Any, Any, Run]):
     async def __aexit__(self, *error: Any) -> None:
         __tracebackhide__ = True
         await self._entered.__aexit__(*error)
+
+
+def handle(followed: Follower | Awaitable[Follower]) -> RunAnswer:
+    """Return the handle of a run, or what makes one with an asynchronous client."""
+    run = Run(followed) if isinstance(followed, Follower) else Starting(followed)
+    return cast("RunAnswer", run)

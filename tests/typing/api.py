@@ -178,6 +178,8 @@ async def asynchronous(client: Client) -> None:
     await run.wait(timeout=5)
     result = await run.result()
     same: Run = await get_run("dag", client=client)
+    async with get_run("dag") as entered:
+        result = await entered
     await same.cancel()
     infos: list[RunInfo] = await list_runs()
     number: int = await get_result("dag", "source")
