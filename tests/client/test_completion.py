@@ -10,6 +10,7 @@ from distributed import Client, Event, LocalCluster
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
+    ClusterLostError,
     Function,
     FunctionFailedError,
     RunCancelledError,
@@ -193,6 +194,22 @@ async def test_from_another_client(c, s, a, b):
     del run, pairs
     await forget("a dag")
     await assert_clean(s, a, b)
+
+
+@gen_cluster(client=True)
+async def test_a_client_that_was_closed(c, s, a, b):
+    """Whoever iterates or waits gets an error that says so; results that are here stay."""
+    async with Client(s.address, asynchronous=True, set_as_default=False) as other:
+        run = await submit(half_open(), client=other)
+        pairs = run.as_completed()
+        assert await anext(pairs) == ("first", 1)
+        ended = await submit(dag_of(Function("f", [], int)), client=other)
+        await ended
+    for waiting in (anext(pairs), run, run.counts(), execute(half_open(), client=other)):
+        with pytest.raises(ClusterLostError, match="its client was closed"):
+            await waiting
+    assert await collected(ended.as_completed()) == [("f", 0)]
+    await Event("go").set()
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1), ("127.0.0.1", 1)])
