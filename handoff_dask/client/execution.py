@@ -19,6 +19,7 @@ from handoff_dask.client.options import (
     ResultSelection,
     RunOptions,
     StrategyName,
+    require_dag,
 )
 from handoff_dask.client.progress_display import Display, chosen, watch, watch_async
 from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
@@ -123,6 +124,7 @@ def execute(
     {'source': 42, 'double': 84}
     """
     __tracebackhide__ = True
+    require_dag(dag)
     options = RunOptions.among(locals())
     client, display = current_client(client), chosen() if progress else Display()
     if client is not None and client.asynchronous:
@@ -235,6 +237,7 @@ timeout, placement_timeout, priority
     {'a': 42}
     """
     __tracebackhide__ = True
+    require_dag(dag)
     options = RunOptions.among(locals())
     return handle(_started(dag, options, client))
 
