@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import pytest
 from distributed import Client, Event, LocalCluster
@@ -155,6 +157,23 @@ async def test_several_iterators(c, s, a, b):
     for pairs in both:
         assert len(pairs) == 20
         assert all(value is results[id_] for id_, value in pairs)
+
+
+@gen_cluster(client=True)
+async def test_one_that_is_shared(c, s, a, b):
+    """Of several tasks that take from one iterator, each result goes to one."""
+    await Event("go").set()
+    pairs = (await submit(half_open())).as_completed()
+    taken = await asyncio.gather(*(collected(pairs) for _ in range(4)))
+    assert sorted(chain(*taken)) == [("first", 1), ("second", "held")]
+
+
+def test_one_that_threads_share():
+    """Of several threads that take from one iterator, each result goes to one."""
+    pairs = submit(dag_of(*(Function(i, [], int) for i in range(100)))).as_completed()
+    with ThreadPoolExecutor(4) as pool:
+        taken = pool.map(list, [pairs] * 4)
+    assert sorted(chain(*taken)) == [(i, 0) for i in range(100)]
 
 
 @gen_cluster(client=True)
