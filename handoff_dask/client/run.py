@@ -58,6 +58,11 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run of {self.dag_id!r}: {len(self._follower.outline.functions)} functions>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} cannot be pickled: pass its result(), or call get_run({self.dag_id!r}) there"
+        )
+
     def _repr_html_(self) -> str:
         return watching.html(self._follower)
 
@@ -251,7 +256,7 @@ class Run:
         return wait_for(follower.client, method, *args, run_id=follower.outline.run_id)
 
 
-class RunAnswer(Run):
+class RunAnswer(Run, Coroutine[Any, Any, Run]):
     """A Run, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
 
     def __await__(self) -> Generator[Any, None, Run]:  # type: ignore[override]
