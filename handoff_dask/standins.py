@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: Characters of an exception's text that are kept.
 TEXT = 2000
+#: Characters of an error that a log shows.
+LOGGED = 200
 
 
 class HandoffError(Exception):
@@ -52,3 +54,9 @@ def shortened(text: str) -> str:
     """Shorten a text so that it can be sent, and escape lone surrogates."""
     plain = text[:TEXT].encode(errors="backslashreplace").decode()
     return plain if len(text) <= TEXT else f"{plain}... ({len(text):,} characters)"
+
+
+def for_a_log(text: str) -> str:
+    """Return a text as part of a line in a log: without line breaks, shortened."""
+    line = " ".join(text.split())
+    return line if len(line) <= LOGGED else f"{line[:LOGGED]}..."

@@ -151,6 +151,9 @@ def _selection(results: tuple[str, ...], ids: list[Hashable]) -> Any:
         return []
     if results in (("all",), ("sinks",)):
         return results[0]
+    for word in ("all", "sinks", "none"):
+        if word in results and word not in ids:
+            raise Problem(f"--results {word} cannot be combined with another --results")
     return [resolve(name, ids) for name in results]
 
 

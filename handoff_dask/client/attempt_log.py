@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Function, effective_policy
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.standins import for_a_log
 from handoff_dask.widgets import markup
 from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded, FunctionPlaced
 
@@ -62,7 +63,7 @@ class AttemptLog:
             which,
             _VERBS[attempt.outcome],
             attempt.worker,
-            f" ({reason})" if reason else "",
+            f" ({for_a_log(reason)})" if reason else "",
             "" if last else self._next(function_id, attempt.number + 1),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterator
@@ -34,28 +35,42 @@ class AsCompleted(Iterator[tuple[Hashable, Any]], AsyncIterator[tuple[Hashable, 
         #: Functions whose results are still to come, and results that were not yielded yet.
         self._left = dict.fromkeys(run.outline.wanted)
         self._ready: deque[tuple[Hashable, Any]] = deque()
+        #: Held by whoever waits for more: several threads or tasks may share the iterator.
+        self._filling = asyncio.Lock()
 
     def __next__(self) -> tuple[Hashable, Any]:
         __tracebackhide__ = True
         if self._run.client.asynchronous:
             raise TypeError("the run's client is asynchronous: iterate with `async for`, not `for`")
-        if not self._ready:
-            wait_for(self._run.client, self._fill, run_id=self._run.outline.run_id)
-        if not self._ready:
-            raise StopIteration
-        return self._ready.popleft()
+        while (pair := self._taken()) is None:
+            if not wait_for(self._run.client, self._fill, run_id=self._run.outline.run_id):
+                raise StopIteration
+        return pair
 
     async def __anext__(self) -> tuple[Hashable, Any]:
         __tracebackhide__ = True
         if not self._run.client.asynchronous:
             raise TypeError("the run's client is synchronous: iterate with `for`, not `async for`")
-        if not self._ready:
-            await wait_for(self._run.client, self._fill, run_id=self._run.outline.run_id)
-        if not self._ready:
-            raise StopAsyncIteration
-        return self._ready.popleft()
+        while (pair := self._taken()) is None:
+            if not await wait_for(self._run.client, self._fill, run_id=self._run.outline.run_id):
+                raise StopAsyncIteration
+        return pair
 
-    async def _fill(self) -> None:
+    def _taken(self) -> tuple[Hashable, Any] | None:
+        """Return the next pair that is ready; None if another thread or task has taken the last."""
+        with contextlib.suppress(IndexError):
+            return self._ready.popleft()
+        return None
+
+    async def _fill(self) -> bool:
+        """Wait for further results, unless there are some; return whether any may be left."""
+        async with self._filling:
+            if not self._ready:
+                await self._wait()
+            # Another thread may have taken them by now.
+            return bool(self._ready or self._left)
+
+    async def _wait(self) -> None:
         """Wait for further results; there are none if the run has ended and all were yielded."""
         outcome = self._run.ending()
         began = time.monotonic()

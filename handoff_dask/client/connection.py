@@ -272,5 +272,8 @@ async def answered(client: Client, answer: Awaitable[T]) -> T:
 
 
 def _require_scheduler(client: Client) -> None:
+    if client.status in ("closing", "closed"):
+        # By its user, or by itself once Dask has given up connecting again.
+        raise ClusterLostError(None, "its client was closed, or the scheduler went away")
     if client.status != "running":
         raise ClusterLostError(None, "the scheduler went away")

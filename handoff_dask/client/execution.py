@@ -19,10 +19,11 @@ from handoff_dask.client.options import (
     ResultSelection,
     RunOptions,
     StrategyName,
+    require_dag,
 )
 from handoff_dask.client.progress_display import Display, chosen, watch, watch_async
 from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
-from handoff_dask.client.run import Run, RunAnswer, Starting
+from handoff_dask.client.run import RunAnswer, handle
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
@@ -123,6 +124,7 @@ def execute(
     {'source': 42, 'double': 84}
     """
     __tracebackhide__ = True
+    require_dag(dag)
     options = RunOptions.among(locals())
     client, display = current_client(client), chosen() if progress else Display()
     if client is not None and client.asynchronous:
@@ -235,10 +237,9 @@ timeout, placement_timeout, priority
     {'a': 42}
     """
     __tracebackhide__ = True
+    require_dag(dag)
     options = RunOptions.among(locals())
-    started = _started(dag, options, client)
-    run = Run(started) if isinstance(started, Follower) else Starting(started)
-    return cast("RunAnswer", run)
+    return handle(_started(dag, options, client))
 
 
 def _started(

@@ -12,6 +12,7 @@ from distributed import Client
 
 from handoff_dask.client import connection
 from handoff_dask.client.describing import dag_label, function_rows
+from handoff_dask.client.options import require_dag
 from handoff_dask.client.outcomes import producer
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.dag import DAG
@@ -218,6 +219,7 @@ def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
     >>> explanation["f"].shortfall
     {'gpu': (1.0, 0.0)}
     """
+    require_dag(dag)
     dag.validate()
     client = connection.require_client(client)
     nodes = expand(dag.functions)

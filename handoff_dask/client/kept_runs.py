@@ -23,7 +23,7 @@ from handoff_dask.client.connection import (
 from handoff_dask.client.describing import Outline, dag_label, function_label
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import patience
-from handoff_dask.client.run import Run, RunAnswer
+from handoff_dask.client.run import RunAnswer, handle
 from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.model.amounts import Seconds
@@ -117,7 +117,7 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> RunAnswer:
     Returns
     -------
     Run
-        With an asynchronous client, an awaitable of one.
+        With an asynchronous client, an awaitable of one, which ``async with`` accepts too.
 
     Raises
     ------
@@ -126,11 +126,11 @@ def get_run(dag_id: Hashable, *, client: Client | None = None) -> RunAnswer:
     """
     client = require_client(client)
 
-    async def followed() -> Run:
+    async def followed() -> Follower:
         await install(client)
-        return Run(await Follower(await _outline(client, dag_id), client).follow())
+        return await Follower(await _outline(client, dag_id), client).follow()
 
-    return cast("RunAnswer", sync(client, followed))
+    return handle(sync(client, followed))
 
 
 def get_result(

@@ -31,6 +31,7 @@ from handoff_dask.client.options import (
     RunOptions,
     StrategyName,
     patience,
+    require_dag,
 )
 from handoff_dask.client.outcomes import described, result_of
 from handoff_dask.client.results import ExecutionResult, select
@@ -114,6 +115,7 @@ placement_timeout, priority, on_event
     {'answer': 42}
     """
     __tracebackhide__ = True
+    require_dag(dag)
     options = RunOptions.among(locals())
     dag.validate()
     return _LocalRun(dag, options).result()

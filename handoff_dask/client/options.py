@@ -9,6 +9,7 @@ from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
+from handoff_dask.model.dag import DAG
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
 from handoff_dask.model.validation import limit_problems
@@ -45,6 +46,14 @@ class Allocator(Protocol):
         ...
 
 
+def require_dag(dag: Any) -> None:
+    """Raise TypeError unless an argument is a DAG."""
+    if not isinstance(dag, DAG):
+        raise TypeError(
+            f"dag must be a DAG, such as DAG(id, functions=[...]), not of type {type(dag).__name__}"
+        )
+
+
 def seconds(name: str, value: Any) -> float:
     """Return an argument that is a time, in seconds; raise ValueError unless it is one, >= 0."""
     try:
@@ -76,6 +85,7 @@ class RunOptions:
     placement_timeout: Seconds = 0.0
     priority: float = 0
     detach: bool = False
+    progress: bool = False
     on_event: Callable[[Event], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +108,9 @@ class RunOptions:
             problems["on_event"] = f"must be a callable or None, not {self.on_event!r}"
         elif iscoroutinefunction(self.on_event):
             problems["on_event"] = f"must not be a coroutine function, as {self.on_event!r} is"
+        for name in ("detach", "progress"):
+            if not isinstance(value := getattr(self, name), bool):
+                problems[name] = f"must be True or False, not {value!r}"
         if self.on_error not in get_args(OnError):
             problems["on_error"] = f"must be one of {get_args(OnError)}, not {self.on_error!r}"
         strategy = self.allocation_strategy

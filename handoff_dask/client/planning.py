@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import function_rows
-from handoff_dask.client.options import RunOptions, StrategyName, seconds
+from handoff_dask.client.options import RunOptions, StrategyName, require_dag, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
@@ -160,6 +160,7 @@ def plan(
     >>> plan(dag, {"laptop": {"cpu": 2}}, dict.fromkeys(dag, "2 s")).makespan
     4.0
     """
+    require_dag(dag)
     dag.validate()
     RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
     nodes = expand(dag.functions)

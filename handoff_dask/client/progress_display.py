@@ -74,11 +74,14 @@ class Lines(Display):
     def start(self, dag: DAG) -> None:
         """Print the size of the run."""
         super().start(dag)
-        self.note(f"{dag.id}: {markup.count(len(self.ids), 'function')}")
+        text = str(dag.id)
+        # In one line, and without what a terminal would obey.
+        self._title = text if text.isprintable() else repr(text)
+        self.note(f"{self._title}: {markup.count(len(self.ids), 'function')}")
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Print the progress."""
-        self.note(f"{self.dag_id}: {summary(counts, len(self.ids), why, left)}")
+        self.note(f"{self._title}: {summary(counts, len(self.ids), why, left)}")
 
     def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Print what was done."""
@@ -86,7 +89,7 @@ class Lines(Display):
             return
         workers = markup.count(len(set(result.allocations.values())), "worker")
         text = (
-            f"{self.dag_id}: {len(result.allocations)} of {len(self.ids)} functions done in "
+            f"{self._title}: {len(result.allocations)} of {len(self.ids)} functions done in "
             f"{markup.seconds(self.seconds)} on {workers}"
         )
         if more := sum(len(tried) - 1 for tried in result.attempts.values()):
@@ -106,7 +109,7 @@ class Bar(Lines):
         columns = shutil.get_terminal_size().columns
         self._bar = click.progressbar(
             range(len(self.ids)),
-            label=markup.shorten(f"{dag.id}", columns // 3),
+            label=markup.shorten(self._title, columns // 3),
             width=columns // 4,
             item_show_func=lambda _: self._text,
             show_eta=False,  # the scheduler's estimate is part of the text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -159,7 +159,7 @@ class ExecutionResult(Comparable):
         }
 
 
-class ExecutionResultAnswer(ExecutionResult, Awaitable[ExecutionResult]):
+class ExecutionResultAnswer(ExecutionResult, Coroutine[Any, Any, ExecutionResult]):
     """An ExecutionResult, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
 
 

@@ -58,6 +58,11 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run of {self.dag_id!r}: {len(self._follower.outline.functions)} functions>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} cannot be pickled: pass its result(), or call get_run({self.dag_id!r}) there"
+        )
+
     def _repr_html_(self) -> str:
         return watching.html(self._follower)
 
@@ -251,7 +256,7 @@ class Run:
         return wait_for(follower.client, method, *args, run_id=follower.outline.run_id)
 
 
-class RunAnswer(Run):
+class RunAnswer(Run, Coroutine[Any, Any, Run]):
     """A Run, or an awaitable of one; see :mod:`handoff_dask.client.answers`."""
 
     def __await__(self) -> Generator[Any, None, Run]:  # type: ignore[override]
@@ -259,7 +264,7 @@ class RunAnswer(Run):
 
 
 class Starting(Coroutine[Any, Any, Run]):
-    """A run that an asynchronous client is to start: for ``await`` or for ``async with``."""
+    """A run that an asynchronous client is to start or find: for ``await`` or ``async with``."""
 
     def __init__(self, started: Awaitable[Follower]) -> None:
         self._run = self._made(started)
@@ -289,3 +294,9 @@ class Starting(Coroutine[Any, Any, Run]):
     async def __aexit__(self, *error: Any) -> None:
         __tracebackhide__ = True
         await self._entered.__aexit__(*error)
+
+
+def handle(followed: Follower | Awaitable[Follower]) -> RunAnswer:
+    """Return the handle of a run, or what makes one with an asynchronous client."""
+    run = Run(followed) if isinstance(followed, Follower) else Starting(followed)
+    return cast("RunAnswer", run)

@@ -24,13 +24,10 @@ from handoff_dask.compat import worker as compat
 from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.packed_errors import packed
-from handoff_dask.standins import type_of
+from handoff_dask.standins import for_a_log, type_of
 from handoff_dask.wire.payload import Name, opened
 
 logger = logging.getLogger(__name__)
-
-#: Characters of an error's text in a line of the log.
-LOGGED = 200
 
 #: The ids of a function and its DAG.
 _Identity: TypeAlias = tuple[Hashable, Hashable]
@@ -325,13 +322,13 @@ def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping
         follows = "its retry policy allows no further attempt"
     else:
         follows = "it will be retried" if attempt < most else "no attempt is left"
-    text = " ".join(f"{message['error_type']}: {message['message']}".rstrip(": ").split())
+    text = f"{message['error_type']}: {message['message']}".rstrip(": ")
     logger.warning(
         "Function %r of DAG %r: attempt %d of %d failed: %s; %s",
         *identity,
         attempt,
         most,
-        text if len(text) <= LOGGED else f"{text[:LOGGED]}...",
+        for_a_log(text),
         follows,
     )
 

@@ -142,6 +142,10 @@ def test_the_scheduler_of_dasks_own_setting(handoff, scheduler):
         ),
         (["pipeline.py:dag", "--output", "gone/out.json"], "cannot write gone/out.json"),
         (["pipeline.py:dag", "--output", "."], "cannot write .: it is a folder"),
+        (
+            ["pipeline.py:dag", "--results", "sink", "--results", "all"],
+            "--results all cannot be combined with another --results",
+        ),
         (["pipeline.py:dag", "--results", "sinc"], "the DAG has no function 'sinc'. Did you mean"),
         (["pipeline.py:dag", "--timeout", "-1"], "timeout must be"),
         (["pipeline.py:dag", "--timeout", "-1min"], "timeout must be"),

@@ -78,6 +78,15 @@ def test_a_failure_that_is_not_retried(lines):
     assert text == "attempt 1 of 4 of function 'f' failed on tcp://w (ValueError: no)"
 
 
+def test_a_message_of_many_lines(lines):
+    """It takes one line in the log; a very long one is cut."""
+    ((_, text),) = lines(ended(4, message="bad\n\ttable"))
+    assert text == "attempt 4 of 4 of function 'f' failed on tcp://w (ValueError: bad table)"
+    ((_, text),) = lines(ended(4, message="x" * 100_000))
+    assert len(text) < 1000
+    assert text.endswith("xxx...)")
+
+
 def test_starts_and_ends(lines):
     """All of them at level DEBUG."""
     placed = FunctionPlaced("run", 1.0, "f", 1, "tcp://w", False)

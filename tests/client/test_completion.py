@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import pytest
 from distributed import Client, Event, LocalCluster
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
+    ClusterLostError,
     Function,
     FunctionFailedError,
     RunCancelledError,
@@ -157,6 +160,23 @@ async def test_several_iterators(c, s, a, b):
 
 
 @gen_cluster(client=True)
+async def test_one_that_is_shared(c, s, a, b):
+    """Of several tasks that take from one iterator, each result goes to one."""
+    await Event("go").set()
+    pairs = (await submit(half_open())).as_completed()
+    taken = await asyncio.gather(*(collected(pairs) for _ in range(4)))
+    assert sorted(chain(*taken)) == [("first", 1), ("second", "held")]
+
+
+def test_one_that_threads_share():
+    """Of several threads that take from one iterator, each result goes to one."""
+    pairs = submit(dag_of(*(Function(i, [], int) for i in range(100)))).as_completed()
+    with ThreadPoolExecutor(4) as pool:
+        taken = pool.map(list, [pairs] * 4)
+    assert sorted(chain(*taken)) == [(i, 0) for i in range(100)]
+
+
+@gen_cluster(client=True)
 async def test_one_that_is_left_early(c, s, a, b):
     """The run goes on; once run and iterator are dropped, nothing is left behind."""
     run = await submit(half_open())
@@ -193,6 +213,22 @@ async def test_from_another_client(c, s, a, b):
     del run, pairs
     await forget("a dag")
     await assert_clean(s, a, b)
+
+
+@gen_cluster(client=True)
+async def test_a_client_that_was_closed(c, s, a, b):
+    """Whoever iterates or waits gets an error that says so; results that are here stay."""
+    async with Client(s.address, asynchronous=True, set_as_default=False) as other:
+        run = await submit(half_open(), client=other)
+        pairs = run.as_completed()
+        assert await anext(pairs) == ("first", 1)
+        ended = await submit(dag_of(Function("f", [], int)), client=other)
+        await ended
+    for waiting in (anext(pairs), run, run.counts(), execute(half_open(), client=other)):
+        with pytest.raises(ClusterLostError, match="its client was closed"):
+            await waiting
+    assert await collected(ended.as_completed()) == [("f", 0)]
+    await Event("go").set()
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1), ("127.0.0.1", 1)])

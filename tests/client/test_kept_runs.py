@@ -103,6 +103,14 @@ async def test_a_followed_run_of_every_kind(c, s, a, b):
 
 
 @gen_cluster(client=True)
+async def test_async_with(c, s, a, b):
+    """`async with` takes a run that is looked for, as it takes one that is submitted."""
+    await submit(dag_of(Function(1, [], int)), detach=True)
+    async with get_run("a dag") as run:
+        assert (await run)[1] == 0
+
+
+@gen_cluster(client=True)
 async def test_a_followed_run_that_fails(c, s, a, b):
     """Who follows a run gets the error that its submitter gets."""
     dag = dag_of(Function(id="f", args=[], code=fail, max_retries=1))

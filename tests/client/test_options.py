@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
+from functools import partial
 from typing import get_args
 
 import pytest
 
+from handoff_dask import DAG, Function, execute, execute_local, explain, plan, submit
 from handoff_dask.client.options import Allocator, RunOptions, StrategyName, patience
 from handoff_dask.placement.strategies import STRATEGIES
+
+planned = partial(plan, capabilities={"w": {"cpu": 1}}, durations={})
 
 
 class Mine:
@@ -47,6 +51,8 @@ class Mine:
         ("priority", True),
         ("priority", math.nan),
         ("priority", math.inf),
+        ("detach", "no"),
+        ("progress", 1),
     ],
 )
 def test_option_that_is_wrong(option, value):
@@ -55,6 +61,17 @@ def test_option_that_is_wrong(option, value):
         RunOptions(**{option: value})
     if value != 0:
         assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [execute, submit, execute_local, explain, planned])
+@pytest.mark.parametrize("value", [None, "a dag", DAG, [Function("f", code=int)]])
+def test_what_is_no_dag(call, value):
+    """A call that is given something else than a DAG says what it takes, and does nothing."""
+    with pytest.raises(
+        TypeError, match=r"^dag must be a DAG, such as DAG\(id, functions"
+    ) as caught:
+        call(value)
+    assert str(caught.value).endswith(f"not of type {type(value).__name__}")
 
 
 def test_the_names_of_strategies():

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import Function, FunctionFailedError, execute
+from handoff_dask import ExecutionResult, Function, FunctionFailedError, execute
 from handoff_dask.attempts.states import STATES
 from handoff_dask.cli.command import print_table
 from handoff_dask.client import progress_display
 from handoff_dask.client.explaining import RunExplanation
-from handoff_dask.client.progress_display import Display, reasons, summary, watch_async
+from handoff_dask.client.progress_display import Bar, Display, Lines, reasons, summary, watch_async
 from handoff_dask.errors import ClusterLostError
 from handoff_dask.placement.events import Waiting
 from tests.support import dag_of
@@ -133,6 +133,18 @@ def test_a_table(capsys):
 
 def fail():
     raise LookupError("no such thing")
+
+
+@pytest.mark.parametrize("kind", [Lines, Bar])
+def test_an_id_that_cannot_be_printed(capsys, kind):
+    """It stays in its line, and a terminal obeys nothing that it holds."""
+    display = kind()
+    display.start(dag_of(Function(1, [], int), id="two\nlines \x1b[31m"))
+    display.update({"done": 0}, RunExplanation({}), None)
+    display.end(ExecutionResult("id", {}), None)
+    err = capsys.readouterr().err
+    assert err.startswith(r"'two\nlines \x1b[31m': 1 function")
+    assert "lines \x1b" not in err
 
 
 def test_execute_with_progress(capsys):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 
+import cloudpickle
 import pytest
 from distributed import Client, Event
 
@@ -256,6 +258,16 @@ async def test_the_time_remaining(c, s, a, b):
     await run.result()
     while await run.remaining():
         await asyncio.sleep(0.01)
+
+
+@on_cluster()
+async def test_a_run_is_not_pickled(c, s, a, b):
+    """Whoever sends one to a worker is told what to send instead."""
+    run = await submit(dag_of(Function(1, [], int)))
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        with pytest.raises(TypeError, match=r"pass its result\(\), or call get_run\("):
+            dumps(run)
+    await run
 
 
 @on_cluster()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import timedelta
 
@@ -178,11 +179,15 @@ async def asynchronous(client: Client) -> None:
         print(id_, value)
     async with submit(dag) as entered:
         result = await entered
+    result = await asyncio.create_task(execute(dag))
+    run = await asyncio.create_task(submit(dag))
     remaining: float | None = await run.remaining()
     why: RunExplanation = await run.explain(held=20)
     await run.wait(timeout=5)
     result = await run.result()
     same: Run = await get_run("dag", client=client)
+    async with get_run("dag") as entered:
+        result = await entered
     await same.cancel()
     infos: list[RunInfo] = await list_runs()
     number: int = await get_result("dag", "source")
