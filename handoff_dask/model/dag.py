@@ -26,8 +26,10 @@ class DAG:
     """A directed acyclic graph of functions; users see its subclass, a Dask collection."""
 
     def __init__(self, id: Hashable = None, functions: Iterable[Function] = ()) -> None:
-        if isinstance(id, Function) or not isinstance(id, Hashable):
+        if isinstance(id, Function) or not _is_hashable(id):
             raise TypeError(f"the id of a DAG must be hashable, not {id!r}: use DAG(functions=...)")
+        if not isinstance(functions, Iterable) or isinstance(functions, (str, Mapping, DAG)):
+            raise TypeError(f"functions must be a list of Function objects, not {functions!r}")
         self.id: Hashable = uuid4().hex if id is None else id
         self._functions: dict[Hashable, Function] = {}
         #: By name of code and whether for `add`: where to go on numbering when the name is taken.
@@ -166,13 +168,12 @@ class DAG:
     def _insert(self, functions: Sequence[Function]) -> None:
         """Add all functions or, if one of their ids is wrong, none."""
         for function in functions:
-            try:
-                taken = function.id in self._functions
-            except TypeError:
+            if isinstance(function.id, Ref) or not _is_hashable(function.id):
+                problem = "is a Ref" if isinstance(function.id, Ref) else "must be hashable"
                 raise InvalidFunctionError(
-                    repr(function.id), "id", "must be hashable: use a string, number or tuple"
-                ) from None
-            if taken:
+                    repr(function.id), "id", f"{problem}: use a string, number or tuple"
+                )
+            if function.id in self._functions:
                 raise DuplicateFunctionError(function.id)
         self._functions.update((function.id, function) for function in functions)
 
@@ -226,8 +227,25 @@ class DAG:
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._functions)
 
+    def __reversed__(self) -> Iterator[Hashable]:
+        return reversed(self._functions)
+
     def __len__(self) -> int:
         return len(self._functions)
 
+    def __copy__(self: Self) -> Self:
+        twin = object.__new__(type(self))
+        own = {"_functions": dict(self._functions), "_numbers": dict(self._numbers)}
+        twin.__dict__.update(self.__dict__, **own)
+        return twin
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r}: {len(self)} functions>"
+
+
+def _is_hashable(id: object) -> bool:
+    try:
+        hash(id)
+    except TypeError:
+        return False
+    return True

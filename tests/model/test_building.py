@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import itertools
 import operator
@@ -479,6 +480,50 @@ def test_functions_to_start_with():
         DAG("d", functions=functions * 2)
     with pytest.raises(MissingFunctionError):
         DAG(functions=functions[:1]).validate()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [Function("a", code=load), {"a": Function("a", code=load)}, DAG("e"), None, "a"],
+    ids=["one function", "dict", "DAG", "None", "text"],
+)
+def test_functions_that_are_no_list(wrong):
+    """The error names the argument, and what it takes."""
+    with pytest.raises(TypeError, match="functions must be a list of Function objects, not"):
+        DAG("d", functions=wrong)
+
+
+def test_ids_that_contain_what_cannot_be_hashed(dag):
+    """A tuple is an id only if all that is in it is hashable."""
+    with pytest.raises(TypeError, match=r"the id of a DAG must be hashable, not \('a', \[1\]\)"):
+        DAG(("a", [1]))
+    with pytest.raises(InvalidFunctionError, match="must be hashable"):
+        dag.add_function(Function(("a", [1]), code=load))
+
+
+def test_ref_as_an_id(dag):
+    """A record never contains a Ref, in its id neither."""
+    ref = dag.add(load, "a")
+    for build in (
+        lambda: dag.add(load, "b", id=ref),
+        lambda: dag.add_function(Function(ref, code=load)),
+    ):
+        with pytest.raises(InvalidFunctionError, match="field 'id': is a Ref: use a string"):
+            build()
+    assert list(dag) == ["load"]
+
+
+def test_copies(dag):
+    """A copy is a DAG of its own: what is added to one is not in the other."""
+    dag.add(load, "a", id="a")
+    assert dag.compute() == {"a": ["a", "r"]}
+    for make in (copy.copy, copy.deepcopy):
+        twin = make(dag)
+        assert twin[twin.add(load, "b")].id == "load"
+        assert list(dag) == ["a"]
+        assert list(twin.compute()) == ["a", "load"]
+    dag.add(load, "c", id="c")
+    assert list(dag.compute()) == ["a", "c"]
 
 
 def test_functions_in_the_place_of_the_id():
