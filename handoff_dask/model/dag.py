@@ -26,10 +26,11 @@ class DAG:
     """A directed acyclic graph of functions; users see its subclass, a Dask collection."""
 
     def __init__(self, id: Hashable = None, functions: Iterable[Function] = ()) -> None:
-        if isinstance(id, Function) or not _is_hashable(id):
+        if not _is_id(id):
             raise TypeError(f"the id of a DAG must be hashable, not {id!r}: use DAG(functions=...)")
-        if not isinstance(functions, Iterable) or isinstance(functions, (str, Mapping, DAG)):
-            raise TypeError(f"functions must be a list of Function objects, not {functions!r}")
+        given: object = functions
+        if not isinstance(given, Iterable) or isinstance(given, (str, Mapping, DAG)):
+            raise TypeError(f"functions must be a list of Function objects, not {given!r}")
         self.id: Hashable = uuid4().hex if id is None else id
         self._functions: dict[Hashable, Function] = {}
         #: By name of code and whether for `add`: where to go on numbering when the name is taken.
@@ -168,11 +169,9 @@ class DAG:
     def _insert(self, functions: Sequence[Function]) -> None:
         """Add all functions or, if one of their ids is wrong, none."""
         for function in functions:
-            if isinstance(function.id, Ref) or not _is_hashable(function.id):
-                problem = "is a Ref" if isinstance(function.id, Ref) else "must be hashable"
-                raise InvalidFunctionError(
-                    repr(function.id), "id", f"{problem}: use a string, number or tuple"
-                )
+            if not _is_id(function.id):
+                problem = "must be hashable and no Ref: use a string, number or tuple"
+                raise InvalidFunctionError(repr(function.id), "id", problem)
             if function.id in self._functions:
                 raise DuplicateFunctionError(function.id)
         self._functions.update((function.id, function) for function in functions)
@@ -243,9 +242,9 @@ class DAG:
         return f"<{type(self).__name__} {self.id!r}: {len(self)} functions>"
 
 
-def _is_hashable(id: object) -> bool:
+def _is_id(value: object) -> bool:
     try:
-        hash(id)
+        hash(value)
     except TypeError:
         return False
-    return True
+    return not isinstance(value, (Function, Ref))
