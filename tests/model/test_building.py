@@ -508,9 +508,7 @@ def test_ref_as_an_id(dag):
         lambda: dag.add(load, "b", id=ref),
         lambda: dag.add_function(Function(ref, code=load)),
     ):
-        with pytest.raises(
-            InvalidFunctionError, match="'id': must be hashable and no Ref"
-        ):
+        with pytest.raises(InvalidFunctionError, match="'id': must be hashable and no Ref"):
             build()
     assert list(dag) == ["load"]
 
