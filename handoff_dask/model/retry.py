@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal, cast
 
-from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
+from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds, is_number
 
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
@@ -139,9 +138,7 @@ def count_problem(value: object) -> str | None:
 
 def number_problem(value: object, least: float = 0) -> str | None:
     """Return why a value is not a finite number >= `least`, or None."""
-    number = type(value) in (int, float) or (
-        isinstance(value, Real) and not isinstance(value, bool)
-    )
+    number = type(value) in (int, float) or is_number(value)
     try:
         if number and math.isfinite(value) and value >= least:  # type: ignore[arg-type, operator]
             return None

@@ -111,6 +111,24 @@ def test_an_amount_that_can_be_read_is_checked_like_a_number(cost):
     assert caught.value.field == "cost"
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "ns"])
+def test_times_of_numpy(unit):
+    """A duration of numpy's is a time in its own unit, and no number where a number is needed."""
+    time = numpy.timedelta64(3, "s").astype(f"timedelta64[{unit}]")
+    assert as_seconds(time) == 3.0
+    assert Function("f", code=int, timeout=time).timeout == 3.0
+    for field, value in (("cost", {"cpu": time}), ("max_retries", time), ("priority", time)):
+        with pytest.raises(InvalidFunctionError, match="number") as caught:
+            dag_of(Function("f", code=int, **{field: value})).validate()
+        assert caught.value.field == field
+
+
+def test_no_time_of_numpy():
+    """Numpy's missing time is refused."""
+    with pytest.raises(InvalidFunctionError, match="timeout"):
+        dag_of(Function("f", code=int, timeout=numpy.timedelta64("NaT"))).validate()
+
+
 def test_a_negative_time():
     """The same for times."""
     with pytest.raises(InvalidFunctionError, match=r"timeout.* >= 0, not -5"):
