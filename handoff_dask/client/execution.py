@@ -26,7 +26,7 @@ from handoff_dask.client.run import Run, RunAnswer, Starting
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.run_events import Event
 from handoff_dask.worker.task import waiting_task
@@ -124,6 +124,7 @@ def execute(
     """
     __tracebackhide__ = True
     options = RunOptions.among(locals())
+    require_dag(dag)
     client, display = current_client(client), chosen() if progress else Display()
     if client is not None and client.asynchronous:
         started = _started(dag, options, client)
@@ -236,6 +237,7 @@ timeout, placement_timeout, priority
     """
     __tracebackhide__ = True
     options = RunOptions.among(locals())
+    require_dag(dag)
     started = _started(dag, options, client)
     run = Run(started) if isinstance(started, Follower) else Starting(started)
     return cast("RunAnswer", run)

@@ -14,7 +14,7 @@ from handoff_dask.client import connection
 from handoff_dask.client.describing import dag_label, function_rows
 from handoff_dask.client.outcomes import producer
 from handoff_dask.graph.translation import code_prefixes
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.widgets import markup, reports
@@ -218,6 +218,7 @@ def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
     >>> explanation["f"].shortfall
     {'gpu': (1.0, 0.0)}
     """
+    require_dag(dag)
     dag.validate()
     client = connection.require_client(client)
     nodes = expand(dag.functions)

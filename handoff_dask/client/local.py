@@ -38,7 +38,7 @@ from handoff_dask.errors import HandoffError, InvalidFunctionError
 from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.contents import Replacing
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
 from handoff_dask.model.function import time_limit
 from handoff_dask.model.retry import RetryPolicy
@@ -114,6 +114,7 @@ def execute_local(
     """
     __tracebackhide__ = True
     options = RunOptions.among(locals())
+    require_dag(dag)
     dag.validate()
     return _LocalRun(dag, options).result()
 

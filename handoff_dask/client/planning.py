@@ -14,7 +14,7 @@ from handoff_dask.client.options import RunOptions, StrategyName, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
@@ -161,6 +161,7 @@ def plan(
     >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
     3.0
     """
+    require_dag(dag)
     dag.validate()
     RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
     nodes = expand(dag.functions)

@@ -242,6 +242,16 @@ class DAG:
         return f"<{type(self).__name__} {self.id!r}: {len(self)} functions>"
 
 
+def require_dag(value: object) -> None:
+    """Raise TypeError unless the first argument of a call is a DAG."""
+    if isinstance(value, DAG):
+        return
+    hint = "write DAG(id, functions=[Function(...), ...])"
+    if hasattr(type(value), "__dask_graph__"):
+        hint = "write DAG.from_dask(...) for Dask collections"
+    raise TypeError(f"the first argument must be a DAG, not of type {type(value).__name__}: {hint}")
+
+
 def _is_id(value: object) -> bool:
     try:
         hash(value)

@@ -7,8 +7,10 @@ from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from typing import get_args
 
+import dask
 import pytest
 
+from handoff_dask import Function, execute, execute_local, explain, plan, submit
 from handoff_dask.client.options import Allocator, RunOptions, StrategyName, patience
 from handoff_dask.placement.strategies import STRATEGIES
 
@@ -120,3 +122,23 @@ def test_a_wait_with_a_unit():
     """Seconds, text, a timedelta, or None for no limit."""
     waits = [patience(t) for t in (None, 0, 1.5, "5 min", timedelta(hours=1))]
     assert waits == [None, 0, 1.5, 300.0, 3600.0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "form"),
+    [
+        ([Function("f", code=int)], r"not of type list: write DAG\(id, functions=\["),
+        (Function("f", code=int), r"not of type Function: write DAG\(id, functions=\["),
+        (dask.delayed(int)(1), r"write DAG\.from_dask\("),
+    ],
+    ids=["list", "Function", "Delayed"],
+)
+@pytest.mark.parametrize(
+    "call",
+    [execute, submit, execute_local, explain, lambda dag: plan(dag, {"a": {"cpu": 1}}, {})],
+    ids=["execute", "submit", "execute_local", "explain", "plan"],
+)
+def test_what_is_no_dag(call, wrong, form):
+    """The error says what the first argument must be, and shows the form."""
+    with pytest.raises(TypeError, match=rf"the first argument must be a DAG, .*{form}"):
+        call(wrong)
