@@ -100,6 +100,15 @@ def test_refs_in_partial_calls(dag):
     assert execute_local(dag).results[ref.id] == (["a", "r"], 1, {"k": ["a", "r"]})
 
 
+def test_refs_in_kinds_of_dicts(dag):
+    """A dict keeps its type, whatever its `update` does; a Counter's adds."""
+    a = dag.add(int, "2")
+    for i, kind in enumerate((dict, collections.OrderedDict, collections.Counter)):
+        ref = dag.add(accept, kind({"a": a, "b": 3}), id=i)
+        (value,) = execute_local(dag).results[ref.id]
+        assert value == {"a": 2, "b": 3} and type(value) is kind
+
+
 def test_what_holds_no_ref_stays_one_object(dag):
     """Arguments without refs are passed as they are, not copied."""
     table, options = [1, 2], {"k": [3]}
