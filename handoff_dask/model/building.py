@@ -29,6 +29,12 @@ KEYWORDS = ("id", "args", "extra_args", "extra_kwargs", "fields", *Fields.__anno
 #: Most items of an iterator whose length is not known: more than a DAG can hold.
 MOST_ITEMS = 10_000_000
 
+#: Words of Dask's and of ``Function`` for what is written otherwise here.
+_SLIPS = {
+    "code": " here: it is the first argument",
+    "resources": " (did you mean 'cost'?)",
+    "workers": " (did you mean 'node'?)",
+}
 _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
@@ -138,8 +144,10 @@ def _split_keywords(
             own[key] = value
         elif key in named or takes_any:
             keywords[key] = value
+        elif key in parameters:
+            raise TypeError(f"{key!r} of {name}() is passed by position only")
         else:
-            hint = did_you_mean(key, (*named, *KEYWORDS))
+            hint = _SLIPS.get(key) or did_you_mean(key, (*named, *KEYWORDS))
             raise TypeError(f"{key!r} is neither a parameter of {name}() nor a field{hint}")
     for key, value in _mapping(own, "fields").items():
         if key not in KEYWORDS or key == "fields":

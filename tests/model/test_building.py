@@ -291,6 +291,10 @@ def test_codes_that_take_any_keyword(dag, code):
         ({"cots": 1}, r"neither a parameter of load\(\) nor a field \(did you mean 'cost'\?"),
         ({"moed": "w"}, "did you mean 'mode'"),
         ({"colour": 1}, r"'colour' is neither a parameter of load\(\) nor a field$"),
+        ({"resources": {"cpu": 1}}, r"nor a field \(did you mean 'cost'\?\)"),
+        ({"workers": "alice"}, r"nor a field \(did you mean 'node'\?\)"),
+        ({"retries": 1}, r"nor a field \(did you mean 'max_retries'\?\)"),
+        ({"code": 1}, r"nor a field here: it is the first argument"),
         ({"fields": {"cots": 1}}, r"no field 'cots' \(did you mean 'cost'\?\)"),
         ({"fields": {"cost": {}}, "cost": {}}, "'cost' is given twice"),
         ({"mode": 1, "extra_kwargs": {"mode": 2}}, "'mode' is given twice"),
@@ -307,6 +311,16 @@ def test_wrong_keywords(dag, kwargs, message):
             with pytest.raises(TypeError, match=message):
                 build(load, ["a"], **kwargs)
     assert len(dag) == 0
+
+
+def test_parameter_that_has_no_keyword(dag):
+    """The error says how it is passed."""
+
+    def code(path, /):
+        """Do nothing."""
+
+    with pytest.raises(TypeError, match=r"'path' of code\(\) is passed by position only"):
+        dag.add(code, path="a")
 
 
 @pytest.mark.parametrize(
