@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
 from handoff_dask.model.function import Function
-from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
 from handoff_dask.model.validation import limit_problems
 from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
@@ -49,7 +49,7 @@ def seconds(name: str, value: Any) -> float:
     """Return an argument that is a time, in seconds; raise ValueError unless it is one, >= 0."""
     try:
         number: float = as_seconds(value)
-        problem = number_problem(number)
+        problem = time_problem(number)
     except ValueError as error:
         problem = str(error)
     if problem:

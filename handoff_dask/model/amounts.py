@@ -18,6 +18,9 @@ Amounts = Mapping[str, Union[float, str]]  # noqa: UP007
 #: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
 TOO_LARGE = 2**63
 
+#: What a time must be, in errors.
+TIME = "a number of seconds, a timedelta or text like '5 min'"
+
 _QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z]+)", re.IGNORECASE)
 
 #: Bytes by unit; the "B" of the others may be left out.
@@ -95,7 +98,7 @@ def as_seconds(value: Any) -> Any:
     if numpy is not None and isinstance(value, numpy.timedelta64):
         return float(value / numpy.timedelta64(1, "s"))
     if isinstance(value, str):
-        return _quantity(value, _SECONDS, "a number of seconds, a timedelta or text like '5 min'")
+        return _quantity(value, _SECONDS, TIME)
     return as_number(value)
 
 

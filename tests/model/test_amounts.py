@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from datetime import timedelta
 
 import numpy
@@ -127,6 +128,22 @@ def test_no_time_of_numpy():
     """Numpy's missing time is refused."""
     with pytest.raises(InvalidFunctionError, match="timeout"):
         dag_of(Function("f", code=int, timeout=numpy.timedelta64("NaT"))).validate()
+
+
+@pytest.mark.parametrize("wrong", [[5], None, True, datetime.time(0, 5)], ids=repr)
+def test_what_is_no_time(wrong):
+    """The error shows all forms that a time may have."""
+    form = r"must be a number of seconds, a timedelta or text like '5 min', not"
+    for name in ("delay", "max_delay"):
+        with pytest.raises(InvalidFunctionError, match=rf"'retry\.{name}': {form}"):
+            dag_of(Function("f", code=int, retry=RetryPolicy(**{name: wrong}))).validate()
+    with pytest.raises(ValueError, match=f"placement_timeout {form}"):
+        RunOptions(placement_timeout=wrong)
+    if wrong is not None:  # no limit
+        with pytest.raises(InvalidFunctionError, match=f"'timeout': {form}"):
+            dag_of(Function("f", code=int, timeout=wrong)).validate()
+        with pytest.raises(ValueError, match=f"timeout {form}"):
+            RunOptions(timeout=wrong)
 
 
 def test_a_negative_time():
