@@ -155,6 +155,8 @@ def test_ref_before_it_was_added(dag, id_):
         ({"args": [Ref("a", "d")]}, "takes ids, 'a'"),
         ({"extra_args": [[Ref("a", "d")]]}, r"write Argument\('a'\)"),
         ({"extra_kwargs": {"k": Ref("a", "d")}}, r"write Argument\('a'\)"),
+        ({"node": collocated(Ref("a", "d"))}, r"write collocated\('a'\), or use DAG\.add"),
+        ({"args": [Argument(Argument("a"))]}, r"the id of an Argument is a function's, 'a'"),
     ],
 )
 def test_records_hold_no_refs(dag, fields, form):
