@@ -2,6 +2,7 @@
 
 from handoff_dask._version import __version__
 from handoff_dask.client.completion import AsCompleted
+from handoff_dask.client.computing import compute, persist
 from handoff_dask.client.execution import execute, submit
 from handoff_dask.client.explaining import (
     Explanation,
@@ -111,6 +112,7 @@ __all__ = [
     "WorkerLostError",
     "__version__",
     "collocated",
+    "compute",
     "current",
     "discover_nodes",
     "execute",
@@ -121,6 +123,7 @@ __all__ = [
     "get_result",
     "get_run",
     "list_runs",
+    "persist",
     "plan",
     "register_local_node",
     "register_node",

@@ -31,11 +31,11 @@ from skimage import color, feature, filters, measure, metrics, transform, util
 from handoff_dask import (
     DAG,
     ExecutionResult,
-    Function,
     FunctionFailedError,
     HandoffError,
     collocated,
     execute,
+    function,
 )
 
 #: Photographs that come with scikit-image; it would download the others.
@@ -66,10 +66,13 @@ class PictureError(ValueError):
     """A photograph that cannot be read; the message names the file or folder."""
 
 
-# The functions of the DAG are plain functions that know nothing about Handoff. They pass pictures
-# as bytes, which take a quarter of the space of the floats that the algorithms compute with.
+# The functions of the DAG are plain functions; `@function` says what they cost, and changes nothing
+# else about them. They pass pictures as bytes, which take a quarter of the space of the floats that
+# the algorithms compute with.
 
 
+# Inline: evaluated inside resize, so that the full size is never a result.
+@function(type="inline")
 def read(path: str) -> Picture:
     """Decode a photograph, upright as its camera was held."""
     try:
@@ -79,6 +82,7 @@ def read(path: str) -> Picture:
         raise PictureError(f"{path} is not a picture that can be read: {error}") from error
 
 
+@function(cost={"cpu": 1, "memory": "500 MB"})
 def resize(picture: Picture, side: int) -> Picture:
     """Scale so that the longer side has this many pixels."""
     rows, columns = picture.shape[:2]
@@ -88,22 +92,26 @@ def resize(picture: Picture, side: int) -> Picture:
     return util.img_as_ubyte(small.clip(0, 1))
 
 
+@function(cost={"cpu": 1, "memory": "200 MB"})
 def grayscale(picture: Picture) -> Picture:
     """Keep the luminance only."""
     return util.img_as_ubyte(color.gray2rgb(color.rgb2gray(picture)))
 
 
+@function(cost={"cpu": 1, "memory": "200 MB"})
 def sepia(picture: Picture) -> Picture:
     """Tone like an old print."""
     tones = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]])
     return util.img_as_ubyte((util.img_as_float32(picture) @ tones.T).clip(0, 1))
 
 
+@function(cost={"cpu": 1, "memory": "200 MB"})
 def blur(picture: Picture, sigma: float) -> Picture:
     """Smooth with a Gaussian of this width in pixels."""
     return util.img_as_ubyte(filters.gaussian(picture, sigma, channel_axis=-1).clip(0, 1))
 
 
+@function(cost={"cpu": 1, "memory": "400 MB", "gpu": 1})
 def edges(picture: Picture, sigma: float) -> Picture:
     """Draw the edges that Canny's detector finds, white on black."""
     return util.img_as_ubyte(color.gray2rgb(feature.canny(color.rgb2gray(picture), sigma)))
@@ -147,6 +155,7 @@ def _colourfulness(picture: Picture) -> float:
     return float(np.hypot(*spread) + 0.3 * np.hypot(*offset))
 
 
+@function(cost={"cpu": 1, "memory": "500 MB"})
 def compare(photograph: Picture, *effects: Picture) -> list[Metrics]:
     """Measure every effect against its photograph."""
     return [quality(photograph, effect) for effect in effects]
@@ -158,6 +167,7 @@ def thumbnail(picture: Picture, side: int) -> Picture:
     return np.asarray(small)
 
 
+@function(cost={"cpu": 1, "memory": "100 MB"})
 def collage(thumbnails: Sequence[Picture], names: Sequence[str], columns: Sequence[str]) -> Picture:
     """Lay thumbnails out, a photograph a row and an effect a column, under their names."""
     side, margin, header = thumbnails[0].shape[0], 8, 28
@@ -200,12 +210,12 @@ def save_table(rows: Sequence[Mapping[str, object]], path: str) -> str:
     return path
 
 
-#: The effects, their extra arguments, and their costs: cores, MB, units.
-EFFECTS: dict[str, tuple[Callable[..., Picture], list[float], dict[str, float]]] = {
-    "grayscale": (grayscale, [], {"cpu": 1, "memory": 200}),
-    "sepia": (sepia, [], {"cpu": 1, "memory": 200}),
-    "blur": (blur, [3.0], {"cpu": 1, "memory": 200}),
-    "edges": (edges, [1.5], {"cpu": 1, "memory": 400, "gpu": 1}),
+#: The effects, and their arguments after the picture.
+EFFECTS: dict[str, tuple[Callable[..., Picture], list[float]]] = {
+    "grayscale": (grayscale, []),
+    "sepia": (sepia, []),
+    "blur": (blur, [3.0]),
+    "edges": (edges, [1.5]),
 }
 
 
@@ -224,77 +234,23 @@ def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int =
     paths = [Path(path) for path in photographs]
     names = [path.name for path in paths]
     dag = DAG("image_pipeline")
-    for photograph, name in zip(paths, names, strict=True):
-        # Inline: read inside resize, so that the full size is never a result.
-        dag.add_function(
-            Function(
-                id=("read", name), args=[], code=read, extra_args=[str(photograph)], type="inline"
-            )
-        )
-        dag.add_function(
-            Function(
-                id=("resize", name),
-                args=[("read", name)],
-                code=resize,
-                extra_args=[side],
-                cost={"cpu": 1, "memory": 500},
-            )
-        )
-        for effect, (code, extra_args, cost) in EFFECTS.items():
-            dag.add_function(
-                Function(
-                    id=(effect, name),
-                    args=[("resize", name)],
-                    code=code,
-                    extra_args=extra_args,
-                    cost=cost,
-                )
-            )
-        for picture in ("resize", *EFFECTS):
+    thumbnails, measured = [], []
+    for path, name in zip(paths, names, strict=True):
+        photograph = dag.add(read, str(path), id=("read", name))
+        resized = dag.add(resize, photograph, side, id=("resize", name))
+        pictures = {"resize": resized}
+        for effect, (code, extra) in EFFECTS.items():
+            pictures[effect] = dag.add(code, resized, *extra, id=(effect, name))
+        for step, picture in pictures.items():
             # Collocated with the picture, so that only the thumbnail is sent.
-            dag.add_function(
-                Function(
-                    id=("thumbnail", picture, name),
-                    args=[(picture, name)],
-                    code=thumbnail,
-                    extra_args=[160],
-                    node=collocated((picture, name)),
-                )
-            )
-        dag.add_function(
-            Function(
-                id=("quality", name),
-                args=[("resize", name), *((effect, name) for effect in EFFECTS)],
-                code=compare,
-                cost={"cpu": 1, "memory": 500},
-            )
-        )
-    columns = ["photograph", *EFFECTS]
-    dag.add_function(
-        Function(
-            id="collage",
-            args=[("thumbnail", p, name) for name in names for p in ("resize", *EFFECTS)],
-            code=collage,
-            extra_args=[names, columns],
-            argument_inclusion="as_list",
-            cost={"cpu": 1, "memory": 100},
-        )
-    )
-    dag.add_function(
-        Function(
-            id="report",
-            args=[("quality", name) for name in names],
-            code=report,
-            extra_args=[names],
-            argument_inclusion="as_list",
-        )
-    )
-    for made, save, file in (
-        ("collage", save_picture, "collage.png"),
-        ("report", save_table, "report.csv"),
-    ):
-        path = str(Path(output) / file)
-        dag.add_function(Function(id=("save", made), args=[made], code=save, extra_args=[path]))
+            id_, node = ("thumbnail", step, name), collocated(picture)
+            thumbnails.append(dag.add(thumbnail, picture, 160, id=id_, node=node))
+        measured.append(dag.add(compare, *pictures.values(), id=("quality", name)))
+    sheet = dag.add(collage, thumbnails, names, ["photograph", *EFFECTS])
+    rows = dag.add(report, measured, names)
+    output = Path(output)
+    dag.add(save_picture, sheet, str(output / "collage.png"), id=("save", "collage"))
+    dag.add(save_table, rows, str(output / "report.csv"), id=("save", "report"))
     return dag
 
 

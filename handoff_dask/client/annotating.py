@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import warnings
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from dask.base import annotate, get_annotations
 from distributed.protocol.core import dumps
 
+from handoff_dask.compat.client_side import only_annotations
 from handoff_dask.errors import HandoffError
 from handoff_dask.tracebacks import users_frame
 
@@ -26,6 +28,14 @@ INSTEAD = {
     "priority": "Function(priority=...)",
     "executor": "the worker's own threads",
 }
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Leave only those annotations that runs do not ignore: the others have become fields."""
+    kept = {name: value for name, value in get_annotations().items() if name not in INSTEAD}
+    with only_annotations(kept):
+        yield
 
 
 def warn(keys: Collection[Hashable]) -> None:

@@ -107,8 +107,9 @@ def execute_local(
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, execute_local
-    >>> dag = DAG().add_function(Function(id="answer", args=[], code=int, extra_args=["42"]))
+    >>> from handoff_dask import DAG, execute_local
+    >>> dag = DAG()
+    >>> answer = dag.add(int, "42", id="answer")
     >>> execute_local(dag).results
     {'answer': 42}
     """

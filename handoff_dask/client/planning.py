@@ -156,10 +156,9 @@ def plan(
     --------
     >>> from handoff_dask import DAG, plan
     >>> dag = DAG()
-    >>> for i in range(4):
-    ...     _ = dag.add(int, id=i, cost={"cpu": 1})
-    >>> plan(dag, {"laptop": {"cpu": 2}}, {i: 1.5 for i in range(4)}).makespan
-    3.0
+    >>> refs = dag.map(int, range(4), cost={"cpu": 1})
+    >>> plan(dag, {"laptop": {"cpu": 2}}, dict.fromkeys(dag, "2 s")).makespan
+    4.0
     """
     require_dag(dag)
     dag.validate()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from dask import base
 from distributed import Client, Future, LocalCluster, Nanny, Worker
 
 #: Seconds for worker processes to end by themselves.
@@ -73,3 +75,13 @@ async def _end_worker(worker: Any) -> None:
             await worker.process.kill(timeout=GRACE, executor_wait=False)
     elif worker.active_threads:
         await worker.close(executor_wait=False)
+
+
+@contextmanager
+def only_annotations(annotations: Mapping[str, Any]) -> Iterator[None]:
+    """Replace the annotations around; Dask can only add some."""
+    token = base._annotations.set(dict(annotations))
+    try:
+        yield
+    finally:
+        base._annotations.reset(token)

@@ -7,10 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 import dask
-from dask.base import DaskMethodsMixin
+from dask.base import DaskMethodsMixin, unpack_collections
 from dask.delayed import optimize
 
 from handoff_dask.errors import DAGError
+from handoff_dask.graph.from_dask import functions_of, graph_of
 from handoff_dask.graph.pictures import Engine, choose_engine, looks, write_svg
 from handoff_dask.graph.translation import code_names, translate_plain
 from handoff_dask.model import dag as model
@@ -71,6 +72,60 @@ class DAG(model.DAG, DaskMethodsMixin):
         # Another graph needs other keys, or Dask would take it for the one it knows.
         self._token = uuid4().hex
         self._plain = None
+
+    @classmethod
+    def from_dask(cls, *collections: Any, id: Hashable = None, optimize_graph: bool = True) -> DAG:
+        """Make a DAG of Dask collections: delayed objects, bags, arrays, dataframes and others.
+
+        Each kind is optimized by its own rules first. Every task becomes a function whose id is
+        the task's key; data becomes part of the functions that use it.
+
+        Annotations become fields: ``resources`` is the `cost`, ``retries`` `max_retries`,
+        ``workers`` the `node`; ``priority`` and ``allow_other_workers`` keep their names. Other
+        annotations are ignored. Those around this call apply to every task that has none of that
+        name.
+
+        Dask loses annotations when it fuses tasks, so where a collection has any, only tasks with
+        the same annotations are fused. Dataframes and other expressions have none of their own:
+        put the annotation around this call.
+
+        Parameters
+        ----------
+        *collections
+            Collections, also inside lists, tuples, sets and dicts.
+        id
+            Name of the DAG, any hashable; None generates one.
+        optimize_graph
+            Whether to optimize.
+
+        Raises
+        ------
+        TypeError
+            There is no collection among the arguments, or one is a DAG.
+        DAGError
+            A collection has a P2P shuffle, or refers to tasks that it does not have.
+
+        Examples
+        --------
+        >>> import dask
+        >>> from handoff_dask import DAG, execute
+        >>> @dask.delayed
+        ... def double(x):
+        ...     return 2 * x
+        >>> with dask.annotate(resources={"cpu": 1}, retries=2):
+        ...     four = double(2, dask_key_name="four")
+        >>> dag = DAG.from_dask(double(four, dask_key_name="eight"))
+        >>> dag.functions["four"].cost, dag.functions["four"].max_retries
+        ({'cpu': 1}, 2)
+        >>> execute(dag).results
+        {'four': 4, 'eight': 8}
+        """
+        unpacked, _ = unpack_collections(*collections)
+        if not unpacked:
+            raise TypeError(
+                f"from_dask() takes Dask collections, such as delayed objects, not {collections!r}"
+            )
+        return cls(id, functions_of(graph_of(unpacked, optimize_graph)))
 
     def _translated(self) -> tuple[Any, list[Key]]:
         if self._plain is None:

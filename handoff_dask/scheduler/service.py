@@ -58,9 +58,10 @@ class Service:
         with collector.paused():
             run = self.runs.open(spec)
         run_id = run.spec.run_id
-        if not run.functions:
-            run.arrived.set()  # no graph will follow, and nothing to tell its end by
-            if not run.kept:
+        if not run.functions:  # no graph will follow, and nothing to tell its end by
+            if run.kept:
+                run.arrived.set()
+            else:
                 self.runs.forget(run)
             return None
         # Without any worker, and with time to wait for one, nothing is impossible yet.

@@ -89,8 +89,9 @@ def current() -> Current | None:
 
     Examples
     --------
-    >>> from handoff_dask import DAG, Function, current, execute_local
-    >>> dag = DAG("who").add_function(Function(id="me", args=[], code=lambda: current().id))
+    >>> from handoff_dask import DAG, current, execute_local
+    >>> dag = DAG("who")
+    >>> me = dag.add(lambda: current().id, id="me")
     >>> execute_local(dag).results
     {'me': 'me'}
     >>> current() is None

@@ -28,6 +28,7 @@ from handoff_dask import (
     Unready,
     Waiting,
     collocated,
+    compute,
     current,
     discover_nodes,
     execute,
@@ -38,6 +39,7 @@ from handoff_dask import (
     get_result,
     get_run,
     list_runs,
+    persist,
     plan,
     register_local_node,
     register_node,
@@ -147,6 +149,9 @@ def synchronous(client: Client) -> None:
     infos: list[RunInfo] = list_runs(stopped=True)
     number: int = get_result("dag", "source")
     forget("dag")
+    (total,) = compute(dag, max_retries=1)
+    kept: tuple[object, ...] = persist(DAG.from_dask(total, id="total"), client=client)
+    print(kept)
     explanation: Explanation = explain(dag, client=client)
     explain(dag, client)  # type: ignore[call-arg]
     discover_nodes(client)  # type: ignore[call-arg]
