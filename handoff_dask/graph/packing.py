@@ -136,7 +136,7 @@ class Packer:
     def _ref(self, ref: Ref) -> int:
         """Refuse a Ref of the DAG: those that could be replaced have been."""
         if ref.dag_id == self._dag_id:
-            raise _StrayError(repr(ref))
+            raise _StrayError(f"{ref!r}, for whose id write {ref.id!r},")
         return 0
 
     def _result(self, future: Future[Any]) -> _Result:
@@ -240,8 +240,8 @@ class Packer:
 def _problem(error: Exception) -> str:
     if isinstance(error, _StrayError):
         return (
-            f"holds {error} where no result can take its place: pass it in extra_args "
-            "or extra_kwargs, by itself or in lists, tuples, sets or values of dicts"
+            f"holds {error} where no result can take its place: pass it as an argument, in "
+            "extra_args or extra_kwargs, by itself or in lists, tuples, sets or values of dicts"
         )
     return f"cannot be pickled, as is needed to send it to a worker: {error}"
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_pickled(field, fields, type_, plain):
 def test_a_ref_where_no_result_can_take_its_place(field, hidden):
     """It is refused, as a future there is; a Ref of another DAG is a value like any other."""
     function = Function(**{"id": "a", "code": accept, field: hidden(Ref("b", "d"))})
-    message = r"holds Ref\(id='b', dag_id='d'\) where no result .* pass it in extra_args"
+    message = r"holds Ref\(id='b', dag_id='d'\), for whose id write 'b', where no .* as an arg"
     with pytest.raises(InvalidFunctionError, match=message) as caught:
         translated(function, Function("b", code=accept), dag_id="d")
     assert (caught.value.function_id, caught.value.field) == ("a", field)
