@@ -705,6 +705,7 @@ def test_timeout_of_the_run(functions, on_error, run, client):
         {"max_concurrency": 0},
         {"allocation_strategy": "best"},
         {"results": "some"},
+        {"results": [["a"]]},
         {"on_error": "ignore"},
         {"timeout": 0},
         {"placement_timeout": -1},

@@ -19,7 +19,6 @@ from handoff_dask.client.options import (
     ResultSelection,
     RunOptions,
     StrategyName,
-    require_dag,
 )
 from handoff_dask.client.progress_display import Display, chosen, watch, watch_async
 from handoff_dask.client.results import ExecutionResult, ExecutionResultAnswer
@@ -27,7 +26,7 @@ from handoff_dask.client.run import RunAnswer, handle
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.run_events import Event
 from handoff_dask.worker.task import waiting_task

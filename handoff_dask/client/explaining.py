@@ -12,10 +12,9 @@ from distributed import Client
 
 from handoff_dask.client import connection
 from handoff_dask.client.describing import dag_label, function_rows
-from handoff_dask.client.options import require_dag
 from handoff_dask.client.outcomes import producer
 from handoff_dask.graph.translation import code_prefixes
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.widgets import markup, reports

@@ -31,7 +31,6 @@ from handoff_dask.client.options import (
     RunOptions,
     StrategyName,
     patience,
-    require_dag,
 )
 from handoff_dask.client.outcomes import described, result_of
 from handoff_dask.client.results import ExecutionResult, select
@@ -39,7 +38,7 @@ from handoff_dask.errors import HandoffError, InvalidFunctionError
 from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.contents import Replacing
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
 from handoff_dask.model.function import time_limit
 from handoff_dask.model.retry import RetryPolicy

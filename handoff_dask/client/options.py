@@ -9,9 +9,8 @@ from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
-from handoff_dask.model.dag import DAG
 from handoff_dask.model.function import Function
-from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem
+from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
 from handoff_dask.model.validation import limit_problems
 from handoff_dask.placement.strategies import STRATEGIES
 from handoff_dask.wire.run_events import Event
@@ -46,19 +45,11 @@ class Allocator(Protocol):
         ...
 
 
-def require_dag(dag: Any) -> None:
-    """Raise TypeError unless an argument is a DAG."""
-    if not isinstance(dag, DAG):
-        raise TypeError(
-            f"dag must be a DAG, such as DAG(id, functions=[...]), not of type {type(dag).__name__}"
-        )
-
-
 def seconds(name: str, value: Any) -> float:
     """Return an argument that is a time, in seconds; raise ValueError unless it is one, >= 0."""
     try:
         number: float = as_seconds(value)
-        problem = number_problem(number)
+        problem = time_problem(number)
     except ValueError as error:
         problem = str(error)
     if problem:

@@ -10,11 +10,11 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import function_rows
-from handoff_dask.client.options import RunOptions, StrategyName, require_dag, seconds
+from handoff_dask.client.options import RunOptions, StrategyName, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate

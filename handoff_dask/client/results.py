@@ -199,6 +199,8 @@ def select(dag: DAG, nodes: Sequence[Node], results: ResultSelection) -> list[Ha
         raise ValueError(f'results must be "all", "sinks" or a list of ids, not {results!r}')
     ids = [key_in(dag.id, id_) for id_ in results]
     for id_ in ids:
+        if not isinstance(id_, Hashable):
+            raise ValueError(f"results contains {id_!r}, which is not an id: ids must be hashable")
         if id_ not in dag.functions:
             raise UnknownFunctionError(id_, "results= asks for it, but the DAG does not have it")
         if dag.functions[id_].type == "inline":

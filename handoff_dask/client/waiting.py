@@ -12,7 +12,8 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Collection
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -32,8 +33,9 @@ INTERVAL = 1.0
 PATIENCE = 2.0
 #: Seconds between looks at a run that somebody waits for.
 LOOK = 5.0
-#: While more futures than this are pending, they are only looked at; seconds between looks.
-_MANY, _PAUSE = 1000, 0.25
+#: While more futures than this may be pending, the first of them is only looked at; seconds between
+#: looks.
+_MANY, _PAUSE = 1000, 0.1
 #: Seconds without progress before the first warning, and between later ones.
 FIRST, AGAIN = 10.0, 60.0
 
@@ -94,16 +96,25 @@ async def ended(
 async def _all_ended(client: Client, futures: Collection[Future[Any]]) -> None:
     """Wait until all futures have ended."""
     # Dask waits for each by a task of its own: 3 kB and 30 us each, all at once.
-    while len(futures := unended(futures)) > _MANY:
-        await asyncio.sleep(_PAUSE)
+    pending = deque(futures)
+    while len(pending) > _MANY:
+        if has_ended(pending[0]):
+            pending.popleft()
+        else:
+            await asyncio.sleep(_PAUSE)
     with client.as_current():
-        rest = wait(futures)
+        rest = wait(unended(pending))
     await rest
 
 
-def unended(futures: Collection[Future[Any]]) -> list[Future[Any]]:
+def has_ended(future: Future[Any]) -> bool:
+    """Whether a future has ended, as far as this client knows."""
+    return future.status not in ("pending", "lost")
+
+
+def unended(futures: Iterable[Future[Any]]) -> list[Future[Any]]:
     """Return the futures that have not ended, as far as this client knows."""
-    return [future for future in futures if future.status in ("pending", "lost")]
+    return [future for future in futures if not has_ended(future)]
 
 
 async def settle(client: Client, futures: Collection[Future[Any]]) -> None:

@@ -222,6 +222,9 @@ class DAG(model.DAG, DaskMethodsMixin):
     def __dask_graph__(self) -> Any:
         return self._translated()[0]
 
+    def __dask_layers__(self) -> tuple[str, ...]:
+        return tuple(self.__dask_graph__().layers)
+
     def __dask_keys__(self) -> list[Key]:
         return self._translated()[1]
 

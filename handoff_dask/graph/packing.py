@@ -19,6 +19,7 @@ from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.contents import Replacing, contents
 from handoff_dask.model.expansion import Call, Node, given, map_given
 from handoff_dask.model.function import Function, given_by_field
+from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.payload import Name
 
@@ -52,8 +53,8 @@ class _Result:
     key: Hashable
 
 
-class _StrayFutureError(Exception):
-    """A future lies where no result can take its place."""
+class _StrayError(Exception):
+    """A future or a Ref lies where no result can take its place."""
 
 
 class Packer:
@@ -78,6 +79,8 @@ class Packer:
         #: Ids of objects that occur more than once among codes and arguments.
         self.common: set[int] = set()
         self.sizes = _Sizes()
+        self.sizes[Ref] = self._ref
+        self._dag_id: Hashable = None
         self._has_futures = False
         met: set[int] = set()
         for value in contents(chain.from_iterable(map(given, calls)), closures=True):
@@ -93,6 +96,7 @@ class Packer:
 
         The `identity`, ids of function and DAG, goes with the call.
         """
+        self._dag_id = identity[1]
         try:
             if self._has_futures:
                 call = map_given(call, self._replace_futures)
@@ -129,6 +133,12 @@ class Packer:
         part = self._parts[number]
         return part.users > 1 and len(part.data) >= LARGE
 
+    def _ref(self, ref: Ref) -> int:
+        """Refuse a Ref of the DAG: those that could be replaced have been."""
+        if ref.dag_id == self._dag_id:
+            raise _StrayError(f"{ref!r}, for whose id write {ref.id!r},")
+        return 0
+
     def _result(self, future: Future[Any]) -> _Result:
         self.futures[future.key] = future
         return _Result(future.key)
@@ -149,7 +159,7 @@ class Packer:
             local = ("__main__", *cloudpickle.list_registry_pickle_by_value())
             if not any(name.encode() in data for name in local):
                 return data, pickler
-        except _StrayFutureError:
+        except _StrayError:
             raise
         except Exception:
             pass  # cloudpickle can do more
@@ -228,10 +238,10 @@ class Packer:
 
 
 def _problem(error: Exception) -> str:
-    if isinstance(error, _StrayFutureError):
+    if isinstance(error, _StrayError):
         return (
-            f"holds the future {error} where no result can take its place: pass it in extra_args "
-            "or extra_kwargs, by itself or in lists, tuples, sets or dicts"
+            f"holds {error} where no result can take its place: pass it as an argument, in "
+            "extra_args or extra_kwargs, by itself or in lists, tuples, sets or values of dicts"
         )
     return f"cannot be pickled, as is needed to send it to a worker: {error}"
 
@@ -264,7 +274,7 @@ def _nbytes(value: Any) -> int:
 
 
 def _stray(future: Future[Any]) -> int:
-    raise _StrayFutureError(repr(future.key))
+    raise _StrayError(f"the future {future.key!r}")
 
 
 class _Pickler(pickle.Pickler):

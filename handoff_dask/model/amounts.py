@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +17,9 @@ Amounts = Mapping[str, Union[float, str]]  # noqa: UP007
 
 #: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
 TOO_LARGE = 2**63
+
+#: What a time must be, in errors.
+TIME = "a number of seconds, a timedelta or text like '5 min'"
 
 _QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z]+)", re.IGNORECASE)
 
@@ -41,6 +45,13 @@ _SECONDS = {
 }
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; neither a truth value nor a time of numpy's is one."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return getattr(getattr(value, "dtype", None), "kind", None) != "m"
+
+
 def as_number(value: Any) -> Any:
     """Return a number as int or float; the caller checks anything else, which is unchanged.
 
@@ -52,7 +63,7 @@ def as_number(value: Any) -> Any:
     >>> as_number(Fraction(1, 4)), as_number(True), as_number("4")
     (0.25, True, '4')
     """
-    if type(value) in (float, bool) or not isinstance(value, Real):
+    if type(value) in (float, bool) or not is_number(value):
         return value
     with suppress(OverflowError):  # too large for a float
         if isinstance(value, Integral) and abs(int(value)) < TOO_LARGE:
@@ -63,7 +74,7 @@ def as_number(value: Any) -> Any:
 
 def as_count(value: Any) -> Any:
     """Return a whole number as int; the caller checks anything else, which is unchanged."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if isinstance(value, Integral) and is_number(value):
         return int(value)
     return value
 
@@ -83,8 +94,11 @@ def as_seconds(value: Any) -> Any:
     """
     if isinstance(value, timedelta):
         return value.total_seconds()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.timedelta64):
+        return float(value / numpy.timedelta64(1, "s"))
     if isinstance(value, str):
-        return _quantity(value, _SECONDS, "a number of seconds, a timedelta or text like '5 min'")
+        return _quantity(value, _SECONDS, TIME)
     return as_number(value)
 
 

@@ -14,14 +14,13 @@ from collections.abc import (
     Sized,
 )
 from dataclasses import replace
-from functools import partial
 from inspect import Parameter
 from typing import Any
 
 from handoff_dask.errors import ForeignRefError
 from handoff_dask.model.contents import Replacing, are_simple
 from handoff_dask.model.function import Argument, Collocated, Function, with_arguments
-from handoff_dask.model.marking import Fields, did_you_mean, fields_of
+from handoff_dask.model.marking import Fields, code_name, did_you_mean, fields_of
 from handoff_dask.model.refs import Ref
 from handoff_dask.model.signatures import signature_of
 
@@ -30,21 +29,13 @@ KEYWORDS = ("id", "args", "extra_args", "extra_kwargs", "fields", *Fields.__anno
 #: Most items of an iterator whose length is not known: more than a DAG can hold.
 MOST_ITEMS = 10_000_000
 
+#: Words of Dask's and of ``Function`` for what is written otherwise here.
+_SLIPS = {
+    "code": " here: it is the first argument",
+    "resources": " (did you mean 'cost'?)",
+    "workers": " (did you mean 'node'?)",
+}
 _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-
-
-def code_name(code: Any) -> str:
-    """Return the name of a callable: a partial call has that of its function.
-
-    Examples
-    --------
-    >>> code_name(len), code_name(partial(int, base=2)), code_name(lambda: 0)
-    ('len', 'int', 'lambda')
-    """
-    while isinstance(code, partial):
-        code = code.func
-    name = getattr(code, "__name__", None)
-    return (name if isinstance(name, str) else type(code).__name__).strip("<>")
 
 
 class Draft:
@@ -153,8 +144,10 @@ def _split_keywords(
             own[key] = value
         elif key in named or takes_any:
             keywords[key] = value
+        elif key in parameters:
+            raise TypeError(f"{key!r} of {name}() is passed by position only")
         else:
-            hint = did_you_mean(key, (*named, *KEYWORDS))
+            hint = _SLIPS.get(key) or did_you_mean(key, (*named, *KEYWORDS))
             raise TypeError(f"{key!r} is neither a parameter of {name}() nor a field{hint}")
     for key, value in _mapping(own, "fields").items():
         if key not in KEYWORDS or key == "fields":

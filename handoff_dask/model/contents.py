@@ -101,7 +101,7 @@ class Replacing:
             if kind is dict:
                 return items
             changed = copy.copy(value)
-            changed.update(items)
+            dict.update(changed, items)  # a Counter's own would add
             return changed
         if issubclass(kind, functools.partial):
             keywords = self(value.keywords)

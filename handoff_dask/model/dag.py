@@ -26,8 +26,11 @@ class DAG:
     """A directed acyclic graph of functions; users see its subclass, a Dask collection."""
 
     def __init__(self, id: Hashable = None, functions: Iterable[Function] = ()) -> None:
-        if isinstance(id, Function) or not isinstance(id, Hashable):
+        if not _is_id(id):
             raise TypeError(f"the id of a DAG must be hashable, not {id!r}: use DAG(functions=...)")
+        given: object = functions
+        if not isinstance(given, Iterable) or isinstance(given, (str, Mapping, DAG)):
+            raise TypeError(f"functions must be a list of Function objects, not {given!r}")
         self.id: Hashable = uuid4().hex if id is None else id
         self._functions: dict[Hashable, Function] = {}
         #: By name of code and whether for `add`: where to go on numbering when the name is taken.
@@ -166,13 +169,10 @@ class DAG:
     def _insert(self, functions: Sequence[Function]) -> None:
         """Add all functions or, if one of their ids is wrong, none."""
         for function in functions:
-            try:
-                taken = function.id in self._functions
-            except TypeError:
-                raise InvalidFunctionError(
-                    repr(function.id), "id", "must be hashable: use a string, number or tuple"
-                ) from None
-            if taken:
+            if not _is_id(function.id):
+                problem = "must be hashable and no Ref: use a string, number or tuple"
+                raise InvalidFunctionError(repr(function.id), "id", problem)
+            if function.id in self._functions:
                 raise DuplicateFunctionError(function.id)
         self._functions.update((function.id, function) for function in functions)
 
@@ -226,8 +226,35 @@ class DAG:
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._functions)
 
+    def __reversed__(self) -> Iterator[Hashable]:
+        return reversed(self._functions)
+
     def __len__(self) -> int:
         return len(self._functions)
 
+    def __copy__(self: Self) -> Self:
+        twin = object.__new__(type(self))
+        own = {"_functions": dict(self._functions), "_numbers": dict(self._numbers)}
+        twin.__dict__.update(self.__dict__, **own)
+        return twin
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r}: {len(self)} functions>"
+
+
+def require_dag(value: object) -> None:
+    """Raise TypeError unless the first argument of a call is a DAG."""
+    if isinstance(value, DAG):
+        return
+    hint = "write DAG(id, functions=[Function(...), ...])"
+    if hasattr(type(value), "__dask_graph__"):
+        hint = "write DAG.from_dask(...) for Dask collections"
+    raise TypeError(f"the first argument must be a DAG, not of type {type(value).__name__}: {hint}")
+
+
+def _is_id(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return not isinstance(value, (Function, Ref))

@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from handoff_dask.model.amounts import Amounts, Seconds
-from handoff_dask.model.function import ArgumentInclusion, Collocated, FunctionType
+from handoff_dask.model.function import ArgumentInclusion, Collocated, Function, FunctionType
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Never, Unpack
 
     from handoff_dask.model.retry import RetryPolicy
 
@@ -34,7 +34,7 @@ class Fields(TypedDict, total=False):
     allow_other_workers: bool
 
 
-def function(**fields: Unpack[Fields]) -> Callable[[Code], Code]:
+def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
     """Give a callable the fields that its functions get in every DAG.
 
     The callable itself is returned and still behaves as before. ``DAG.add`` and ``DAG.map`` use the
@@ -50,6 +50,8 @@ def function(**fields: Unpack[Fields]) -> Callable[[Code], Code]:
     ------
     TypeError
         A field does not exist, or the object cannot carry fields, as those of most builtins.
+    InvalidFunctionError
+        Text for a time or an amount of memory cannot be read, or another resource has text.
 
     Examples
     --------
@@ -63,6 +65,10 @@ def function(**fields: Unpack[Fields]) -> Callable[[Code], Code]:
     >>> dag[dag.add(double, 21)].cost
     {'cpu': 2}
     """
+    if args:
+        raise TypeError(
+            "function() takes fields by keyword: write @function(cost={'cpu': 2}), for example"
+        )
     for name in fields:
         if name not in Fields.__annotations__:
             names = ", ".join(Fields.__annotations__)
@@ -74,8 +80,11 @@ def function(**fields: Unpack[Fields]) -> Callable[[Code], Code]:
         target = getattr(code, "__func__", code)
         if not callable(target):
             raise TypeError(f"function() marks callables, not {code!r}")
+        # As a record has them: its own copies, and numbers for text.
+        record = Function(code_name(code), code=code, **fields)
+        own = {name: getattr(record, name) for name in fields}
         try:
-            setattr(target, _MARK, {**getattr(target, _MARK, {}), **fields})
+            setattr(target, _MARK, {**getattr(target, _MARK, {}), **own})
         except (AttributeError, TypeError):
             raise TypeError(f"{code!r} cannot carry fields: pass them to DAG.add()") from None
         return code
@@ -89,6 +98,20 @@ def fields_of(code: Any) -> dict[str, Any]:
         code = code.func
     fields = getattr(code, _MARK, None)
     return dict(fields) if isinstance(fields, dict) else {}
+
+
+def code_name(code: Any) -> str:
+    """Return the name of a callable: a partial call has that of its function.
+
+    Examples
+    --------
+    >>> code_name(len), code_name(partial(int, base=2)), code_name(lambda: 0)
+    ('len', 'int', 'lambda')
+    """
+    while isinstance(code, partial):
+        code = code.func
+    name = getattr(code, "__name__", None)
+    return (name if isinstance(name, str) else type(code).__name__).strip("<>")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal, cast
 
-from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
+from handoff_dask.model.amounts import TIME, Seconds, as_count, as_number, as_seconds, is_number
 
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
@@ -114,8 +113,13 @@ class RetryPolicy:
         """Yield (field, what is wrong with it) for each invalid field."""
         if problem := count_problem(self.max_retries):
             yield "max_retries", problem
-        for name, least in (("delay", 0), ("backoff", 1), ("max_delay", 0), ("jitter", 0)):
-            if problem := number_problem(getattr(self, name), least):
+        for name, problem in (
+            ("delay", time_problem(self.delay)),
+            ("backoff", number_problem(self.backoff, 1)),
+            ("max_delay", time_problem(self.max_delay)),
+            ("jitter", number_problem(self.jitter)),
+        ):
+            if problem:
                 yield name, problem
         for name in ("retry_on", "give_up_on"):
             types: Any = getattr(self, name)
@@ -139,9 +143,7 @@ def count_problem(value: object) -> str | None:
 
 def number_problem(value: object, least: float = 0) -> str | None:
     """Return why a value is not a finite number >= `least`, or None."""
-    number = type(value) in (int, float) or (
-        isinstance(value, Real) and not isinstance(value, bool)
-    )
+    number = type(value) in (int, float) or is_number(value)
     try:
         if number and math.isfinite(value) and value >= least:  # type: ignore[arg-type, operator]
             return None
@@ -151,8 +153,11 @@ def number_problem(value: object, least: float = 0) -> str | None:
     return f"must be a {'finite ' if number else ''}number{bound}, not {value!r}"
 
 
+def time_problem(value: object) -> str | None:
+    """Return why a value, which is kept in seconds, is not a time >= 0, or None."""
+    return number_problem(value) if is_number(value) else f"must be {TIME}, not {value!r}"
+
+
 def time_limit_problem(value: object) -> str | None:
-    """Return why a value is not a number of seconds > 0, or None."""
-    if problem := number_problem(value):
-        return f"{problem} (seconds)"
-    return None if value else "must be greater than 0 seconds"
+    """Return why a value, which is kept in seconds, is not a time > 0, or None."""
+    return time_problem(value) or (None if value else "must be greater than 0 seconds")

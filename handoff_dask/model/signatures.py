@@ -56,7 +56,7 @@ def _misfit(function: Function, signature: inspect.Signature | None, positional:
         signature.bind(*[None] * positional, **function.extra_kwargs)
     except TypeError as error:
         name = getattr(function.code, "__qualname__", None) or repr(function.code)
-        given = f"{positional} positional arguments"
+        given = f"{positional} positional argument{'' if positional == 1 else 's'}"
         if function.extra_kwargs:
             given += f" and {', '.join(map(repr, function.extra_kwargs))}"
         return f"{name}{signature} cannot be called with {given}: {error}"

@@ -131,6 +131,8 @@ def _argument_problems(field: str, arg: Hashable | Argument) -> Iterator[tuple[s
         yield field, f"contains {id_!r}, which is not an id: ids must be hashable"
     if isinstance(id_, Ref):
         yield field, f"contains {id_!r}: a Function takes ids, {id_.id!r}; DAG.add() takes Refs"
+    elif isinstance(id_, Argument):
+        yield field, f"contains {arg!r}: the id of an Argument is a function's, {id_.id!r}"
     elif _is_collection(id_):
         yield field, f"contains a {_kind(id_)}, which is not an id: {_COMPUTE}, in extra_args"
     elif hasattr(type(id_), "add_done_callback"):
@@ -180,6 +182,9 @@ def _node_problems(function: Function) -> Iterator[tuple[str, str]]:
             hash(node.id)
         except TypeError:
             yield "node", f"collocated({node.id!r}) does not refer to an id: ids must be hashable"
+        if isinstance(node.id, Ref):
+            problem = f"write collocated({node.id.id!r}), or use DAG.add(), which takes Refs"
+            yield "node", f"is collocated with {node.id!r}: {problem}"
     elif not all(map(_is_worker, node if isinstance(node, tuple) and node else [node])):
         yield (
             "node",

@@ -119,8 +119,8 @@ class Finding:
 #: Names that a resource may have, but that are more often a slip.
 _MEANT = {
     **dict.fromkeys(("mem", "ram"), "memory"),
-    **dict.fromkeys(("cpus", "core", "cores"), "cpu"),
-    "gpus": "gpu",
+    **dict.fromkeys(("cpus", "num_cpus", "core", "cores"), "cpu"),
+    **dict.fromkeys(("gpus", "num_gpus"), "gpu"),
 }
 #: So many MB are rather bytes.
 _MUCH = 1e7

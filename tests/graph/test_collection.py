@@ -8,6 +8,7 @@ import pickle
 import dask
 import pytest
 from dask.base import tokenize
+from dask.graph_manipulation import bind, checkpoint, wait_on
 from distributed import Client, futures_of
 
 from handoff_dask import (
@@ -240,3 +241,12 @@ def test_pickle():
         assert (copy.id, copy.functions) == (dag.id, dag.functions)
         assert copy.__dask_keys__() == dag.__dask_keys__()
         assert copy.compute() == {"a": 1}
+
+
+@pytest.mark.parametrize("change", [lambda dag: dag, lambda dag: dask.persist(dag)[0]])
+def test_waiting_for_a_dag(change):
+    """Dask's `wait_on`, `bind` and `checkpoint` take a DAG like any collection."""
+    dag = change(make_dag())
+    assert wait_on(dag).compute() == make_dag().compute()
+    assert bind(dask.delayed(int)("3"), dag).compute() == 3
+    assert checkpoint(dag).compute() is None

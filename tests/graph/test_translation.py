@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import cloudpickle
@@ -24,6 +25,7 @@ from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.graph.translation import translate, translate_plain
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Argument, Function
+from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -97,6 +99,27 @@ def test_what_cannot_be_pickled(field, fields, type_, plain):
         translate_plain(functions, RUN) if plain else translate(expand(functions), RUN)
     assert (caught.value.function_id, caught.value.field) == ("culprit", field)
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "hidden"),
+    [
+        ("extra_args", lambda ref: [slice(ref, None)]),
+        ("extra_args", lambda ref: [{ref: 1}]),
+        ("extra_args", lambda ref: [numpy.array([ref], dtype=object)]),
+        ("extra_kwargs", lambda ref: {"k": SimpleNamespace(value=ref)}),
+        ("code", lambda ref: lambda *args: ref),
+    ],
+    ids=["slice", "key", "array", "object", "closure"],
+)
+def test_a_ref_where_no_result_can_take_its_place(field, hidden):
+    """It is refused, as a future there is; a Ref of another DAG is a value like any other."""
+    function = Function(**{"id": "a", "code": accept, field: hidden(Ref("b", "d"))})
+    message = r"holds Ref\(id='b', dag_id='d'\), for whose id write 'b', where no .* as an arg"
+    with pytest.raises(InvalidFunctionError, match=message) as caught:
+        translated(function, Function("b", code=accept), dag_id="d")
+    assert (caught.value.function_id, caught.value.field) == ("a", field)
+    translated(function, dag_id="e")
 
 
 # Keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from datetime import timedelta
 
 import numpy
@@ -109,6 +110,40 @@ def test_an_amount_that_can_be_read_is_checked_like_a_number(cost):
     with pytest.raises(InvalidFunctionError, match="'memory' must be a") as caught:
         dag_of(Function("f", code=int, cost=cost)).validate()
     assert caught.value.field == "cost"
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "ns"])
+def test_times_of_numpy(unit):
+    """A duration of numpy's is a time in its own unit, and no number where a number is needed."""
+    time = numpy.timedelta64(3, "s").astype(f"timedelta64[{unit}]")
+    assert as_seconds(time) == 3.0
+    assert Function("f", code=int, timeout=time).timeout == 3.0
+    for field, value in (("cost", {"cpu": time}), ("max_retries", time), ("priority", time)):
+        with pytest.raises(InvalidFunctionError, match="number") as caught:
+            dag_of(Function("f", code=int, **{field: value})).validate()
+        assert caught.value.field == field
+
+
+def test_no_time_of_numpy():
+    """Numpy's missing time is refused."""
+    with pytest.raises(InvalidFunctionError, match="timeout"):
+        dag_of(Function("f", code=int, timeout=numpy.timedelta64("NaT"))).validate()
+
+
+@pytest.mark.parametrize("wrong", [[5], None, True, datetime.time(0, 5)], ids=repr)
+def test_what_is_no_time(wrong):
+    """The error shows all forms that a time may have."""
+    form = r"must be a number of seconds, a timedelta or text like '5 min', not"
+    for name in ("delay", "max_delay"):
+        with pytest.raises(InvalidFunctionError, match=rf"'retry\.{name}': {form}"):
+            dag_of(Function("f", code=int, retry=RetryPolicy(**{name: wrong}))).validate()
+    with pytest.raises(ValueError, match=f"placement_timeout {form}"):
+        RunOptions(placement_timeout=wrong)
+    if wrong is not None:  # no limit
+        with pytest.raises(InvalidFunctionError, match=f"'timeout': {form}"):
+            dag_of(Function("f", code=int, timeout=wrong)).validate()
+        with pytest.raises(ValueError, match=f"timeout {form}"):
+            RunOptions(timeout=wrong)
 
 
 def test_a_negative_time():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import itertools
 import operator
@@ -99,6 +100,15 @@ def test_refs_in_partial_calls(dag):
     assert execute_local(dag).results[ref.id] == (["a", "r"], 1, {"k": ["a", "r"]})
 
 
+def test_refs_in_kinds_of_dicts(dag):
+    """A dict keeps its type, whatever its `update` does; a Counter's adds."""
+    a = dag.add(int, "2")
+    for i, kind in enumerate((dict, collections.OrderedDict, collections.Counter)):
+        ref = dag.add(accept, kind({"a": a, "b": 3}), id=i)
+        (value,) = execute_local(dag).results[ref.id]
+        assert value == {"a": 2, "b": 3} and type(value) is kind
+
+
 def test_what_holds_no_ref_stays_one_object(dag):
     """Arguments without refs are passed as they are, not copied."""
     table, options = [1, 2], {"k": [3]}
@@ -145,6 +155,8 @@ def test_ref_before_it_was_added(dag, id_):
         ({"args": [Ref("a", "d")]}, "takes ids, 'a'"),
         ({"extra_args": [[Ref("a", "d")]]}, r"write Argument\('a'\)"),
         ({"extra_kwargs": {"k": Ref("a", "d")}}, r"write Argument\('a'\)"),
+        ({"node": collocated(Ref("a", "d"))}, r"write collocated\('a'\), or use DAG\.add"),
+        ({"args": [Argument(Argument("a"))]}, r"the id of an Argument is a function's, 'a'"),
     ],
 )
 def test_records_hold_no_refs(dag, fields, form):
@@ -281,6 +293,10 @@ def test_codes_that_take_any_keyword(dag, code):
         ({"cots": 1}, r"neither a parameter of load\(\) nor a field \(did you mean 'cost'\?"),
         ({"moed": "w"}, "did you mean 'mode'"),
         ({"colour": 1}, r"'colour' is neither a parameter of load\(\) nor a field$"),
+        ({"resources": {"cpu": 1}}, r"nor a field \(did you mean 'cost'\?\)"),
+        ({"workers": "alice"}, r"nor a field \(did you mean 'node'\?\)"),
+        ({"retries": 1}, r"nor a field \(did you mean 'max_retries'\?\)"),
+        ({"code": 1}, r"nor a field here: it is the first argument"),
         ({"fields": {"cots": 1}}, r"no field 'cots' \(did you mean 'cost'\?\)"),
         ({"fields": {"cost": {}}, "cost": {}}, "'cost' is given twice"),
         ({"mode": 1, "extra_kwargs": {"mode": 2}}, "'mode' is given twice"),
@@ -297,6 +313,16 @@ def test_wrong_keywords(dag, kwargs, message):
             with pytest.raises(TypeError, match=message):
                 build(load, ["a"], **kwargs)
     assert len(dag) == 0
+
+
+def test_parameter_that_has_no_keyword(dag):
+    """The error says how it is passed."""
+
+    def code(path, /):
+        """Do nothing."""
+
+    with pytest.raises(TypeError, match=r"'path' of code\(\) is passed by position only"):
+        dag.add(code, path="a")
 
 
 @pytest.mark.parametrize(
@@ -479,6 +505,50 @@ def test_functions_to_start_with():
         DAG("d", functions=functions * 2)
     with pytest.raises(MissingFunctionError):
         DAG(functions=functions[:1]).validate()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [Function("a", code=load), {"a": Function("a", code=load)}, DAG("e"), None, "a"],
+    ids=["one function", "dict", "DAG", "None", "text"],
+)
+def test_functions_that_are_no_list(wrong):
+    """The error names the argument, and what it takes."""
+    with pytest.raises(TypeError, match="functions must be a list of Function objects, not"):
+        DAG("d", functions=wrong)
+
+
+def test_ids_that_contain_what_cannot_be_hashed(dag):
+    """A tuple is an id only if all that is in it is hashable."""
+    with pytest.raises(TypeError, match=r"the id of a DAG must be hashable, not \('a', \[1\]\)"):
+        DAG(("a", [1]))
+    with pytest.raises(InvalidFunctionError, match="must be hashable"):
+        dag.add_function(Function(("a", [1]), code=load))
+
+
+def test_ref_as_an_id(dag):
+    """A record never contains a Ref, in its id neither."""
+    ref = dag.add(load, "a")
+    for build in (
+        lambda: dag.add(load, "b", id=ref),
+        lambda: dag.add_function(Function(ref, code=load)),
+    ):
+        with pytest.raises(InvalidFunctionError, match="'id': must be hashable and no Ref"):
+            build()
+    assert list(dag) == ["load"]
+
+
+def test_copies(dag):
+    """A copy is a DAG of its own: what is added to one is not in the other."""
+    dag.add(load, "a", id="a")
+    assert dag.compute() == {"a": ["a", "r"]}
+    for make in (copy.copy, copy.deepcopy):
+        twin = make(dag)
+        assert twin[twin.add(load, "b")].id == "load"
+        assert list(dag) == ["a"]
+        assert list(twin.compute()) == ["a", "load"]
+    dag.add(load, "c", id="c")
+    assert list(dag.compute()) == ["a", "c"]
 
 
 def test_functions_in_the_place_of_the_id():

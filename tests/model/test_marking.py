@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from handoff_dask import DAG, Function, function
+from handoff_dask import DAG, Function, InvalidFunctionError, function
 from handoff_dask.model.building import KEYWORDS
 from handoff_dask.model.marking import Fields
 
@@ -111,6 +111,8 @@ def test_marks_add_up():
     [
         (lambda: function(cots=1), r"no field 'cots' \(did you mean 'cost'\?\); its fields are"),
         (lambda: function(id="a"), "no field 'id'"),
+        (lambda: function(clean), r"by keyword: write @function\(cost=\{'cpu': 2\}\)"),
+        (lambda: function({"cpu": 1}), r"by keyword: write @function\(cost=\{'cpu': 2\}\)"),
         (lambda: function(cost={})(len), r"built-in function len.*DAG\.add\(\)"),
         (lambda: function(cost={})("len"), "marks callables, not 'len'"),
     ],
@@ -119,6 +121,29 @@ def test_wrong_marks(mark, message):
     """A field that does not exist, and what cannot carry any, are errors at once."""
     with pytest.raises(TypeError, match=message):
         mark()
+
+
+def test_units_that_cannot_be_read():
+    """They raise where they are written, and name the code."""
+    for wrong in ({"cost": {"memory": "2 XB"}}, {"timeout": "5 parsec"}):
+        with pytest.raises(InvalidFunctionError, match="function 'tool', field"):
+
+            @function(**wrong)
+            def tool():
+                """Do nothing."""
+
+
+def test_marks_are_copies():
+    """What becomes of a dict or list after a function was marked with it changes no function."""
+    cost, node = {"cpu": 1}, ["alice"]
+
+    @function(cost=cost, node=node)
+    def code():
+        """Do nothing."""
+
+    cost["cpu"] = 99
+    node.append("bob")
+    assert (added(code).cost, added(code).node) == ({"cpu": 1}, ("alice",))
 
 
 def test_fields_are_those_of_functions():
