@@ -18,10 +18,13 @@ from distributed import Future, get_client
 from distributed.shuffle._core import P2PBarrierTask
 from distributed.shuffle._rechunk import P2PRechunkLayer
 
+from handoff_dask.compat.client_side import only_annotations
 from handoff_dask.compat.task_spec import Alias, GraphNode, convert_legacy_graph, futures_in
 
 #: P2P needs Dask's own keys, by which its scheduler recognizes the tasks of a shuffle.
 _BY_TASKS = {"dataframe.shuffle.method": "tasks"}
+#: Parameters of expressions that name how to shuffle or rechunk.
+_METHODS = {"method", "shuffle_method"}
 #: Fusion loses annotations, or extends them to tasks that have none.
 _UNFUSED = {
     "optimization.fuse.active": False,
@@ -83,7 +86,9 @@ def known_future(key: Key) -> Future[Any] | None:
 
 def optimized(collections: Sequence[Any], optimize_graph: bool = True) -> OptimizedGraph:
     """Return the graph of collections, with annotations around this call as defaults."""
-    with dask.config.set(_BY_TASKS):
+    # Expressions warn that they ignore the annotations around; here those become defaults below.
+    with dask.config.set(_BY_TASKS), only_annotations({}):
+        collections = [_shuffled_by_tasks(c) if _is_expression(c) else c for c in collections]
         if optimize_graph:
             collections = [c.optimize() if _is_expression(c) else c for c in collections]
         sources = [c.__dask_graph__() for c in collections]
@@ -126,6 +131,24 @@ def _is_expression(collection: Any) -> bool:
     """Whether a collection is an expression, which is optimized before it becomes a graph."""
     kind = type(collection)
     return hasattr(kind, "expr") and hasattr(kind, "optimize")
+
+
+def _shuffled_by_tasks(collection: Any) -> Any:
+    """Return an equal expression that names P2P nowhere.
+
+    The setting does not reach all shuffles: ``drop_duplicates`` and others look up the default when
+    they are called.
+    """
+    expression = collection.expr
+    while True:
+        for node in expression.walk():
+            named = [n for n in _METHODS.intersection(node._parameters) if node.operand(n) == "p2p"]
+            if named:
+                by_tasks = node.substitute_parameters(dict.fromkeys(named, "tasks"))
+                expression = expression.substitute(node, by_tasks)
+                break
+        else:
+            return type(collection)(expression)
 
 
 def _optimizer(collection: Any) -> Callable[..., Any] | None:
