@@ -196,7 +196,8 @@ def select(dag: DAG, nodes: Sequence[Node], results: ResultSelection) -> list[Ha
     if isinstance(results, str) and results == "sinks":
         return sinks(nodes)
     if isinstance(results, (str, bytes)) or not isinstance(results, (list, tuple, set, frozenset)):
-        raise ValueError(f'results must be "all", "sinks" or a list of ids, not {results!r}')
+        forms = '"all", "sinks" or a list of ids or refs'
+        raise ValueError(f"results must be {forms}, not {results!r}")
     ids = [key_in(dag.id, id_) for id_ in results]
     for id_ in ids:
         if not isinstance(id_, Hashable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from distributed import Future
 
@@ -272,6 +272,16 @@ class Starting(Coroutine[Any, Any, Run]):
     async def _made(self, started: Awaitable[Follower]) -> Run:
         __tracebackhide__ = True
         return Run(await started)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = f": write `run = await ...`, then run.{name}" if hasattr(Run, name) else ""
+        raise AttributeError(f"this is not a run yet, and has no {name!r}{hint}")
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("the run's client is asynchronous: write `async with`, not `with`")
+
+    def __exit__(self, *error: Any) -> None:
+        """Complete the protocol, or `with` would not get as far as the error."""
 
     # The rest of a coroutine, for asyncio.create_task.
 

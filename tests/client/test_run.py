@@ -300,6 +300,19 @@ async def test_async_with(c, s, a, b, awaited):
 
 
 @on_cluster()
+async def test_what_is_not_a_run_yet(c, s, a, b):
+    """What submit() returns to an asynchronous client says how it becomes a run."""
+    starting = submit(dag_of(Function(1, [], int)))
+    with pytest.raises(TypeError, match="write `async with`"), starting:
+        pass
+    with pytest.raises(AttributeError, match=r"write `run = await ...`, then run\.counts"):
+        starting.counts()
+    with pytest.raises(AttributeError, match=r"has no 'speed'$"):
+        starting.speed  # noqa: B018
+    await (await starting)
+
+
+@on_cluster()
 async def test_leaving_a_block_by_an_error(c, s, a, b):
     """The run is cancelled, also where the error is that the task itself was cancelled."""
     with pytest.raises(ZeroDivisionError):
