@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 from distributed import get_worker
 
@@ -16,6 +17,11 @@ def dag_of(*functions, id="a dag"):
     for function in functions:
         dag.add_function(function)
     return dag
+
+
+def shown(value):
+    """Name a value in the id of a test: its repr, without what differs between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def where(*_):

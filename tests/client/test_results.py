@@ -13,7 +13,7 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Function, collocated
 from handoff_dask.model.refs import Ref
-from tests.support import dag_of
+from tests.support import dag_of, shown
 
 
 def accept(*args):
@@ -54,7 +54,7 @@ def chosen(results):
 
 
 @pytest.mark.parametrize(
-    "results", ["sink", "a", b"all", None, 3, True, {"a": 1}, (i for i in "ab")], ids=repr
+    "results", ["sink", "a", b"all", None, 3, True, {"a": 1}, (i for i in "ab")], ids=shown
 )
 def test_selection_that_is_none(results):
     """A misspelt word or a bare id is refused, with the words that there are."""

@@ -26,6 +26,7 @@ from handoff_dask import (
     execute_local,
 )
 from handoff_dask.model import building
+from tests.support import shown
 
 Point = collections.namedtuple("Point", "x y")
 
@@ -436,7 +437,7 @@ def test_lengths_that_differ(dag, args, message):
 
 
 @pytest.mark.parametrize(
-    "endless", [itertools.count(), itertools.cycle("ab"), itertools.repeat(1)], ids=repr
+    "endless", [itertools.count(), itertools.cycle("ab"), itertools.repeat(1)], ids=shown
 )
 @pytest.mark.parametrize("before", [(), ([1, 2],)], ids=["alone", "with a list"])
 def test_iterators_without_an_end(dag, endless, before):

@@ -20,6 +20,7 @@ from handoff_dask.model.expansion import (
     sinks,
 )
 from handoff_dask.model.function import Argument, Function, collocated
+from tests.support import shown
 
 
 def accept(*args, **kwargs):
@@ -383,7 +384,7 @@ def test_failure_of_a_coroutine():
             run()
 
 
-@pytest.mark.parametrize("value", [None, [1], asyncio.sleep, (i for i in ())], ids=repr)
+@pytest.mark.parametrize("value", [None, [1], asyncio.sleep, (i for i in ())], ids=shown)
 def test_what_is_no_coroutine_is_passed_on(value):
     """Only coroutines are run; generators and functions are values."""
     assert finish(value) is value

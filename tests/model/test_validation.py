@@ -19,6 +19,7 @@ from handoff_dask.model.dag import DAG
 from handoff_dask.model.function import Argument, Function, collocated
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.model.validation import cost_problem
+from tests.support import shown
 
 CHAIN = 5_000
 listed = functools.partial(Argument, argument_inclusion="as_list")
@@ -251,7 +252,7 @@ def test_places(node):
         ("allow_other_workers", True),
         ("allow_other_workers", "yes"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_field_that_is_wrong(field, value):
     """Each field is checked; the error names the function, the field and the value."""
