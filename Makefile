@@ -15,6 +15,9 @@ CHROMIUM ?= chromium
 # The versions that are tested. Every environment gets these, but for what it is to try instead.
 PINS := tests/constraints.txt
 
+# Most tests wait more than they compute. ARGS="-n 0 --pdb" runs them in one process again.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+
 # The oldest of all we promise to work with: the floors in pyproject.toml, on Python 3.10
 # where there is one that runs.
 OLDEST_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
@@ -40,7 +43,7 @@ demo: $(VENV)/.installed-demo  ## Run the image pipeline on real photographs
 	$(VENV)/bin/python notebooks/image_pipeline.py $(ARGS)
 
 test: $(VENV)/.installed-test  ## Run the tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 chaos: $(VENV)/.installed-test  ## Kill workers under 240 random DAGs; SEED=7 for another seed
 	CHAOS_SEED=$(SEED) CHAOS_ROUNDS=12 $(VENV)/bin/python -m pytest tests/chaos $(ARGS)
@@ -54,13 +57,13 @@ lint: $(VENV)/.installed-test  ## Check style and types
 	$(VENV)/bin/mypy
 
 test-oldest: $(OLDEST)/.installed-test  ## Run the tests with the oldest Dask we support
-	$(OLDEST)/bin/python -m pytest $(ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-newest: newest $(VENV)/.installed-test  ## Run the tests with the newest of everything
 	@$(NEWEST)/bin/python -m pip freeze --all >$(NEWEST)/versions.txt
 	@if $(VENV)/bin/python -m pip freeze --all | grep -vxFf $(NEWEST)/versions.txt || \
 	    [ "$$($(VENV)/bin/python -V)" != "$$($(NEWEST)/bin/python -V)" ]; then \
-	    set -x; $(NEWEST)/bin/python -m pytest $(ARGS); \
+	    set -x; $(NEWEST)/bin/python -m pytest $(PARALLEL) $(ARGS); \
 	else \
 	    echo 'The newest of everything is what $(VENV) has: `make test` is this test.'; \
 	fi
