@@ -184,7 +184,7 @@ async def test_timeout_is_a_failed_attempt(c, s, a, b):
     Its claim stays until its thread has really ended.
     """
     go = await Event("go")
-    dag = dag_of(Function(id=1, args=[], code=late, cost={"cpu": 2}, timeout=0.1))
+    dag = dag_of(Function(id=1, args=[], code=late, cost={"cpu": 2}, timeout=0.4))
     result = await execute(dag)
     assert result.results == {1: 2}
     assert [attempt.outcome for attempt in result.attempts[1]] == ["timeout", "ok"]
@@ -219,7 +219,7 @@ async def test_a_late_thread_where_the_others_pause(c, s, a, b):
     b.status = Status.paused
     while s.workers[b.address] in s.running:
         await asyncio.sleep(0.01)
-    run = await submit(dag_of(Function(id=1, args=[], code=late, timeout=0.05)))
+    run = await submit(dag_of(Function(id=1, args=[], code=late, timeout=0.4)))
     await started.wait()
     while not (await run.status())["attempts"].get(1):
         await asyncio.sleep(0.01)
@@ -239,7 +239,7 @@ async def test_a_late_thread_where_the_others_pause(c, s, a, b):
 async def test_a_late_thread_on_the_only_worker(c, s, a, b):
     """With nowhere else to go, the retry waits until the late thread ends: starts are true."""
     started, go = await Event("started"), await Event("go")
-    dag = dag_of(Function(id=1, args=[], code=late, timeout=0.05, node=a.address))
+    dag = dag_of(Function(id=1, args=[], code=late, timeout=0.4, node=a.address))
     run = await submit(dag)
     await started.wait()
     while (await run.status())["running"]:
@@ -267,7 +267,7 @@ async def test_in_time(c, s, a, b):
 async def test_a_late_function_of_a_cancelled_run(c, s, a, b):
     """Cancelling a run with a late thread leaves nothing once the thread ends."""
     started, go = await Event("started"), await Event("go")
-    dag = dag_of(Function(id=1, args=[], code=late, timeout=0.05, node=a.address))
+    dag = dag_of(Function(id=1, args=[], code=late, timeout=0.4, node=a.address))
     run = await submit(dag)
     await started.wait()
     while (await run.status())["running"]:

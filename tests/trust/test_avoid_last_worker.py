@@ -92,7 +92,7 @@ async def test_a_worker_whose_thread_goes_on_is_no_last_resort(c, s, a, b):
     b.status = Status.paused
     while s.workers[b.address] in s.running:
         await asyncio.sleep(0.01)
-    run = await submit(dag_of(Function(id="f", args=[], code=slow_once, timeout=0.05)))
+    run = await submit(dag_of(Function(id="f", args=[], code=slow_once, timeout=0.4)))
     while not (await run.status())["attempts"]:
         await asyncio.sleep(0.01)
     await one_held(run)
