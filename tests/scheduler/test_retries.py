@@ -184,7 +184,7 @@ async def test_timeout_is_a_failed_attempt(c, s, a, b):
     Its claim stays until its thread has really ended.
     """
     go = await Event("go")
-    dag = dag_of(Function(id=1, args=[], code=late, cost={"cpu": 2}, timeout=0.4))
+    dag = dag_of(Function(id=1, args=[], code=late, cost={"cpu": 2}, timeout=0.1))
     result = await execute(dag)
     assert result.results == {1: 2}
     assert [attempt.outcome for attempt in result.attempts[1]] == ["timeout", "ok"]
