@@ -42,19 +42,23 @@ class Sparing:
 
     def _collected(self, phase: str, info: dict[str, int]) -> None:
         if phase == "stop" and info["generation"] == 2:
-            self.look()
             if self._worthwhile():
                 self._spares = True
                 gc.freeze()
+            else:
+                self._end()
 
     def look(self) -> None:
         """End the sparing if it is not worthwhile any more."""
         if self._spares and not self._worthwhile():
-            self._spares = False
-            gc.unfreeze()
+            self._end()
 
     def close(self) -> None:
         """Leave the collector as it was."""
         gc.callbacks.remove(self._collected)
+        self._end()
+
+    def _end(self) -> None:
         if self._spares:
+            self._spares = False
             gc.unfreeze()

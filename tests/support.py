@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import contextmanager
 
-from distributed import get_worker
+from distributed import Client, LocalCluster, get_worker
 
 from handoff_dask import DAG
 
@@ -17,6 +18,22 @@ def dag_of(*functions, id="a dag"):
     for function in functions:
         dag.add_function(function)
     return dag
+
+
+@contextmanager
+def gpu_client():
+    """Start two workers in this process, each with two threads and a GPU; yield a client."""
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address="localhost:0",
+            resources={"gpu": 1},
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
 
 
 def shown(value):

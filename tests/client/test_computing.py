@@ -11,7 +11,6 @@ import dask.bag
 import numpy
 import pytest
 from dask import delayed
-from distributed import Client, LocalCluster
 
 from handoff_dask import (
     DAG,
@@ -22,23 +21,14 @@ from handoff_dask import (
     current,
     persist,
 )
-from tests.support import where
+from tests.support import gpu_client, where
 
 GPU = {"resources": {"gpu": 1}}
 
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=2,
-            processes=False,
-            dashboard_address="localhost:0",
-            resources={"gpu": 1},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with gpu_client() as client:
         yield client
 
 

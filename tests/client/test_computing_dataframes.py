@@ -11,9 +11,9 @@ import numpy
 import pandas
 import pytest
 from dask import delayed
-from distributed import Client, LocalCluster
 
 from handoff_dask import DAG, AllocationError, DAGError, compute, persist
+from tests.support import gpu_client
 
 GPU = {"resources": {"gpu": 1}}
 # What dask does with pandas and numpy is deprecated here and there.
@@ -27,16 +27,7 @@ CHECKS = {
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=2,
-            processes=False,
-            dashboard_address="localhost:0",
-            resources={"gpu": 1},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with gpu_client() as client:
         yield client
 
 
