@@ -31,6 +31,8 @@ class Row(Protocol):
 class Life:
     """A function, from the arrival of its run to its end."""
 
+    #: Whether it stands for several functions, which keep their attempts themselves.
+    is_bundle = False
     __slots__ = ("avoid", "cost", "doom", "entries", "forgiven", "key", "late", "row", "state")
 
     def __init__(self, key: Hashable, row: Row) -> None:

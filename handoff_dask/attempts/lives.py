@@ -50,6 +50,9 @@ class Surroundings(Protocol):
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
 
+    def bundle_lost(self, life: Life, lost: Lost, end: End) -> None:
+        """Charge the functions of a bundle that was lost."""
+
     def given_up(self, life: Life) -> None:
         """Learn that an attempt was given up that had given back its slot."""
 
@@ -189,7 +192,7 @@ class Lives:
         self.engine.attempt_ended(
             life.key,
             departure.now,
-            duration=None if span is None else span[1] - span[0],
+            duration=None if span is None or life.is_bundle else span[1] - span[0],
             done=True,
         )
         # Without a start of its own, the worker had the result already, and Dask did not know.
@@ -306,8 +309,10 @@ class Lives:
         if life.lost is not lost:
             return  # it is in the ledger already: only the end of its thread was unknown
         reason = end.reason or "for a reason unknown"
-        due = charge(lost, end)
-        if due is None:
+        due = None if life.is_bundle else charge(lost, end)
+        if life.is_bundle:
+            self.surroundings.bundle_lost(life, lost, end)
+        elif due is None:
             if lost.died:
                 self.surroundings.died_unstarted(life, lost, reason)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 
 #: Averages are over about this many of the latest attempts. Older ones fade so that a lasting
 #: change shows; the suite, where nothing changes, gains nothing.
@@ -20,6 +20,10 @@ class _Averages:
     def get(self, key: Hashable) -> float | None:
         known = self._values.get(key)
         return None if known is None else known[0]
+
+    def items(self) -> Iterator[tuple[Hashable, float]]:
+        """Return each key and its average."""
+        return ((key, mean) for key, (mean, _) in self._values.items())
 
     def add(self, key: Hashable, value: float) -> float:
         """Include `value` and return the average."""
@@ -39,6 +43,8 @@ class _Averages:
         return mean
 
 
+#: A function that takes this many times as long as others of its code is not of their kind.
+_FAR = 4
 #: Shorter durations count as equal (s). Bounds what is remembered and how often runs are ranked.
 NOTHING = 0.001
 
@@ -66,6 +72,18 @@ class Durations:
     def of_token(self, token: Hashable | None) -> float | None:
         """Seconds of this very function, if it was measured."""
         return None if token is None else self._tokens.get(token)
+
+    def longer(self, seconds: Mapping[str, float]) -> dict[Hashable, float]:
+        """Return {token: s} of functions that take far longer than others of their code.
+
+        `seconds` has the codes in question, and what their functions take on average. A token is a
+        pair of the code and what tells the function from others.
+        """
+        return {
+            token: own
+            for token, own in self._tokens.items()
+            if isinstance(token, tuple) and own > _FAR * seconds.get(token[0], own)
+        }
 
     def of_code(self, code: str) -> float | None:
         """Seconds of a family, if one of it was measured."""

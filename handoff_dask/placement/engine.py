@@ -313,6 +313,10 @@ class Engine:
         """Record how long a function took elsewhere, for functions added from now on."""
         self._durations.know(token, seconds)
 
+    def duration_learned(self, code: str, seconds: float) -> None:
+        """Record how long functions of a code took that were not placed one by one."""
+        self._durations.learn(None, code, seconds)
+
     # -- workers, and what others use of them
 
     def worker_added(self, spec: WorkerSpec) -> None:

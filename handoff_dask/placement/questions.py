@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from heapq import nlargest
 from itertools import chain
 from operator import attrgetter
@@ -54,6 +54,28 @@ class Questions:
             if not finding and self._fleet.hope(*_needs(self._functions[key])) <= now:
                 return key, finding
         return None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether any worker is registered."""
+        return bool(self._fleet.workers)
+
+    def threads(self, cost: Mapping[str, float]) -> int:
+        """Return how many functions of a cost the registered workers could run at once."""
+        items = self._fleet.cost(cost).items
+        return sum(
+            min(worker.shape.capacity[i] // amount for i, amount in items if amount)
+            for worker in self._fleet.workers.values()
+        )
+
+    def seconds_of(self, codes: Iterable[str]) -> dict[str, float]:
+        """Return how long functions of some codes take on average (s), as far as that is known."""
+        known = ((code, self._durations.of_code(code)) for code in codes)
+        return {code: seconds for code, seconds in known if seconds is not None}
+
+    def longer(self, seconds: Mapping[str, float]) -> dict[Hashable, float]:
+        """Return {token: s} of functions known to take far longer than others of their code."""
+        return self._durations.longer(seconds)
 
     def free(self, worker: str) -> dict[str, float]:
         """Return what is free of each resource a worker declares; below 0 if it shrank."""

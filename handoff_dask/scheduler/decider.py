@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Place, Refuse, Started
 from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
-from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.records import BundleRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.wire.run_events import FunctionPlaced
@@ -38,6 +39,8 @@ class Decider:
     registry: Registry
     gate: Gate
     inputs: Inputs
+    #: Has all functions of a bundle travel alone.
+    dissolve: Callable[[BundleRecord], None]
 
     def __post_init__(self) -> None:
         self._asked = False
@@ -85,10 +88,10 @@ class Decider:
             logger.exception("The placement engine failed")
             problem = HandoffError(f"the placement engine failed, which is a bug: {error!r}")
             for record in list(self.runs.functions.values()):
-                self._fail(record, problem, stimulus_id)
+                self._fail(record, problem, stimulus_id, dissolve=False)
             return []
 
-    def _place(self, record: FunctionRecord | None, place: Place) -> bool:
+    def _place(self, record: UnitRecord | None, place: Place) -> bool:
         """Send a function to a worker; False if that cannot be."""
         now = time.monotonic()
         ws = self.scheduler.workers.get(place.worker)
@@ -110,21 +113,28 @@ class Decider:
             return False
         placement = self.gate.open(record, place, ws)
         self.lives.placed(record, placement, ahead=place.ahead)
-        run, attempt = record.run, len(record.entries) + 1
-        run.emit(
-            FunctionPlaced(
-                run.spec.run_id, placement.at, record.index, attempt, place.worker, place.ahead
-            )
-        )
+        run = record.run
+        if run.spec.events or not record.is_bundle:
+            for index, attempt in record.attempts_to_come():
+                run.emit(
+                    FunctionPlaced(
+                        run.spec.run_id, placement.at, index, attempt, place.worker, place.ahead
+                    )
+                )
         return True
 
-    def _fail(self, life: Life, error: Exception, stimulus_id: str) -> None:
-        assert isinstance(life, FunctionRecord)
+    def _fail(
+        self, life: Life, error: Exception, stimulus_id: str, *, dissolve: bool = True
+    ) -> None:
+        assert isinstance(life, UnitRecord)
         ts = self.scheduler.tasks.get(life.key)
         if ts is None or ts.state != "no-worker" or life.key not in self.runs.functions:
             return  # cancelled meanwhile
+        if isinstance(life, BundleRecord) and dissolve:
+            self.dissolve(life)
+            return
         life.run.decided.add(life.index)
-        self.runs.function_failed(life, str(error))
+        self.runs.function_failed(life.run, life.index, str(error))
         compat.fail_task(self.scheduler, life.key, error, stimulus_id)
 
     def _wake(self) -> None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from handoff_dask.compat.scheduler import drop_topic
 from handoff_dask.scheduler.records import RunRecord
-from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, topic
+from handoff_dask.wire.run_events import (
+    AttemptsEnded,
+    Event,
+    Recorded,
+    RunClosed,
+    RunOpened,
+    topic,
+)
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -29,7 +36,7 @@ class EventStream:
         self._open: set[str] = set()
         self._events: dict[str, list[Event]] = {}
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Recorded) -> None:
         """Pass an event on."""
         if isinstance(event, RunOpened):
             spec = self.runs[event.run_id].spec
@@ -37,7 +44,7 @@ class EventStream:
                 self._open.add(event.run_id)
                 # Before the first event. A message of the client's might come later.
                 self.scheduler.subscribe_topic(topic(event.run_id), spec.client)
-        if event.run_id not in self._open:
+        if event.run_id not in self._open or isinstance(event, AttemptsEnded):
             return
         if isinstance(event, RunClosed):
             self._open.discard(event.run_id)

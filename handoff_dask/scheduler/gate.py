@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ from handoff_dask.attempts.retries import may_retry
 from handoff_dask.attempts.states import PLACED, Placement
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.events import Place
-from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.records import BundleRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ class Gate:
 
     scheduler: Scheduler
     registry: Registry
-    functions: Mapping[Any, FunctionRecord]
+    functions: Mapping[Any, UnitRecord]
+    #: Returns what the worker of a bundle is told.
+    mark: Callable[[BundleRecord, TaskState], Mapping[str, Any]]
 
     def __post_init__(self) -> None:
         #: By worker and cost: the restrictions of a task, which tasks share; see ``release_hold``.
         self._restrictions: defaultdict[str, dict[Any, Restrictions]] = defaultdict(dict)
 
-    def open(self, record: FunctionRecord, place: Place, ws: WorkerState) -> Placement:
+    def open(self, record: UnitRecord, place: Place, ws: WorkerState) -> Placement:
         """Let a held function run where the engine placed it."""
         self.keep(record.key)
         ts, row = self.scheduler.tasks[record.key], record.row
@@ -50,7 +52,11 @@ class Gate:
         if row.priority:  # the run's is in the graph
             compat.prioritise(ts, record.run.spec.priority + row.priority)
         ts.retries = int(may_retry(record))
-        if row.source is not None or record.entries:
+        if isinstance(record, BundleRecord):
+            mark = (ts.annotations or {}).get("handoff", {})
+            mark = {"run": mark.get("run"), **self.mark(record, ts)}
+            ts.annotations = {**(ts.annotations or {}), "handoff": mark}
+        elif row.source is not None or record.entries:
             self._annotate(ts, record, place)
         return self.placement(record, ws)
 
@@ -68,7 +74,7 @@ class Gate:
         """Forget what was derived from a worker's resources."""
         self._restrictions.pop(worker, None)
 
-    def placement(self, record: FunctionRecord, ws: WorkerState) -> Placement:
+    def placement(self, record: UnitRecord, ws: WorkerState) -> Placement:
         """Record which worker a function is sent to now."""
         record.run.workers.setdefault(ws.address, (str(ws.name), ws.host))
         return Placement(ws.address, time.time())
@@ -83,7 +89,7 @@ class Gate:
             compat.hold(ts)
             self._overruled(record)
 
-    def refuse(self, record: FunctionRecord, ts: TaskState, ws: WorkerState) -> None:
+    def refuse(self, record: UnitRecord, ts: TaskState, ws: WorkerState) -> None:
         """Take back a function that Dask sends to a worker although it was held."""
         self._overruled(record)
         if ws.address in self.registry.names and ws.address not in self.registry.strangers:
@@ -97,18 +103,18 @@ class Gate:
 
         asyncio.get_running_loop().call_soon(take_back)
 
-    def _annotate(self, ts: TaskState, record: FunctionRecord, place: Place) -> None:
+    def _annotate(self, ts: TaskState, record: UnitRecord, place: Place) -> None:
         """Annotate a task with the attempt's number and the two ends of a transform."""
         mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": len(record.entries) + 1}
         mark.pop("cost", None)  # of an attempt before
         if record.cost is not record.row.cost:
             mark["cost"] = record.cost
         if record.row.source is not None:
-            mark["source"] = record.run.functions[record.row.source].worker
+            mark["source"] = record.run.maker_of(record.row.source)
             mark["target"] = place.target or place.worker
         ts.annotations = {**(ts.annotations or {}), "handoff": mark}
 
-    def _overruled(self, record: FunctionRecord) -> None:
+    def _overruled(self, record: UnitRecord) -> None:
         run = record.run
         if not run.overruled:
             run.overruled = True

@@ -13,7 +13,8 @@ from handoff_dask import config
 from handoff_dask.attempts.losses import Lost
 from handoff_dask.compat import transfers
 from handoff_dask.errors import TransferError
-from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.records import UnitRecord
+from handoff_dask.wire.keys import index_of, run_of
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -66,7 +67,7 @@ class Progress:
 class _Watch:
     """A function that was placed where some of its inputs were not."""
 
-    record: FunctionRecord
+    record: UnitRecord
     progress: Progress
     inputs: tuple[TaskState, ...]
 
@@ -82,9 +83,12 @@ class Inputs:
     """
 
     scheduler: Scheduler
-    functions: Mapping[Any, FunctionRecord]
+    functions: Mapping[Any, UnitRecord]
     #: Returns the workers that could hold a function.
-    able: Callable[[FunctionRecord], Collection[str]]
+    able: Callable[[UnitRecord], Collection[str]]
+    #: Returns the function whose result a task has, and whether that is "serialized "; None if it
+    #: is of no run.
+    maker: Callable[[Any], tuple[str, str] | None]
 
     def __post_init__(self) -> None:
         self.limit = config.seconds("fetch-timeout")
@@ -104,7 +108,7 @@ class Inputs:
         for look in self._looks.values():
             look.cancel()
 
-    def follow(self, record: FunctionRecord, finish: str) -> None:
+    def follow(self, record: UnitRecord, finish: str) -> None:
         """Follow a function from one state to the next."""
         if finish != "processing":
             self._watched.pop(record.key, None)
@@ -114,7 +118,7 @@ class Inputs:
             self._watched[record.key] = _Watch(record, Progress(), missing)
             self._wake()
 
-    def _missing(self, record: FunctionRecord) -> Iterator[TaskState]:
+    def _missing(self, record: UnitRecord) -> Iterator[TaskState]:
         """Yield the inputs of a function that its worker has yet to receive."""
         ts = self.scheduler.tasks.get(record.key)
         known = self.functions.get(record.key) is record
@@ -124,7 +128,7 @@ class Inputs:
             if dependency.who_has and ts.processing_on not in dependency.who_has:
                 yield dependency
 
-    def fetching(self, record: FunctionRecord) -> list[tuple[int | str, tuple[str, ...]]]:
+    def fetching(self, record: UnitRecord) -> list[tuple[int | str, tuple[str, ...]]]:
         """Return the inputs that a function waits for on its worker, and who has them.
 
         An input is given by the index of its node, or by its key if it is not of the run.
@@ -132,8 +136,10 @@ class Inputs:
         if record.key not in self._watched:
             return []
         inputs = list(self._missing(record))
-        nodes = [self.functions.get(ts.key) for ts in inputs]
-        names = [str(ts.key) if r is None else r.index for ts, r in zip(inputs, nodes, strict=True)]
+        names = [
+            index_of(ts.key) if run_of(ts.key) == record.run.spec.run_id else str(ts.key)
+            for ts in inputs
+        ]
         return list(zip(names, map(_holders, inputs), strict=True))
 
     def _on(self, worker: str) -> list[_Watch]:
@@ -150,7 +156,7 @@ class Inputs:
                     self._give_up(watch.record, ts, reasons[ts.key], _UNUSABLE)
                     break
 
-    def _give_up(self, record: FunctionRecord, ts: TaskState, problem: str, advice: str) -> None:
+    def _give_up(self, record: UnitRecord, ts: TaskState, problem: str, advice: str) -> None:
         """Take a function back from its worker; it fails once the worker has given it up."""
         record.doom = self._error(ts, problem, advice)
         stimulus_id = f"handoff-unfetched-{time.time()}"
@@ -159,32 +165,29 @@ class Inputs:
     def _error(self, ts: TaskState, problem: str, advice: str) -> TransferError:
         """Return the error of a function that an input cannot be brought to."""
         producer, what = self._named(ts)
-        if ts.key not in self.functions:
+        if self.maker(ts.key) is None:
             advice = ""
         text = f"{what} {problem}{advice.format(producer=producer)}"
         return TransferError(producer, ts.type or "", text)
 
     def _named(self, ts: TaskState) -> tuple[str, str]:
         """Return who made an input, and what to call it."""
-        maker = self.functions.get(ts.key)
-        if maker is None:
+        named = self.maker(ts.key)
+        if named is None:
             producer, what = str(ts.key), f"the result of the Dask task {ts.key!r}"
-        elif maker.row.source is None:
-            producer = maker.row.label
-            what = f"the result of function {producer}"
         else:
-            producer = maker.run.functions[maker.row.source].row.label
-            what = f"the serialized result of function {producer}"
+            producer, serialized = named
+            what = f"the {serialized}result of function {producer}"
         return producer, f"{what} ({ts.type})" if ts.type else what
 
     # Values whose way ends with the worker
 
-    def expected(self, record: FunctionRecord) -> tuple[TaskState, ...]:
+    def expected(self, record: UnitRecord) -> tuple[TaskState, ...]:
         """Return the inputs that were not on a function's worker when it was placed there."""
         watch = self._watched.get(record.key)
         return () if watch is None else watch.inputs
 
-    def died(self, record: FunctionRecord, lost: Lost, reason: str) -> None:
+    def died(self, record: UnitRecord, lost: Lost, reason: str) -> None:
         """Record that a worker died before a function started there whose inputs had to be sent.
 
         It gets another try: opening one of them may have ended the worker, or not.
@@ -194,7 +197,7 @@ class Inputs:
             deaths[lost.worker] = f"({record.run.workers[lost.worker][0]}) {reason}"
         record.doom = record.doom or self._deadly(lost.inputs)
 
-    def refusal(self, record: FunctionRecord, worker: str) -> TransferError | None:
+    def refusal(self, record: UnitRecord, worker: str) -> TransferError | None:
         """Return why a function is not to be sent to a worker: the error that it ends with."""
         if not self._deaths:
             return None
@@ -287,7 +290,7 @@ class Inputs:
         except Exception:  # an RPC raises what the other side raised
             return None
 
-    def _stalled(self, record: FunctionRecord, ts: TaskState, peer: str | None) -> None:
+    def _stalled(self, record: UnitRecord, ts: TaskState, peer: str | None) -> None:
         """Consider an input lost: it gets one more try."""
         producer = self.functions.get(ts.key)
         holders = [peer] if peer in _holders(ts) else _holders(ts)
@@ -299,7 +302,7 @@ class Inputs:
         if producer is not None and len(holders) == len(_holders(ts)):
             self._recompute(producer, holders)
 
-    def _recompute(self, producer: FunctionRecord, holders: Sequence[str]) -> None:
+    def _recompute(self, producer: UnitRecord, holders: Sequence[str]) -> None:
         """Have a result that cannot be fetched computed again, if another worker can do it."""
         if producer.row.collocated is not None or not set(self.able(producer)).difference(holders):
             return  # only another transfer can help

@@ -14,7 +14,7 @@ from distributed import Status
 
 from handoff_dask.attempts.losses import End, Lost, ending_of_process
 from handoff_dask.compat import scheduler as compat
-from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.records import UnitRecord
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -41,7 +41,7 @@ class Inquiries:
 
     scheduler: Scheduler
     #: Is called with each lost attempt and with what its worker had started.
-    settle: Callable[[FunctionRecord, Lost, End], None]
+    settle: Callable[[UnitRecord, Lost, End], None]
     #: Has the engine decide soon.
     ask: Callable[[], None]
 
@@ -50,7 +50,7 @@ class Inquiries:
         self._nannies: dict[str, tuple[str | None, str]] = {}
         #: Workers that said that they close.
         self._closing: set[str] = set()
-        self._open: dict[str, list[tuple[FunctionRecord, Lost]]] = {}
+        self._open: dict[str, list[tuple[UnitRecord, Lost]]] = {}
         #: The last words of workers.
         self._ends: dict[str, End] = {}
         self._last_word = asyncio.Event()
@@ -64,7 +64,7 @@ class Inquiries:
         for task in self._tasks.values():
             task.cancel()
 
-    def add(self, record: FunctionRecord, lost: Lost) -> None:
+    def add(self, record: UnitRecord, lost: Lost) -> None:
         """Ask about a lost attempt of a function."""
         self._open.setdefault(lost.worker, []).append((record, lost))
         if lost.worker not in self._tasks:
@@ -126,7 +126,7 @@ class Inquiries:
             if worker not in self.scheduler.workers:
                 self.worker_removed(worker)
 
-    async def _answer(self, worker: str, lost: list[tuple[FunctionRecord, Lost]]) -> End:
+    async def _answer(self, worker: str, lost: list[tuple[UnitRecord, Lost]]) -> End:
         """Find out what a worker had started."""
         lost_at = time.monotonic()
         deadline = lost_at + ANSWER
@@ -161,7 +161,7 @@ class Inquiries:
         finally:
             asking.cancel()
 
-    async def _ask_worker(self, worker: str, lost: list[tuple[FunctionRecord, Lost]]) -> End | None:
+    async def _ask_worker(self, worker: str, lost: list[tuple[UnitRecord, Lost]]) -> End | None:
         """Return what a worker says; None if it closes, or its plugin is replaced."""
         calls = [(record.key, attempt.number) for record, attempt in lost]
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.lives import Departure, Lives
-from handoff_dask.attempts.losses import Lost
+from handoff_dask.attempts.losses import End, Lost
 from handoff_dask.attempts.retries import Verdict, escalated
 from handoff_dask.attempts.states import (
     PLACED,
@@ -27,14 +27,16 @@ from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import WorkerLostError
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.engine import Engine
+from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
-from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.records import BundleRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.standins import text_of
+from handoff_dask.wire.keys import run_of
 from handoff_dask.wire.offers import claimed_resources
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Lifecycle:
     gate: Gate
     inputs: Inputs
     inquiries: Inquiries
+    bundles: Bundles
     ask: Callable[[], None]
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class Lifecycle:
             if isinstance(record.state, PLACED):
                 self._turned_away(record, ts)
             else:
+                if isinstance(record, BundleRecord) and record.state.name == "done":
+                    self.bundles.computed_again(record)
                 self.lives.ready(record, time.monotonic())
             self.ask()
         elif finish == "memory":
@@ -100,8 +105,10 @@ class Lifecycle:
         if finish == "forgotten":
             self.lives.dropped(record)
             del self.runs.functions[key]
+            if isinstance(record, BundleRecord):
+                self.bundles.forgotten(record)
             record.run.alive -= 1
-            if not record.run.alive:
+            if not record.run.alive and record.run.arrived.is_set():
                 self.runs.forget(record.run)
         elif finish == "erred" and record.state.name != "failed":
             self._blame(record, ts)
@@ -111,17 +118,19 @@ class Lifecycle:
         elif finish == "released" and not ts.waiters and not ts.who_wants:
             self.lives.dropped(record)  # what needed it has failed or was cancelled
 
-    def _succeeded(self, record: FunctionRecord, ts: TaskState, facts: Mapping[str, Any]) -> None:
+    def _succeeded(self, record: UnitRecord, ts: TaskState, facts: Mapping[str, Any]) -> None:
         worker = facts.get("worker") or record.worker
         if worker is None:  # a result from nowhere: somebody put it there
             worker = next(ws.address for ws in ts.who_has or ())
         record.run.workers.setdefault(worker, (worker, worker))
         departure = self._departure(ts, facts, reported=True)
         self.lives.succeeded(record, worker, departure)
+        if isinstance(record, BundleRecord):
+            self.bundles.ended(record)
         self.ask()
 
     def _left(
-        self, record: FunctionRecord, ts: TaskState, finish: str, facts: Mapping[str, Any]
+        self, record: UnitRecord, ts: TaskState, finish: str, facts: Mapping[str, Any]
     ) -> None:
         """Record that an attempt ended without a result."""
         state = record.state
@@ -132,7 +141,8 @@ class Lifecycle:
         if finish == "erred":
             text = ts.exception_text or "it erred"
             error_type, _, message = text.partition("(")
-            self.runs.function_failed(record, text if failure is None else failure.message)
+            message = text if failure is None else failure.message
+            self.runs.function_failed(record.run, record.index, message)
             lost = self.lives.erred(record, departure, error_type, message.rstrip(")"))
             if record.doom is not None:
                 record.run.decided.add(record.index)
@@ -151,7 +161,7 @@ class Lifecycle:
         facts: Mapping[str, Any],
         *,
         reported: bool,
-        record: FunctionRecord | None = None,
+        record: UnitRecord | None = None,
     ) -> Departure:
         """Collect what Dask says of the end of an attempt."""
         spans = [s for s in facts.get("startstops") or () if s["action"] == "compute"]
@@ -174,7 +184,7 @@ class Lifecycle:
             inputs=self.inputs.expected(record),
         )
 
-    def _turned_away(self, record: FunctionRecord, ts: TaskState) -> None:
+    def _turned_away(self, record: UnitRecord, ts: TaskState) -> None:
         """Hold a function again that Dask did not send: its worker now declares too little."""
         worker = record.worker
         assert worker is not None
@@ -183,7 +193,7 @@ class Lifecycle:
         compat.hold(ts)
         self.lives.turned_away(record, time.monotonic())
 
-    def _taken(self, record: FunctionRecord, ts: TaskState) -> None:
+    def _taken(self, record: UnitRecord, ts: TaskState) -> None:
         """Take back a function that Dask sent to a worker although it was held."""
         ws = ts.processing_on
         assert ws is not None
@@ -197,17 +207,18 @@ class Lifecycle:
                 compat.fail_orphan, self.scheduler, ts.key, f"handoff-orphan-{time.time()}"
             )
 
-    def _blame(self, record: FunctionRecord, ts: TaskState) -> None:
+    def _blame(self, record: UnitRecord, ts: TaskState) -> None:
         """Record the failure of a function whose argument, a future, has failed."""
         culprit = ts.exception_blame
-        if culprit in ts.dependencies and culprit.key not in self.runs.functions:
+        ours = culprit is None or run_of(culprit.key) == record.run.spec.run_id
+        if culprit in ts.dependencies and not ours:
             why = f": {culprit.exception_text}" if culprit.exception_text else ""
             problem = f"its argument, the future {culprit.key!r}, failed{why}"
-            self.runs.function_failed(record, problem)
+            self.runs.function_failed(record.run, record.index, problem)
             ts.exception, ts.traceback = culprit.exception, culprit.traceback
             ts.traceback_text = culprit.traceback_text
 
-    def _pardon(self, record: FunctionRecord) -> None:
+    def _pardon(self, record: UnitRecord) -> None:
         """Try a function again that had failed for good, since a client asks for that."""
         record.run.failed.pop(record.index, None)
         record.run.decided.discard(record.index)
@@ -249,7 +260,7 @@ class Lifecycle:
             again = self.lives.failure_reported(record, _failure("timeout", message))
             self._give_up(record, again, message["message"])
 
-    def _give_up(self, record: FunctionRecord, again: bool, message: str) -> None:
+    def _give_up(self, record: UnitRecord, again: bool, message: str) -> None:
         """End an attempt whose thread goes on."""
         stimulus_id = f"handoff-late-{time.time()}"
         if again:
@@ -258,7 +269,7 @@ class Lifecycle:
             error = TimeoutError(message)
             compat.fail_task(self.scheduler, record.key, error, stimulus_id, worker=record.worker)
 
-    def end(self, record: FunctionRecord) -> None:
+    def end(self, record: UnitRecord) -> None:
         """Give up a function whose run ends."""
         ts = self.scheduler.tasks.get(record.key)
         if isinstance(record.state, PLACED) and ts is not None:
@@ -275,13 +286,13 @@ class Lifecycle:
 
     def refusal(self, life: Life) -> Exception | None:
         """Return why no worker could hold what an escalated attempt claims."""
-        assert isinstance(life, FunctionRecord)
+        assert isinstance(life, UnitRecord)
         finding = self.engine.questions.feasibility(life.cost, life.row.pin)
         return None if finding else life.unplaceable(finding)
 
     def worker_lost(self, life: Life) -> WorkerLostError:
         """Return the error of a function that is out of attempts because workers died."""
-        assert isinstance(life, FunctionRecord)
+        assert isinstance(life, UnitRecord)
         deaths = life.deaths
         workers = [entry.worker for entry in deaths]
         names = [life.run.workers[worker][0] for worker in workers]
@@ -290,7 +301,7 @@ class Lifecycle:
 
     def escalate(self, life: Life) -> Mapping[str, Any]:
         """Ask a policy with code what to claim after a worker's death: `cost` or `problem`."""
-        assert isinstance(life, FunctionRecord)
+        assert isinstance(life, UnitRecord)
         if life.row.escalation is None or life.failures > life.row.policy.max_retries:
             return {}
         try:
@@ -304,8 +315,13 @@ class Lifecycle:
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
-        assert isinstance(life, FunctionRecord)
+        assert isinstance(life, UnitRecord)
         self.inputs.died(life, lost, reason)
+
+    def bundle_lost(self, life: Life, lost: Lost, end: End) -> None:
+        """Charge the functions of a bundle that was lost."""
+        assert isinstance(life, BundleRecord)
+        self.bundles.lost(life, lost, end)
 
     def given_up(self, life: Life) -> None:
         """Stop the runs that a function waits for whose attempt was given up."""

@@ -15,6 +15,7 @@ from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler import dashboard
+from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.decider import Decider
 from handoff_dask.scheduler.event_stream import EventStream
 from handoff_dask.scheduler.foreign import Foreign
@@ -23,14 +24,14 @@ from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.lifecycle import Lifecycle
 from handoff_dask.scheduler.reasons import Reasons
-from handoff_dask.scheduler.records import FunctionRecord
+from handoff_dask.scheduler.records import UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.wire.messages import Stop
-from handoff_dask.wire.run_events import Event
+from handoff_dask.wire.run_events import Recorded
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
 
@@ -59,14 +60,17 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             lost_grace=config.seconds("lost-capacity-grace"),
         )
         #: What hears of events: the dashboard, and clients that asked for them.
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: list[Callable[[Recorded], None]] = []
         self.endings = Endings(engine)
         self.registry = Registry(scheduler, engine, self._worker_joined, self._worker_left)
-        self.runs = Runs(scheduler, engine, self.endings, self._emit, self._end, self._ask)
+        self.runs = Runs(
+            scheduler, engine, self.endings, self._emit, self._end, self._cancel_member, self._ask
+        )
+        self.bundles = Bundles(scheduler, engine, self.runs, self._ask)
         self.functions = self.runs.functions
         self.foreign = Foreign(scheduler, engine, self.registry.names, self._ask)
-        self.gate = Gate(scheduler, self.registry, self.functions)
-        self.inputs = Inputs(scheduler, self.functions, self._able)
+        self.gate = Gate(scheduler, self.registry, self.functions, self.bundles.mark)
+        self.inputs = Inputs(scheduler, self.functions, self._able, self.runs.maker)
         self.inquiries = Inquiries(scheduler, self._settle, self._ask)
         self.lifecycle = Lifecycle(
             scheduler,
@@ -78,6 +82,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.gate,
             self.inputs,
             self.inquiries,
+            self.bundles,
             self._ask,
         )
         self.decider = Decider(
@@ -88,8 +93,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.registry,
             self.gate,
             self.inputs,
+            self.bundles.dissolve,
         )
-        self.reasons = Reasons(engine, self.endings, self.inquiries)
+        self.reasons = Reasons(engine, self.endings, self.inquiries, self.functions)
         self.service = Service(
             scheduler,
             engine,
@@ -99,6 +105,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.inputs,
             self.inquiries,
             self.reasons,
+            self.bundles,
             self.uninstall,
         )
         self.history = dashboard.History(self.runs)
@@ -125,7 +132,12 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 **self.service.handlers,
                 "handoff_unusable": self.inputs.unusable,
             },
-            {"handoff_gone": self.service.last_word},
+            {
+                "handoff_gone": self.service.last_word,
+                "handoff-portion": self._portion,
+                "handoff-members": self.bundles.reported,
+                "handoff-take": self._take,
+            },
         )
         self.registry.publish()
         await send_plugins(scheduler)
@@ -144,7 +156,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.runs.stop(run, Stop("cancelled", reason))
             self.runs.release(run)
             # What tasks of others need must not wait for ever.
-            for record in [r for r in run.functions if r.key in self.functions]:
+            for record in [r for r in run.units if r.key in self.functions]:
                 ts = self.scheduler.tasks.get(record.key)
                 if ts is None:
                     continue
@@ -231,18 +243,28 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.inquiries.worker_removed(worker)
             self._ask()
 
-    def _emit(self, event: Event) -> None:
+    def _portion(self, client: str, run_id: str, portion: bytes) -> None:
+        self.runs.portion_arrived(run_id, portion)
+
+    def _take(self, client: str, run_id: str, indices: list[int]) -> None:
+        self.bundles.take(run_id, indices, client)
+
+    def _cancel_member(self, key: Any) -> UnitRecord | None:
+        member = self.bundles.member(key)
+        return None if member is None or self.bundles.cancel(*member) else member[0]
+
+    def _emit(self, event: Recorded) -> None:
         for listener in self._listeners:
             listener(event)
 
     def _ask(self) -> None:
         self.decider.ask()
 
-    def _end(self, record: FunctionRecord) -> None:
+    def _end(self, record: UnitRecord) -> None:
         self.lifecycle.end(record)
 
-    def _settle(self, record: FunctionRecord, lost: Lost, end: End) -> None:
+    def _settle(self, record: UnitRecord, lost: Lost, end: End) -> None:
         self.lifecycle.lives.settled(record, lost, end, time.monotonic())
 
-    def _able(self, record: FunctionRecord) -> Collection[str]:
+    def _able(self, record: UnitRecord) -> Collection[str]:
         return self.engine.questions.feasibility(record.cost, record.row.pin).able

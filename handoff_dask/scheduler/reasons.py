@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.states import Asking
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.inquiries import Inquiries
-from handoff_dask.scheduler.records import FunctionRecord, RunRecord
-from handoff_dask.wire.keys import index_of
+from handoff_dask.scheduler.records import UnitRecord, RunRecord
 
 
 @dataclass(eq=False)
@@ -21,8 +21,9 @@ class Reasons:
     engine: Engine
     endings: Endings
     inquiries: Inquiries
+    functions: Mapping[Any, UnitRecord]
 
-    def why(self, record: FunctionRecord) -> Waiting:
+    def why(self, record: UnitRecord) -> Waiting:
         """Say what a held function waits for, and what is still ending where it waits."""
         if isinstance(record.state, Asking):
             whom = self.inquiries.whom(record.state.lost)
@@ -33,11 +34,11 @@ class Reasons:
         """Say what functions of a run are held for: how many, what they cost, and why."""
         # The engine does not know those whose last attempt is being asked about.
         return [
-            (number, dict(run.functions[index_of(key)].cost), self._completed(why))
+            (number, dict(self.functions[key].cost), self._completed(why))
             for key, number, why in self.engine.questions.holds(run.spec.run_id)
         ] + [
             (1, dict(record.cost), self.why(record))
-            for record in run.functions
+            for record in run.units
             if isinstance(record.state, Asking) and record.state.ready
         ]
 

@@ -4,41 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.life import Life
+from handoff_dask.attempts.members import CANCELLED, DONE, ENDS, FAILED, Members
 from handoff_dask.attempts.states import STATES, UNENDED, State
 from handoff_dask.errors import AllocationError
+from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding
+from handoff_dask.wire.keys import BUNDLE, Key, node_key
 from handoff_dask.wire.messages import (
     FATES,
+    Block,
+    BundleRow,
     FunctionRow,
+    Portion,
     RunReport,
     RunSpec,
     Stop,
     allocation_error,
+    unpacked_rows,
 )
-from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded
+from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, Event, FunctionEnded, Recorded
+
+#: A bundle never fails by itself: its functions leave it instead.
+ONE_RETRY = RetryPolicy(1)
 
 
-class FunctionRecord(Life):
-    """One node of a run: a function, or a transform of an argument."""
+class UnitRecord(Life):
+    """What is placed by itself: one node of a run, or several that travel together."""
 
-    __slots__ = ("index", "refetched", "run")
+    __slots__ = ("refetched", "run")
     row: FunctionRow
 
-    def __init__(self, key: Any, index: int, run: RunRecord, row: FunctionRow) -> None:
+    def __init__(self, key: Any, run: RunRecord, row: FunctionRow) -> None:
         super().__init__(key, row)
-        #: Its index in the run.
-        self.index = index
         #: The run.
         self.run = run
         #: Whether an input that did not arrive got a second try.
         self.refetched = False
+
+    @property
+    def index(self) -> int:
+        """The index of its node in the run; of a bundle, that of its first."""
+        return self.row.index
 
     @property
     def whose(self) -> str:
@@ -56,6 +71,16 @@ class FunctionRecord(Life):
         context = f"retry.escalate asked for {dict(self.cost)}: " if escalated else ""
         return allocation_error(self.row.label, self.cost, finding, context)
 
+    def attempts_to_come(self) -> Iterator[tuple[int, int]]:
+        """Yield (node, number of its next attempt) for each function that it would run."""
+        yield self.index, len(self.entries) + 1
+
+
+class FunctionRecord(UnitRecord):
+    """One node of a run that travels alone: a function, or a transform of an argument."""
+
+    __slots__ = ()
+
     def moved(self, before: State) -> None:
         """Keep the run's counts, and announce an end."""
         run, left, entered = self.run, before.shown, self.state.shown
@@ -65,7 +90,7 @@ class FunctionRecord(Life):
             run.counts[left] -= 1
             run.counts[entered] += 1
         ended = entered not in UNENDED
-        if self.index in run.spec.awaited:
+        if self.row.awaited:
             run.unended += (not ended) - (left in UNENDED)
         if ended:
             problem = run.failed.get(self.index)
@@ -77,8 +102,132 @@ class FunctionRecord(Life):
         run = self.run
         if entry.number > 1 and replaced is None and not self.is_transform:
             run.retries += 1
-        attempt = entry.attempt(run.workers)
-        run.emit(AttemptEnded(run.spec.run_id, time.time(), self.index, attempt))
+        run.attempt_ended(self.index, entry)
+
+
+class BundleRecord(UnitRecord):
+    """Functions of a run that travel together, as one task."""
+
+    __slots__ = ("blocks", "bundle", "members", "rows")
+    is_bundle = True
+
+    def __init__(self, key: Any, run: RunRecord, bundle: BundleRow) -> None:
+        row = FunctionRow(
+            bundle.members[0],
+            BUNDLE,
+            f"{bundle.label} and {len(bundle.members) - 1} more",
+            bundle.cost,
+            bundle.dependencies,
+            priority=bundle.priority,
+            policy=ONE_RETRY,
+        )
+        super().__init__(key, run, row)
+        self.bundle = bundle
+        #: What became of each.
+        self.members = Members(len(bundle.members))
+        #: Attempts of them that succeeded.
+        self.blocks: list[Block] = []
+
+    def position(self, index: int) -> int:
+        """Return the position of a node."""
+        return self.bundle.members.index(index)
+
+    def moved(self, before: State) -> None:
+        """Keep the run's counts of those that have not ended."""
+        left, entered = before.shown, self.state.shown
+        if left != entered:
+            self.count(left, -1)
+            if entered in UNENDED or entered == "done":
+                self.count(entered, 1)
+            else:
+                self.end(self.members.open, CANCELLED if entered == "cancelled" else FAILED)
+
+    def count(self, shown: str, sign: int) -> None:
+        """Count those that have not ended, while the bundle is in a state."""
+        counts, number = self.run.counts, sign * self.members.open_count
+        if shown == "running" and number:
+            # One at a time; the others wait behind it.
+            counts["running"] += sign
+            counts["assigned"] += number - sign
+        elif shown == "done":  # given back: they are about to leave
+            counts["waiting"] += number
+        elif shown in UNENDED:
+            counts[shown] += number
+
+    def end(self, positions: Iterable[int], how: int) -> None:
+        """Record that members have ended, well or not."""
+        run, shown = self.run, self.state.shown
+        positions = list(positions)
+        if shown in UNENDED or shown == "done":
+            self.count(shown, -1)
+        self.members.end(positions, how)
+        if shown in UNENDED or shown == "done":
+            self.count(shown, 1)
+        name = ENDS[how]
+        run.counts[name] += len(positions)
+        awaited = self.bundle.awaited
+        run.unended -= sum(awaited[position] for position in positions)
+        run.latest = time.time()
+        run.members_ended(self, positions, name)
+
+    def reopen(self, positions: Collection[int]) -> None:
+        """Record that members run again that had ended: their results are lost."""
+        run, shown = self.run, self.state.shown
+        for position in positions:
+            run.counts[ENDS[self.members.states[position]]] -= 1
+            run.unended += self.bundle.awaited[position]
+        if shown in UNENDED or shown == "done":
+            self.count(shown, -1)
+        self.members.reopen(positions)
+        if shown in UNENDED or shown == "done":
+            self.count(shown, 1)
+
+    def leave(self, position: int) -> FunctionRecord:
+        """Return the record of a member that travels alone from here on."""
+        run, index, shown = self.run, self.bundle.members[position], self.state.shown
+        own = FunctionRecord(run.key_of(index), run, run.row(index))
+        own.entries = self.entries_of(position)
+        if shown in UNENDED or shown == "done":
+            self.count(shown, -1)
+            self.members.leave(position)
+            self.count(shown, 1)
+        else:
+            self.members.leave(position)
+        run.counts["waiting"] += 1
+        run.records[index] = own
+        run.left.add(index)
+        return own
+
+    def entries_of(self, position: int) -> tuple[Entry, ...]:
+        """Return the attempts of a member, the first first."""
+        index = self.bundle.members[position]
+        entries = list(self.run.entries.pop(index, ()))
+        for block in self.blocks:
+            entries += [
+                block.entry(0, place) for place, other in enumerate(block.indices) if other == index
+            ]
+        entries.sort(key=lambda entry: entry.started)
+        return tuple(entry._replace(number=number) for number, entry in enumerate(entries, 1))
+
+    def tries(self) -> Counter[int]:
+        """Count the attempts of each member that has some, by position."""
+        place = {index: position for position, index in enumerate(self.bundle.members)}
+        tries: Counter[int] = Counter()
+        for block in self.blocks:
+            tries.update(place[index] for index in block.indices)
+        if self.run.entries:
+            for index in self.run.entries.keys() & place.keys():
+                tries[place[index]] += len(self.run.entries[index])
+        return tries
+
+    def record(self, *attempt: Any, **facts: Any) -> None:
+        """Record nothing: the attempts are the members'."""
+
+    def attempts_to_come(self) -> Iterator[tuple[int, int]]:
+        """Yield (node, number of its next attempt) for each function that it would run."""
+        tries = self.tries()
+        for position in self.members.open:
+            yield self.bundle.members[position], tries[position] + 1
 
 
 @dataclass(eq=False)
@@ -89,8 +238,31 @@ class RunRecord:
     #: `spec` as it came, for clients that follow the run.
     opening: bytes
     #: Hears of what happens in it.
-    emit: Callable[[Event], None]
-    functions: list[FunctionRecord] = field(default_factory=list)
+    emit: Callable[[Recorded], None]
+    #: By index: the nodes that travel alone.
+    records: dict[int, FunctionRecord] = field(default_factory=dict)
+    bundles: list[BundleRecord] = field(default_factory=list)
+    #: The number of the bundle that each node travels in or once did, or -1.
+    homes: array[int] = field(init=False)
+    #: The nodes that left their bundles, and those that were cancelled by themselves.
+    left: set[int] = field(default_factory=set)
+    cancelled: set[int] = field(default_factory=set)
+    #: Attempts of nodes in bundles that did not succeed.
+    entries: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
+    #: {index: exception, pickled} of those of them that failed for good.
+    errors: dict[int, bytes] = field(default_factory=dict)
+    #: The portions that have come, packed, for clients that follow the run.
+    portions: list[bytes] = field(default_factory=list)
+    #: For each bundle: the portion it came in, and the place of its first among the rows there.
+    bundles_in: list[tuple[int, int]] = field(default_factory=list)
+    #: How many of their graphs have come, and how many there are, once that is known.
+    graphs: int = 0
+    #: By portion: nodes whose results later portions need; and the keys kept for these.
+    lent: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    borrowed: set[Key] = field(default_factory=set)
+    #: How many functions are still to come.
+    unsent: int = field(init=False)
+    graphs_expected: int | None = None
     #: {address: (name, host)} of every worker that something was sent to.
     workers: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: {index: problem} of nodes that failed for good by themselves.
@@ -122,7 +294,82 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         self.kept = self.spec.detach
-        self.unended = len(self.spec.awaited)
+        self.unended = self.spec.awaited
+        self.unsent = self.spec.functions
+        self.homes = array("i", [-1]) * self.spec.nodes
+        self.counts["waiting"] = self.spec.functions
+        self._members: dict[int, list[FunctionRow]] = {}
+
+    @property
+    def units(self) -> Iterator[UnitRecord]:
+        """All that is placed by itself."""
+        return chain(list(self.records.values()), self.bundles)
+
+    def bundle_of(self, index: int) -> BundleRecord | None:
+        """Return the bundle that a node travels in; None if it travels alone, or has not come."""
+        home = self.homes[index]
+        return None if home < 0 or index in self.left else self.bundles[home]
+
+    def row(self, index: int) -> FunctionRow:
+        """Return what the run says of a node."""
+        if index in self.records:
+            return self.records[index].row
+        home = self.homes[index]
+        number, first = self.bundles_in[home]
+        if number not in self._members:
+            portion = Portion.unpacked(self.portions[number])
+            self._members[number] = unpacked_rows(portion.members)
+        position = self.bundles[home].position(index)
+        return self._members[number][first + position]
+
+    def key_of(self, index: int) -> Key:
+        """Return the key of the task that has a node's result by itself."""
+        if index in self.records:
+            return cast("Key", self.records[index].key)
+        bundle = self.bundles[self.homes[index]]
+        prefix = bundle.bundle.prefix(bundle.position(index))
+        return node_key(prefix, self.spec.run_id, index)
+
+    def unit_key(self, index: int) -> Any:
+        """Return the key of what is placed when a node is; None if it has not come."""
+        bundle = self.bundle_of(index)
+        if bundle is not None:
+            return bundle.key
+        return self.records[index].key if index in self.records else None
+
+    def is_lacking(self, index: int) -> bool:
+        """Whether the result of a node is not there."""
+        bundle = self.bundle_of(index)
+        if bundle is not None:
+            return bundle.members.states[bundle.position(index)] != DONE
+        return index not in self.records or self.records[index].state.name != "done"
+
+    def maker_of(self, index: int) -> str | None:
+        """Return the worker that made a node's result."""
+        return (self.bundle_of(index) or self.records[index]).worker
+
+    def attempt_ended(self, index: int, entry: Entry) -> None:
+        """Announce the end of an attempt."""
+        attempt = entry.attempt(self.workers)
+        self.emit(AttemptEnded(self.spec.run_id, time.time(), index, attempt))
+
+    def block_ended(self, record: BundleRecord, block: Block) -> None:
+        """Announce attempts of functions of a bundle that succeeded."""
+        self.emit(AttemptsEnded(self.spec.run_id, time.time(), block))
+        if self.spec.events:
+            place = {index: p for p, index in enumerate(record.bundle.members)}
+            tries = record.tries()
+            for number, index in enumerate(block.indices):
+                self.attempt_ended(index, block.entry(tries[place[index]], number))
+
+    def members_ended(self, record: BundleRecord, positions: Sequence[int], how: str) -> None:
+        """Announce the ends of functions of a bundle."""
+        if self.spec.events:
+            now, run_id = time.time(), self.spec.run_id
+            for position in positions:
+                index = record.bundle.members[position]
+                problem = self.failed.get(index)
+                self.emit(FunctionEnded(run_id, now, index, how, problem))
 
     @property
     def fate(self) -> str:
@@ -141,7 +388,11 @@ class RunRecord:
     def report(self) -> RunReport:
         """Return what the client is told."""
         return RunReport(
-            attempts={record.index: record.entries for record in self.functions if record.entries},
+            attempts={
+                **{index: r.entries for index, r in self.records.items() if r.entries},
+                **self.entries,
+            },
+            blocks=[block for record in self.bundles for block in record.blocks],
             workers=dict(self.workers),
             failed=dict(self.failed),
             counts=self.counted(),
@@ -149,6 +400,8 @@ class RunRecord:
             over=self.over,
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
+            left=frozenset(self.left),
+            cancelled=frozenset(self.cancelled),
         )
 
     def counted(self) -> dict[str, int]:

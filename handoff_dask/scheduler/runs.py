@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,18 @@ from handoff_dask.attempts.states import UNENDED
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
-from handoff_dask.scheduler.records import FunctionRecord, RunRecord
-from handoff_dask.wire.keys import index_of, is_shared, run_of
-from handoff_dask.wire.messages import RunReport, RunSpec, Stop, function_specs
-from handoff_dask.wire.run_events import Event, RunClosed, RunOpened, RunStopped
+from handoff_dask.placement.events import Finding
+from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord, UnitRecord
+from handoff_dask.wire.keys import bundle_key, index_of, is_bundle, is_shared, node_key, run_of
+from handoff_dask.wire.messages import (
+    Portion,
+    RunReport,
+    RunSpec,
+    Stop,
+    bundle_spec,
+    function_specs,
+)
+from handoff_dask.wire.run_events import Recorded, RunClosed, RunOpened, RunStopped
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -28,6 +37,10 @@ REMEMBERED = 100_000
 #: From this many functions on, the garbage collector is kept from scanning what a run consists of
 #: again and again, which would be a fifth of what a function costs.
 _LARGE = 5_000
+#: Functions for each thread of the cluster, of which fewer left to place are few.
+LOW = 2
+#: The priority of tasks that take a result out of a bundle's: ahead of all functions.
+FIRST = 2.0**40
 #: Also for these seconds after its end, while results are gathered and released.
 _AFTERWARDS = 60.0
 
@@ -39,8 +52,8 @@ class StoppedRun:
     spec: RunSpec
     opened: float
     report: RunReport
-    #: The message that opened it, for clients that follow it.
-    opening: bytes
+    #: The messages that opened it and that brought its functions, for clients that follow it.
+    described: tuple[bytes, list[bytes]]
 
 
 @dataclass(eq=False, repr=False)
@@ -51,9 +64,12 @@ class Runs(Mapping[str, RunRecord]):
     engine: Engine
     endings: Endings
     #: Is called with each event.
-    emit: Callable[[Event], None]
+    emit: Callable[[Recorded], None]
     #: Gives a function up.
-    end: Callable[[FunctionRecord], None]
+    end: Callable[[UnitRecord], None]
+    #: Cancels a function in a bundle, given the key of its result; if it cannot be cancelled alone,
+    #: its bundle is returned.
+    cancel_member: Callable[[Any], UnitRecord | None]
     #: Has the engine decide soon.
     ask: Callable[[], None]
 
@@ -61,7 +77,7 @@ class Runs(Mapping[str, RunRecord]):
         self._runs: dict[str, RunRecord] = {}
         self._sparing = collector.Sparing(self._large)
         #: Every node that Dask knows, by key.
-        self.functions: dict[Any, FunctionRecord] = {}
+        self.functions: dict[Any, UnitRecord] = {}
         #: By run_id: those that were stopped and have no tasks left, the latest last.
         self.stopped: dict[str, StoppedRun] = {}
 
@@ -76,20 +92,20 @@ class Runs(Mapping[str, RunRecord]):
 
     # How a run begins
 
-    def open(self, opening: bytes) -> RunRecord:
-        """Record a run, given the message that opens it, and add its functions to the engine."""
-        run = self.record(opening)
-        spec = run.spec
-        self.emit(RunOpened(spec.run_id, spec.dag_id, run.opened))
-        if spec.timeout is not None:
-            loop = asyncio.get_running_loop()
-            run.limit = loop.call_later(spec.timeout, self._out_of_time, run)
-        return run
+    def open(self, opening: bytes) -> tuple[tuple[int, Finding] | None, RunRecord | None]:
+        """Record a run, given the message that opens it.
 
-    def record(self, opening: bytes) -> RunRecord:
-        """Record a run that may only be asked about."""
-        # What the scheduler does not open stays in the message only.
-        spec = replace(RunSpec.unpacked(opening), functions=b"")
+        The answer is a node that no worker can hold and why, or the run.
+        """
+        spec = RunSpec.unpacked(opening)
+        if not spec.placement_timeout and self.engine.questions.has_workers:
+            # Without any worker, and with time to wait for one, nothing is impossible yet.
+            with self.imagined(spec) as run_id:
+                hopeless = self.engine.questions.hopeless(run_id, time.monotonic())
+            if hopeless:
+                key, finding = hopeless
+                return (index_of(key), finding), None
+        spec = replace(spec, kinds=())
         run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit)
         self.engine.run_opened(
             spec.run_id,
@@ -98,21 +114,90 @@ class Runs(Mapping[str, RunRecord]):
             max_concurrency=spec.max_concurrency,
             placement_timeout=spec.placement_timeout,
         )
-        rows, keys = spec.rows, spec.keys
-        run.functions = [
-            FunctionRecord(key, index, run, row)
-            for index, (key, row) in enumerate(zip(keys, rows, strict=True))
-        ]
-        run.counts["waiting"] = sum(row.source is None for row in rows)
-        prefixes = self.scheduler.task_prefixes
-        # What Dask measured of the same code, whatever ran it.
-        expected = {
-            name: prefixes[name].duration_average
-            for name in {row.prefix for row in rows}
-            if name in prefixes and prefixes[name].duration_average >= 0
-        }
-        self.engine.functions_added(run.spec.run_id, function_specs(rows, keys, expected))
-        return run
+        self.emit(RunOpened(spec.run_id, spec.dag_id, run.opened))
+        if spec.timeout is not None:
+            loop = asyncio.get_running_loop()
+            run.limit = loop.call_later(spec.timeout, self._out_of_time, run)
+        return None, run
+
+    @contextmanager
+    def imagined(self, spec: RunSpec) -> Iterator[str]:
+        """Have the engine judge the kinds of a run, as functions of a run of its own."""
+        run_id = f"imagined-{spec.run_id}"
+        self.engine.run_opened(run_id)
+        try:
+            kinds = {row.index: row for row in spec.kinds}
+            keys = {index: (run_id, index) for index in kinds}
+            specs = function_specs(
+                [row._replace(dependencies=()) for row in spec.kinds], keys.__getitem__
+            )
+            self.engine.functions_added(run_id, specs)
+            yield run_id
+        finally:
+            self.engine.run_closed(run_id)
+
+    def seconds_of(self, prefixes: Iterable[str]) -> dict[str, float]:
+        """Return how long functions of some codes take, as far as that is known (s)."""
+        seconds = self.engine.questions.seconds_of(prefixes)
+        known = self.scheduler.task_prefixes
+        for name in prefixes:
+            # What Dask measured of the same code, whatever ran it.
+            if name not in seconds and name in known and known[name].duration_average >= 0:
+                seconds[name] = known[name].duration_average
+        return seconds
+
+    def maker(self, key: Any) -> tuple[str, str] | None:
+        """Return the function whose result a task has; and "serialized " if it is serialized.
+
+        None if it is of no run.
+        """
+        run = self._runs.get(run_of(key) or "")
+        if run is None or is_shared(key):
+            return None
+        row = run.row(index_of(key))
+        if row.source is None:
+            return row.label, ""
+        return run.row(row.source).label, "serialized "
+
+    def is_low(self, run: RunRecord) -> bool:
+        """Whether the cluster soon has nothing to do for a run, unless more of it comes."""
+        if run.graphs < len(run.portions):
+            return False
+        left = run.counts["held"] + run.counts["waiting"] - run.unsent
+        return left < LOW * max(1, self.scheduler.total_nthreads)
+
+    def portion_arrived(self, run_id: str, portion: bytes) -> None:
+        """Record functions of a run whose tasks are about to come."""
+        run = self._runs.get(run_id)
+        if run is None:
+            return  # it was stopped
+        with collector.paused():
+            self._add(run, portion)
+
+    def _add(self, run: RunRecord, packed: bytes) -> None:
+        portion, run_id = Portion.unpacked(packed), run.spec.run_id
+        run.portions.append(packed)
+        run.lent[portion.number] = portion.lent
+        if portion.last:
+            run.graphs_expected = portion.number + 1
+        rows = portion.rows
+        run.unsent -= sum(row.source is None for row in rows)
+        for row in rows:
+            key = node_key(row.prefix, run_id, row.index)
+            run.records[row.index] = FunctionRecord(key, run, row)
+        first = 0
+        for bundle in portion.bundles:
+            run.unsent -= len(bundle.members)
+            for index in bundle.members:
+                run.homes[index] = bundle.number
+            run.bundles_in.append((portion.number, first))
+            first += len(bundle.members)
+            key = bundle_key(run_id, bundle.number)
+            run.bundles.append(BundleRecord(key, run, bundle))
+        expected = self.seconds_of({row.prefix for row in rows})
+        specs = function_specs(rows, run.unit_key, expected)
+        specs += [bundle_spec(bundle, run_id, run.unit_key) for bundle in portion.bundles]
+        self.engine.functions_added(run_id, specs)
 
     def graph_arrived(
         self, client: str, keys: set[Any], annotations: Mapping[str, Mapping[Any, Any]]
@@ -129,10 +214,20 @@ class Runs(Mapping[str, RunRecord]):
                 if self.stopped_by(key):
                     compat.hold(tasks[key])
                     late.append(key)
-            elif is_shared(key):  # data that functions share: Dask moves it, not the engine
+                continue
+            unit: UnitRecord | None = None
+            if is_bundle(key):
+                unit = run.bundles[index_of(key)]
+            elif not is_shared(key):
+                unit = run.records.get(index_of(key))
+            if unit is None:
+                # Data that functions share, or a result that is taken out of a bundle's: Dask moves
+                # it, not the engine.
                 compat.free(tasks[key])
+                if not is_shared(key):
+                    compat.prioritise(tasks[key], FIRST)
             elif key not in self.functions:
-                self.functions[key] = run.functions[index_of(key)]
+                self.functions[key] = unit
                 run.alive += 1
                 compat.hold(tasks[key])
         if late:
@@ -143,7 +238,25 @@ class Runs(Mapping[str, RunRecord]):
         if run is not None:
             if run.spec.detach:
                 self.scheduler.client_desires_keys(keys, run.spec.keeper)
-            run.arrived.set()
+            self._graph_of(run, keys)
+
+    def _graph_of(self, run: RunRecord, keys: set[Any]) -> None:
+        """Keep what functions of later portions need, until all have come."""
+        keeper = run.spec.keeper
+        lent = [run.key_of(index) for index in run.lent.pop(run.graphs, ())]
+        if lent:
+            self.scheduler.client_desires_keys(lent, keeper)
+            run.borrowed.update(lent)
+        run.graphs += 1
+        if run.graphs != run.graphs_expected:
+            return
+        run.arrived.set()
+        if run.borrowed:
+            kept = {r.key for r in run.records.values() if r.row.awaited} if run.spec.detach else ()
+            loop = asyncio.get_running_loop()
+            keys = list(run.borrowed.difference(kept))
+            loop.call_soon(lambda: self.scheduler.client_releases_keys(keys=keys, client=keeper))
+            run.borrowed.clear()
 
     # How it is stopped
 
@@ -156,9 +269,12 @@ class Runs(Mapping[str, RunRecord]):
             return
         run.stop = stop
         self.emit(RunStopped(run.spec.run_id, time.time(), stop.kind, stop.problem))
+        run.counts["waiting"] -= run.unsent
+        run.counts["cancelled"] += run.unsent
+        run.unsent = 0
         keys = []
         clients: set[str] = set()
-        for record in run.functions:
+        for record in run.units:
             if record.state.shown not in UNENDED:
                 continue
             ts = self.scheduler.tasks.get(record.key)
@@ -189,12 +305,12 @@ class Runs(Mapping[str, RunRecord]):
     def _out_of_time(self, run: RunRecord) -> None:
         self.stop(run, Stop("timeout", f"it did not end within {run.spec.timeout} s"))
 
-    def function_failed(self, record: FunctionRecord, problem: str) -> None:
+    def function_failed(self, run: RunRecord, index: int, problem: str) -> None:
         """Record that a function failed for good; that may stop its run after this event."""
-        run = record.run
-        run.failed[record.index] = problem
+        run.failed[index] = problem
         if run.spec.stops_at_failure:
-            self.stop_soon(run, Stop("failed", f"function {record.row.label} failed: {problem}"))
+            label = run.row(index).label
+            self.stop_soon(run, Stop("failed", f"function {label} failed: {problem}"))
 
     def client_gone(self, client: str) -> None:
         """Stop the runs of a client that goes away, except those that the cluster keeps."""
@@ -210,14 +326,19 @@ class Runs(Mapping[str, RunRecord]):
         ours: list[Any] = []
         gone: list[Any] = []
         releasing = {client}
-        runs: dict[RunRecord, FunctionRecord] = {}
+        runs: dict[RunRecord, UnitRecord] = {}
         for key in keys:
             record = self.functions.get(key)
+            if record is None:
+                # A function in a bundle is cancelled alone, unless others outside depend on it.
+                record = self.cancel_member(key)
             if record is None:
                 others.append(key)
                 continue
             ours.append(key)
             wanting = {cs.client_key for cs in scheduler.tasks[key].who_wants or ()}
+            if not record.run.spec.detach:
+                wanting.discard(record.run.spec.keeper)
             if force or wanting <= {client}:
                 runs.setdefault(record.run, record)
                 gone.append(key)
@@ -255,10 +376,11 @@ class Runs(Mapping[str, RunRecord]):
         loop.call_soon(self.scheduler.clients.pop, run.spec.keeper, None)
         if run.stop is not None and not run.forgotten:
             self._remember(run)
-        for record in run.functions:
+        units = list(run.units)
+        for record in units:
             self.end(record)  # its tasks are about to be released
             self.functions.pop(record.key, None)
-        self.endings.forget(run.functions)
+        self.endings.forget(units)
         self.emit(RunClosed(run_id, time.time()))
         run.arrived.set()  # nobody needs to wait for its graph any more
         self.engine.run_closed(run_id)
@@ -274,7 +396,7 @@ class Runs(Mapping[str, RunRecord]):
             keys = [ts.key for ts in keeper.wants_what]
             self.scheduler.client_releases_keys(keys=keys, client=run.spec.keeper)
             del self.scheduler.clients[run.spec.keeper]
-        if not run.functions:
+        if not run.alive:
             self.forget(run)  # it has no tasks whose end would do this
 
     def close(self) -> None:
@@ -284,15 +406,15 @@ class Runs(Mapping[str, RunRecord]):
     def _large(self) -> bool:
         ended_after = time.time() - _AFTERWARDS
         return any(
-            len(run.functions) >= _LARGE and (not run.over or run.latest > ended_after)
+            len(run.records) + len(run.bundles) >= _LARGE and (not run.over or run.latest > ended_after)
             for run in list(self._runs.values())
         )
 
     # What is remembered
 
     def _remember(self, run: RunRecord) -> None:
-        spec = replace(run.spec, rows=())
-        self.stopped[spec.run_id] = StoppedRun(spec, run.opened, run.report(), run.opening)
+        described = run.opening, run.portions
+        self.stopped[run.spec.run_id] = StoppedRun(run.spec, run.opened, run.report(), described)
         while len(self.stopped) > 1 and self._remembered() > REMEMBERED:
             del self.stopped[next(iter(self.stopped))]
 

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from handoff_dask import collector
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.losses import End
 from handoff_dask.attempts.states import PLACED, Waiting
 from handoff_dask.placement.engine import Engine
+from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.reasons import Reasons
-from handoff_dask.scheduler.records import RunRecord
+from handoff_dask.scheduler.records import BundleRecord, RunRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs, StoppedRun
 from handoff_dask.scheduler.stalls import Stalls
 from handoff_dask.wire.keys import index_of
-from handoff_dask.wire.messages import Stop, StopKind
+from handoff_dask.wire.messages import Opened, RunSpec, Stop, StopKind
 
 if TYPE_CHECKING:
     from distributed import Scheduler
+
+#: Seconds between looks at whether durations are known that a client waits for.
+LOOK = 0.005
 
 
 @dataclass(eq=False)
@@ -41,6 +45,7 @@ class Service:
     inputs: Inputs
     inquiries: Inquiries
     reasons: Reasons
+    bundles: Bundles
     #: Takes everything of Handoff off the cluster.
     uninstall_all: Callable[[], Awaitable[None]]
 
@@ -52,25 +57,35 @@ class Service:
 
     # Runs
 
-    async def open(self, spec: bytes) -> bytes | None:
-        """Record a run; the answer is None, or a node that no worker can hold and why."""
+    async def open(self, spec: bytes) -> bytes:
+        """Record a run; the answer is an :class:`Opened`, pickled."""
         await self.registry.settled()
-        with collector.paused():
-            run = self.runs.open(spec)
-        run_id = run.spec.run_id
-        if not run.functions:  # no graph will follow, and nothing to tell its end by
+        refused, run = self.runs.open(spec)
+        if run is None:
+            return pickle.dumps(Opened(refused, {}, {}, {}, False))
+        if not run.spec.nodes:  # no graph will follow, and nothing to tell its end by
             if run.kept:
                 run.arrived.set()
             else:
                 self.runs.forget(run)
-            return None
-        # Without any worker, and with time to wait for one, nothing is impossible yet.
-        if not run.spec.placement_timeout and self.registry.names:
-            if hopeless := self.engine.questions.hopeless(run_id, time.monotonic()):
-                key, finding = hopeless
-                self.runs.forget(run)
-                return pickle.dumps((index_of(key), finding))
-        return None
+        return pickle.dumps(self._opened(RunSpec.unpacked(spec)))
+
+    def _opened(self, spec: RunSpec) -> Opened:
+        questions = self.engine.questions
+        seconds = self.runs.seconds_of(spec.prefixes)
+        threads = {row.index: questions.threads(row.cost) for row in spec.kinds if not row.pin}
+        nannies = all(ws.nanny for ws in self.scheduler.workers.values())
+        return Opened(None, seconds, questions.longer(seconds), threads, nannies)
+
+    async def learned(self, run_id: str, prefixes: list[str]) -> dict[str, float]:
+        """Return how long codes take (s), as soon as that is known of all, or more is wanted."""
+        seconds = self.runs.seconds_of(prefixes)
+        while (run := self.runs.get(run_id)) is not None and run.stop is None:
+            seconds = self.runs.seconds_of(prefixes)
+            if len(seconds) == len(prefixes) or self.runs.is_low(run):
+                break
+            await asyncio.sleep(LOOK)
+        return seconds
 
     async def explain(self, spec: bytes) -> bytes:
         """Return which workers could run each node of a run that is not to be started.
@@ -78,9 +93,8 @@ class Service:
         Also what is still ending on the cluster, in words.
         """
         await self.registry.settled()
-        run = self.runs.record(spec)
-        findings = [finding for _, finding in self.engine.questions.verdicts(run.spec.run_id)]
-        self.runs.forget(run)
+        with self.runs.imagined(RunSpec.unpacked(spec)) as run_id:
+            findings = [finding for _, finding in self.engine.questions.verdicts(run_id)]
         return pickle.dumps((findings, self.endings.describe()))
 
     async def why(self, run_id: str, held: int | None = None) -> bytes:
@@ -91,20 +105,21 @@ class Service:
         """
         reasons: dict[int, Any] = {}
         run = self.runs.get(run_id)
-        records = [] if run is None else run.functions
+        records: Iterable[UnitRecord] = () if run is None else run.units
         if held is not None:
-            records = list(islice((r for r in records if r.state.shown == "held"), held))
+            records = islice((r for r in records if r.state.shown == "held"), held)
         for record in records:
-            state = record.state
+            state, why = record.state, None
             if state.shown == "held":
-                reasons[record.index] = self.reasons.why(record)
+                why = self.reasons.why(record)
             elif isinstance(state, PLACED) and (inputs := self.inputs.fetching(record)):
-                reasons[record.index] = tuple(inputs)
+                why = tuple(inputs)
             elif isinstance(state, Waiting):
-                functions = record.run.functions
-                reasons[record.index] = [
-                    i for i in record.row.dependencies if functions[i].state.name != "done"
-                ]
+                lacking = record.run.is_lacking
+                why = [index for index in record.row.dependencies if lacking(index)]
+            if why is not None:
+                for index, _ in islice(record.attempts_to_come(), held):
+                    reasons[index] = why
         return pickle.dumps(reasons)
 
     async def holds(self, run_id: str) -> bytes:
@@ -127,7 +142,10 @@ class Service:
             return None if past is None else {"report": pickle.dumps(past.report), "errors": []}
         errors = []
         for index in run.failed:
-            ts = self.scheduler.tasks.get(run.functions[index].key)
+            if index in run.errors:
+                errors.append([index, run.errors[index], None, ""])
+                continue
+            ts = self.scheduler.tasks.get(run.unit_key(index))
             if ts is not None and ts.exception is not None:
                 # A list: Dask restores what is in lists only, where nothing goes over a wire.
                 errors.append([index, ts.exception, ts.traceback, ts.traceback_text or ""])
@@ -163,14 +181,21 @@ class Service:
         """Return the key of a function's result; None if the run does not keep it."""
         if run := self.runs.get(run_id):
             await run.arrived.wait()
-            for index in run.spec.wanted:
-                record = run.functions[index]
-                if record.row.label == label:
+            for record in run.units:
+                if isinstance(record, BundleRecord):
+                    rows = map(run.row, record.bundle.members)
+                    index = next((r.index for r in rows if r.wanted and r.label == label), None)
+                    if index is not None:
+                        return run.key_of(index)
+                elif record.row.wanted and record.row.label == label:
                     return record.key
         return None
 
     async def want(self, keys: list[Any], client: str) -> None:
         """Keep results for a client, and report their states on its stream."""
+        for key in keys:
+            if key not in self.scheduler.tasks and (member := self.bundles.member(key)):
+                self.bundles.take(member[0].run.spec.run_id, [index_of(key)], client)
         known = [key for key in keys if key in self.scheduler.tasks]
         self.scheduler.client_desires_keys(known, client)
         if len(known) < len(keys):
@@ -225,13 +250,13 @@ class Service:
             for run, state in sorted(facts, key=lambda fact: fact[0].opened)
         ]
 
-    async def described(self, run_id: str) -> bytes | None:
-        """Return the message that opened a run; None if the run is not known."""
+    async def described(self, run_id: str) -> tuple[bytes, list[bytes]] | None:
+        """Return the messages that opened a run and brought its functions; None if unknown."""
         if run := self.runs.get(run_id):
             await run.arrived.wait()
-            return run.opening
+            return run.opening, run.portions
         past = self.runs.stopped.get(run_id)
-        return None if past is None else past.opening
+        return None if past is None else past.described
 
     async def uninstall(self, force: bool) -> list[str]:
         """Take everything off the cluster, unless runs are in the way: the answer names them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask.attempts.states import PLACED
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
-from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.scheduler.records import UnitRecord, RunRecord
 from handoff_dask.scheduler.runs import Runs
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Stalls:
             for key in free:
                 del self._nested[key]
 
-    def _find_nested(self) -> dict[Hashable, tuple[FunctionRecord, list[RunRecord]]]:
-        nested: dict[Hashable, tuple[FunctionRecord, list[RunRecord]]] = {}
+    def _find_nested(self) -> dict[Hashable, tuple[UnitRecord, list[RunRecord]]]:
+        nested: dict[Hashable, tuple[UnitRecord, list[RunRecord]]] = {}
         for run in self._runs.values():
             outer = self._runs.functions.get(run.spec.within)
             if outer is not None and isinstance(outer.state, PLACED):
@@ -67,7 +67,7 @@ class Stalls:
         return "; ".join(reasons[:SHOWN] + more) or None
 
     def _still(self, run: RunRecord) -> bool:
-        running = [record for record in run.functions if isinstance(record.state, PLACED)]
+        running = [record for record in run.units if isinstance(record.state, PLACED)]
         if any(record.key not in self._nested for record in running):
             return False
         holds = self._holds_of(run)
@@ -108,7 +108,7 @@ class Stalls:
                 yield f"{who}: {why.finding}"
             else:
                 yield from self._blocked(who, key, why)
-        for record in run.functions:
+        for record in run.units:
             if isinstance(record.state, PLACED):
                 for inner in self._nested[record.key][1]:
                     if self._still(inner):
@@ -133,7 +133,7 @@ class Stalls:
                 )
 
 
-def _name(record: FunctionRecord) -> str:
+def _name(record: UnitRecord) -> str:
     return f"function {record.row.label} of {record.run.spec.dag_id!r}"
 
 

@@ -9,6 +9,8 @@ Key: TypeAlias = tuple[str, int]
 
 #: The name, in place of a code's, of data that functions share.
 SHARED = "handoff_shared"
+#: The same for functions that travel together.
+BUNDLE = "handoff_bundle"
 
 
 def node_key(prefix: str, run_id: str, index: int) -> Key:
@@ -35,6 +37,11 @@ def shared_key(run_id: str, number: int) -> Key:
     return f"{SHARED}-{run_id}-{number}", 0
 
 
+def bundle_key(run_id: str, number: int) -> Key:
+    """Return the key of a bundle: functions of a run that travel together, as one task."""
+    return f"{BUNDLE}-{run_id}", number
+
+
 def run_of(key: Any) -> str | None:
     """Return the run that a key belongs to; for other keys, None or the id of no run."""
     if isinstance(key, tuple) and key and isinstance(key[0], str):
@@ -51,3 +58,8 @@ def index_of(key: Any) -> int:
 def is_shared(key: Key) -> bool:
     """Whether a key is that of shared data."""
     return key[0].startswith(f"{SHARED}-")
+
+
+def is_bundle(key: Key) -> bool:
+    """Whether a key is that of functions that travel together."""
+    return key[0].startswith(f"{BUNDLE}-")

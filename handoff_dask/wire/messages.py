@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from handoff_dask.attempts.ledger import Entry
@@ -14,7 +16,7 @@ from handoff_dask.model.expansion import Node
 from handoff_dask.model.function import FunctionType
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding, FunctionSpec
-from handoff_dask.wire.keys import Key, node_key
+from handoff_dask.wire.keys import BUNDLE, bundle_key
 
 #: Why a run was stopped: a function failed for good, it was cancelled, its time was up, or its
 #: client went away.
@@ -41,6 +43,8 @@ ONE_ATTEMPT = RetryPolicy(0)
 class FunctionRow(NamedTuple):
     """A node of a run; it refers to others by their index."""
 
+    #: Its place among the nodes of the run.
+    index: int
     #: The name of its code.
     prefix: str
     #: How messages name its function, whose id may be of the user's own type.
@@ -67,38 +71,90 @@ class FunctionRow(NamedTuple):
     timeout: float | None = None
     #: The policy with the user's code, pickled, if it escalates: asked when a worker died.
     escalation: bytes | None = None
+    #: Whether its result is asked for.
+    wanted: bool = False
+    #: Whether the run waits for its end: it is wanted, or runs only for its effects.
+    awaited: bool = False
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether where it runs depends on another node."""
+        return self.collocated is not None or self.binds is not None
+
+
+class BundleRow(NamedTuple):
+    """Functions of a run that travel together, as one task."""
+
+    #: Its place among the bundles of the run.
+    number: int
+    #: The nodes in it, in the order in which they run.
+    members: tuple[int, ...]
+    #: What an attempt of any of them claims.
+    cost: Mapping[str, float]
+    #: The nodes outside whose results they need.
+    dependencies: tuple[int, ...]
+    #: Added to the run's.
+    priority: float
+    #: How long they should take in sum, and after how long what has not started is given back (s).
+    seconds: float
+    patience: float
+    #: The names of the members' codes, which are one if they share it.
+    prefixes: tuple[str, ...]
+    #: Whether the run waits for each member: a byte for each.
+    awaited: bytes
+    #: How messages name its first.
+    label: str
+
+    def prefix(self, position: int) -> str:
+        """Return the name of the code of the member at a position."""
+        return self.prefixes[position if len(self.prefixes) > 1 else 0]
 
 
 def function_specs(
     rows: Sequence[FunctionRow],
-    keys: Sequence[Hashable],
+    key: Callable[[int], Hashable],
     expected: Mapping[str, float] | None = None,
 ) -> list[FunctionSpec]:
-    """Return nodes as the placement engine takes them, under these keys.
+    """Return nodes as the placement engine takes them.
 
-    `expected` is how long each code takes, as far as that is known: {prefix: s}.
+    `key` returns the key of a node, and `expected` is how long each code takes, as far as that is
+    known: {prefix: s}.
     """
     expected = expected or {}
 
-    def key(index: int | None) -> Hashable:
-        return None if index is None else keys[index]
+    def other(index: int | None) -> Hashable:
+        return None if index is None else key(index)
 
     return [
         FunctionSpec(
-            key=keys[index],
+            key=key(row.index),
             cost=row.cost,
-            dependencies=tuple(keys[i] for i in row.dependencies),
+            dependencies=tuple(map(key, row.dependencies)),
             priority=row.priority,
             pin=row.pin,
             preferred=row.preferred,
-            collocated=key(row.collocated),
-            binds=key(row.binds),
+            collocated=other(row.collocated),
+            binds=other(row.binds),
             code=row.prefix,
             token=(row.prefix, row.label),
             expected=expected.get(row.prefix),
         )
-        for index, row in enumerate(rows)
+        for row in rows
     ]
+
+
+def bundle_spec(
+    bundle: BundleRow, run_id: str, key: Callable[[int], Hashable]
+) -> FunctionSpec:
+    """Return a bundle as the placement engine takes it."""
+    return FunctionSpec(
+        key=bundle_key(run_id, bundle.number),
+        cost=bundle.cost,
+        dependencies=tuple(dict.fromkeys(map(key, bundle.dependencies))),
+        priority=bundle.priority,
+        code=BUNDLE,
+        expected=bundle.seconds,
+    )
 
 
 def allocation_error(
@@ -125,19 +181,25 @@ class FunctionOutline(NamedTuple):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run, described once: for the scheduler and for clients that follow the run."""
+    """A run without its functions, which follow in portions."""
 
     #: Distinguishes it from every other run; 32 hexadecimal digits.
     run_id: str
     #: How the scheduler calls its DAG, whose id may be of the user's own type.
     dag_id: str
     client: str
-    rows: Sequence[FunctionRow]
+    #: One node of each kind, for which the cluster must have a worker: of its cost and its pin, and
+    #: all of those that depend on where others run.
+    kinds: Sequence[FunctionRow] = ()
+    #: How many nodes it has, how many of them are functions of the user's, and how many it waits
+    #: for.
+    nodes: int = 0
+    functions: int = 0
+    awaited: int = 0
+    #: The names of the codes of its functions.
+    prefixes: tuple[str, ...] = ()
     #: The DAG's id as the user has it, pickled. The scheduler does not open it.
     own_id: bytes = b""
-    #: The fields of a :class:`FunctionOutline` for each function of the DAG, pickled. The scheduler
-    #: does not open it. Those that are nodes come in the order of the first rows.
-    functions: bytes = b""
     strategy: str = "packed"
     max_concurrency: int | None = None
     placement_timeout: float = 0.0
@@ -146,10 +208,8 @@ class RunSpec:
     detach: bool = False
     #: Seconds that the run may take.
     timeout: float | None = None
-    #: Nodes whose results the user asked for, in that order.
-    wanted: tuple[int, ...] = ()
-    #: Nodes whose end the run waits for: these, and those that run only for their effects.
-    awaited: frozenset[int] = frozenset()
+    #: The nodes whose results the user asked for, in that order; None: all that rows call wanted.
+    order: tuple[int, ...] | None = None
     stops_at_failure: bool = True
     #: Key of the function that submitted the run, if one did.
     within: Any = None
@@ -158,33 +218,123 @@ class RunSpec:
 
     @property
     def keeper(self) -> str:
-        """Name under which the scheduler keeps the results of a detached run, as for a client."""
+        """Name under which the scheduler keeps results for the run itself, as for a client."""
         return f"handoff-{self.run_id}"
 
     def packed(self) -> bytes:
         """Return it pickled."""
-        # Rows go as plain tuples: pickling a named tuple takes several times as long.
-        rows: Any = [tuple(row) for row in self.rows]
-        return pickle.dumps(replace(self, rows=rows))
+        return pickle.dumps(replace(self, kinds=_plain(self.kinds)))
 
     @classmethod
     def unpacked(cls, packed: bytes) -> RunSpec:
         """Return what :meth:`packed` pickled."""
         spec: RunSpec = pickle.loads(packed)
-        return replace(spec, rows=[FunctionRow(*fields) for fields in spec.rows])
+        return replace(spec, kinds=_rows(spec.kinds))
 
-    @property
-    def keys(self) -> list[Key]:
-        """The key of each node."""
-        return [node_key(row.prefix, self.run_id, index) for index, row in enumerate(self.rows)]
+
+class Opened(NamedTuple):
+    """The scheduler's answer to the opening of a run."""
+
+    #: A node that no worker can hold, and why.
+    refused: tuple[int, Finding] | None
+    #: How long each code takes (s), as far as that is known.
+    seconds: Mapping[str, float]
+    #: {(code, label): s} of functions that are known to take longer than others of their code.
+    longer: Mapping[tuple[str, str], float]
+    #: How many threads could run each of the kinds at once, by the index of its node.
+    threads: Mapping[int, int]
+    #: Whether all workers have nannies, which know what they had started when they died.
+    nannies: bool
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Functions of a run that are sent together. The graph that follows it has their tasks."""
+
+    run_id: str
+    #: From 0.
+    number: int
+    #: Whether it is the last.
+    last: bool
+    #: The nodes that travel alone.
+    rows: Sequence[FunctionRow]
+    bundles: Sequence[BundleRow] = ()
+    #: The rows of the nodes in bundles, in that order, pickled: only needed once one leaves.
+    members: bytes = b""
+    #: The fields of a :class:`FunctionOutline` for each of its functions, pickled. The scheduler
+    #: does not open it.
+    functions: bytes = b""
+    #: Nodes whose results functions of later portions need.
+    lent: tuple[int, ...] = ()
+
+    def packed(self) -> bytes:
+        """Return it pickled."""
+        return pickle.dumps(
+            replace(self, rows=_plain(self.rows), bundles=list(map(tuple, self.bundles)))
+        )
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Portion:
+        """Return what :meth:`packed` pickled."""
+        portion: Portion = pickle.loads(packed)
+        bundles = [BundleRow(*fields) for fields in portion.bundles]
+        return replace(portion, rows=_rows(portion.rows), bundles=bundles)
+
+
+def _plain(rows: Sequence[FunctionRow]) -> Any:
+    # Pickling a named tuple takes several times as long.
+    return list(map(tuple, rows))
+
+
+def _rows(plain: Sequence[Any]) -> list[FunctionRow]:
+    return [FunctionRow(*fields) for fields in plain]
+
+
+def packed_rows(rows: Sequence[FunctionRow]) -> bytes:
+    """Return rows pickled, as :attr:`Portion.members` has them."""
+    return pickle.dumps(_plain(rows))
+
+
+def unpacked_rows(packed: bytes) -> list[FunctionRow]:
+    """Return what :func:`packed_rows` pickled."""
+    return _rows(pickle.loads(packed))
+
+
+class Block(NamedTuple):
+    """Attempts of functions of a bundle that succeeded, in columns."""
+
+    worker: str
+    cost: Mapping[str, float]
+    #: Of the nodes.
+    indices: array[int]
+    #: Seconds since the epoch.
+    started: array[float]
+    stopped: array[float]
+
+    def entry(self, number: int, place: int) -> Entry:
+        """Return the attempt at a place of the columns, as the `number`-th of its function."""
+        return Entry(
+            number,
+            self.worker,
+            self.started[place],
+            self.stopped[place],
+            "ok",
+            None,
+            None,
+            self.cost,
+            False,
+        )
 
 
 @dataclass(frozen=True)
 class RunReport:
     """What happened in a run, by the index of the node."""
 
-    #: The starts of each node that have ended, the first first.
+    #: The starts of each node that have ended, the first first; of nodes in bundles only those that
+    #: did not succeed.
     attempts: Mapping[int, Sequence[Entry]] = field(default_factory=dict)
+    #: The attempts of nodes in bundles that succeeded.
+    blocks: Sequence[Block] = ()
     #: {address: (name, host)} of every worker that ran something.
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     #: {index: problem} of the nodes that failed for good by themselves.
@@ -198,16 +348,51 @@ class RunReport:
     arrived: bool = True
     #: Those of the failed nodes whose error is the scheduler's own.
     decided: frozenset[int] = frozenset()
+    #: The nodes that left their bundles, and those that were cancelled by themselves.
+    left: frozenset[int] = frozenset()
+    cancelled: frozenset[int] = frozenset()
+
+    @cached_property
+    def _entries(self) -> Mapping[int, Sequence[Entry]]:
+        """All attempts of each node, the first first."""
+        if not self.blocks:
+            return self.attempts
+        entries: dict[int, list[Entry]] = {i: list(own) for i, own in self.attempts.items()}
+        several = set(entries)
+        for block in self.blocks:
+            for place, index in enumerate(block.indices):
+                # Those that left have all their attempts in `attempts`.
+                if index not in self.left:
+                    own = entries.setdefault(index, [])
+                    own.append(block.entry(len(own) + 1, place))
+                    if len(own) > 1:
+                        several.add(index)
+        for index in several - self.left:
+            in_order = sorted(entries[index], key=lambda entry: entry.started)
+            entries[index] = [e._replace(number=n) for n, e in enumerate(in_order, 1)]
+        return entries
+
+    @property
+    def tried(self) -> Iterable[int]:
+        """The nodes that have attempts."""
+        return self._entries.keys()
 
     def attempts_of(self, node: int) -> tuple[Attempt, ...]:
         """Return the attempts of a node, the first first."""
-        return tuple(entry.attempt(self.workers) for entry in self.attempts.get(node, ()))
+        return tuple(entry.attempt(self.workers) for entry in self._entries.get(node, ()))
 
     def allocations(self, nodes: Sequence[Node]) -> dict[Hashable, str]:
         """Return the worker that made the result of each function."""
+        made: list[str | None] = [None] * len(nodes)
+        for block in self.blocks:
+            for index in block.indices:
+                made[index] = block.worker
+        for index, entries in self.attempts.items():
+            for entry in entries:
+                if entry.outcome == "ok" and nodes[index].kind == "function":
+                    made[index] = entry.worker
         return {
-            nodes[index].function.id: entry.worker
-            for index, entries in self.attempts.items()
-            for entry in entries
-            if entry.outcome == "ok" and nodes[index].kind == "function"
+            node.function.id: worker
+            for node, worker in zip(nodes, made, strict=True)
+            if worker is not None
         }

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from typing import NamedTuple, TypeAlias, Union
 
 from handoff_dask.model.attempt import Attempt
+from handoff_dask.wire.messages import Block
 
 
 class RunOpened(NamedTuple):
@@ -125,6 +126,21 @@ class RunClosed(NamedTuple):
 Event: TypeAlias = Union[  # noqa: UP007 - evaluated at run time
     RunOpened, FunctionPlaced, AttemptEnded, FunctionEnded, RunStopped, RunClosed
 ]
+
+
+class AttemptsEnded(NamedTuple):
+    """Attempts of functions that travelled together ended well, for those who count them.
+
+    Whoever needs the events of each function gets these, too.
+    """
+
+    run_id: str
+    at: float
+    block: Block
+
+
+#: What the scheduler's own listeners hear of.
+Recorded: TypeAlias = Union[Event, AttemptsEnded]  # noqa: UP007 - evaluated at run time
 
 
 def topic(run_id: str) -> str:

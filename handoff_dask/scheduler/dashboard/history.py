@@ -10,8 +10,15 @@ from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 from handoff_dask.model.attempt import Outcome
-from handoff_dask.scheduler.records import FunctionRecord, RunRecord
-from handoff_dask.wire.run_events import AttemptEnded, Event, RunClosed, RunOpened
+from handoff_dask.scheduler.records import RunRecord
+from handoff_dask.wire.messages import FunctionRow
+from handoff_dask.wire.run_events import (
+    AttemptEnded,
+    AttemptsEnded,
+    Recorded,
+    RunClosed,
+    RunOpened,
+)
 
 #: How many attempts and runs are remembered after their end.
 ATTEMPTS = 1000
@@ -21,9 +28,9 @@ RUNS = 20
 AttemptId: TypeAlias = tuple[str, int, int]
 
 
-def label(record: FunctionRecord) -> str:
+def label(row: FunctionRow) -> str:
     """Return a function's id as it is shown: without the quotes of a string."""
-    text = record.row.label
+    text = row.label
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
@@ -103,11 +110,13 @@ class History:
         """How many attempts have ended, also those that are no longer remembered."""
         return self.outcomes.total()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Recorded) -> None:
         """Record an event."""
         if isinstance(event, RunOpened):
             self._known[event.run_id] = self._runs[event.run_id]
             self._unsuccessful[event.run_id] = {}
+        elif isinstance(event, AttemptsEnded):
+            self._attempts_ended(event)
         elif isinstance(event, AttemptEnded):
             self._attempt_ended(event)
         elif isinstance(event, RunClosed):
@@ -122,9 +131,11 @@ class History:
             return
         index, attempt = event.function, event.attempt
         assert isinstance(index, int)
-        record = run.functions[index]
-        if record.is_transform:
+        row = run.row(index)
+        if row.source is not None:
             return  # a transform of an argument: users do not count those
+        if run.spec.events and attempt.outcome == "ok" and run.bundle_of(index) is not None:
+            return  # counted with the others of its bundle
         unsuccessful = self._unsuccessful.get(event.run_id, {})
         first = unsuccessful.pop((index, attempt.number), None)
         id_ = event.run_id, index, attempt.number
@@ -139,7 +150,31 @@ class History:
                 return  # forgotten since
         started, stopped = attempt.started, attempt.stopped
         self.attempts[id_] = AttemptView(
-            id_, run.spec.dag_id, label(record), attempt.worker, started, stopped, attempt.outcome
+            id_, run.spec.dag_id, label(row), attempt.worker, started, stopped, attempt.outcome
         )
-        if len(self.attempts) > ATTEMPTS:
+        self._drop_oldest()
+
+    def _attempts_ended(self, event: AttemptsEnded) -> None:
+        run, block = self._known.get(event.run_id), event.block
+        if run is None:
+            return
+        self.outcomes["ok"] += len(block.indices)
+        shown = len(block.indices) - min(ATTEMPTS, len(block.indices))
+        for place in range(shown, len(block.indices)):
+            index = block.indices[place]
+            id_ = event.run_id, index, 1
+            self.attempts.pop(id_, None)
+            self.attempts[id_] = AttemptView(
+                id_,
+                run.spec.dag_id,
+                label(run.row(index)),
+                block.worker,
+                block.started[place],
+                block.stopped[place],
+                "ok",
+            )
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        while len(self.attempts) > ATTEMPTS:
             del self.attempts[next(iter(self.attempts))]

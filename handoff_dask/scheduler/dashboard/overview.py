@@ -18,7 +18,7 @@ from handoff_dask.attempts.states import PLACED, STATES, UNENDED
 from handoff_dask.placement.events import THREADS, Waiting
 from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
-from handoff_dask.scheduler.records import FunctionRecord, RunRecord
+from handoff_dask.scheduler.records import UnitRecord, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,12 @@ class Overview:
     history: History
     runs: Mapping[str, RunRecord]
     #: The nodes that Dask knows, by key.
-    functions: Mapping[Hashable, FunctionRecord]
+    functions: Mapping[Hashable, UnitRecord]
     #: The addresses of the registered workers.
     workers: Collection[str]
     questions: Questions
     #: Returns what a held function waits for.
-    why: Callable[[FunctionRecord], Waiting]
+    why: Callable[[UnitRecord], Waiting]
     #: Counts the attempts that were given up and whose threads still run, by whose they are.
     ending: Callable[[], Mapping[str, int]]
 
@@ -104,7 +104,7 @@ class Overview:
                 text = str(why)
                 for address in why.workers:
                     text = text.replace(address, self.worker_name(address))
-                causes.append(Held(count, record.cost, text, label(record), record.run.spec.dag_id))
+                causes.append(Held(count, record.cost, text, label(record.row), record.run.spec.dag_id))
         return causes
 
     def placed(self, most: int, now: float) -> Iterator[AttemptView]:
@@ -117,7 +117,7 @@ class Overview:
                 spec, state = record.run.spec, record.state
                 if isinstance(state, PLACED):  # else its end is known, but not yet to the engine
                     id_ = spec.run_id, record.index, len(record.entries) + 1
-                    since, name = state.placement.at, label(record)
+                    since, name = state.placement.at, label(record.row)
                     yield AttemptView(id_, spec.dag_id, name, address, since, now, state.shown)
 
     def usage(self) -> Usage:

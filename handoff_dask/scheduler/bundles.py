@@ -1,0 +1,394 @@
+"""Functions that travel together: what their workers report, and how they leave their bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from handoff_dask.attempts.ledger import Entry
+from handoff_dask.attempts.losses import End, Lost
+from handoff_dask.attempts.members import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    OPEN,
+    with_dependents,
+    with_sources,
+)
+from handoff_dask.attempts.states import PLACED, Running
+from handoff_dask.compat import scheduler as compat
+from handoff_dask.compat.task_spec import Task, TaskRef
+from handoff_dask.placement.engine import Engine
+from handoff_dask.scheduler.records import BundleRecord, FunctionRecord
+from handoff_dask.scheduler.runs import FIRST, Runs
+from handoff_dask.wire.bundles import Member, MemberFailure, unpacked, unpacked_columns
+from handoff_dask.wire.keys import index_of, run_of
+from handoff_dask.wire.messages import Block, function_specs
+from handoff_dask.worker.bundles import take
+from handoff_dask.worker.task import run, run_and_discard
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+    from distributed.scheduler import TaskState
+
+
+@dataclass(eq=False)
+class Bundles:
+    """Keeps what becomes of the members of bundles.
+
+    Whatever goes wrong with a bundle, the functions concerned leave it: they get tasks of their
+    own, and what holds for any other function holds for them. The rest runs again as a bundle.
+    """
+
+    scheduler: Scheduler
+    engine: Engine
+    runs: Runs
+    #: Has the engine decide soon.
+    ask: Callable[[], None]
+
+    # What workers report
+
+    def reported(
+        self, key: Any, number: int, ended: bytes, failures: list[Any], worker: str
+    ) -> None:
+        """Record which members have ended on a worker, as far as it has got."""
+        record = self.runs.functions.get(key)
+        if not isinstance(record, BundleRecord):
+            return  # its run is forgotten
+        positions, started, stopped = unpacked_columns(ended)
+        self._done(record, number, worker, positions, started, stopped)
+        for fields in failures:
+            self._failed(record, number, worker, MemberFailure(*fields))
+        if isinstance(record.state, Running) and record.members.open_count:
+            self.ask()
+
+    def _done(
+        self,
+        record: BundleRecord,
+        number: int,
+        worker: str,
+        positions: array[int],
+        started: array[float],
+        stopped: array[float],
+    ) -> None:
+        members, bundle = record.members, record.bundle
+        known = [
+            place
+            for place, position in enumerate(positions)
+            if not members.is_charged(number, position)
+        ]
+        if not known:
+            return
+        block = Block(
+            worker,
+            bundle.cost,
+            array("I", (bundle.members[positions[place]] for place in known)),
+            array("d", (started[place] for place in known)),
+            array("d", (stopped[place] for place in known)),
+        )
+        record.blocks.append(block)
+        record.run.block_ended(record, block)
+        self._learn(record, [positions[place] for place in known], block)
+        if self._is_current(record, number):
+            record.end((p for p in positions if members.states[p] == OPEN), DONE)
+
+    def _is_current(self, record: BundleRecord, number: int) -> bool:
+        """Whether a placement is the one that is under way."""
+        ts = self.scheduler.tasks.get(record.key)
+        return isinstance(record.state, PLACED) and ts is not None and ts.run_id == number
+
+    def _learn(self, record: BundleRecord, positions: Iterable[int], block: Block) -> None:
+        """Teach the engine how long members took: their codes on average, long ones one by one."""
+        bundle = record.bundle
+        seconds: dict[str, list[float]] = {}
+        for position, started, stopped in zip(positions, block.started, block.stopped, strict=True):
+            seconds.setdefault(bundle.prefix(position), []).append(stopped - started)
+        for code, measured in seconds.items():
+            mean = sum(measured) / len(measured)
+            self.engine.duration_learned(code, mean)
+            longest = max(measured)
+            if longest > bundle.patience:
+                index = block.indices[measured.index(longest)] if len(seconds) == 1 else None
+                if index is not None:
+                    label = record.run.row(index).label
+                    self.engine.duration_known((code, label), longest)
+
+    def _failed(
+        self, record: BundleRecord, number: int, worker: str, failure: MemberFailure
+    ) -> None:
+        """Record a failed attempt of a member, and its end if no other follows."""
+        run_, position = record.run, failure.position
+        if record.members.is_charged(number, position):
+            return
+        index = record.bundle.members[position]
+        self._enter(
+            record, index, worker, failure.started, failure.stopped, failure.error_type,
+            failure.message,
+        )  # fmt: skip
+        if not failure.final or record.members.states[position] != OPEN:
+            return
+        if not self._is_current(record, number):
+            return
+        if failure.exception is not None:
+            run_.errors[index] = failure.exception
+        # What depends on it in the bundle does not run.
+        reached = with_dependents({position}, self._sources(record))
+        self.runs.function_failed(run_, index, failure.message)
+        record.end((p for p in reached if record.members.states[p] == OPEN), FAILED)
+
+    def _enter(
+        self,
+        record: BundleRecord,
+        index: int,
+        worker: str,
+        started: float,
+        stopped: float,
+        error_type: str | None,
+        message: str | None,
+        outcome: Any = "error",
+        counts: bool = True,
+    ) -> None:
+        """Enter an attempt of a member that did not succeed into the ledger."""
+        run_ = record.run
+        before = run_.entries.get(index, ())
+        number = record.tries()[record.position(index)] + 1
+        entry = Entry(
+            number, worker, started, stopped, outcome, error_type, message, record.bundle.cost,
+            counts,
+        )  # fmt: skip
+        run_.entries[index] = (*before, entry)
+        run_.retries += number > 1
+        run_.attempt_ended(index, entry)
+
+    # The end of a placement
+
+    def lost(self, record: BundleRecord, lost: Lost, end: End) -> None:
+        """Charge what had started of a bundle that was lost, and have that travel alone."""
+        losses = record.members.lost(lost, end)
+        for position, due in losses.charges:
+            index = record.bundle.members[position]
+            self._enter(
+                record, index, lost.worker, due.started, due.stopped, None, due.message,
+                due.outcome, due.counts,
+            )  # fmt: skip
+        if losses.again:
+            record.reopen(losses.again)
+        leave = losses.leave
+        nothing_started = end.started is not None and lost.number not in end.started
+        if record.doom is not None or (nothing_started and (lost.inputs or not lost.worker_gone)):
+            # Its inputs do not arrive, or something is wrong with its task itself.
+            record.doom = None
+            leave = set(record.members.open)
+        if leave and record.key in self.runs.functions:
+            self.leave(record, leave)
+
+    def ended(self, record: BundleRecord) -> None:
+        """Have what a bundle gave back travel alone, after the transition that is under way."""
+        if record.members.open_count:
+            asyncio.get_running_loop().call_soon(self._give_back, record)
+
+    def _give_back(self, record: BundleRecord) -> None:
+        if record.key in self.runs.functions and record.state.name == "done":
+            self.leave(record, record.members.open)
+
+    def dissolve(self, record: BundleRecord) -> None:
+        """Have all functions of a bundle travel alone: it cannot be placed."""
+        record.doom = None
+        record.cost = {}
+        self.leave(record, record.members.open)
+
+    def computed_again(self, record: BundleRecord) -> None:
+        """Reopen the members whose results were lost after the bundle had ended."""
+        needed = {
+            position
+            for position in record.members.having(DONE)
+            if self._is_needed(record, position)
+        }
+        sources = self._sources(record)
+        reached = with_sources(needed, sources)
+        record.reopen([p for p in reached if record.members.states[p] == DONE])
+
+    def _is_needed(self, record: BundleRecord, position: int) -> bool:
+        index = record.bundle.members[position]
+        if record.run.row(index).wanted:
+            return True
+        ts = self.scheduler.tasks.get(record.run.key_of(index))
+        return ts is not None and ts.state != "memory" and bool(ts.waiters or ts.who_wants)
+
+    # A placement
+
+    def mark(self, record: BundleRecord, ts: TaskState) -> Mapping[str, Any]:
+        """Return what the worker is told of a placement of a bundle."""
+        members = record.members
+        mark: dict[str, Any] = {"patience": record.bundle.patience}
+        if members.open_count == len(members.states) and not record.run.entries:
+            return mark
+        mark["positions"] = members.open
+        mark["attempts"] = dict(record.tries())
+        # Those that others need which travel alone since.
+        needed = {
+            position
+            for position in members.open
+            if (other := self.scheduler.tasks.get(record.run.key_of(record.bundle.members[position])))
+            and (other.waiters or other.who_wants)
+        }
+        if needed:
+            inside = unpacked(ts.run_spec.args[0])
+            kept = {position for position in members.open if inside[position].keep}
+            mark["keep"] = sorted(kept | needed)
+        return mark
+
+    # Leaving
+
+    def leave(self, record: BundleRecord, positions: Collection[int]) -> None:
+        """Make tasks of their own for members, and for what depends on them in the bundle."""
+        scheduler, run_ = self.scheduler, record.run
+        ts = scheduler.tasks[record.key]
+        inside = unpacked(ts.run_spec.args[0])
+        leaving = [
+            position
+            for position in sorted(with_dependents(set(positions), _sources_of(inside)))
+            if record.members.states[position] == OPEN
+        ]
+        owns: list[FunctionRecord] = []
+        for position in leaving:
+            key = run_.key_of(record.bundle.members[position])
+            other = scheduler.tasks.get(key)
+            if other is not None and other.state == "memory":
+                record.end([position], DONE)  # its result was taken out before
+            else:
+                owns.append(record.leave(position))
+        for own in owns:
+            self._make_task(record, own, ts, inside)
+        rows = [own.row for own in owns]
+        specs = function_specs(rows, run_.unit_key)
+        self.engine.functions_added(run_.spec.run_id, specs)
+        stimulus_id = f"handoff-leave-{time.time()}"
+        scheduler.transitions({own.key: "waiting" for own in owns}, stimulus_id)
+        self.ask()
+
+    def _make_task(
+        self,
+        record: BundleRecord,
+        own: FunctionRecord,
+        ts: TaskState,
+        inside: list[Member],
+    ) -> None:
+        run_, row = record.run, own.row
+        member = inside[record.position(row.index)]
+        _, names, *refs = ts.run_spec.args
+        contents = dict(zip(names, refs, strict=False))
+        inputs = refs[len(names) :]
+        values: list[Any] = [contents[name] for name in member.names]
+        for source in member.sources:
+            if source >= 0:
+                values.append(inputs[source])
+            else:
+                index = record.bundle.members[-1 - source]
+                if index not in run_.left:
+                    self._make_taking(record, index)
+                values.append(TaskRef(run_.key_of(index)))
+        runner = run if row.wanted or not row.awaited else run_and_discard
+        spec = Task(own.key, runner, member.names, member.call, *values)
+        task = compat.put_task(self.scheduler, own.key, spec, ts, {"handoff": dict(_mark(ts))})
+        compat.hold(task)
+        self.runs.functions[own.key] = own
+        run_.alive += 1
+        if row.awaited:
+            # Until the bundle is released, or the client has a future of it.
+            self.scheduler.client_desires_keys([own.key], run_.spec.keeper)
+
+    def forgotten(self, record: BundleRecord) -> None:
+        """Release what left a bundle that is released, after the transition that is under way."""
+        run_ = record.run
+        if run_.spec.detach and run_.kept:
+            return
+        keys = [run_.key_of(index) for index in record.bundle.members if index in run_.left]
+        keeper = run_.spec.keeper
+        if keys and keeper in self.scheduler.clients:
+            asyncio.get_running_loop().call_soon(
+                lambda: self.scheduler.client_releases_keys(keys=keys, client=keeper)
+            )
+
+    # Results by themselves
+
+    def take(self, run_id: str, indices: Iterable[int], client: str) -> None:
+        """Have the results of members by themselves, for a client that wants them."""
+        run_ = self.runs.get(run_id)
+        if run_ is None:
+            return
+        for index in indices:
+            record = run_.bundle_of(index)
+            if record is not None and record.key in self.scheduler.tasks:
+                key = self._make_taking(record, index)
+                self.scheduler.client_desires_keys([key], client)
+                if self.scheduler.tasks[key].state == "released":
+                    stimulus_id = f"handoff-take-{time.time()}"
+                    self.scheduler.transitions({key: "waiting"}, stimulus_id)
+
+    def _make_taking(self, record: BundleRecord, index: int) -> Any:
+        """Make the task that takes a member's result out of the bundle's, unless there is one."""
+        key = record.run.key_of(index)
+        if key not in self.scheduler.tasks:
+            bundle = self.scheduler.tasks[record.key]
+            spec = Task(key, take, index, TaskRef(record.key))
+            ts = compat.put_task(
+                self.scheduler, key, spec, bundle, {"handoff": dict(_mark(bundle))}
+            )
+            compat.free(ts)
+            compat.prioritise(ts, FIRST)
+        return key
+
+    def member(self, key: Any) -> tuple[BundleRecord, int] | None:
+        """Return the bundle of a member and its position, given the key of its result."""
+        run_ = self.runs.get(run_of(key) or "")
+        if run_ is None or key in self.runs.functions:
+            return None
+        index = index_of(key)
+        record = run_.bundle_of(index) if index < len(run_.homes) else None
+        if record is None or run_.key_of(index) != key:
+            return None
+        return record, record.position(index)
+
+    def cancel(self, record: BundleRecord, position: int) -> bool:
+        """Cancel a member that has not ended, and what depends on it in its bundle.
+
+        False if it has ended, or if functions outside depend on it.
+        """
+        members, run_ = record.members, record.run
+        if members.states[position] != OPEN:
+            return False
+        gone = [
+            p
+            for p in with_dependents({position}, self._sources(record))
+            if members.states[p] == OPEN
+        ]
+        ts = self.scheduler.tasks.get(run_.key_of(record.bundle.members[position]))
+        if ts is not None and ts.dependents:
+            return False
+        if isinstance(record.state, PLACED):
+            worker = record.state.placement.worker
+            number = compat.placement_number(self.scheduler.tasks[record.key])
+            for p in gone:
+                message = {"op": "handoff-withdraw-member", "number": number, "position": p}
+                self.scheduler.worker_send(worker, message)
+        run_.cancelled.update(record.bundle.members[p] for p in gone)
+        record.end(gone, CANCELLED)
+        return True
+
+    def _sources(self, record: BundleRecord) -> list[list[int]]:
+        return _sources_of(unpacked(self.scheduler.tasks[record.key].run_spec.args[0]))
+
+
+def _mark(ts: TaskState) -> Mapping[str, Any]:
+    mark: Mapping[str, Any] = (ts.annotations or {}).get("handoff", {})
+    return {"run": mark.get("run")}
+
+
+def _sources_of(members: Iterable[Member]) -> list[list[int]]:
+    """Return the members that each one needs, by position."""
+    return [[-1 - source for source in member.sources if source < 0] for member in members]
