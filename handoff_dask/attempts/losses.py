@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,12 +34,23 @@ class Lost:
 class End:
     """What a worker had started."""
 
-    #: {number of the placement: s since epoch}; None if this is not known.
-    started: Mapping[int, float] | None = None
+    #: {number of the placement: ((position in its bundle, s since epoch), ...)}, in order; None if
+    #: this is not known. A function that travels alone has position -1.
+    started: Mapping[int, tuple[tuple[int, float], ...]] | None = None
     #: The placements whose threads have not ended.
     busy: frozenset[int] = frozenset()
     #: How the worker ended, if it did and that is known.
     reason: str | None = None
+
+
+def by_placement(
+    starts: Iterable[tuple[int, int, float]],
+) -> dict[int, tuple[tuple[int, float], ...]]:
+    """Arrange starts, given in order as (placement, position, s since epoch), as in ``End``."""
+    arranged: defaultdict[int, tuple[tuple[int, float], ...]] = defaultdict(tuple)
+    for number, position, started in starts:
+        arranged[number] += ((position, started),)
+    return dict(arranged)
 
 
 class Charge(NamedTuple):
@@ -63,7 +75,7 @@ def charge(lost: Lost, end: End) -> Charge | None:
     """
     if end.started is not None and lost.number not in end.started:
         return None
-    started = lost.placed if end.started is None else end.started[lost.number]
+    started = lost.placed if end.started is None else end.started[lost.number][-1][1]
     message: str | None = None
     if lost.worker_gone:
         message = end.reason or (

@@ -15,6 +15,7 @@ from typing import Any
 from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
 from distributed.core import Status
 from distributed.threadpoolexecutor import ThreadPoolExecutor
+from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.utils import DequeHandler
 from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
 from distributed.worker_state_machine import SecedeEvent
@@ -62,6 +63,8 @@ class TaskEnds(WorkerPlugin):
     def __init__(self) -> None:
         self._calls: dict[Any, list[Callable[[], None]]] = {}
         self._failures = _FailureFilter()
+        #: Keys of tasks whose threads wait, of which the worker's loop does not know yet.
+        self.seceding: set[Any] = set()
         #: The worker's ``Starts``; None if they are not recorded.
         self.starts: Any = None
 
@@ -147,9 +150,37 @@ class ThisTask:
         if self.plugin is not None:
             self.plugin.at_end(self.key, call)
 
+    @property
+    def starts(self) -> Any:
+        """The worker's record of starts; None if it keeps none."""
+        plugin = self.plugin
+        return plugin.starts if isinstance(plugin, TaskEnds) else None
+
+    @property
+    def closing(self) -> bool:
+        """Whether the worker starts no more functions because it is closing."""
+        return self.worker.status not in WORKER_ANY_RUNNING
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether it runs as it was started; only its own thread may ask.
+
+        Otherwise it gave up its thread, was cancelled, or the worker is paused or closing.
+        """
+        seceding = isinstance(self.plugin, TaskEnds) and self.key in self.plugin.seceding
+        if seceding or not getattr(pool_state, "proceed", True):
+            return False  # the worker's loop may not know yet
+        ts = self.worker.state.tasks.get(self.key)
+        return ts is not None and ts.state == "executing" and self.worker.status is Status.running
+
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, before Dask's message about the task's end."""
         self.worker.log_event(topic, {**message, "key": self.key, "run_id": self.run_id})
+
+    def send(self, op: str, message: dict[str, Any]) -> None:
+        """Send a message about it, as ``log`` does, which the scheduler does not keep."""
+        full = {"op": op, "key": self.key, "number": self.run_id, **message}
+        self.worker.loop.add_callback(self.worker.batched_send, full)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -166,6 +197,8 @@ class ThisTask:
             _waits[place] += 1
             if _waits[place] == 1:
                 _enlarge(pool, extra)
+                if isinstance(self.plugin, TaskEnds):
+                    self.plugin.seceding.add(self.key)
                 # In a new context: the worker starts other tasks in the context of this call.
                 Context().run(self.worker.loop.add_callback, self._secede)
         try:
@@ -189,6 +222,8 @@ class ThisTask:
                     stimulus_id=f"handoff-secede-{now}",
                 )
             )
+        if isinstance(self.plugin, TaskEnds):
+            self.plugin.seceding.discard(self.key)
 
 
 def _enlarge(pool: Any, threads: int) -> None:

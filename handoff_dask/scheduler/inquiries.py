@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from distributed import Status
 
-from handoff_dask.attempts.losses import End, Lost, ending_of_process
+from handoff_dask.attempts.losses import End, Lost, by_placement, ending_of_process
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.scheduler.records import UnitRecord
 
@@ -166,10 +166,7 @@ class Inquiries:
         calls = [(record.key, attempt.number) for record, attempt in lost]
         try:
             answer = await self.scheduler.rpc(worker).handoff_withdraw(calls=calls)
-            return End(
-                {number: started for number, started, _ in answer if started is not None},
-                frozenset(number for number, _, busy in answer if busy),
-            )
+            return End(by_placement(answer["started"]), frozenset(answer["busy"]))
         except OSError:
             raise
         except Exception:  # an RPC raises what the other side raised
@@ -186,5 +183,5 @@ class Inquiries:
             if answer is not None:
                 started = answer["started"]
                 reason = ending_of_process(answer["code"], answer["memory"])
-                return End(None if started is None else dict(started), reason=reason)
+                return End(None if started is None else by_placement(started), reason=reason)
         return End()

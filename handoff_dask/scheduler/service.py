@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.endings import Endings
-from handoff_dask.attempts.losses import End
+from handoff_dask.attempts.losses import End, by_placement
 from handoff_dask.attempts.states import PLACED, Waiting
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.bundles import Bundles
@@ -222,9 +222,9 @@ class Service:
         if run := self.runs.get(run_id):
             self.runs.stop(run, Stop(kind, problem))
 
-    def last_word(self, worker: str, started: list[tuple[int, float]]) -> None:
+    def last_word(self, worker: str, started: list[tuple[int, int, float]]) -> None:
         """Record the last word of a worker that closes: what it has started."""
-        self.inquiries.worker_spoke(worker, End(dict(started)))
+        self.inquiries.worker_spoke(worker, End(by_placement(started)))
 
     async def known(self) -> list[dict[str, Any]]:
         """Return facts about all runs, the oldest first, stopped detached ones included."""

@@ -33,8 +33,16 @@ def opened(
     depends on.
     """
     contents = dict(zip(names, values, strict=False))
-    identity, *fields = _Unpickler(call, contents, {}).load()
-    return identity, Call(*fields), values[len(names) :]
+    return *open_call(call, contents), values[len(names) :]
+
+
+def open_call(call: bytes, contents: Mapping[Name, Any]) -> tuple[tuple[Hashable, Hashable], Call]:
+    """Open a pickled call for one start; return ids of function and DAG, and the call.
+
+    `contents` has the content of each name in the pickle.
+    """
+    identity, *fields = _Unpickler(call, contents, {}).load() if contents else pickle.loads(call)
+    return identity, Call(*fields)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -63,7 +63,7 @@ class HandoffNannyPlugin(Shipped, NannyPlugin):
         self.ends[left.owner] = {
             "code": code,
             "memory": compat.killed_for_memory(self.nanny, left.pid),
-            "started": None if left.started is None else list(left.started.items()),
+            "started": None if left.started is None else [tuple(start) for start in left.started],
         }
         while len(self.ends) > KEPT:
             del self.ends[next(iter(self.ends))]

@@ -8,19 +8,30 @@ import struct
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import psutil
 
 #: The file's head: process id, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qq128s")
-#: Each place in it: the placement's number plus 1 (0 is none), and seconds since the epoch.
-_START = struct.Struct("<qd")
+#: Each place in it: position, seconds since the epoch, the placement's number plus 1 (0 is none).
+#: The number is written last: if the process is killed meanwhile, it has no other's position.
+_START = struct.Struct("<qdq")
+
+
+class Start(NamedTuple):
+    """The latest start of a placement."""
+
+    number: int
+    #: Of the function in its bundle; -1 for a function that travels alone.
+    position: int
+    #: Seconds since the epoch.
+    started: float
 
 
 class Starts:
@@ -30,6 +41,9 @@ class Starts:
     costs one store. If the process is killed, another one can read the file. A start that has
     ended is kept until its place is needed. The place that has been free for longest is used first,
     so the scheduler has long known of that end.
+
+    The functions of a bundle are one placement and start one after the other, in the order of their
+    positions. They use one place, which has the latest: those before it have been passed.
 
     There are as many places as starts are kept: more than run at a time, plus those whose end the
     scheduler may not know yet. Without the address of a :class:`StartsFile`, they are in memory
@@ -41,9 +55,11 @@ class Starts:
         self._lock = threading.Lock()
         self._free = deque(range(places))
         self._number: list[int | None] = [None] * places
-        #: {placement: (place, s since epoch)}
-        self._started: dict[int, tuple[int, float]] = {}
+        #: {placement: (place, start)}
+        self._started: dict[int, tuple[int, Start]] = {}
         self._withdrawn: set[int] = set()
+        #: {placement: positions}
+        self._skipped: defaultdict[int, set[int]] = defaultdict(set)
         self._sealed = False
         #: How many starts found no free place.
         self._lost = 0
@@ -57,33 +73,42 @@ class Starts:
         if self._memory is not None:
             _HEAD.pack_into(self._memory, 0, os.getpid(), self._lost, self._owner)
 
-    def begin(self, number: int) -> int | None:
-        """Record that the function of a placement starts; return the place, to be passed to `end`.
+    def begin(self, number: int, position: int = -1) -> int | None:
+        """Record that a function of a placement starts; return the place, to be passed to `end`.
 
-        None if the function must not start.
+        None if the function must not start. Each function of a bundle gets the same place.
         """
         now = time.time()
         with self._lock:
-            if self._sealed or number in self._withdrawn:
+            if self.refuses(number) or position in self._skipped.get(number, ()):
                 return None
-            if not self._free:  # all in use, by functions that gave up their threads
-                self._lost += 1
-                self._write_head()
-                self._started[number] = -1, now
-                return -1
-            place = self._free.popleft()
-            before = self._number[place]
-            if before is not None:
-                del self._started[before]
-                self._withdrawn.discard(before)
-            self._number[place] = number
-            self._started[number] = place, now
-            if self._memory is not None:
-                _START.pack_into(self._memory, _HEAD.size + place * _START.size, number + 1, now)
+            if number in self._started:
+                place = self._started[number][0]
+            else:
+                place = self._place(number)
+            self._started[number] = place, Start(number, position, now)
+            if place >= 0 and self._memory is not None:
+                offset = _HEAD.size + place * _START.size
+                _START.pack_into(self._memory, offset, position, now, number + 1)
             return place
 
+    def _place(self, number: int) -> int:
+        """Return a place for a placement; -1 if there is none."""
+        if not self._free:  # all in use, by functions that gave up their threads
+            self._lost += 1
+            self._write_head()
+            return -1
+        place = self._free.popleft()
+        before = self._number[place]
+        if before is not None:
+            del self._started[before]
+            self._withdrawn.discard(before)
+            self._skipped.pop(before, None)
+        self._number[place] = number
+        return place
+
     def end(self, place: int) -> None:
-        """Record that the start at a place has ended."""
+        """Record that the placement at a place has ended."""
         if place >= 0:
             self._free.append(place)
 
@@ -91,24 +116,30 @@ class Starts:
         """Whether a placement was withdrawn."""
         return number in self._withdrawn
 
-    def withdraw(self, numbers: Iterable[int]) -> dict[int, float]:
-        """Withdraw placements: those that have not started never will.
+    def refuses(self, number: int) -> bool:
+        """Whether nothing of a placement may start any more."""
+        return self._sealed or number in self._withdrawn
 
-        Return {placement: s since epoch} of those that have.
-        """
+    def withdraw(self, numbers: Iterable[int]) -> list[Start]:
+        """Withdraw placements, so that nothing of them starts any more; return those started."""
         with self._lock:
-            started = {}
-            for number in numbers:
-                self._withdrawn.add(number)
-                if number in self._started:
-                    started[number] = self._started[number][1]
-            return started
+            self._withdrawn.update(numbers := list(numbers))
+            return _in_order(self._started[n][1] for n in numbers if n in self._started)
 
-    def seal(self) -> dict[int, float]:
-        """Allow no more starts; return {placement: s since epoch} of those so far."""
+    def withdraw_member(self, number: int, position: int) -> None:
+        """Withdraw a function of a bundle; the others are not affected."""
+        with self._lock:
+            self._skipped[number].add(position)
+
+    def seal(self) -> list[Start]:
+        """Allow no more starts; return those so far."""
         with self._lock:
             self._sealed = True
-            return {number: started for number, (_, started) in self._started.items()}
+            return _in_order(start for _, start in self._started.values())
+
+
+def _in_order(starts: Iterable[Start]) -> list[Start]:
+    return sorted(starts, key=lambda start: start.started)
 
 
 def _open(address: str) -> BinaryIO:
@@ -142,8 +173,8 @@ class Left:
     #: The worker's id, and that of its process.
     owner: str
     pid: int
-    #: {placement: s since epoch} of the latest ones; None if the record is incomplete.
-    started: dict[int, float] | None
+    #: The latest ones, in order; None if the record is incomplete.
+    started: list[Start] | None
 
 
 #: Prefix of the files' names, on systems where they need names.
@@ -186,7 +217,8 @@ class StartsFile:
         if len(data) < _HEAD.size:
             return None
         pid, lost, owner = _HEAD.unpack_from(data)
-        started = {n - 1: t for n, t in _START.iter_unpack(data[_HEAD.size :]) if n}
+        places = _START.iter_unpack(data[_HEAD.size :])
+        started = _in_order(Start(number - 1, *start) for *start, number in places if number)
         return Left(owner.rstrip(b"\0").decode(), pid, None if lost else started)
 
     def clear(self) -> None:

@@ -11,7 +11,7 @@ import math
 import pickle
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from distributed import Client
 
 from handoff_dask.attempts.retries import Verdict, judged, unusable
 from handoff_dask.compat import worker as compat
-from handoff_dask.model.expansion import evaluate, finish
+from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.packed_errors import packed
 from handoff_dask.standins import for_a_log, type_of
@@ -133,6 +133,18 @@ def running(
         yield
     finally:
         _running.reset(token)
+
+
+def run_member(
+    identity: _Identity,
+    call: Call,
+    values: Sequence[Any],
+    attempt: int,
+    task: compat.ThisTask | None,
+) -> Any:
+    """Evaluate the call of a bundle's function; call this in a context of its own."""
+    _running.set(_Running(*identity, attempt, {} if task is None else _cost(task.facts), task))
+    return evaluate(call, values, compat.worker_address)
 
 
 def waiting_task(client: Client) -> compat.ThisTask | None:
@@ -280,7 +292,7 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
                 expired = True
                 task.log(TOPIC, {"action": "attempt-late", **message})
                 if compat.failures_shown():
-                    _log_failure(identity, message, task.facts)
+                    _log_attempt(identity, message, task.facts)
 
     timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), expire)
     timer.daemon = True
@@ -311,18 +323,25 @@ def _reported(
     message = _failure(error, failure.message, started, policy, task.facts)
     task.log(TOPIC, {"action": "attempt-failed", **message})
     if compat.silence_failure():
-        _log_failure(identity or (task.key, None), message, task.facts)
+        _log_attempt(identity or (task.key, None), message, task.facts)
     return failure
 
 
-def _log_failure(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Log that an attempt failed, in one line."""
+def _log_attempt(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
-    if not message["retry"]:
+    text = f"{message['error_type']}: {message['message']}"
+    log_failure(identity, text, attempt, most, allowed=message["retry"])
+
+
+def log_failure(
+    identity: _Identity, text: str, attempt: int, most: int, *, allowed: bool = True
+) -> None:
+    """Log that an attempt failed, in one line; `allowed`: whether the policy allows another."""
+    if not allowed:
         follows = "its retry policy allows no further attempt"
     else:
         follows = "it will be retried" if attempt < most else "no attempt is left"
-    text = f"{message['error_type']}: {message['message']}".rstrip(": ")
+    text = text.rstrip(": ")
     logger.warning(
         "Function %r of DAG %r: attempt %d of %d failed: %s; %s",
         *identity,

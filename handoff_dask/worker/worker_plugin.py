@@ -22,6 +22,7 @@ from handoff_dask.compat import worker as compat
 from handoff_dask.compat.worker import WORKER_ANY_RUNNING, TaskEnds
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
+from handoff_dask.wire.bundles import WITHDRAW_MEMBER
 from handoff_dask.wire.offers import Declaration, Declarations, offered
 from handoff_dask.worker.devices import Devices, visible_gpus
 from handoff_dask.worker.fetches import Fetches
@@ -63,7 +64,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         worker.handlers.update(self.handlers)
         self.filter_log()
         worker.stream_handlers[TAKE_BACK] = self.take_back
-        worker.stream_handlers["handoff-withdraw"] = self.withdraw_one
+        worker.stream_handlers.update(self.stream_handlers)
         starts = await self._starts_address()
         address = worker.contact_address
         again, ours, leaving = await worker.scheduler.handoff_joining(worker=address)
@@ -87,6 +88,11 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             "handoff_serializing": self.fetches.serializing,
             "handoff_abandon": self.fetches.abandon,
         }
+
+    @property
+    def stream_handlers(self) -> dict[str, Callable[..., Any]]:
+        """The messages that the scheduler may send on the worker's stream."""
+        return {"handoff-withdraw": self.withdraw_one, WITHDRAW_MEMBER: self.withdraw_member}
 
     async def declare(self, capabilities: Mapping[str, float]) -> dict[str, float]:
         """Declare resources, under the worker's own names for them if it has any.
@@ -167,23 +173,22 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             return Starts(places, address, self.worker.id)
         return Starts(places)
 
-    async def withdraw(self, calls: list[tuple[Any, int]]) -> list[tuple[int, float | None, bool]]:
-        """Withdraw placements, given as (key, placement): those not started never will be.
+    async def withdraw(self, calls: list[tuple[Any, int]]) -> dict[str, Any]:
+        """Withdraw placements, given as (key, placement): what has not started never will.
 
-        Return (placement, start in s since epoch, whether it still has a thread) of those that
-        have started, or have a thread because they were about to start. The end of each thread is
-        reported to the scheduler.
+        Return the latest starts of those that have started, as (placement, position in a bundle,
+        s since epoch), and the placements that still have a thread, possibly because they were
+        about to start. The end of each thread is reported to the scheduler.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)
-        going_on = []
-        for key, number in calls:
-            busy = self.busy(key)
-            if busy:
-                self.at_end(key, partial(self._over, key, number))
-            if busy or number in started:
-                going_on.append((number, started.get(number), busy))
-        return going_on
+        busy = [(key, number) for key, number in calls if self.busy(key)]
+        for key, number in busy:
+            self.at_end(key, partial(self._over, key, number))
+        return {
+            "started": [tuple(start) for start in started],
+            "busy": [number for _, number in busy],
+        }
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Tell the scheduler when a function gives up its thread, for good or while it waits."""
@@ -199,6 +204,11 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Withdraw a placement that arrives later on the same stream."""
         if self.starts is not None:
             self.starts.withdraw([number])
+
+    def withdraw_member(self, number: int, position: int) -> None:
+        """Withdraw a function of a bundle: it is skipped, unless it has started."""
+        if self.starts is not None:
+            self.starts.withdraw_member(number, position)
 
     def _report_given_up(self) -> None:
         """Report tasks that were cancelled before the plugin was installed and still run."""
@@ -226,7 +236,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             worker.handlers.pop(name, None)
         self.unfilter_log()
         self.fetches.close()
-        worker.stream_handlers.pop("handoff-withdraw", None)
+        for name in self.stream_handlers:
+            worker.stream_handlers.pop(name, None)
         if self.starts is not None and worker.status not in WORKER_ANY_RUNNING:
             self._last_word(self.starts)
         self.starts = None
@@ -239,7 +250,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         The message goes out on the stream, after the ends of all functions and before the worker is
         gone. If it does not arrive, the nanny knows.
         """
-        started = list(starts.seal().items())
+        started = [tuple(start) for start in starts.seal()]
         if started or self.worker.state.tasks:
             self.worker.batched_send({"op": "handoff_gone", "started": started})
 

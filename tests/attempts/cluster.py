@@ -250,7 +250,7 @@ class Cluster:
                 sent.over = True  # it never will be
             sent.promised = sent.running
         end = End(
-            {sent.number: sent.started} if sent.started is not None else {},
+            {sent.number: ((-1, sent.started),)} if sent.started is not None else {},
             frozenset([sent.number] if sent.running else []),
         )
         if not known:

@@ -13,6 +13,11 @@ import pytest
 from handoff_dask.worker.starts import Starts, StartsFile
 
 
+def numbers(starts):
+    """Return the placements among starts."""
+    return {start.number for start in starts}
+
+
 @pytest.fixture(params=["without a name", "with a name"])
 def file(request, monkeypatch, tmp_path):
     """A file of either kind, read without clearing it."""
@@ -41,7 +46,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     process.wait()
     left = file.read()
     assert (left.owner, left.pid) == ("me", process.pid)
-    assert set(left.started) == {7, 0, 12}
+    assert [start.number for start in left.started] == [7, 0, 12]
 
 
 def test_places_are_taken_in_turn(file):
@@ -50,7 +55,7 @@ def test_places_are_taken_in_turn(file):
     running = starts.begin(100)
     for number in range(50):
         starts.end(starts.begin(number))
-    assert set(file.read().started) == {100, 47, 48, 49}
+    assert numbers(file.read().started) == {100, 47, 48, 49}
     starts.end(running)
 
 
@@ -60,23 +65,59 @@ def test_more_at_work_than_places(file):
     for number in range(3):
         starts.begin(number)
     assert file.read().started is None
-    assert set(starts.seal()) == {0, 1, 2}
+    assert numbers(starts.seal()) == {0, 1, 2}
 
 
 def test_withdrawn_placements_never_start():
     """A withdrawn placement never starts; if it already has, the start is returned."""
     starts = Starts(4)
     starts.begin(1)
-    assert set(starts.withdraw([1, 2])) == {1}
+    assert numbers(starts.withdraw([1, 2])) == {1}
     assert starts.begin(2) is None
     assert starts.begin(3) is not None
+
+
+def test_the_functions_of_a_bundle_use_one_place(file):
+    """A bundle of many functions leaves the other starts; its latest start says where it is."""
+    starts = Starts(4, file.address)
+    other, ended = starts.begin(100), starts.begin(101)
+    starts.end(ended)
+    for position in range(1000):
+        place = starts.begin(7, position)
+    for left in (file.read().started, starts.withdraw([100, 101, 7])):
+        assert [(start.number, start.position) for start in left] == [
+            (100, -1),
+            (101, -1),
+            (7, 999),
+        ]
+    starts.end(place)
+    starts.end(other)
+
+
+def test_a_bundle_without_a_place():
+    """A bundle that finds no place counts as one start that the file lacks."""
+    starts = Starts(1)
+    starts.begin(1)
+    assert [starts.begin(2, position) for position in range(3)] == [-1, -1, -1]
+    assert [(start.number, start.position) for start in starts.seal()] == [(1, -1), (2, 2)]
+
+
+def test_a_withdrawn_member_is_skipped():
+    """A withdrawn function of a bundle never starts; the others do until all are withdrawn."""
+    starts = Starts(4)
+    starts.withdraw_member(7, 1)
+    assert [starts.begin(7, position) is None for position in range(3)] == [False, True, False]
+    assert not starts.refuses(7)
+    starts.withdraw([7])
+    assert starts.refuses(7)
+    assert starts.begin(7, 3) is None
 
 
 def test_sealed():
     """A sealed record returns what was started, and allows no more starts."""
     starts = Starts(4)
     starts.begin(1)
-    assert set(starts.seal()) == {1}
+    assert numbers(starts.seal()) == {1}
     assert starts.begin(2) is None
 
 
@@ -90,8 +131,8 @@ def test_random_life(file):
         running.append(starts.begin(number))
         known.append(number)
         # Places are taken in turn: the last eleven are always among sixteen with five at work.
-        assert set(known[-11:]) <= set(file.read().started)
-        assert starts.withdraw(known[-11:]).keys() == set(known[-11:])
+        assert set(known[-11:]) <= numbers(file.read().started)
+        assert numbers(starts.withdraw(known[-11:])) == set(known[-11:])
 
 
 def test_one_process_after_another(file):
@@ -99,10 +140,10 @@ def test_one_process_after_another(file):
     assert file.read() is None
     for places in (4, 2, 8):
         starts = Starts(places, file.address, f"worker {places}")
-        assert file.read().started == {}
+        assert file.read().started == []
         starts.begin(places)
         left = file.read()
-        assert (left.owner, set(left.started)) == (f"worker {places}", {places})
+        assert (left.owner, numbers(left.started)) == (f"worker {places}", {places})
         del starts
         file.clear()
         assert file.read() is None

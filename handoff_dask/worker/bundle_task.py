@@ -1,0 +1,240 @@
+"""The task that runs the functions of a bundle, and the one that takes a value out of it."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+from typing import Any
+
+from handoff_dask.compat import worker as compat
+from handoff_dask.packed_errors import packed
+from handoff_dask.standins import type_of
+from handoff_dask.wire.bundles import (
+    MEMBERS,
+    EndedColumns,
+    Member,
+    MemberFailure,
+    Values,
+    unpacked,
+)
+from handoff_dask.wire.payload import Name, open_call
+from handoff_dask.worker.task import log_failure, run_member
+
+#: Seconds between reports of members that succeeded.
+REPORT = 0.05
+
+
+def run_bundle(members: bytes, names: tuple[Name, ...], *values: Any) -> Values:
+    """Run the functions of a bundle, one after the other.
+
+    `values` are the content of each name in `names`, then the inputs of the bundle. The scheduler
+    annotates the task with what differs from one placement to the next:
+
+    - ``positions``: the members that run; None: all,
+    - ``keep``: the members whose values are returned; None: as each says,
+    - ``attempts``: {position: number of earlier attempts},
+    - ``patience``: seconds after which the bundle gives back those that have not started.
+
+    A bundle also gives them back if it gave up its thread or was withdrawn, or if its worker is
+    paused or closing. Then the values that they need are returned as well.
+    """
+    inputs = values[len(names) :]
+    contents = dict(zip(names, values, strict=False))
+    return _Bundle(unpacked(members), contents, inputs, compat.this_task()).run()
+
+
+def take(index: int, values: Values) -> Any:
+    """Return the value of a member, or raise what it raised."""
+    if index in values.errors:
+        compat.silence_failure()
+        raise packed(pickle.loads(values.errors[index]))
+    return values[index]
+
+
+class _Bundle:
+    """One placement of a bundle."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        contents: Mapping[Name, Any],
+        inputs: Sequence[Any],
+        task: compat.ThisTask | None,
+    ) -> None:
+        self._members = members
+        self._contents = contents
+        self._inputs = inputs
+        self._task = task
+        mark = {} if task is None else task.facts.get("handoff", {})
+        positions, keep = mark.get("positions"), mark.get("keep")
+        self._positions: Sequence[int] = range(len(members)) if positions is None else positions
+        self._keep = {p for p in self._positions if members[p].keep} if keep is None else set(keep)
+        self._attempts: Mapping[int, int] = mark.get("attempts") or {}
+        self._patience: float | None = mark.get("patience")
+        #: {position: how many members still need its value}
+        self._users = Counter(-1 - s for p in self._positions for s in members[p].sources if s < 0)
+        #: By position: values that somebody still needs.
+        self._values: dict[int, Any] = {}
+        #: {position: because of which member it cannot run, possibly of itself}
+        self._failed: dict[int, int] = {}
+        self._errors: dict[int, bytes] = {}
+        self._report = _Report(task)
+        self._starts = None if task is None else task.starts
+        self._number = -1 if task is None else task.run_id
+        self._begun = time.monotonic()
+        self._place: int | None = None
+
+    def run(self) -> Values:
+        """Run the members; return the values that somebody still needs."""
+        if self._starts is None and self._task is not None and self._task.closing:
+            raise compat.NotStarted  # the worker has already reported what it started
+        try:
+            for position in self._positions:
+                if self._place is not None and self._gives_back():
+                    break
+                self._run(position)
+        finally:
+            if self._starts is not None and self._place is not None:
+                self._starts.end(self._place)
+        if self._place is None and self._withdrawn():
+            raise compat.NotStarted
+        self._report.send()
+        index = {position: self._members[position].index for position in self._positions}
+        return Values(
+            {index[position]: value for position, value in self._values.items()},
+            {index[position]: error for position, error in self._errors.items()},
+        )
+
+    def _withdrawn(self) -> bool:
+        return self._starts is not None and self._starts.refuses(self._number)
+
+    def _gives_back(self) -> bool:
+        """Whether what has not started is left to another placement."""
+        if self._patience is not None and time.monotonic() - self._begun > self._patience:
+            return True
+        return self._task is not None and (self._withdrawn() or not self._task.undisturbed)
+
+    def _run(self, position: int) -> None:
+        """Run a member until it succeeds or no attempt is left."""
+        member = self._members[position]
+        for source in member.sources:
+            if source < 0 and -1 - source not in self._values:
+                self._leave_out(position, -1 - source)
+                return
+        values = [
+            self._inputs[source] if source >= 0 else self._values[-1 - source]
+            for source in member.sources
+        ]
+        attempt = self._attempts.get(position, 0) + 1
+        while self._starts_now(position):
+            started = time.time()
+            identity = None
+            try:
+                identity, call = open_call(member.call, self._contents)
+                # In a context of its own, so that nothing a function sets there reaches the next.
+                value = copy_context().run(run_member, identity, call, values, attempt, self._task)
+            except BaseException as error:  # whatever a function raises is its failure
+                final = attempt > member.max_retries
+                failure = packed(error)
+                pickled = pickle.dumps(failure) if final else None
+                self._report.failed(
+                    MemberFailure(
+                        position,
+                        started,
+                        time.time(),
+                        type_of(error),
+                        failure.message,
+                        final,
+                        pickled,
+                    )
+                )
+                if self._task is not None and compat.failures_shown():
+                    text = f"{type_of(error)}: {failure.message}"
+                    known = identity or (self._task.key, None)
+                    log_failure(known, text, attempt, member.max_retries + 1)
+                if pickled is not None:
+                    self._errors[position] = pickled
+                    self._failed[position] = position
+                    break
+                attempt += 1
+            else:
+                self._report.ended(position, started, time.time())
+                if position in self._keep or self._users[position]:
+                    self._values[position] = value
+                break
+        else:
+            return  # withdrawn
+        self._release(member)
+
+    def _starts_now(self, position: int) -> bool:
+        """Record that a member starts; return False if it must not."""
+        place = -1
+        if self._starts is not None:
+            begun = self._starts.begin(self._number, position)
+            if begun is None:
+                return False
+            place = begun
+        self._place = place
+        return True
+
+    def _leave_out(self, position: int, source: int) -> None:
+        """Record that a member cannot run because another has no value."""
+        because = self._failed.get(source, source)
+        self._report.unstarted(position, because)
+        if source in self._failed:
+            self._failed[position] = because
+            self._release(self._members[position])
+
+    def _release(self, member: Member) -> None:
+        """Drop the values that only this member needed."""
+        for source in member.sources:
+            if source < 0:
+                position = -1 - source
+                self._users[position] -= 1
+                if not self._users[position] and position not in self._keep:
+                    self._values.pop(position, None)
+
+
+class _Report:
+    """Tells the scheduler what became of members, before Dask's message about the task's end."""
+
+    def __init__(self, task: compat.ThisTask | None) -> None:
+        self._task = task
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ended = EndedColumns()
+        self._failures: list[MemberFailure] = []
+        self._unstarted: list[tuple[int, int]] = []
+        self._last = time.monotonic()
+
+    def ended(self, position: int, started: float, stopped: float) -> None:
+        """Add an attempt that succeeded."""
+        self._ended.add(position, started, stopped)
+        if time.monotonic() - self._last > REPORT:
+            self.send()
+
+    def failed(self, failure: MemberFailure) -> None:
+        """Report an attempt that failed, at once."""
+        self._failures.append(failure)
+        self.send()
+
+    def unstarted(self, position: int, because: int) -> None:
+        """Add a member that cannot run because of another."""
+        self._unstarted.append((position, because))
+
+    def send(self) -> None:
+        """Send what was added since the last time."""
+        if self._task is not None and (self._ended or self._failures or self._unstarted):
+            self._task.send(
+                MEMBERS,
+                {
+                    "ended": self._ended.pack(),
+                    "failures": [tuple(failure) for failure in self._failures],
+                    "unstarted": self._unstarted,
+                },
+            )
+        self._clear()
