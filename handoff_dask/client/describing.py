@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,16 @@ from handoff_dask.client.options import OnError
 from handoff_dask.model.expansion import Call, Node, NodeKind
 from handoff_dask.model.function import Function, claims, dependency_ids, time_limit
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.wire.keys import Key
-from handoff_dask.wire.messages import ONE_ATTEMPT, FunctionOutline, FunctionRow, RunSpec
+from handoff_dask.placement.bundling import companions
+from handoff_dask.wire.keys import Key, bundle_key, node_key
+from handoff_dask.wire.messages import (
+    ONE_ATTEMPT,
+    FunctionOutline,
+    FunctionRow,
+    Portion,
+    RunSpec,
+    unpacked_rows,
+)
 
 
 def dag_label(dag_id: Hashable) -> str:
@@ -28,63 +36,99 @@ def function_label(function_id: Hashable) -> str:
     return repr(function_id)
 
 
-def function_rows(
-    nodes: Sequence[Node],
-    prefixes: Sequence[str],
-    policies: Sequence[RetryPolicy] | None = None,
-    pins: Mapping[Hashable, str] | None = None,
-) -> list[FunctionRow]:
-    """Return the row of each node.
+class Rows:
+    """Makes the rows of nodes.
 
     Parameters
     ----------
-    nodes, prefixes
-        The nodes, and the names of their code.
-    policies
-        How each node is retried; None if nothing will run.
+    outline
+        The run.
+    translator
+        Has the names of its codes, and how its nodes are retried.
     pins
         What an allocator chose; it overrides pins, preferences and collocations of the DAG.
     """
-    # One object for each distinct policy, so that it travels once.
-    numbers: dict[int, RetryPolicy] = {}
-    escalations: dict[int, bytes] = {}
-    rows = []
-    for node, prefix in zip(nodes, prefixes, strict=True):
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        prefixes: Sequence[str],
+        policies: Sequence[RetryPolicy] | None = None,
+        pins: Mapping[Hashable, str] | None = None,
+        wanted: Container[Hashable] = (),
+        awaited: Container[Hashable] = (),
+    ) -> None:
+        self._nodes = nodes
+        self._prefixes = prefixes
+        self._policies = policies
+        self._pins = pins
+        self._wanted = wanted
+        self._awaited = awaited
+        # One object for each distinct policy, so that it travels once.
+        self._numbers: dict[int, RetryPolicy] = {}
+        self._escalations: dict[int, bytes] = {}
+
+    def of(self, indices: Iterable[int]) -> list[FunctionRow]:
+        """Return the rows of nodes."""
+        return list(map(self._row, indices))
+
+    def _row(self, index: int) -> FunctionRow:
+        node = self._nodes[index]
+        id_ = node.function.id
+        is_function = node.kind == "function"
         pin, preferred, collocated = node.pin, node.preferred, node.collocated
-        if pins and node.kind == "function":
-            pin, preferred, collocated = (pins[node.function.id],), (), None
-        policy = ONE_ATTEMPT if policies is None else policies[node.index]
-        if id(policy) not in numbers:
-            numbers[id(policy)] = policy.numbers
+        if self._pins and is_function:
+            pin, preferred, collocated = (self._pins[id_],), (), None
+        policy = ONE_ATTEMPT if self._policies is None else self._policies[index]
+        numbers = self._numbers.get(id(policy))
+        if numbers is None:
+            numbers = self._numbers[id(policy)] = policy.numbers
             if policy.escalate is not None:
-                escalations[id(policy)] = pickling.dumps(policy)
-        rows.append(
-            FunctionRow(
-                prefix,
-                function_label(node.function.id),
-                node.cost,
-                node.dependencies,
-                pin,
-                preferred,
-                node.function.priority,
-                collocated,
-                node.binds,
-                node.source,
-                node.target,
-                numbers[id(policy)],
-                time_limit(node.function),
-                escalations.get(id(policy)),
-            )
+                self._escalations[id(policy)] = pickling.dumps(policy)
+        return FunctionRow(
+            index,
+            self._prefixes[index],
+            function_label(id_),
+            node.cost,
+            node.dependencies,
+            pin,
+            preferred,
+            node.function.priority,
+            collocated,
+            node.binds,
+            node.source,
+            node.target,
+            numbers,
+            time_limit(node.function),
+            self._escalations.get(id(policy)),
+            is_function and id_ in self._wanted,
+            is_function and id_ in self._awaited,
         )
-    return rows
+
+    def kinds(self) -> list[FunctionRow]:
+        """Return the rows of one node of each cost and pin, and of all that depend on others."""
+        grouped = companions(self._nodes)
+        kinds: dict[Any, int] = {}
+        costs: dict[int, Any] = {}
+        for node in self._nodes:
+            kind: Any = node.index
+            if node.kind == "function" and node.collocated is None and node.index not in grouped:
+                # Costs are interned.
+                cost = costs.get(id(node.cost))
+                if cost is None:
+                    cost = costs[id(node.cost)] = tuple(node.cost.items())
+                pin = self._pins[node.function.id] if self._pins else node.pin
+                kind = cost, pin
+            kinds.setdefault(kind, node.index)
+        return self.of(kinds.values())
 
 
-def packed_outlines(functions: Mapping[Hashable, Function]) -> bytes:
+def packed_outlines(functions: Iterable[Function]) -> bytes:
     """Return the outlines of functions, pickled for clients that need not have the user's code."""
     # One object for each distinct cost, so that it travels once.
     costs: dict[Any, Mapping[str, float]] = {}
     outlines = []
-    for f in functions.values():
+    for f in functions:
         args = tuple(dependency_ids(f))
         code = getattr(f.code, "__qualname__", None) or repr(f.code)
         cost = claims(f)
@@ -103,44 +147,67 @@ class Outline:
     functions: Mapping[Hashable, Function]
     #: What the DAG expands to.
     nodes: Sequence[Node]
-    keys: Sequence[Key]
+    #: Returns the key of a node.
+    key: Callable[[int], Key]
     #: The functions whose results are asked for.
     wanted: Sequence[Hashable]
     #: {function id: index} of those, and of the functions that run only for their side effects.
     awaited: Mapping[Hashable, int]
     on_error: OnError
+    #: For a run that is followed: key, nodes that the run waits for, and whether it is a bundle, of
+    #: each task.
+    units: Sequence[tuple[Key, Sequence[int], bool]] = ()
 
     @classmethod
-    def of(cls, spec: RunSpec) -> Outline:
+    def of(cls, spec: RunSpec, portions: Iterable[Portion]) -> Outline:
         """Return the outline of a run that another client submitted."""
-        outlines = [FunctionOutline(*fields) for fields in pickle.loads(spec.functions)]
+        rows: dict[int, FunctionRow] = {}
+        outlines: list[FunctionOutline] = []
+        units: list[tuple[Key, Sequence[int], bool]] = []
+        for portion in portions:
+            rows.update((row.index, row) for row in portion.rows)
+            units += (
+                (node_key(row.prefix, spec.run_id, row.index), (row.index,), False)
+                for row in portion.rows
+                if row.awaited
+            )
+            for bundle in portion.bundles:
+                awaited = [i for i, flag in zip(bundle.members, bundle.awaited) if flag]
+                units.append((bundle_key(spec.run_id, bundle.number), awaited, True))
+            if portion.members:
+                rows.update((row.index, row) for row in unpacked_rows(portion.members))
+            outlines += (FunctionOutline(*fields) for fields in pickle.loads(portion.functions))
         functions = {
             o.id: Function(o.id, o.args, Elsewhere(o.code), cost=o.cost, node=o.node, type=o.type)
             for o in outlines
         }
-        regular = [f for f in functions.values() if f.type == "regular"]
+        in_order = [rows[index] for index in sorted(rows)]
+        ids = [o.id for o in outlines if o.type == "regular"]
+        named = dict(zip((row.index for row in rows.values() if row.source is None), ids, strict=True))
         nodes = [
             Node(
-                index,
+                row.index,
                 _kind(row),
-                regular[index if row.target is None else row.target],
+                functions[named[row.index if row.target is None else row.target]],
                 _NO_CALL,
                 row.dependencies,
                 row.cost,
                 source=row.source,
                 target=row.target,
             )
-            for index, row in enumerate(spec.rows)
+            for row in in_order
         ]
+        wanted = [row.index for row in in_order if row.wanted] if spec.order is None else spec.order
         return cls(
             run_id=spec.run_id,
             dag_id=pickle.loads(spec.own_id),
             functions=functions,
             nodes=nodes,
-            keys=spec.keys,
-            wanted=[nodes[index].function.id for index in spec.wanted],
-            awaited={nodes[index].function.id: index for index in sorted(spec.awaited)},
+            key=lambda index: node_key(rows[index].prefix, spec.run_id, index),
+            wanted=[nodes[index].function.id for index in wanted],
+            awaited={nodes[row.index].function.id: row.index for row in in_order if row.awaited},
             on_error="raise" if spec.stops_at_failure else "continue",
+            units=units,
         )
 
 

@@ -47,6 +47,7 @@ def execute(
     priority: float = 0,
     on_event: Callable[[Event], Any] | None = None,
     progress: bool = False,
+    bundle: Seconds | bool | None = None,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -90,6 +91,10 @@ def execute(
     progress
         Whether to show the progress on standard error: as a bar on a terminal, else as a line every
         10 s. In a notebook, it is drawn in the output of the cell.
+    bundle
+        How much work short functions may be sent together for, as one Dask task: seconds, text such
+        as ``"50 ms"``, or a timedelta. 0 or False sends each by itself; None takes the setting
+        ``handoff.bundle`` (50 ms). Whatever is promised of a function holds for each of them.
 
     Returns
     -------
@@ -202,6 +207,7 @@ def submit(
     priority: float = 0,
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,
+    bundle: Seconds | bool | None = None,
 ) -> RunAnswer:
     """Run a DAG without waiting for it.
 
@@ -213,7 +219,7 @@ timeout, placement_timeout, priority
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
         until :func:`forget` is called.
-    on_event
+    on_event, bundle
         As for :func:`execute`.
 
     Returns
@@ -248,11 +254,12 @@ def _started(
     __tracebackhide__ = True
     with collector.paused():
         submission = Submission(dag, options)
-    annotating.warn(submission.translation.keys)
+    annotating.warn(list(map(submission.translator.key, submission.first)))
     client = current_client(client)
     submission.check_futures(client)
     if client is not None:
-        return _sent(submission, Follower(submission.outline, client))
+        run = Follower(submission.outline, client)
+        return _sent_async(submission, run) if client.asynchronous else _sent(submission, run)
     if options.detach:
         raise ValueError("detach=True needs a cluster that outlives this process: pass client=")
     embedded = EmbeddedCluster()
@@ -267,13 +274,34 @@ def _started(
     return run
 
 
-def _sent(submission: Submission, run: Follower) -> Follower | Awaitable[Follower]:
+def _sent(submission: Submission, run: Follower) -> Follower:
+    """Open a run and send its functions, each piece while the next is pickled in this thread."""
     __tracebackhide__ = True
+    client = run.client
     try:
-        outer = waiting_task(run.client)
-        within = None if outer is None else outer.key
-        started = sync(run.client, run.start, submission, within)
-        return cast("Follower | Awaitable[Follower]", started)
+        sync(client, run.start, submission, _within(client))
+        for piece in submission.pieces():
+            if not sync(client, run.send, piece):
+                break
+        sync(client, run.sent, submission.options.detach)
     except KeyboardInterrupt:
         run.cancel()
         raise
+    return run
+
+
+async def _sent_async(submission: Submission, run: Follower) -> Follower:
+    __tracebackhide__ = True
+    client = run.client
+    await sync(client, run.start, submission, _within(client))
+    for piece in submission.pieces():
+        if not await sync(client, run.send, piece):
+            break
+    await sync(client, run.sent, submission.options.detach)
+    return run
+
+
+def _within(client: Client) -> Any:
+    """Return the key of the task that submits a run here, if one does."""
+    outer = waiting_task(client)
+    return None if outer is None else outer.key

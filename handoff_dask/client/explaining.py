@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from distributed import Client
 
 from handoff_dask.client import connection
-from handoff_dask.client.describing import dag_label, function_rows
+from handoff_dask.client.describing import Rows, dag_label
 from handoff_dask.client.outcomes import producer
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.dag import DAG, require_dag
@@ -229,7 +229,7 @@ def explain(dag: DAG, *, client: Client | None = None) -> ExplanationAnswer:
             run_id=f"explain-{id(dag)}-{client.id}",
             dag_id=dag_label(dag.id),
             client=client.id,
-            rows=function_rows(nodes, code_prefixes(nodes)),
+            kinds=Rows(nodes, code_prefixes(nodes)).of(range(len(nodes))),
         )
         answer = await connection.call(client, "explain", spec=spec.packed())
         findings, ending = pickle.loads(answer)

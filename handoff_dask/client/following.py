@@ -6,23 +6,24 @@ import asyncio
 import contextlib
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from distributed import Client, Future
 
 from handoff_dask.attempts.states import STATES, UNENDED
-from handoff_dask.client import annotating, connection, gathering, outcomes, waiting
+from handoff_dask.client import connection, outcomes, waiting
 from handoff_dask.client.describing import Outline
 from handoff_dask.client.explaining import Fetching, RunExplanation, Unready
 from handoff_dask.client.listening import Listener
 from handoff_dask.client.options import Allocator
 from handoff_dask.client.results import Attempts, ExecutionResult
+from handoff_dask.client.sending import Sender
 from handoff_dask.client.submission import Submission
+from handoff_dask.client.units import Unit, Units
 from handoff_dask.errors import ClusterLostError, HandoffError, RunCancelledError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Waiting
-from handoff_dask.wire.messages import RunReport, allocation_error
+from handoff_dask.wire.messages import Opened, RunReport, allocation_error
 
 #: Seconds before the first further look at a run that the scheduler does not yet call over.
 PAUSE = 0.005
@@ -41,18 +42,14 @@ class Follower:
     def __init__(self, outline: Outline, client: Client) -> None:
         self.outline = outline
         self.client = client
-        #: {function id: Future} of everything that the run waits for, until it is released.
-        self.futures: Mapping[Hashable, Future[Any]] = {}
-        #: Those of them whose results are asked for.
-        self.wanted: Mapping[Hashable, Future[Any]] = {}
+        #: Its tasks, and the results that are here.
+        self.units = Units(outline, client)
+        self._sender: Sender | None = None
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
         self._stopped: HandoffError | None = None
         self._outcome: asyncio.Future[ExecutionResult] | None = None
-        #: {function id: value} of the results that are here.
-        self._values: dict[Hashable, Any] = {}
-        self._fetching = asyncio.Lock()
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
         self._listener: Listener | None = None
@@ -66,7 +63,7 @@ class Follower:
         """Whether the run has ended and, if it is waited for, its results are here."""
         if self._outcome is not None:
             return self._outcome.done()
-        return all(future.done() for future in self.futures.values())
+        return all(unit.future.done() for unit in self.units)
 
     @property
     def remark(self) -> str:
@@ -81,13 +78,15 @@ class Follower:
         if self._final:
             return dict(self._final)
         names = {"finished": "done", "error": "failed", "pending": "waiting"}
-        states = [names.get(str(f.status), "cancelled") for f in self.futures.values()]
-        return {state: states.count(state) for state in STATES}
+        counts = dict.fromkeys(STATES, 0)
+        for unit in self.units:
+            counts[names.get(str(unit.future.status), "cancelled")] += len(unit.indices)
+        return counts
 
     # The start
 
-    async def start(self, submission: Submission, within: Any) -> Follower:
-        """Send the run to the cluster; `within` is the key of the task that submits it, if any."""
+    async def start(self, submission: Submission, within: Any) -> None:
+        """Open the run on the cluster; `within` is the key of the task that submits it, if any."""
         client, options = self.client, submission.options
         await connection.install(client)
         pins = None
@@ -100,32 +99,42 @@ class Follower:
         if submission.has_listeners:
             self._listener = Listener(client, self.outline, options.on_event, submission.log)
         try:
-            refused = await self._call("open", spec=submission.spec(client.id, pins, within))
-            if refused is not None:
-                index, finding = pickle.loads(refused)
+            spec = submission.spec(client.id, pins, within)
+            opened: Opened = pickle.loads(await self._call("open", spec=spec))
+            if opened.refused is not None:
+                index, finding = opened.refused
                 node = self.outline.nodes[index]
                 raise allocation_error(node.function.id, node.cost, finding)
             if self._stopped is not None:  # cancelled meanwhile
                 raise self._stopped
-            keys = submission.translation.keys
-            get = partial(
-                client.get,
-                submission.translation.graph,
-                [keys[index] for index in self.outline.awaited.values()],
-                sync=False,
-                priority=options.priority,
-            )
-            self._watch(annotating.without(keys, get))
+            if self.outline.nodes:
+                self._sender = Sender(client, submission, opened, self._ask, self.units.add)
         except BaseException:
-            # No graph will follow.
-            with contextlib.suppress(OSError, ClusterLostError):
-                await self._ask("close")
+            await self._give_up()
             raise
-        if options.detach:
+
+    async def send(self, calls: Mapping[int, Any]) -> bool:
+        """Send functions of the run; return whether more are of use."""
+        if self._sender is None:
+            return False  # it has none
+        try:
+            await self._sender.add(calls)
+        except BaseException:
+            await self._give_up()
+            raise
+        return not self.ending().done()
+
+    async def sent(self, detach: bool) -> None:
+        """Return once the run is under way or, if it is detached, the cluster has all of it."""
+        self.ending()
+        if detach:
             # The client may be closed as soon as this returns.
             await self._arrival()
-        self.ending()
-        return self
+
+    async def _give_up(self) -> None:
+        """Have the scheduler forget the run: nothing more will follow."""
+        with contextlib.suppress(OSError, ClusterLostError):
+            await self._ask("close")
 
     async def _arrival(self) -> None:
         """Wait until the scheduler has the graph; raise if it will not get it."""
@@ -140,15 +149,14 @@ class Follower:
     async def follow(self) -> Follower:
         """Follow a run that another client submitted."""
         self._followed = True
-        keys = [self.outline.keys[index] for index in self.outline.awaited.values()]
-        self._watch([Future(key, self.client) for key in keys])
+        client = self.client
+        self.units.add(
+            Unit(Future(key, client), indices, is_bundle)
+            for key, indices, is_bundle in self.outline.units
+        )
         # Only now: the scheduler answers with the states, which only existing futures receive.
-        await waiting.want(self.client, self.futures.values())
+        await waiting.want(client, self.units.futures)
         return self
-
-    def _watch(self, futures: Iterable[Future[Any]]) -> None:
-        self.futures = dict(zip(self.outline.awaited, futures, strict=True))
-        self.wanted = {id_: self.futures[id_] for id_ in self.outline.wanted}
 
     # Questions
 
@@ -247,21 +255,11 @@ class Follower:
             await self.stop(RunCancelledError(self.outline.dag_id, "nobody waits for it any more"))
             raise
         finally:
-            self._release()
+            self.units.release()
             if self._listener is not None:
                 # The last events come once the results are released.
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._listener.closed.wait(), waiting.PATIENCE)
-
-    def _release(self) -> None:
-        """Release the results; others who hold them keep them.
-
-        To be called on the client's loop: from another thread, each release would wake it.
-        """
-        for future in self.futures.values():
-            # Not left to the garbage collector: Dask's gather leaves circles of references.
-            future.release()
-        self.futures = {}
 
     async def wait(self, timeout: float | None) -> None:
         """Wait for the end, whatever it is."""
@@ -292,19 +290,9 @@ class Follower:
 
     async def fetched(self, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
         """Return {function id: value} of those functions whose results can be had now."""
-        ready = {id_: f for id_ in ids if (f := self.futures.get(id_)) and f.status == "finished"}
-        await self._fetch(ready)
-        return {id_: self._values[id_] for id_ in ready if id_ in self._values}
-
-    async def _fetch(self, futures: gathering.Futures) -> gathering.Problems:
-        """Fetch the results that there are, each once; return the errors of the others."""
-        async with self._fetching:
-            missing = {id_: f for id_, f in futures.items() if id_ not in self._values}
-            if not missing:
-                return {}
-            values, problems = await gathering.finished(self.client, missing)
-            self._values.update(values)
-            return problems
+        await self.units.fetch()
+        values = self.units.values
+        return {id_: values[id_] for id_ in ids if id_ in values}
 
     def ending(self) -> asyncio.Future[ExecutionResult]:
         """Wait for the end and fetch the results: for a run that is followed, once asked to."""
@@ -315,20 +303,42 @@ class Follower:
     async def _finish(self) -> ExecutionResult:
         """Wait for the end of the run, and fetch its results or say why there are none."""
         try:
+            units = self.units
             while True:
-                await waiting.ended(self.client, self.outline.run_id, self.futures.values())
+                await self._until_sent()
+                await waiting.ended(self.client, self.outline.run_id, units.futures)
                 report, causes = await self._final_report()
-                await waiting.settle(self.client, self.futures.values())
-                problems, values = await self._fetch(self.futures), self._values
-                if report.stop is not None or gathering.complete(self.futures, values, problems):
+                await waiting.settle(self.client, units.futures)
+                await units.fetch()
+                if report.stop is not None or units.complete:
                     break
                 # A worker that was lost meanwhile took results with it; these are made again.
                 await asyncio.sleep(waiting.PATIENCE / 10)
             self._final = report.counts
-            return outcomes.result_of(self.outline, report, causes, values, problems, self._stopped)
+            return outcomes.result_of(
+                self.outline, report, causes, units.values, units.problems, self._stopped
+            )
         except HandoffError:
-            self._release()
+            self.units.release()
             raise
+
+    async def _until_sent(self) -> None:
+        """Wait until the cluster has been sent all of the run, or needs no more of it."""
+        if self._sender is None or self._sender.done:
+            return
+        over = waiting.over(self.client, self.outline.run_id)
+        sending = waiting.outcome_of(self._sender.finish())
+        try:
+            await asyncio.wait([over, sending], return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                self._sender.stop()
+        except Exception as error:
+            await self._ask("stop", kind="failed", problem=f"it could not be sent: {error!r}")
+            raise
+        finally:
+            over.cancel()
 
     async def _final_report(self) -> tuple[RunReport, outcomes.Causes]:
         """Wait until the scheduler says that the run is over; return its report.
@@ -339,15 +349,17 @@ class Follower:
         pause, deadline = PAUSE, loop.time() + waiting.PATIENCE
         while True:
             report, causes = await self.report()
+            if new := self.units.adopt(report.left):
+                await waiting.want(self.client, new)
             if report.over:
                 return report, causes
-            failed = [f for f in self.futures.values() if f.status == "error"]
+            failed = [f for f in self.units.futures if f.status == "error"]
             if failed and not report.arrived:
                 error = await failed[0].exception()
                 problem = f"the scheduler refused its graph: {outcomes.described(error)}"
                 await self._ask("stop", kind="failed", problem=problem)
                 raise HandoffError(f"run {dag_id!r}: {problem}") from error
-            cancelled = any(f.status == "cancelled" for f in self.futures.values())
+            cancelled = any(f.status == "cancelled" for f in self.units.futures)
             if cancelled and loop.time() > deadline:
                 raise RunCancelledError(
                     dag_id, "its futures were cancelled here, while it goes on on the cluster"

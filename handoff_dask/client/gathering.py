@@ -21,12 +21,6 @@ Futures: TypeAlias = "Mapping[Hashable, Future[Any]]"
 Problems: TypeAlias = "dict[Hashable, BaseException]"
 
 
-def complete(futures: Futures, *parts: Mapping[Hashable, Any]) -> bool:
-    """Whether these parts hold everything that did not fail."""
-    failed = (id_ for id_, future in futures.items() if future.status in ("error", "cancelled"))
-    return futures.keys() == set(failed).union(*parts)
-
-
 async def finished(client: Client, futures: Futures) -> tuple[dict[Hashable, Any], Problems]:
     """Fetch the results of the functions that finished.
 

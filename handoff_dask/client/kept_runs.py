@@ -28,7 +28,7 @@ from handoff_dask.client.waiting import ended, settle, wait_for
 from handoff_dask.errors import HandoffError, UnknownFunctionError, UnknownRunError
 from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.refs import key_in
-from handoff_dask.wire.messages import RunSpec
+from handoff_dask.wire.messages import Portion, RunSpec
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def get_result(
             if function_id not in outline.awaited or function_id not in set(outline.wanted):
                 problem = f"the run {dag_id!r} has no such function, or does not keep its result"
                 raise UnknownFunctionError(function_id, problem)
-            key = outline.keys[outline.awaited[function_id]]
+            key = outline.key(outline.awaited[function_id])
         future: Future[Any] = Future(key, client)
         try:
             if not await ended(client, run_id, [future], limit, again=True):
@@ -215,10 +215,11 @@ async def _outline(client: Client, dag_id: Hashable, run_id: str | None = None) 
     """Return the outline of a run of a DAG; by default, of the latest."""
     if run_id is None:
         run_id = (await _runs_of(client, dag_id))[-1]["run_id"]
-    spec = await call(client, "described", run_id=run_id)
-    if spec is None:
+    described = await call(client, "described", run_id=run_id)
+    if described is None:
         raise UnknownRunError(dag_id)
-    return Outline.of(RunSpec.unpacked(spec))
+    opening, portions = described
+    return Outline.of(RunSpec.unpacked(opening), map(Portion.unpacked, portions))
 
 
 def _is_plain(id_: Hashable) -> bool:

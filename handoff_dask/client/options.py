@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import iscoroutinefunction
-from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Union, cast, get_args, runtime_checkable
 
+from handoff_dask import config
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
@@ -62,6 +63,14 @@ def patience(timeout: Any) -> float | None:
     return None if timeout is None else seconds("timeout", timeout)
 
 
+def _worth(bundle: Seconds | bool | None) -> float:
+    """Return the option `bundle` in seconds; None takes the setting, 0 is none."""
+    if bundle is None or bundle is True:
+        set_ = config.get("bundle")
+        return config.seconds("bundle") if set_ else 0.0
+    return seconds("bundle", bundle) if bundle else 0.0
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
@@ -78,6 +87,7 @@ class RunOptions:
     detach: bool = False
     progress: bool = False
     on_event: Callable[[Event], Any] | None = None
+    bundle: Seconds | bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
@@ -116,6 +126,7 @@ class RunOptions:
                 f"must be the name of a strategy or an object with an allocate() method, "
                 f"not {strategy!r}"
             )
+        object.__setattr__(self, "bundle", _worth(self.bundle))
         for name, problem in problems.items():
             if problem:
                 raise ValueError(f"{name} {problem}")
@@ -125,6 +136,11 @@ class RunOptions:
         """Return the options among the arguments of a call."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: arguments[name] for name in names if name in arguments})
+
+    @property
+    def worth(self) -> float:
+        """Seconds of work in a bundle, at most; 0: no function travels with others."""
+        return cast("float", self.bundle)
 
     @property
     def policy(self) -> RetryPolicy:

@@ -70,7 +70,7 @@ def result_of(
         Why this client stopped the run, if it did.
     """
     stop, nodes = report.stop, outline.nodes
-    if stop is not None and len(values) < len(outline.awaited):
+    if stop is not None and not (report.ended and all(id_ in values for id_ in outline.wanted)):
         if stop.kind == "timeout":
             raise RunTimeoutError(outline.dag_id, stop.problem)
         if stop.kind in ("cancelled", "abandoned"):
@@ -85,7 +85,11 @@ def result_of(
         results={id_: values[id_] for id_ in outline.wanted if id_ in values},
         allocations=report.allocations(nodes),
         attempts=attempts,
-        errors=failed_or_not_run(nodes, failed, {*values, *unfetched}) | unfetched,
+        errors={
+            **failed_or_not_run(nodes, failed, {*values, *unfetched}),
+            **unfetched,
+            **{nodes[i].function.id: _cancelled(outline, i) for i in report.cancelled},
+        },
         dag_functions=outline.functions,
     )
     error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
@@ -96,6 +100,12 @@ def result_of(
     if isinstance(error, FunctionFailedError):
         error.partial = result
     raise error from error.__cause__
+
+
+def _cancelled(outline: Outline, index: int) -> RunCancelledError:
+    """Return the error of a function that was cancelled while its run went on."""
+    label = function_label(outline.nodes[index].function.id)
+    return RunCancelledError(outline.dag_id, f"function {label} was cancelled")
 
 
 def failure_of(

@@ -171,6 +171,8 @@ def failed_or_not_run(
     `failed` has the nodes that failed by themselves; `done` are the functions whose results are
     there all the same.
     """
+    if not failed:
+        return {}
     # Nodes come in no particular order: follow failures to their end.
     spread = dict(failed)
     errors: dict[Hashable, BaseException] = {}
@@ -224,7 +226,7 @@ class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
             report, nodes = self._source
             self._made = {
                 nodes[i].function.id: report.attempts_of(i)
-                for i in report.attempts
+                for i in report.tried
                 if nodes[i].kind == "function"
             }
             self._source = None

@@ -52,7 +52,7 @@ class Run:
 
     def __init__(self, follower: Follower) -> None:
         self.dag_id = follower.outline.dag_id
-        self.futures: Mapping[Hashable, Future[Any]] = follower.wanted
+        self.futures: Mapping[Hashable, Future[Any]] = follower.units.by_function
         self._follower = follower
 
     def __repr__(self) -> str:

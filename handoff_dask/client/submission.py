@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
 import cloudpickle
 from distributed import Client, Future
 
+from handoff_dask import collector
 from handoff_dask.client.attempt_log import AttemptLog
-from handoff_dask.client.describing import Outline, dag_label, function_rows, packed_outlines
+from handoff_dask.client.describing import Outline, Rows, dag_label
 from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
-from handoff_dask.graph.translation import translate
+from handoff_dask.graph.translation import PackedCall, Translator
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG
-from handoff_dask.model.expansion import expand
+from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.function import Function, claims, given_by_field
 from handoff_dask.wire.messages import RunSpec
+
+#: How many calls are pickled at a time: the first are on their way while the rest is pickled.
+PIECE = 10_000
 
 
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
@@ -54,7 +58,7 @@ class Submission:
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
         run_id = uuid4().hex
-        self.translation = translate(
+        self.translator = translator = Translator(
             nodes, run_id, dag_id=dag.id, policy=options.policy, discard=discard
         )
         self.outline = Outline(
@@ -62,7 +66,7 @@ class Submission:
             dag_id=dag.id,
             functions=functions,
             nodes=nodes,
-            keys=self.translation.keys,
+            key=translator.key,
             wanted=selected,
             awaited={
                 n.function.id: n.index
@@ -71,6 +75,14 @@ class Submission:
             },
             on_error=options.on_error,
         )
+        #: The nodes whose results are asked for, and those that the run waits for.
+        self.wanted = frozenset(n.index for n in regular if n.function.id in wanted)
+        self.awaited = frozenset(self.outline.awaited.values())
+        #: The nodes, in an order in which each comes after those that it needs.
+        self.order = _dependencies_first(nodes)
+        #: The packed calls of the first of them. What cannot be pickled raises here; later, it fails
+        #: its function alone.
+        self.first = {index: translator.packed(index) for index in self.order[:PIECE]}
         #: Hears of the attempts if this process logs them.
         self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
 
@@ -84,7 +96,7 @@ class Submission:
 
         `client` is the run's; None for one that no future can belong to.
         """
-        for future in self.translation.futures.values():
+        for future in self.translator.futures.values():
             if client is None or future.client is not client:
                 problem = (
                     "is of another client than the run: pass its result, or run the DAG with "
@@ -127,24 +139,71 @@ class Submission:
         `client` is the id of the client, `pins` what the allocator chose, and `within` the key of
         the task that submits the run, if any.
         """
-        outline, options, translation = self.outline, self.options, self.translation
+        outline, options, nodes = self.outline, self.options, self.outline.nodes
         strategy = options.allocation_strategy
+        translator = self.translator
+        self.rows = Rows(
+            nodes,
+            translator.prefixes,
+            translator.policies,
+            pins,
+            frozenset(outline.wanted),
+            outline.awaited,
+        )
+        in_order = None if isinstance(options.results, str) else outline.wanted
         return RunSpec(
             run_id=outline.run_id,
             dag_id=dag_label(outline.dag_id),
             client=client,
-            rows=function_rows(outline.nodes, translation.prefixes, translation.policies, pins),
+            kinds=self.rows.kinds(),
+            nodes=len(nodes),
+            functions=sum(node.kind == "function" for node in nodes),
+            awaited=len(outline.awaited),
+            prefixes=tuple(set(self.translator.prefixes)),
             own_id=cloudpickle.dumps(outline.dag_id),
-            functions=packed_outlines(outline.functions),
             strategy=strategy if isinstance(strategy, str) else "packed",
             max_concurrency=options.max_concurrency,
             placement_timeout=cast("float", options.placement_timeout),
             priority=options.priority,
             detach=options.detach,
             timeout=cast("float | None", options.timeout),
-            wanted=tuple(outline.awaited[id_] for id_ in outline.wanted),
-            awaited=frozenset(outline.awaited.values()),
+            order=None if in_order is None else tuple(outline.awaited[id_] for id_ in in_order),
             stops_at_failure=options.on_error == "raise",
             within=within,
             events=self.has_listeners,
         ).packed()
+
+    def pieces(self) -> Iterator[Mapping[int, PackedCall | InvalidFunctionError]]:
+        """Yield the packed calls of all nodes, piece by piece."""
+        yield self.first
+        self.first = {}
+        for start in range(PIECE, len(self.order), PIECE):
+            piece: dict[int, PackedCall | InvalidFunctionError] = {}
+            with collector.paused():
+                for index in self.order[start : start + PIECE]:
+                    try:
+                        piece[index] = self.translator.packed(index)
+                    except InvalidFunctionError as error:
+                        piece[index] = error
+            yield piece
+
+
+def _dependencies_first(nodes: Sequence[Node]) -> Sequence[int]:
+    """Return the nodes in an order in which each comes after those that it needs."""
+    if all(i < node.index for node in nodes for i in node.dependencies):
+        return range(len(nodes))
+    order: list[int] = []
+    missing = [len(node.dependencies) for node in nodes]
+    users: dict[int, list[int]] = {}
+    for node in nodes:
+        for i in node.dependencies:
+            users.setdefault(i, []).append(node.index)
+    ready = [node.index for node in reversed(nodes) if not node.dependencies]
+    while ready:
+        index = ready.pop()
+        order.append(index)
+        for user in reversed(users.get(index, ())):
+            missing[user] -= 1
+            if not missing[user]:
+                ready.append(user)
+    return order

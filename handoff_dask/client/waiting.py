@@ -68,7 +68,7 @@ async def ended(
     """
     loop = asyncio.get_running_loop()
     deadline = float("inf") if timeout is None else loop.time() + timeout
-    over = _watchers.setdefault(client, _Watcher()).add(client, run_id)
+    is_over = over(client, run_id)
     waiting = outcome_of(_all_ended(client, futures))
     every = INTERVAL if again else float("inf")
     try:
@@ -78,19 +78,27 @@ async def ended(
             left = deadline - loop.time()
             pause = max(0.0, min(left, every))
             await asyncio.wait(
-                [over, waiting],
+                [is_over, waiting],
                 timeout=None if pause == float("inf") else pause,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if over.done():
-                over.result()
-            if over.done() or waiting.done():
+            if is_over.done():
+                is_over.result()
+            if is_over.done() or waiting.done():
                 return True
             if left <= 0:
                 return False
     finally:
-        over.cancel()
+        is_over.cancel()
         waiting.cancel()
+
+
+def over(client: Client, run_id: str) -> asyncio.Future[None]:
+    """Return a future that is done when a run is over or not known to the scheduler.
+
+    It raises if asking fails, as when the client loses its scheduler.
+    """
+    return _watchers.setdefault(client, _Watcher()).add(client, run_id)
 
 
 async def _all_ended(client: Client, futures: Collection[Future[Any]]) -> None:

@@ -39,6 +39,8 @@ class _Part:
     state: Mapping[int, object]
     #: The number of tasks that need it.
     users: int = 0
+    #: Whether it is a task of its own instead of travelling with each task.
+    is_task: bool = False
 
     @property
     def isolated(self) -> bool:
@@ -69,6 +71,8 @@ class Packer:
         self._key = key
         self._replace_futures = Replacing(Future, self._result)
         self._parts: list[_Part] = []
+        #: Numbers of those that became tasks since the graph was last asked for.
+        self._new_tasks: list[int] = []
         #: By id: an object, which keeps its id alive, and its number; None while it is pickled.
         self._numbers: dict[int, tuple[object, int | None]] = {}
         #: By two numbers: whether a mutable object is in both parts.
@@ -86,6 +90,7 @@ class Packer:
         for value in contents(chain.from_iterable(map(given, calls)), closures=True):
             if isinstance(value, Future):
                 self._has_futures = True
+                self.futures[value.key] = value
             elif not isinstance(value, _BY_REFERENCE):
                 (self.common if id(value) in met else met).add(id(value))
 
@@ -118,20 +123,20 @@ class Packer:
         return self._policies[id(policy)]
 
     def content(self, name: Name) -> TaskRef | bytes:
-        """Return what a task gets for a name, once all calls are pickled."""
+        """Return what a task gets for a name."""
         if isinstance(name, tuple):
             return TaskRef(name[0])
-        return TaskRef(self._key(name)) if self._moves(name) else self._parts[name].data
+        part = self._parts[name]
+        if not part.is_task and part.users > 1 and len(part.data) >= LARGE:
+            part.is_task = True
+            self._new_tasks.append(name)
+        return TaskRef(self._key(name)) if part.is_task else part.data
 
     def nodes(self) -> dict[Any, GraphNode]:
-        """Return the nodes of parts in the Dask graph, once all calls are pickled."""
-        keys = {n: self._key(n) for n in range(len(self._parts)) if self._moves(n)}
+        """Return the nodes of parts in the Dask graph that came since the last call."""
+        keys = {n: self._key(n) for n in self._new_tasks}
+        self._new_tasks.clear()
         return {key: Task(key, bytes, self._parts[n].data) for n, key in keys.items()}
-
-    def _moves(self, number: int) -> bool:
-        """Whether a part is a task of its own instead of travelling with each task."""
-        part = self._parts[number]
-        return part.users > 1 and len(part.data) >= LARGE
 
     def _ref(self, ref: Ref) -> int:
         """Refuse a Ref of the DAG: those that could be replaced have been."""
@@ -140,7 +145,6 @@ class Packer:
         return 0
 
     def _result(self, future: Future[Any]) -> _Result:
-        self.futures[future.key] = future
         return _Result(future.key)
 
     def _pickled(self, call: Any) -> tuple[tuple[Name, ...], bytes]:

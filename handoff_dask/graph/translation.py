@@ -6,12 +6,14 @@ retries and the mark by which the scheduler plugin knows its own (``handoff``).
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import toolz
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -31,9 +33,30 @@ from handoff_dask.model.expansion import (
 )
 from handoff_dask.model.function import Function, time_limit
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.wire.keys import Key, node_key, shared_key
+from handoff_dask.wire.bundles import Member, packed
+from handoff_dask.wire.keys import Key, bundle_key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
-from handoff_dask.worker.task import Terms, run, run_and_discard, run_on_terms, run_transform
+from handoff_dask.wire.payload import Name
+from handoff_dask.worker.bundle_task import run_bundle, take
+from handoff_dask.worker.task import Terms, refuse, run, run_and_discard, run_on_terms, run_transform
+
+
+#: What a call is packed as: what its pickle names, and the pickle.
+PackedCall: TypeAlias = tuple[tuple[Name, ...], bytes]
+
+
+class BundledNodes(NamedTuple):
+    """Nodes that travel together, as one task."""
+
+    #: Its number in the run.
+    number: int
+    #: The nodes, in the order in which they run.
+    members: tuple[int, ...]
+    #: Those whose values outlive the bundle, and those whose values tasks outside need.
+    kept: frozenset[int]
+    taken: Sequence[int]
+    #: The nodes outside whose values they need.
+    dependencies: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,23 +66,10 @@ class Translation:
     graph: HighLevelGraph
     #: The key of each node, by index.
     keys: tuple[Key, ...]
-    #: The part of each key that functions with the same code share, by index.
-    prefixes: tuple[str, ...]
-    #: The retry policy of each node, by index.
-    policies: tuple[RetryPolicy, ...]
-    #: {key: Future} of those among the arguments.
-    futures: Mapping[Hashable, Future[Any]]
 
 
-def translate(
-    nodes: list[Node],
-    run_id: str,
-    *,
-    dag_id: Hashable = None,
-    policy: RetryPolicy = ONE_ATTEMPT,
-    discard: frozenset[int] = frozenset(),
-) -> Translation:
-    """Translate nodes into an annotated Dask graph, or raise if a call cannot be pickled.
+class Translator:
+    """Translates the nodes of a run into annotated Dask graphs.
 
     Parameters
     ----------
@@ -73,44 +83,141 @@ def translate(
         Of the functions that have none themselves.
     discard
         Nodes whose results nobody wants, not even the workers.
+
+    Attributes
+    ----------
+    prefixes
+        The part of each key that functions with the same code share, by index.
+    policies
+        The retry policy of each node, by index.
+    futures
+        {key: Future} of those among the arguments.
     """
-    prefixes = code_prefixes(nodes)
-    keys = tuple(node_key(prefix, run_id, index) for index, prefix in enumerate(prefixes))
-    pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
-    policies = tuple(node_policy(node, policy) for node in nodes)
-    packed = [pack(node, node.call, (node.function.id, dag_id)) for node in nodes]
-    dsk: dict[Key, GraphNode] = pack.nodes()
-    for node, own, key, (names, call) in zip(nodes, policies, keys, packed, strict=True):
-        refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in node.dependencies)]
-        judge = pack.policy(node.function, own) if own.has_code else None
-        if node.kind != "function":
-            dsk[key] = Task(key, run_transform, judge, names, call, *refs)
-        elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
-            keep = node.index not in discard
-            gpus = "gpu" in node.cost or own.escalate is not None
-            terms = Terms(time_limit(node.function), judge, keep, gpus)
-            dsk[key] = Task(key, run_on_terms, terms, names, call, *refs)
-        else:
-            runner = run_and_discard if node.index in discard else run
-            dsk[key] = Task(key, runner, names, call, *refs)
-    resources = {key: node.cost for key, node in zip(keys, nodes, strict=True) if node.cost}
-    budgets = {
-        # Dask's messages hold no larger numbers; the plugin counts by itself.
-        key: min(own.max_retries, 2**31)
-        for own, key in zip(policies, keys, strict=True)
-        if own.max_retries
-    }
-    layer = MaterializedLayer(
-        dsk,
-        annotations={
-            "resources": resources.get,
-            "retries": budgets.get,
-            # The key says which node it is.
-            "handoff": {"run": run_id},
-        },
-    )
-    graph = _single_layer(f"handoff-{run_id}", layer)
-    return Translation(graph, keys, prefixes, policies, pack.futures)
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        run_id: str,
+        *,
+        dag_id: Hashable = None,
+        policy: RetryPolicy = ONE_ATTEMPT,
+        discard: frozenset[int] = frozenset(),
+    ) -> None:
+        self.prefixes = code_prefixes(nodes)
+        self.policies = tuple(node_policy(node, policy) for node in nodes)
+        self._nodes = nodes
+        self._run_id = run_id
+        self._dag_id = dag_id
+        self._discard = discard
+        self._pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
+        self.futures: Mapping[Hashable, Future[Any]] = self._pack.futures
+
+    def key(self, index: int) -> Key:
+        """Return the key of a node."""
+        return node_key(self.prefixes[index], self._run_id, index)
+
+    def bundle_key(self, number: int) -> Key:
+        """Return the key of a bundle."""
+        return bundle_key(self._run_id, number)
+
+    def packed(self, index: int) -> PackedCall:
+        """Return the call of a node, pickled; raise InvalidFunctionError if that cannot be."""
+        node = self._nodes[index]
+        return self._pack(node, node.call, (node.function.id, self._dag_id))
+
+    def graph(
+        self,
+        number: int,
+        calls: Mapping[int, PackedCall],
+        alone: Iterable[int],
+        bundles: Iterable[BundledNodes] = (),
+        broken: Mapping[int, Exception] = MappingProxyType({}),
+    ) -> HighLevelGraph:
+        """Return the graph of a portion of the run.
+
+        Parameters
+        ----------
+        number
+            The portion's.
+        calls
+            By index: the packed calls of its nodes.
+        alone
+            The nodes that are tasks of their own.
+        bundles
+            Those that travel together.
+        broken
+            Why some of the former have no call: their tasks raise that.
+        """
+        nodes, policies, pack, key = self._nodes, self.policies, self._pack, self.key
+        dsk: dict[Key, GraphNode] = {}
+        resources: dict[Key, Mapping[str, float]] = {}
+        budgets: dict[Key, int] = {}
+        for index in alone:
+            node, own, name = nodes[index], policies[index], key(index)
+            if index in broken:
+                inputs = map(TaskRef, map(key, node.dependencies))
+                dsk[name] = Task(name, refuse, pickle.dumps(broken[index]), *inputs)
+                continue
+            names, call = calls[index]
+            refs = [*map(pack.content, names), *(TaskRef(key(i)) for i in node.dependencies)]
+            judge = pack.policy(node.function, own) if own.has_code else None
+            if node.kind != "function":
+                dsk[name] = Task(name, run_transform, judge, names, call, *refs)
+            elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
+                keep = index not in self._discard
+                gpus = "gpu" in node.cost or own.escalate is not None
+                terms = Terms(time_limit(node.function), judge, keep, gpus)
+                dsk[name] = Task(name, run_on_terms, terms, names, call, *refs)
+            else:
+                runner = run_and_discard if index in self._discard else run
+                dsk[name] = Task(name, runner, names, call, *refs)
+            if node.cost:
+                resources[name] = node.cost
+            if own.max_retries:
+                # Dask's messages hold no larger numbers; the plugin counts by itself.
+                budgets[name] = min(own.max_retries, 2**31)
+        for bundle in bundles:
+            name = bundle_key(self._run_id, bundle.number)
+            dsk[name] = self._bundle(name, bundle, calls)
+            for index in bundle.taken:
+                dsk[key(index)] = Task(key(index), take, index, TaskRef(name))
+            if cost := nodes[bundle.members[0]].cost:
+                resources[name] = cost
+        dsk.update(pack.nodes())
+        layer = MaterializedLayer(
+            dsk,
+            annotations={
+                "resources": resources.get,
+                "retries": budgets.get,
+                # The key says which node it is.
+                "handoff": {"run": self._run_id},
+            },
+        )
+        return _single_layer(f"handoff-{self._run_id}-{number}", layer)
+
+    def _bundle(
+        self, name: Key, bundle: BundledNodes, calls: Mapping[int, PackedCall]
+    ) -> GraphNode:
+        place = {index: -1 - position for position, index in enumerate(bundle.members)}
+        place.update((index, number) for number, index in enumerate(bundle.dependencies))
+        members, all_names = [], {}
+        for index in bundle.members:
+            names, call = calls[index]
+            all_names.update(dict.fromkeys(names))
+            sources = tuple(map(place.__getitem__, self._nodes[index].dependencies))
+            retries = min(self.policies[index].max_retries, 2**31)
+            members.append(Member(index, names, sources, retries, index in bundle.kept, call))
+        refs = [*map(self._pack.content, all_names)]
+        refs += (TaskRef(self.key(index)) for index in bundle.dependencies)
+        return Task(name, run_bundle, packed(members), tuple(all_names), *refs)
+
+
+def translate(nodes: Sequence[Node], run_id: str, **options: Any) -> Translation:
+    """Translate all nodes of a run into one graph, each as a task; see :class:`Translator`."""
+    translator = Translator(nodes, run_id, **options)
+    calls = {node.index: translator.packed(node.index) for node in nodes}
+    graph = translator.graph(0, calls, calls)
+    return Translation(graph, tuple(map(translator.key, calls)))
 
 
 def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple[Any, list[Key]]:

@@ -25,10 +25,10 @@ from handoff_dask.compat.task_spec import Task, TaskRef
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord
 from handoff_dask.scheduler.runs import FIRST, Runs
-from handoff_dask.wire.bundles import Member, MemberFailure, unpacked, unpacked_columns
+from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpacked
 from handoff_dask.wire.keys import index_of, run_of
 from handoff_dask.wire.messages import Block, function_specs
-from handoff_dask.worker.bundles import take
+from handoff_dask.worker.bundle_task import take
 from handoff_dask.worker.task import run, run_and_discard
 
 if TYPE_CHECKING:
@@ -53,14 +53,13 @@ class Bundles:
     # What workers report
 
     def reported(
-        self, key: Any, number: int, ended: bytes, failures: list[Any], worker: str
+        self, key: Any, number: int, ended: bytes, failures: list[Any], worker: str, **_: Any
     ) -> None:
         """Record which members have ended on a worker, as far as it has got."""
         record = self.runs.functions.get(key)
         if not isinstance(record, BundleRecord):
             return  # its run is forgotten
-        positions, started, stopped = unpacked_columns(ended)
-        self._done(record, number, worker, positions, started, stopped)
+        self._done(record, number, worker, EndedColumns.unpack(ended))
         for fields in failures:
             self._failed(record, number, worker, MemberFailure(*fields))
         if isinstance(record.state, Running) and record.members.open_count:
@@ -71,28 +70,21 @@ class Bundles:
         record: BundleRecord,
         number: int,
         worker: str,
-        positions: array[int],
-        started: array[float],
-        stopped: array[float],
+        ended: EndedColumns,
     ) -> None:
         members, bundle = record.members, record.bundle
-        known = [
-            place
-            for place, position in enumerate(positions)
-            if not members.is_charged(number, position)
-        ]
-        if not known:
+        new = EndedColumns()
+        for position, started, stopped in ended:
+            if not members.is_charged(number, position):
+                new.add(position, started, stopped)
+        if not new:
             return
-        block = Block(
-            worker,
-            bundle.cost,
-            array("I", (bundle.members[positions[place]] for place in known)),
-            array("d", (started[place] for place in known)),
-            array("d", (stopped[place] for place in known)),
-        )
+        positions = new.positions
+        indices = array("I", map(bundle.members.__getitem__, positions))
+        block = Block(worker, bundle.cost, indices, new.started, new.stopped)
         record.blocks.append(block)
         record.run.block_ended(record, block)
-        self._learn(record, [positions[place] for place in known], block)
+        self._learn(record, positions, block)
         if self._is_current(record, number):
             record.end((p for p in positions if members.states[p] == OPEN), DONE)
 
@@ -323,12 +315,14 @@ class Bundles:
             return
         for index in indices:
             record = run_.bundle_of(index)
-            if record is not None and record.key in self.scheduler.tasks:
-                key = self._make_taking(record, index)
-                self.scheduler.client_desires_keys([key], client)
-                if self.scheduler.tasks[key].state == "released":
-                    stimulus_id = f"handoff-take-{time.time()}"
-                    self.scheduler.transitions({key: "waiting"}, stimulus_id)
+            if run_.unit_key(index) not in self.scheduler.tasks:
+                run_.asked.append((index, client))  # until it has come
+                continue
+            key = run_.key_of(index) if record is None else self._make_taking(record, index)
+            self.scheduler.client_desires_keys([key], client)
+            if record is not None and self.scheduler.tasks[key].state == "released":
+                stimulus_id = f"handoff-take-{time.time()}"
+                self.scheduler.transitions({key: "waiting"}, stimulus_id)
 
     def _make_taking(self, record: BundleRecord, index: int) -> Any:
         """Make the task that takes a member's result out of the bundle's, unless there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -194,7 +195,12 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         **kwargs: Any,
     ) -> None:
         """Hold every function of a new graph, before any of them can start."""
-        self.runs.graph_arrived(client, keys, annotations)
+        for run in self.runs.graph_arrived(client, keys, annotations):
+            asked, run.asked = run.asked, []
+            for index, wanting in asked:
+                asyncio.get_running_loop().call_soon(
+                    self.bundles.take, run.spec.run_id, [index], wanting
+                )
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Follow a task from one state to the next."""

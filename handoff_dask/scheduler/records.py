@@ -260,6 +260,8 @@ class RunRecord:
     #: By portion: nodes whose results later portions need; and the keys kept for these.
     lent: dict[int, tuple[int, ...]] = field(default_factory=dict)
     borrowed: set[Key] = field(default_factory=set)
+    #: (node, client) of results that clients want by themselves and that have not come.
+    asked: list[tuple[int, str]] = field(default_factory=list)
     #: How many functions are still to come.
     unsent: int = field(init=False)
     graphs_expected: int | None = None
@@ -398,6 +400,7 @@ class RunRecord:
             counts=self.counted(),
             stop=self.stop,
             over=self.over,
+            ended=not self.unended,
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
             left=frozenset(self.left),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -169,8 +169,8 @@ class Runs(Mapping[str, RunRecord]):
     def portion_arrived(self, run_id: str, portion: bytes) -> None:
         """Record functions of a run whose tasks are about to come."""
         run = self._runs.get(run_id)
-        if run is None:
-            return  # it was stopped
+        if run is None or run.stop is not None:
+            return
         with collector.paused():
             self._add(run, portion)
 
@@ -201,8 +201,8 @@ class Runs(Mapping[str, RunRecord]):
 
     def graph_arrived(
         self, client: str, keys: set[Any], annotations: Mapping[str, Mapping[Any, Any]]
-    ) -> None:
-        """Hold every function of a new graph, before any of them can start."""
+    ) -> Sequence[RunRecord]:
+        """Hold every function of a new graph, before any of them can start; return its run."""
         run: RunRecord | None = None
         late = []
         tasks = self.scheduler.tasks
@@ -210,8 +210,8 @@ class Runs(Mapping[str, RunRecord]):
             if not isinstance(mark, dict) or "run" not in mark:
                 continue  # a plain task, which somebody annotated with our name
             run = self._runs.get(mark["run"])
-            if run is None:
-                if self.stopped_by(key):
+            if run is None or run.stop is not None:
+                if run is not None or self.stopped_by(key):
                     compat.hold(tasks[key])
                     late.append(key)
                 continue
@@ -235,12 +235,13 @@ class Runs(Mapping[str, RunRecord]):
             loop = asyncio.get_running_loop()
             loop.call_soon(lambda: self.scheduler.client_releases_keys(keys=late, client=client))
             self.scheduler.report({"op": "cancelled-keys", "keys": late})
-        if run is not None:
+        if run is not None and run.stop is None:
             if run.spec.detach:
                 self.scheduler.client_desires_keys(keys, run.spec.keeper)
-            self._graph_of(run, keys)
+            self._graph_of(run)
+        return () if run is None else (run,)
 
-    def _graph_of(self, run: RunRecord, keys: set[Any]) -> None:
+    def _graph_of(self, run: RunRecord) -> None:
         """Keep what functions of later portions need, until all have come."""
         keeper = run.spec.keeper
         lent = [run.key_of(index) for index in run.lent.pop(run.graphs, ())]

@@ -202,13 +202,17 @@ class Service:
             gone = list(set(keys).difference(known))
             self.scheduler.report({"op": "cancelled-keys", "keys": gone}, client=client)
 
-    async def arrived(self, run_id: str) -> bool:
-        """Wait until the graph of a run has come, or will not; return whether it has."""
+    async def arrived(self, run_id: str, portion: int | None = None) -> bool:
+        """Wait until all of a run has come or a portion has, or will not; return whether it has."""
         run = self.runs.get(run_id)
         if run is None:
             return False
-        await run.arrived.wait()
-        return run.spec.run_id in self.runs
+        if portion is None:
+            await run.arrived.wait()
+        else:
+            while run.graphs <= portion and run.stop is None and run_id in self.runs:
+                await asyncio.sleep(LOOK)
+        return run_id in self.runs and run.stop is None
 
     async def forget(self, run_ids: list[str]) -> None:
         """Let detached runs go."""

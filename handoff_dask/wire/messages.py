@@ -342,8 +342,10 @@ class RunReport:
     #: How many functions are in which state.
     counts: Mapping[str, int] = field(default_factory=dict)
     stop: Stop | None = None
-    #: Whether everything that it waits for has ended.
+    #: Whether it was stopped, or everything that it waits for has ended.
     over: bool = True
+    #: Whether everything that it waits for has ended, though it may have been stopped.
+    ended: bool = True
     #: Whether the scheduler has its graph.
     arrived: bool = True
     #: Those of the failed nodes whose error is the scheduler's own.

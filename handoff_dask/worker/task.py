@@ -185,6 +185,17 @@ def run_and_discard(names: tuple[Name, ...], call: bytes, *values: Any) -> None:
     _run(None, names, call, values)
 
 
+#: The policy of a function that cannot be called at all, pickled.
+_NEVER = pickle.dumps(RetryPolicy(give_up_on=(BaseException,)))
+
+
+def refuse(problem: bytes, *values: Any) -> None:
+    """Raise the pickled error of a function whose call could not be pickled."""
+    started = time.time()
+    error: BaseException = pickle.loads(problem)
+    raise _reported(error, started, _NEVER, None)
+
+
 class Terms(NamedTuple):
     """How to run a function that has a time limit, a policy with code, or devices."""
 

@@ -1,0 +1,165 @@
+"""The tasks of a run as its client holds them, and the results that are fetched from them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from distributed import Client, Future
+
+from handoff_dask.client import gathering
+from handoff_dask.client.describing import Outline
+
+
+class Unit(NamedTuple):
+    """A task that holds results of a run, or whose end the run waits for."""
+
+    future: Future[Any]
+    #: The nodes whose ends the run waits for and that end with it.
+    indices: Sequence[int]
+    #: Whether it holds the results of several functions.
+    is_bundle: bool
+
+
+class Futures(Mapping[Hashable, "Future[Any]"]):
+    """{function id: Future} of the results that are asked for.
+
+    Functions that travel together have one future. The future of one of them is made when it is
+    asked for, and so is the task that takes its result out of the others.
+    """
+
+    def __init__(self, outline: Outline, client: Client) -> None:
+        self._outline = outline
+        self._client = client
+        self._wanted = dict.fromkeys(outline.wanted)
+        self._known: dict[int, Future[Any]] = {}
+
+    def __getitem__(self, function_id: Hashable) -> Future[Any]:
+        if function_id not in self._wanted:
+            raise KeyError(function_id)
+        index = self._outline.awaited[function_id]
+        if index not in self._known:
+            self._known[index] = Future(self._outline.key(index), self._client)
+            self._client._send_to_scheduler(  # type: ignore[no-untyped-call]
+                {"op": "handoff-take", "run_id": self._outline.run_id, "indices": [index]}
+            )
+        return self._known[index]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __repr__(self) -> str:
+        return f"<futures of {len(self)} functions of {self._outline.dag_id!r}>"
+
+    def add(self, unit: Unit) -> None:
+        """Include the future of a function that travels alone."""
+        self._known[unit.indices[0]] = unit.future
+
+    def release(self) -> None:
+        """Release those that were made."""
+        for future in self._known.values():
+            future.release()
+
+
+class Units:
+    """The tasks of a run, until they are released, and their results."""
+
+    def __init__(self, outline: Outline, client: Client) -> None:
+        self._outline = outline
+        self._client = client
+        self._units: list[Unit] = []
+        self._alone: set[int] = set()
+        self._unfetched: list[Unit] = []
+        self._fetching = asyncio.Lock()
+        #: Futures of single functions.
+        self.by_function = Futures(outline, client)
+        #: {function id: value} of the results that are here.
+        self.values: dict[Hashable, Any] = {}
+        #: {function id: error} of those that cannot be sent or opened.
+        self.problems: gathering.Problems = {}
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self._units)
+
+    @property
+    def futures(self) -> list[Future[Any]]:
+        """The futures of all tasks."""
+        return [unit.future for unit in self._units]
+
+    def add(self, units: Iterable[Unit]) -> None:
+        """Include tasks."""
+        for unit in units:
+            self._units.append(unit)
+            self._unfetched.append(unit)
+            if not unit.is_bundle:
+                self._alone.update(unit.indices)
+                self.by_function.add(unit)
+
+    def adopt(self, left: Iterable[int]) -> list[Future[Any]]:
+        """Include the tasks of functions that left those with which they travelled.
+
+        Return the futures of those that are new.
+        """
+        nodes, awaited = self._outline.nodes, self._outline.awaited
+        new = [
+            index
+            for index in left
+            if index not in self._alone and nodes[index].function.id in awaited
+        ]
+        units = [
+            Unit(Future(self._outline.key(index), self._client), (index,), False) for index in new
+        ]
+        self.add(units)
+        return [unit.future for unit in units]
+
+    async def fetch(self) -> None:
+        """Fetch the results that there are, each once."""
+        async with self._fetching:
+            ended = [unit for unit in self._unfetched if unit.future.status == "finished"]
+            if not ended:
+                return
+            futures = {number: unit.future for number, unit in enumerate(ended)}
+            values, problems = await gathering.finished(self._client, futures)
+            for number, unit in enumerate(ended):
+                if number in values and unit.is_bundle:
+                    self._open(unit, values[number])
+                elif number in values:
+                    self._store(self.values, unit.indices, values[number])
+                elif number in problems:
+                    self._store(self.problems, unit.indices, problems[number])
+            done = {id(unit) for number, unit in enumerate(ended) if number in values | problems}
+            self._unfetched = [unit for unit in self._unfetched if id(unit) not in done]
+
+    def _open(self, unit: Unit, values: Any) -> None:
+        """Take the results of functions that travelled together apart."""
+        nodes = self._outline.nodes
+        for index in unit.indices:
+            if index in values:
+                self.values[nodes[index].function.id] = values[index]
+            elif index in values.problems:
+                problem = TypeError(f"the value {values.problems[index]}")
+                self.problems[nodes[index].function.id] = problem
+
+    def _store(self, place: dict[Hashable, Any], indices: Iterable[int], value: Any) -> None:
+        for index in indices:
+            place[self._outline.nodes[index].function.id] = value
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that did not fail is here."""
+        return all(unit.future.status in ("error", "cancelled") for unit in self._unfetched)
+
+    def release(self) -> None:
+        """Release the results; others who hold them keep them.
+
+        To be called on the client's loop: from another thread, each release would wake it.
+        """
+        for unit in self._units:
+            # Not left to the garbage collector: Dask's gather leaves circles of references.
+            unit.future.release()
+        self._units.clear()
+        self.by_function.release()
