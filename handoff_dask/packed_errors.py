@@ -66,6 +66,15 @@ class PackedError(StandInError):
 
 def packed(error: BaseException) -> PackedError:
     """Return what to raise instead of an exception that has to reach another process."""
+    replacement = replaced(error)
+    return replacement.with_traceback(traceback_of(replacement.records[0].lines))
+
+
+def replaced(error: BaseException) -> PackedError:
+    """Return what to send instead of an exception; it has no traceback until it arrives.
+
+    So it keeps no frames alive here.
+    """
     # Its own methods could be the user's code.
     lines = lines_of(without_ours(object.__getattribute__(error, "__traceback__")))
     records = [_Record(type_of(error), "(its text is not available)", lines)]
@@ -84,7 +93,7 @@ def packed(error: BaseException) -> PackedError:
         pack()
     else:
         thread.join(PATIENCE)
-    return PackedError(records).with_traceback(traceback_of(lines))
+    return PackedError(records)
 
 
 class _Packing:

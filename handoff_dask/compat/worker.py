@@ -180,7 +180,12 @@ class ThisTask:
     def send(self, op: str, message: dict[str, Any]) -> None:
         """Send a message about it, as ``log`` does, which the scheduler does not keep."""
         full = {"op": op, "key": self.key, "number": self.run_id, **message}
-        self.worker.loop.add_callback(self.worker.batched_send, full)
+        self.worker.loop.add_callback(self._send, full)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        # A scheduler that lacks the handler would drop the connection.
+        if self.plugin is not None:
+            self.worker.batched_send(message)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -320,28 +320,31 @@ def evaluate(call: Call, values: Sequence[Any], here: Callable[[], str]) -> Any:
     """
     # An inline function that is named twice is one object: evaluated once, passed twice.
     made: dict[int, Any] = {}
-
-    def value(entry: Entry) -> Any:
-        if isinstance(entry, int):
-            return values[entry]
-        if isinstance(entry, Call):
-            if id(entry) not in made:
-                made[id(entry)] = evaluate(entry, values, here)
-            return made[id(entry)]
-        if isinstance(entry, Listed):
-            return [value(item) for item in entry.items]
-        data, node = value(entry.item), here()
-        for transform, static in entry.transforms:
-            data = finish(transform(data, node, node, *static))
-        return data
-
-    args = [value(entry) for entry in call.args]
+    args = [_value(entry, values, here, made) for entry in call.args]
     code, extra_args, extra_kwargs = call.code, call.extra_args, call.extra_kwargs
     if call.slots:
-        filled = [value(entry) for entry in call.slots]
+        filled = [_value(entry, values, here, made) for entry in call.slots]
         fill = Replacing(Slot, lambda slot: filled[slot.number])
         code, extra_args, extra_kwargs = fill((code, extra_args, extra_kwargs))
     return finish(code(*args, *extra_args, **extra_kwargs))
+
+
+def _value(
+    entry: Entry, values: Sequence[Any], here: Callable[[], str], made: dict[int, Any]
+) -> Any:
+    """Return the value of an entry; `made` has those of calls, by id."""
+    if isinstance(entry, int):
+        return values[entry]
+    if isinstance(entry, Call):
+        if id(entry) not in made:
+            made[id(entry)] = evaluate(entry, values, here)
+        return made[id(entry)]
+    if isinstance(entry, Listed):
+        return [_value(item, values, here, made) for item in entry.items]
+    data, node = _value(entry.item, values, here, made), here()
+    for transform, static in entry.transforms:
+        data = finish(transform(data, node, node, *static))
+    return data
 
 
 def finish(result: Any) -> Any:

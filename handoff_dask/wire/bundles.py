@@ -152,8 +152,14 @@ _SMALL = 10_000
 
 
 @dask_serialize.register(Values)  # type: ignore[untyped-decorator]
-def _serialized(values: Values) -> tuple[dict[str, Any], list[Any]]:
-    """Return header and frames as Dask wants them; large buffers are not copied."""
+def _serialized(
+    values: Values, context: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[Any]]:
+    """Return header and frames as Dask wants them; large buffers are not copied.
+
+    Dask passes a context if they are sent. If they are written to disk, a value that cannot be is
+    an error, so that they stay in memory.
+    """
     plain: dict[int, Any] = {}
     problems = dict(values.problems)
     #: (index, header, frames); in place of large frames, their number.
@@ -166,8 +172,13 @@ def _serialized(values: Values) -> tuple[dict[str, Any], list[Any]]:
         try:
             header, own = serialize(value, on_error="raise")
         except BaseException as error:  # raised by users' code
-            cause = error.__cause__ or error
-            problems[index] = _problem("sent", cause)
+            # Dask wraps it.
+            problem = _problem(
+                f"of type {type(value).__name__} cannot be sent", error.__cause__ or error
+            )
+            if context is None:
+                raise TypeError(problem) from None
+            problems[index] = problem
             continue
         if sum(map(_size, own)) <= _SMALL:
             parts.append((index, header, [bytes(frame) for frame in own]))
@@ -189,7 +200,7 @@ def _deserialized(header: Mapping[str, Any], frames: Sequence[Any]) -> Values:
         try:
             plain[index] = deserialize(inner, own)
         except BaseException as error:  # raised by users' code
-            problems[index] = _problem("opened", error)
+            problems[index] = _problem("cannot be opened", error)
     return Values(plain, errors, problems)
 
 
@@ -197,8 +208,8 @@ def _size(frame: Any) -> int:
     return memoryview(frame).nbytes
 
 
-def _problem(phase: str, error: BaseException) -> str:
-    return f"cannot be {phase}: {type_of(error)}: {text_of(error)}"
+def _problem(what: str, error: BaseException) -> str:
+    return f"{what}: {type_of(error)}: {text_of(error)}"
 
 
 @sizeof.register(Values)  # type: ignore[untyped-decorator]

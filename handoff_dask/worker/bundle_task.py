@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from handoff_dask.compat import worker as compat
-from handoff_dask.packed_errors import packed
+from handoff_dask.packed_errors import packed, replaced
 from handoff_dask.standins import type_of
 from handoff_dask.wire.bundles import (
     MEMBERS,
@@ -138,7 +138,7 @@ class _Bundle:
                 value = copy_context().run(run_member, identity, call, values, attempt, self._task)
             except BaseException as error:  # whatever a function raises is its failure
                 final = attempt > member.max_retries
-                failure = packed(error)
+                failure = replaced(error)
                 pickled = pickle.dumps(failure) if final else None
                 self._report.failed(
                     MemberFailure(
@@ -159,6 +159,8 @@ class _Bundle:
                     self._errors[position] = pickled
                     self._failed[position] = position
                     break
+                if self._gives_back():
+                    return
                 attempt += 1
             else:
                 self._report.ended(position, started, time.time())
