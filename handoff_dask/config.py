@@ -28,8 +28,8 @@ def get(name: str) -> Any:
 
 
 def seconds(name: str) -> float:
-    """Return a duration setting, in seconds."""
-    return float(parse_timedelta(get(name)))
+    """Return a duration setting, in seconds; 0 if it is switched off."""
+    return float(parse_timedelta(get(name) or 0))
 
 
 def problems() -> list[str]:
@@ -51,8 +51,10 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 
 def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
-    kind, described = _KINDS[schema["type"]]
-    if not isinstance(value, kind) or (schema["type"] != "boolean" and isinstance(value, bool)):
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    wrong_bool = isinstance(value, bool) and "boolean" not in kinds
+    if wrong_bool or not any(isinstance(value, _KINDS[kind][0]) for kind in kinds):
+        described = " or ".join(_KINDS[kind][1] for kind in kinds)
         yield f"the setting {name} must be {described}, not {value!r}"
         return
     if schema.get("format") == "duration":
@@ -61,7 +63,7 @@ def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
         except (KeyError, ValueError):
             yield f"the setting {name} must be a time such as 60s or 50ms, not {value!r}"
     known = schema.get("properties", {})
-    for key, inner in value.items() if schema["type"] == "object" else ():
+    for key, inner in value.items() if "object" in kinds else ():
         # Dask accepts both spellings; environment variables can only have underscores.
         canonical = str(key).replace("_", "-")
         if canonical in known:

@@ -105,9 +105,7 @@ class Members:
         return Losses(charges, leave, again)
 
 
-def with_dependents(
-    positions: Collection[int], sources: Iterable[Collection[int]]
-) -> set[int]:
+def with_dependents(positions: Collection[int], sources: Iterable[Collection[int]]) -> set[int]:
     """Return members and all that depend on them; `sources` are those that each one needs."""
     reached = set(positions)
     for position, needs in enumerate(sources):

@@ -172,7 +172,9 @@ class Outline:
                 if row.awaited
             )
             for bundle in portion.bundles:
-                awaited = [i for i, flag in zip(bundle.members, bundle.awaited) if flag]
+                awaited = [
+                    i for i, flag in zip(bundle.members, bundle.awaited, strict=True) if flag
+                ]
                 units.append((bundle_key(spec.run_id, bundle.number), awaited, True))
             if portion.members:
                 rows.update((row.index, row) for row in unpacked_rows(portion.members))
@@ -183,7 +185,9 @@ class Outline:
         }
         in_order = [rows[index] for index in sorted(rows)]
         ids = [o.id for o in outlines if o.type == "regular"]
-        named = dict(zip((row.index for row in rows.values() if row.source is None), ids, strict=True))
+        named = dict(
+            zip((row.index for row in rows.values() if row.source is None), ids, strict=True)
+        )
         nodes = [
             Node(
                 row.index,

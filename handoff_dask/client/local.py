@@ -140,7 +140,7 @@ class _LocalRun:
             dag_id=dag.id,
             functions=functions,
             nodes=self._nodes,
-            keys=(),
+            key=lambda index: (HERE, index),
             wanted=select(dag, self._nodes, options.results),
             awaited={n.function.id: n.index for n in self._nodes if n.kind == "function"},
             on_error=options.on_error,

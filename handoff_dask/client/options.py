@@ -66,8 +66,7 @@ def patience(timeout: Any) -> float | None:
 def _worth(bundle: Seconds | bool | None) -> float:
     """Return the option `bundle` in seconds; None takes the setting, 0 is none."""
     if bundle is None or bundle is True:
-        set_ = config.get("bundle")
-        return config.seconds("bundle") if set_ else 0.0
+        return config.seconds("bundle")
     return seconds("bundle", bundle) if bundle else 0.0
 
 

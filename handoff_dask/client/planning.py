@@ -9,7 +9,7 @@ from functools import partial
 from statistics import mean
 from typing import Any, NamedTuple
 
-from handoff_dask.client.describing import function_rows
+from handoff_dask.client.describing import Rows
 from handoff_dask.client.options import RunOptions, StrategyName, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
@@ -175,7 +175,7 @@ def plan(
     if not capabilities:
         raise ValueError("capabilities names no worker")
     overhead = seconds("overhead", overhead)
-    specs = function_specs(function_rows(nodes, prefixes), range(len(nodes)))
+    specs = function_specs(Rows(nodes, prefixes).of(range(len(nodes))), int)
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
     longest = max(taken.values(), default=0.0)
     # Odd, so that there is a median.

@@ -111,12 +111,7 @@ class Sender:
             # The first portion at once: what is wrong with it is raised here.
             self._send_portion()
             self._task = asyncio.create_task(self._send_all())
-        while (
-            len(self._calls) > WAITING * PIECE
-            and not self._learning
-            and self._task is not None
-            and not self._task.done()
-        ):
+        while len(self._calls) > WAITING * PIECE and not self._learning and not self._task.done():
             await asyncio.sleep(LOOK)
 
     @property
@@ -150,7 +145,8 @@ class Sender:
         prefixes = self._submission.translator.prefixes
         some = islice(self._calls, PORTION)
         unknown = {prefixes[i] for i in some if i in self._short} - self._seconds.keys()
-        if unknown &= self._sampled:
+        unknown &= self._sampled
+        if unknown:
             self._learning = True
             try:
                 self._seconds.update(await self._ask("learned", prefixes=list(unknown)))
@@ -204,7 +200,7 @@ class Sender:
         self._portions += 1
         units = self._units(alone, bundled)
         keys = [unit_key for unit_key, _, _ in units]
-        self._client._send_to_scheduler(  # type: ignore[no-untyped-call]
+        self._client._send_to_scheduler(
             {"op": "handoff-portion", "run_id": portion.run_id, "portion": portion.packed()}
         )
         get = partial(

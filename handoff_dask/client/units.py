@@ -41,7 +41,7 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
         index = self._outline.awaited[function_id]
         if index not in self._known:
             self._known[index] = Future(self._outline.key(index), self._client)
-            self._client._send_to_scheduler(  # type: ignore[no-untyped-call]
+            self._client._send_to_scheduler(
                 {"op": "handoff-take", "run_id": self._outline.run_id, "indices": [index]}
             )
         return self._known[index]
@@ -122,7 +122,7 @@ class Units:
             ended = [unit for unit in self._unfetched if unit.future.status == "finished"]
             if not ended:
                 return
-            futures = {number: unit.future for number, unit in enumerate(ended)}
+            futures: gathering.Futures = {n: unit.future for n, unit in enumerate(ended)}
             values, problems = await gathering.finished(self._client, futures)
             for number, unit in enumerate(ended):
                 if number in values and unit.is_bundle:

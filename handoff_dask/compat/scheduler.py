@@ -18,6 +18,8 @@ from distributed.core import send_recv
 from distributed.scheduler import TaskState
 from tornado.ioloop import PeriodicCallback
 
+from handoff_dask.compat.task_spec import Task
+
 #: An address that no worker has. A task restricted to it waits in ``no-worker``. All tasks share
 #: one set, because one for each of 100,000 tasks would keep the garbage collector busy. It is
 #: frozen, so that no change can open the gate for all of them.
@@ -188,6 +190,43 @@ async def ask_once(
         return await asyncio.wait_for(send_recv(comm, reply=True, **message), answer)
     finally:
         comm.abort()
+
+
+def put_task(
+    scheduler: Scheduler,
+    key: Any,
+    spec: Task,
+    like: TaskState,
+    annotations: Mapping[str, Any],
+) -> TaskState:
+    """Add a task to the scheduler, or replace what one computes that waits for its inputs.
+
+    The scheduler must have the tasks that it depends on. Its priority is that of another task.
+    Those that depend on it stay as they are; it is left in ``released``.
+    """
+    ts = scheduler.tasks.get(key)
+    if ts is None:
+        ts = scheduler.new_task(key, spec, "released")
+        ts.priority = like.priority
+    else:
+        if ts.state != "released":
+            scheduler.transition(key, "released", f"handoff-put-{time.time()}")
+        for dependency in list(ts.dependencies):
+            dependency.dependents.discard(ts)
+            if dependency.waiters is not None:
+                dependency.waiters.discard(ts)
+        ts.dependencies.clear()
+        ts.run_spec = spec
+    for dependency_key in spec.dependencies:
+        ts.add_dependency(scheduler.tasks[dependency_key])
+    ts.annotations = dict(annotations)
+    return ts
+
+
+def arguments(ts: TaskState) -> tuple[Any, ...]:
+    """Return the arguments of what a task computes."""
+    assert isinstance(ts.run_spec, Task)
+    return ts.run_spec.args
 
 
 def fail_task(

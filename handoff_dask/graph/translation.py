@@ -38,8 +38,14 @@ from handoff_dask.wire.keys import Key, bundle_key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
 from handoff_dask.wire.payload import Name
 from handoff_dask.worker.bundle_task import run_bundle, take
-from handoff_dask.worker.task import Terms, refuse, run, run_and_discard, run_on_terms, run_transform
-
+from handoff_dask.worker.task import (
+    Terms,
+    refuse,
+    run,
+    run_and_discard,
+    run_on_terms,
+    run_transform,
+)
 
 #: What a call is packed as: what its pickle names, and the pickle.
 PackedCall: TypeAlias = tuple[tuple[Name, ...], bytes]

@@ -25,6 +25,10 @@ class _Averages:
         """Return each key and its average."""
         return ((key, mean) for key, (mean, _) in self._values.items())
 
+    def count(self, key: Hashable) -> int:
+        """Return how many values an average is of, older ones included."""
+        return self._values.get(key, (0.0, 0))[1]
+
     def add(self, key: Hashable, value: float) -> float:
         """Include `value` and return the average."""
         values = self._values
@@ -36,13 +40,15 @@ class _Averages:
             values[key] = (mean, count)
         else:
             mean, count = known
-            count = min(count + 1, _MEMORY)
-            mean += (value - mean) / count
+            count += 1
+            mean += (value - mean) / min(count, _MEMORY)
             values[key] = (mean, count)
             values.move_to_end(key)
         return mean
 
 
+#: Of so many measured functions, the first weigh a fiftieth of what they did.
+_SETTLED = 4 * _MEMORY
 #: A function that takes this many times as long as others of its code is not of their kind.
 _FAR = 4
 #: Shorter durations count as equal (s). Bounds what is remembered and how often runs are ranked.
@@ -73,7 +79,11 @@ class Durations:
         """Seconds of this very function, if it was measured."""
         return None if token is None else self._tokens.get(token)
 
-    def longer(self, seconds: Mapping[str, float]) -> dict[Hashable, float]:
+    def is_settled(self, code: str) -> bool:
+        """Whether the first of a family, which may have loaded its code, weigh nothing any more."""
+        return self._codes.count(code) >= _SETTLED
+
+    def longer(self, seconds: Mapping[str, float]) -> dict[tuple[str, str], float]:
         """Return {token: s} of functions that take far longer than others of their code.
 
         `seconds` has the codes in question, and what their functions take on average. A token is a

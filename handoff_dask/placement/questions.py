@@ -73,7 +73,11 @@ class Questions:
         known = ((code, self._durations.of_code(code)) for code in codes)
         return {code: seconds for code, seconds in known if seconds is not None}
 
-    def longer(self, seconds: Mapping[str, float]) -> dict[Hashable, float]:
+    def is_settled(self, code: str) -> bool:
+        """Whether what is known of how long functions of a code take is from many of them."""
+        return self._durations.is_settled(code)
+
+    def longer(self, seconds: Mapping[str, float]) -> dict[tuple[str, str], float]:
         """Return {token: s} of functions known to take far longer than others of their code."""
         return self._durations.longer(seconds)
 

@@ -225,11 +225,15 @@ class Bundles:
         needed = {
             position
             for position in members.open
-            if (other := self.scheduler.tasks.get(record.run.key_of(record.bundle.members[position])))
+            if (
+                other := self.scheduler.tasks.get(
+                    record.run.key_of(record.bundle.members[position])
+                )
+            )
             and (other.waiters or other.who_wants)
         }
         if needed:
-            inside = unpacked(ts.run_spec.args[0])
+            inside = unpacked(compat.arguments(ts)[0])
             kept = {position for position in members.open if inside[position].keep}
             mark["keep"] = sorted(kept | needed)
         return mark
@@ -240,7 +244,7 @@ class Bundles:
         """Make tasks of their own for members, and for what depends on them in the bundle."""
         scheduler, run_ = self.scheduler, record.run
         ts = scheduler.tasks[record.key]
-        inside = unpacked(ts.run_spec.args[0])
+        inside = unpacked(compat.arguments(ts)[0])
         leaving = [
             position
             for position in sorted(with_dependents(set(positions), _sources_of(inside)))
@@ -272,7 +276,7 @@ class Bundles:
     ) -> None:
         run_, row = record.run, own.row
         member = inside[record.position(row.index)]
-        _, names, *refs = ts.run_spec.args
+        _, names, *refs = compat.arguments(ts)
         contents = dict(zip(names, refs, strict=False))
         inputs = refs[len(names) :]
         values: list[Any] = [contents[name] for name in member.names]
@@ -375,7 +379,7 @@ class Bundles:
         return True
 
     def _sources(self, record: BundleRecord) -> list[list[int]]:
-        return _sources_of(unpacked(self.scheduler.tasks[record.key].run_spec.args[0]))
+        return _sources_of(unpacked(compat.arguments(self.scheduler.tasks[record.key])[0]))
 
 
 def _mark(ts: TaskState) -> Mapping[str, Any]:

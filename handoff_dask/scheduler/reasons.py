@@ -11,7 +11,7 @@ from handoff_dask.attempts.states import Asking
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
 from handoff_dask.scheduler.inquiries import Inquiries
-from handoff_dask.scheduler.records import UnitRecord, RunRecord
+from handoff_dask.scheduler.records import RunRecord, UnitRecord
 
 
 @dataclass(eq=False)

@@ -31,7 +31,7 @@ from handoff_dask.wire.messages import (
     allocation_error,
     unpacked_rows,
 )
-from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, Event, FunctionEnded, Recorded
+from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, FunctionEnded, Recorded
 
 #: A bundle never fails by itself: its functions leave it instead.
 ONE_RETRY = RetryPolicy(1)

@@ -407,7 +407,8 @@ class Runs(Mapping[str, RunRecord]):
     def _large(self) -> bool:
         ended_after = time.time() - _AFTERWARDS
         return any(
-            len(run.records) + len(run.bundles) >= _LARGE and (not run.over or run.latest > ended_after)
+            len(run.records) + len(run.bundles) >= _LARGE
+            and (not run.over or run.latest > ended_after)
             for run in list(self._runs.values())
         )
 

@@ -74,18 +74,18 @@ class Service:
         questions = self.engine.questions
         seconds = self.runs.seconds_of(spec.prefixes)
         threads = {row.index: questions.threads(row.cost) for row in spec.kinds if not row.pin}
+        longer = questions.longer(seconds)
         nannies = all(ws.nanny for ws in self.scheduler.workers.values())
-        return Opened(None, seconds, questions.longer(seconds), threads, nannies)
+        return Opened(None, seconds, longer, threads, nannies)
 
     async def learned(self, run_id: str, prefixes: list[str]) -> dict[str, float]:
-        """Return how long codes take (s), as soon as that is known of all, or more is wanted."""
-        seconds = self.runs.seconds_of(prefixes)
+        """Return how long codes take (s), as soon as that is known well, or more is wanted."""
+        settled = self.engine.questions.is_settled
         while (run := self.runs.get(run_id)) is not None and run.stop is None:
-            seconds = self.runs.seconds_of(prefixes)
-            if len(seconds) == len(prefixes) or self.runs.is_low(run):
+            if all(map(settled, prefixes)) or self.runs.is_low(run):
                 break
             await asyncio.sleep(LOOK)
-        return seconds
+        return self.runs.seconds_of(prefixes)
 
     async def explain(self, spec: bytes) -> bytes:
         """Return which workers could run each node of a run that is not to be started.
@@ -104,6 +104,7 @@ class Service:
         at most that many held nodes.
         """
         reasons: dict[int, Any] = {}
+        why: Any
         run = self.runs.get(run_id)
         records: Iterable[UnitRecord] = () if run is None else run.units
         if held is not None:

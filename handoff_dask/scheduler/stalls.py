@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask.attempts.states import PLACED
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Waiting
-from handoff_dask.scheduler.records import UnitRecord, RunRecord
+from handoff_dask.scheduler.records import RunRecord, UnitRecord
 from handoff_dask.scheduler.runs import Runs
 
 if TYPE_CHECKING:

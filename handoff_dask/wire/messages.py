@@ -44,7 +44,7 @@ class FunctionRow(NamedTuple):
     """A node of a run; it refers to others by their index."""
 
     #: Its place among the nodes of the run.
-    index: int
+    index: int  # type: ignore[assignment] # instead of the method of tuples
     #: The name of its code.
     prefix: str
     #: How messages name its function, whose id may be of the user's own type.
@@ -143,9 +143,7 @@ def function_specs(
     ]
 
 
-def bundle_spec(
-    bundle: BundleRow, run_id: str, key: Callable[[int], Hashable]
-) -> FunctionSpec:
+def bundle_spec(bundle: BundleRow, run_id: str, key: Callable[[int], Hashable]) -> FunctionSpec:
     """Return a bundle as the placement engine takes it."""
     return FunctionSpec(
         key=bundle_key(run_id, bundle.number),
@@ -269,9 +267,7 @@ class Portion:
 
     def packed(self) -> bytes:
         """Return it pickled."""
-        return pickle.dumps(
-            replace(self, rows=_plain(self.rows), bundles=list(map(tuple, self.bundles)))
-        )
+        return pickle.dumps(replace(self, rows=_plain(self.rows), bundles=_plain(self.bundles)))
 
     @classmethod
     def unpacked(cls, packed: bytes) -> Portion:
@@ -281,7 +277,7 @@ class Portion:
         return replace(portion, rows=_rows(portion.rows), bundles=bundles)
 
 
-def _plain(rows: Sequence[FunctionRow]) -> Any:
+def _plain(rows: Sequence[FunctionRow | BundleRow]) -> Any:
     # Pickling a named tuple takes several times as long.
     return list(map(tuple, rows))
 

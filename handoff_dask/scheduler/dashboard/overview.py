@@ -18,7 +18,7 @@ from handoff_dask.attempts.states import PLACED, STATES, UNENDED
 from handoff_dask.placement.events import THREADS, Waiting
 from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.dashboard.history import AttemptView, History, RunView, label
-from handoff_dask.scheduler.records import UnitRecord, RunRecord
+from handoff_dask.scheduler.records import RunRecord, UnitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,9 @@ class Overview:
                 text = str(why)
                 for address in why.workers:
                     text = text.replace(address, self.worker_name(address))
-                causes.append(Held(count, record.cost, text, label(record.row), record.run.spec.dag_id))
+                causes.append(
+                    Held(count, record.cost, text, label(record.row), record.run.spec.dag_id)
+                )
         return causes
 
     def placed(self, most: int, now: float) -> Iterator[AttemptView]:
