@@ -171,7 +171,12 @@ class ThisTask:
         if seceding or not getattr(pool_state, "proceed", True):
             return False  # the worker's loop may not know yet
         ts = self.worker.state.tasks.get(self.key)
-        return ts is not None and ts.state == "executing" and self.worker.status is Status.running
+        return (
+            ts is not None
+            and ts.run_id == self.run_id
+            and ts.state == "executing"
+            and self.worker.status is Status.running
+        )
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, before Dask's message about the task's end."""

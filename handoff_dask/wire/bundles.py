@@ -112,7 +112,7 @@ class Values(Mapping[int, Any]):
         {index: text} of values that could not be sent or opened.
     """
 
-    __slots__ = ("_values", "errors", "problems")
+    __slots__ = ("__weakref__", "_values", "errors", "problems")
 
     def __init__(
         self,

@@ -124,52 +124,52 @@ class _Bundle:
             if source < 0 and -1 - source not in self._values:
                 self._leave_out(position, -1 - source)
                 return
-        values = [
-            self._inputs[source] if source >= 0 else self._values[-1 - source]
-            for source in member.sources
-        ]
         attempt = self._attempts.get(position, 0) + 1
         while self._starts_now(position):
-            started = time.time()
-            identity = None
-            try:
-                identity, call = open_call(member.call, self._contents)
-                # In a context of its own, so that nothing a function sets there reaches the next.
-                value = copy_context().run(run_member, identity, call, values, attempt, self._task)
-            except BaseException as error:  # whatever a function raises is its failure
-                final = attempt > member.max_retries
-                failure = replaced(error)
-                pickled = pickle.dumps(failure) if final else None
-                self._report.failed(
-                    MemberFailure(
-                        position,
-                        started,
-                        time.time(),
-                        type_of(error),
-                        failure.message,
-                        final,
-                        pickled,
-                    )
-                )
-                if self._task is not None and compat.failures_shown():
-                    text = f"{type_of(error)}: {failure.message}"
-                    known = identity or (self._task.key, None)
-                    log_failure(known, text, attempt, member.max_retries + 1)
-                if pickled is not None:
-                    self._errors[position] = pickled
-                    self._failed[position] = position
-                    break
-                if self._gives_back():
-                    return
-                attempt += 1
-            else:
-                self._report.ended(position, started, time.time())
-                if position in self._keep or self._users[position]:
-                    self._values[position] = value
-                break
+            if self._attempt(position, attempt):
+                self._release(member)
+                return
+            if self._gives_back():
+                return
+            attempt += 1
+
+    def _attempt(self, position: int, attempt: int) -> bool:
+        """Start a member once; return whether it succeeded or no attempt is left."""
+        member = self._members[position]
+        started = time.time()
+        identity = None
+        try:
+            identity, call = open_call(member.call, self._contents)
+            values = [
+                self._inputs[source] if source >= 0 else self._values[-1 - source]
+                for source in member.sources
+            ]
+            # In a context of its own, so that nothing a function sets there reaches the next.
+            value = copy_context().run(run_member, identity, call, values, attempt, self._task)
+        except BaseException as error:  # whatever a function raises is its failure
+            packed_error = replaced(error)
+            failure = MemberFailure(
+                position,
+                started,
+                time.time(),
+                type_of(error),
+                packed_error.message,
+                attempt > member.max_retries,
+                pickle.dumps(packed_error) if attempt > member.max_retries else None,
+            )
         else:
-            return  # withdrawn
-        self._release(member)
+            self._report.ended(position, started, time.time())
+            if position in self._keep or self._users[position]:
+                self._values[position] = value
+            return True
+        self._report.failed(failure)
+        if self._task is not None and compat.failures_shown():
+            text = f"{failure.error_type}: {failure.message}"
+            log_failure(identity or (self._task.key, None), text, attempt, member.max_retries + 1)
+        if failure.exception is not None:
+            self._errors[position] = failure.exception
+            self._failed[position] = position
+        return failure.final
 
     def _starts_now(self, position: int) -> bool:
         """Record that a member starts; return False if it must not."""

@@ -451,6 +451,17 @@ async def test_taking_values_out(c, s, a):
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_what_the_scheduler_asks_for(c, s, a):
+    """A worker gets the annotations of a placement as the scheduler made them."""
+    members = bundle(*(member(current) for _ in range(3)))
+    mark = {"positions": [0, 2], "keep": [2], "attempts": {2: 4}, "patience": 60, "cost": {"x": 1}}
+    values = await (await send_bundle(c, "bundle", members, **mark))
+    assert {index: (me.id, me.attempt, me.cost) for index, me in values.items()} == {
+        102: (2, 5, {"x": 1})
+    }
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_reports_arrive_before_the_end(c, s, a):
     """The scheduler has all reports when it hears of the end of the task."""
     arrived = []
@@ -561,3 +572,6 @@ async def test_a_process_that_is_killed(c, s, nanny):
     assert abs(time.time() - started) < 60
     assert answer["code"] == -signal.SIGKILL
     future.release()
+    # A nanny that closes while its worker starts waits for it for seconds.
+    await until(lambda: s.workers and worker not in s.workers)
+    await discover_nodes()
