@@ -179,8 +179,8 @@ class _Cluster:
     """Functions that depend on each other, in an order in which they can run."""
 
     __slots__ = (
-        "high", "inputs", "kind", "leader", "level", "low", "members", "priority", "saved",
-        "seconds", "waiting",
+        "high", "inputs", "is_chain", "kind", "leader", "level", "low", "members", "priority",
+        "saved", "seconds", "waiting",
     )  # fmt: skip
 
     def __init__(self, first: Candidate, kind: _Kind, seconds: float, depth: int) -> None:
@@ -191,6 +191,8 @@ class _Cluster:
         self.seconds = seconds
         #: The least and the greatest depth of a member.
         self.low = self.high = depth
+        #: Whether each member depends on the one before it.
+        self.is_chain = True
         #: How often values of members are used outside.
         self.waiting = first.users
         #: How many tasks it saves: members, except those whose value is used outside, as it takes
@@ -272,6 +274,7 @@ def _clusters(
         if len(near) == len(sources) and _may_join(own, near, len(dependencies), siblings):
             # The largest absorbs the others, so that each node moves a few times at most.
             home = max(near, key=len)
+            home.is_chain = _extends_chain(own, near)
             near.append(own)
             for cluster in near:
                 if cluster is not home:
@@ -305,21 +308,25 @@ def _may_join(own: _Cluster, near: Sequence[_Cluster], uses: int, siblings: floa
     kind = near[0].kind
     if not kind.covers(own.kind):
         return False
-    size, work, others, low, high = 1, own.seconds, -uses, own.low, own.high
+    work, others, low, high = own.seconds, -uses, own.low, own.high
     for cluster in near:
         if cluster.kind is not kind or cluster.priority != own.priority:
             return False
-        size += len(cluster)
         work += cluster.seconds
         others += cluster.waiting
         low = min(low, cluster.low)
         high = max(high, cluster.high)
     if others and len(near) > 1:
         return False
-    if not others and size == 1 + high - low:  # a chain, which only one thread can run
+    if not others and _extends_chain(own, near):
         return work <= kind.worth
     # Siblings join as well, all or none. Those that did not fit would wait for those that did.
     return work + siblings * own.seconds <= kind.limit(low, high)
+
+
+def _extends_chain(own: _Cluster, near: Sequence[_Cluster]) -> bool:
+    """Whether a node and the clusters that hold its dependencies are a chain."""
+    return len(near) == 1 and near[0].is_chain and near[0].high < own.low
 
 
 def _even_parts(group: Sequence[_Cluster]) -> list[list[_Cluster]]:

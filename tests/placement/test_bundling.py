@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -270,10 +271,7 @@ def work(members) -> float:
 
 
 def is_chain(members) -> bool:
-    return all(
-        before.node in after.dependencies
-        for before, after in zip(members, members[1:], strict=False)
-    )
+    return all(before.node in after.dependencies for before, after in pairwise(members))
 
 
 @given(dags(), st.sampled_from([5 * MS, 50 * MS]), st.integers(1, 3))
