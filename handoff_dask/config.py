@@ -50,12 +50,18 @@ _KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
+def _fits(value: Any, type_: str) -> bool:
+    # True and False are whole numbers to Python.
+    return isinstance(value, _KINDS[type_][0]) and (type_ == "boolean") == isinstance(value, bool)
+
+
 def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
-    kind, described = _KINDS[schema["type"]]
-    if not isinstance(value, kind) or (schema["type"] != "boolean" and isinstance(value, bool)):
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(_fits(value, type_) for type_ in types):
+        described = " or ".join(_KINDS[type_][1] for type_ in types)
         yield f"the setting {name} must be {described}, not {value!r}"
         return
-    if schema.get("format") == "duration":
+    if schema.get("format") == "duration" and value is not False:
         try:
             parse_timedelta(value)
         except (KeyError, ValueError):

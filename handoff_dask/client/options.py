@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, Union, get_args, runtime_checkable
 
+from handoff_dask import config
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
@@ -55,6 +56,17 @@ def seconds(name: str, value: Any) -> float:
     if problem:
         raise ValueError(f"{name} {problem}")
     return number
+
+
+def bundle_work(bundle: Seconds | Literal[False] | None) -> float:
+    """Return the most work in a bundle, in seconds; 0: nothing is bundled.
+
+    None is the setting ``handoff.bundle``.
+    """
+    name = "bundle"
+    if bundle is None:
+        name, bundle = "the setting handoff.bundle", config.get("bundle")
+    return 0.0 if bundle is False else seconds(name, bundle)
 
 
 def patience(timeout: Any) -> float | None:
