@@ -146,8 +146,8 @@ def bundles(
 
     Notes
     -----
-    Without loss of parallelism, a chain can be one bundle. Anything else holds no more than its
-    share of all the work at the depths of its members.
+    A chain can be one bundle, because only one thread can run it. Of anything else, no more goes
+    into a bundle than a fourth of a thread's share of all the work at the depths of the members.
 
     If each bundle is seen as one node, the DAG stays acyclic:
 
@@ -200,15 +200,15 @@ class _Kind:
         #: Seconds by depth.
         self.work: list[float] = []
 
-    def complete(self, depth: int, threads: int) -> None:
-        """Prepare :meth:`limit`: all functions are counted, and this is the greatest depth."""
+    def complete(self, threads: int) -> None:
+        """Prepare :meth:`limit`, once all functions are counted."""
         self.threads = max(threads, 1)
-        self.work += [0.0] * (1 + depth - len(self.work))
         self._before = [0.0, *accumulate(self.work)]
 
     def limit(self, low: int, high: int) -> float:
         """Return the most work in a bundle of functions of these depths, unless it is a chain."""
-        work = self._before[high + 1] - self._before[low]
+        # Members that cost less may be deeper than any function of this cost.
+        work = self._before[min(high + 1, len(self.work))] - self._before[low]
         return min(self.worth, max(_TASK, work * _SLACK / (_PER_THREAD * self.threads)))
 
     def covers(self, other: _Kind) -> bool:
@@ -284,7 +284,7 @@ def _depths(
             kind.work += [0.0] * (1 + depth - len(kind.work))
         kind.work[depth] += max(seconds, _CALL)
     for kind in equal.values():
-        kind.complete(max(depths.values()), threads(kind.cost))
+        kind.complete(threads(kind.cost))
     return depths, kinds
 
 
@@ -371,21 +371,22 @@ def _extends_chain(own: _Cluster, near: Sequence[_Cluster]) -> bool:
 
 
 def _even_parts(group: Sequence[_Cluster]) -> list[list[_Cluster]]:
-    """Cut a group into parts of about equal work, none above the limit."""
+    """Cut a group into parts of about equal work, on average within the limit."""
     low, high = min(cluster.low for cluster in group), max(cluster.high for cluster in group)
-    limit, threads = group[0].kind.limit(low, high), group[0].kind.threads
+    kind = group[0].kind
     left = sum(cluster.seconds for cluster in group)
-    count = math.ceil(left / limit)
-    if count > threads:  # each thread gets as many as the others, so that all end together
-        count += -count % threads
+    fitting = max(kind.worth // (left / len(group)), 1)
+    count = math.ceil(max(left / kind.limit(low, high), len(group) / fitting))
+    if count > kind.threads:  # each thread gets as many as the others, so that all end together
+        count += -count % kind.threads
     parts: list[list[_Cluster]] = []
     work = even = 0.0
     for cluster in group:
         seconds = cluster.seconds
-        if not parts or work + seconds > limit or work + seconds / 2 > even:
+        if not parts or work + seconds > kind.worth or work + seconds / 2 > even:
             left -= work
             work = 0.0
-            even = left / max(count - len(parts), math.ceil(left / limit), 1)
+            even = left / max(count - len(parts), 1)
             parts.append([])
         parts[-1].append(cluster)
         work += seconds
