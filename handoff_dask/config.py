@@ -28,8 +28,8 @@ def get(name: str) -> Any:
 
 
 def seconds(name: str) -> float:
-    """Return a duration setting, in seconds; 0 if it is switched off."""
-    return float(parse_timedelta(get(name) or 0))
+    """Return a duration setting, in seconds."""
+    return float(parse_timedelta(get(name)))
 
 
 def problems() -> list[str]:
@@ -50,20 +50,24 @@ _KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
+def _fits(value: Any, type_: str) -> bool:
+    # True and False are whole numbers to Python.
+    return isinstance(value, _KINDS[type_][0]) and (type_ == "boolean") == isinstance(value, bool)
+
+
 def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    wrong_bool = isinstance(value, bool) and "boolean" not in kinds
-    if wrong_bool or not any(isinstance(value, _KINDS[kind][0]) for kind in kinds):
-        described = " or ".join(_KINDS[kind][1] for kind in kinds)
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(_fits(value, type_) for type_ in types):
+        described = " or ".join(_KINDS[type_][1] for type_ in types)
         yield f"the setting {name} must be {described}, not {value!r}"
         return
-    if schema.get("format") == "duration":
+    if schema.get("format") == "duration" and value is not False:
         try:
             parse_timedelta(value)
         except (KeyError, ValueError):
             yield f"the setting {name} must be a time such as 60s or 50ms, not {value!r}"
     known = schema.get("properties", {})
-    for key, inner in value.items() if "object" in kinds else ():
+    for key, inner in value.items() if schema["type"] == "object" else ():
         # Dask accepts both spellings; environment variables can only have underscores.
         canonical = str(key).replace("_", "-")
         if canonical in known:

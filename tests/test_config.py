@@ -10,7 +10,7 @@ from handoff_dask import config
 
 def test_the_defaults_fit_their_schema():
     """The two files of the package agree, setting by setting."""
-    for name in ("lost-capacity-grace", "fetch-timeout", "commit-ahead", "embedded"):
+    for name in ("lost-capacity-grace", "fetch-timeout", "commit-ahead", "bundle", "embedded"):
         with dask.config.set({"handoff": {name: config.get(name)}}):
             assert config.problems() == []
 
@@ -21,6 +21,9 @@ def test_the_defaults_fit_their_schema():
         ({"handoff.commit-ahead": "soon"}, "commit-ahead must be a time such as 60s or 50ms"),
         ({"handoff.commit-ahead": 7}, "commit-ahead must be text, not 7"),
         ({"handoff.commit-ahead": True}, "commit-ahead must be text, not True"),
+        ({"handoff.bundle": "much"}, "bundle must be a time such as 60s or 50ms, not 'much'"),
+        ({"handoff.bundle": True}, "bundle must be a time such as 60s or 50ms, not True"),
+        ({"handoff.bundle": [1]}, "bundle must be text or a number or true or false, not [1]"),
         ({"handoff.embedded": "no"}, "embedded must be a group of settings, not 'no'"),
         ({"handoff.embedded.processes": "no"}, "embedded.processes must be true or false"),
         ({"handoff.embedded.proceses": True}, "Did you mean handoff.embedded.processes?"),
@@ -37,4 +40,11 @@ def test_settings_that_are_none(settings, problem):
 def test_both_spellings():
     """Environment variables have underscores where YAML has dashes."""
     with dask.config.set({"handoff": {"lost_capacity_grace": "5s"}}):
+        assert config.problems() == []
+
+
+@pytest.mark.parametrize("bundle", [0, False, 0.05, "20 ms"])
+def test_bundles_may_be_off(bundle):
+    """Most durations are text; this one may also be a number, or false."""
+    with dask.config.set({"handoff.bundle": bundle}):
         assert config.problems() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from distributed import Client
 
@@ -47,7 +47,7 @@ def execute(
     priority: float = 0,
     on_event: Callable[[Event], Any] | None = None,
     progress: bool = False,
-    bundle: Seconds | bool | None = None,
+    bundle: Seconds | Literal[False] | None = None,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -207,7 +207,7 @@ def submit(
     priority: float = 0,
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,
-    bundle: Seconds | bool | None = None,
+    bundle: Seconds | Literal[False] | None = None,
 ) -> RunAnswer:
     """Run a DAG without waiting for it.
 

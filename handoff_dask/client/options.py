@@ -58,16 +58,20 @@ def seconds(name: str, value: Any) -> float:
     return number
 
 
+def bundle_work(bundle: Seconds | Literal[False] | None) -> float:
+    """Return the most work in a bundle, in seconds; 0: nothing is bundled.
+
+    None is the setting ``handoff.bundle``.
+    """
+    name = "bundle"
+    if bundle is None:
+        name, bundle = "the setting handoff.bundle", config.get("bundle")
+    return 0.0 if bundle is False else seconds(name, bundle)
+
+
 def patience(timeout: Any) -> float | None:
     """Return how long a call waits, in seconds; None is for ever."""
     return None if timeout is None else seconds("timeout", timeout)
-
-
-def _worth(bundle: Seconds | bool | None) -> float:
-    """Return the option `bundle` in seconds; None takes the setting, 0 is none."""
-    if bundle is None or bundle is True:
-        return config.seconds("bundle")
-    return seconds("bundle", bundle) if bundle else 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class RunOptions:
     detach: bool = False
     progress: bool = False
     on_event: Callable[[Event], Any] | None = None
-    bundle: Seconds | bool | None = None
+    bundle: Seconds | Literal[False] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
@@ -125,7 +129,7 @@ class RunOptions:
                 f"must be the name of a strategy or an object with an allocate() method, "
                 f"not {strategy!r}"
             )
-        object.__setattr__(self, "bundle", _worth(self.bundle))
+        object.__setattr__(self, "bundle", bundle_work(self.bundle))
         for name, problem in problems.items():
             if problem:
                 raise ValueError(f"{name} {problem}")

@@ -7,15 +7,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from handoff_dask.client.describing import Rows
-from handoff_dask.client.options import RunOptions, StrategyName, seconds
+from handoff_dask.client.options import RunOptions, StrategyName, bundle_work, seconds
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
 from handoff_dask.model.dag import DAG, require_dag
-from handoff_dask.model.expansion import Node, expand
+from handoff_dask.model.expansion import Node, expand, node_policy
+from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.placement import bundling
 from handoff_dask.placement.events import WorkerSpec
 from handoff_dask.placement.simulation import simulate
 from handoff_dask.widgets import markup, plots, reports
@@ -108,6 +110,7 @@ def plan(
     allocation_strategy: StrategyName = "packed",
     max_concurrency: int | None = None,
     overhead: Seconds = 0.0,
+    bundle: Seconds | Literal[False] | None = None,
 ) -> Plan:
     """Predict how a DAG would run.
 
@@ -135,6 +138,9 @@ def plan(
     overhead
         How long messages take: from the decision to start a function to its start and, on average,
         from its end until the scheduler knows. ``"2 ms"`` suits a cluster on one machine.
+    bundle
+        The most work of short functions that travel together, as for :func:`execute`. Their retries
+        are as the functions say; for others, retries without delay are assumed.
 
     Returns
     -------
@@ -149,8 +155,8 @@ def plan(
         No worker could hold a function.
     ValueError
         A duration is missing or negative, nothing is known about a function or others of its code,
-        a capability or the overhead is negative, one of these cannot be read, or there are no
-        workers.
+        a capability, the overhead or `bundle` is negative, one of these cannot be read, or there
+        are no workers.
 
     Examples
     --------
@@ -177,6 +183,7 @@ def plan(
     overhead = seconds("overhead", overhead)
     specs = function_specs(Rows(nodes, prefixes).of(range(len(nodes))), int)
     workers = [_worker(name, offered) for name, offered in capabilities.items()]
+    bundles = _bundles(nodes, taken, workers, bundle_work(bundle))
     longest = max(taken.values(), default=0.0)
     # Odd, so that there is a median.
     count = min(_SIMULATIONS, _PLACED // max(1, len(nodes))) | 1
@@ -192,6 +199,7 @@ def plan(
             # As long again, on average, until the scheduler knows of its end.
             jitter=2 * overhead or _JITTER * longest,
             seed=seed,
+            bundles=bundles,
         )
         for seed in range(count)
     ]
@@ -209,6 +217,22 @@ def plan(
             timeline[place.worker].append(slot)
     utilisation = {name: round(share, _DIGITS) for name, share in run.utilisation.items()}
     return Plan(rounded(run.makespan), timeline, utilisation)
+
+
+def _bundles(
+    nodes: Sequence[Node],
+    durations: Mapping[Hashable, float],
+    workers: Sequence[WorkerSpec],
+    worth: float,
+) -> list[tuple[int, ...]]:
+    """Return which nodes travel together, in bundles of at most `worth` seconds of work."""
+    if not worth:
+        return []
+    policies = [node_policy(node, RetryPolicy()) for node in nodes]
+    expected = [durations[node.index] for node in nodes]
+    candidates = bundling.candidates(nodes, policies, expected, worth)
+    threads = partial(bundling.threads_for, workers=workers)
+    return bundling.bundles(candidates, worth=worth, threads=threads)
 
 
 def _worker(name: str, capabilities: Amounts) -> WorkerSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import WorkerSpec
 
 #: A function is short if this number of them fits into a bundle.
-SHARE = 4
+_SHORT = 4
 #: Of what can run at the same time, each thread gets at least this number of bundles.
 _PER_THREAD = 4
 #: What a call costs at least, including its records (s).
@@ -46,14 +47,11 @@ class Candidate(NamedTuple):
 
 def is_short(seconds: float, worth: float) -> bool:
     """Whether a function is short enough for bundles of `worth` seconds of work."""
-    return seconds <= worth / SHARE
+    return seconds <= worth / _SHORT
 
 
 def bundleable(node: Node, policy: RetryPolicy) -> bool:
-    """Whether a node asks for nothing more than to be called; `policy` is its effective one.
-
-    Not for :func:`companions`: others ask something of these.
-    """
+    """Whether a node asks for nothing more than to be called, and to be retried at once."""
     return not (
         node.pin
         or node.preferred
@@ -68,8 +66,49 @@ def bundleable(node: Node, policy: RetryPolicy) -> bool:
 
 
 def companions(nodes: Iterable[Node]) -> set[int]:
-    """Return the nodes whose worker matters to another node."""
+    """Return the nodes whose worker matters to another node: they travel alone, too."""
     return {i for node in nodes for i in (node.collocated, node.binds) if i is not None}
+
+
+def candidates(
+    nodes: Sequence[Node],
+    policies: Sequence[RetryPolicy],
+    expected: Sequence[float | None],
+    worth: float,
+) -> list[Candidate]:
+    """Return the nodes of a DAG as :func:`bundles` takes them.
+
+    Parameters
+    ----------
+    nodes, policies
+        All nodes, by index, and how each is retried.
+    expected
+        How long each is expected to take, in seconds, as far as that is known.
+    worth
+        The most work in a bundle, in seconds.
+    """
+    users = [0] * len(nodes)
+    for node in nodes:
+        for i in node.dependencies:
+            users[i] += 1
+    needed = companions(nodes)
+    made = []
+    for i in _in_order(nodes):
+        node, seconds = nodes[i], expected[i]
+        if seconds is not None and not (
+            is_short(seconds, worth) and i not in needed and bundleable(node, policies[i])
+        ):
+            seconds = None
+        priority = node.function.priority
+        made.append(Candidate(i, node.dependencies, users[i], node.cost, priority, seconds))
+    return made
+
+
+def _in_order(nodes: Sequence[Node]) -> Iterable[int]:
+    """Return the indices of nodes, each after those of its dependencies."""
+    if all(i < node.index for node in nodes for i in node.dependencies):
+        return range(len(nodes))
+    return TopologicalSorter({node.index: node.dependencies for node in nodes}).static_order()
 
 
 def threads_for(cost: Mapping[str, float], workers: Iterable[WorkerSpec]) -> int:
@@ -107,8 +146,8 @@ def bundles(
 
     Notes
     -----
-    Without loss of parallelism, a chain can be one bundle. Anything else holds no more than its
-    share of all the work at the depths of its members.
+    A chain can be one bundle, because only one thread can run it. Of anything else, no more goes
+    into a bundle than a fourth of a thread's share of all the work at the depths of the members.
 
     If each bundle is seen as one node, the DAG stays acyclic:
 
@@ -151,24 +190,26 @@ def bundles(
 class _Kind:
     """The functions of one cost."""
 
-    __slots__ = ("_before", "_share", "cost", "work", "worth")
+    __slots__ = ("_before", "cost", "threads", "work", "worth")
 
     def __init__(self, cost: Mapping[str, float], worth: float) -> None:
         self.cost = cost
         self.worth = worth * _SLACK
+        #: How many of them can run at once.
+        self.threads = 1
         #: Seconds by depth.
         self.work: list[float] = []
 
-    def complete(self, depth: int, threads: int) -> None:
-        """Prepare :meth:`limit`: all functions are counted, and this is the greatest depth."""
-        self._share = _SLACK / (_PER_THREAD * max(threads, 1))
-        self.work += [0.0] * (1 + depth - len(self.work))
+    def complete(self, threads: int) -> None:
+        """Prepare :meth:`limit`, once all functions are counted."""
+        self.threads = max(threads, 1)
         self._before = [0.0, *accumulate(self.work)]
 
     def limit(self, low: int, high: int) -> float:
         """Return the most work in a bundle of functions of these depths, unless it is a chain."""
-        work = self._before[high + 1] - self._before[low]
-        return min(self.worth, max(_TASK, work * self._share))
+        # Members that cost less may be deeper than any function of this cost.
+        work = self._before[min(high + 1, len(self.work))] - self._before[low]
+        return min(self.worth, max(_TASK, work * _SLACK / (_PER_THREAD * self.threads)))
 
     def covers(self, other: _Kind) -> bool:
         """Whether this cost is at least the other one in every resource."""
@@ -179,8 +220,8 @@ class _Cluster:
     """Functions that depend on each other, in an order in which they can run."""
 
     __slots__ = (
-        "high", "inputs", "kind", "leader", "level", "low", "members", "priority", "saved",
-        "seconds", "waiting",
+        "high", "inputs", "is_chain", "kind", "leader", "level", "low", "members", "priority",
+        "saved", "seconds", "waiting",
     )  # fmt: skip
 
     def __init__(self, first: Candidate, kind: _Kind, seconds: float, depth: int) -> None:
@@ -191,6 +232,8 @@ class _Cluster:
         self.seconds = seconds
         #: The least and the greatest depth of a member.
         self.low = self.high = depth
+        #: Whether each member depends on the one before it.
+        self.is_chain = True
         #: How often values of members are used outside.
         self.waiting = first.users
         #: How many tasks it saves: members, except those whose value is used outside, as it takes
@@ -241,7 +284,7 @@ def _depths(
             kind.work += [0.0] * (1 + depth - len(kind.work))
         kind.work[depth] += max(seconds, _CALL)
     for kind in equal.values():
-        kind.complete(max(depths.values()), threads(kind.cost))
+        kind.complete(threads(kind.cost))
     return depths, kinds
 
 
@@ -272,6 +315,7 @@ def _clusters(
         if len(near) == len(sources) and _may_join(own, near, len(dependencies), siblings):
             # The largest absorbs the others, so that each node moves a few times at most.
             home = max(near, key=len)
+            home.is_chain = _extends_chain(own, near)
             near.append(own)
             for cluster in near:
                 if cluster is not home:
@@ -305,36 +349,44 @@ def _may_join(own: _Cluster, near: Sequence[_Cluster], uses: int, siblings: floa
     kind = near[0].kind
     if not kind.covers(own.kind):
         return False
-    size, work, others, low, high = 1, own.seconds, -uses, own.low, own.high
+    work, others, low, high = own.seconds, -uses, own.low, own.high
     for cluster in near:
         if cluster.kind is not kind or cluster.priority != own.priority:
             return False
-        size += len(cluster)
         work += cluster.seconds
         others += cluster.waiting
         low = min(low, cluster.low)
         high = max(high, cluster.high)
     if others and len(near) > 1:
         return False
-    if not others and size == 1 + high - low:  # a chain, which only one thread can run
+    if not others and _extends_chain(own, near):
         return work <= kind.worth
     # Siblings join as well, all or none. Those that did not fit would wait for those that did.
     return work + siblings * own.seconds <= kind.limit(low, high)
 
 
+def _extends_chain(own: _Cluster, near: Sequence[_Cluster]) -> bool:
+    """Whether a node and the clusters that hold its dependencies are a chain."""
+    return len(near) == 1 and near[0].is_chain and near[0].high < own.low
+
+
 def _even_parts(group: Sequence[_Cluster]) -> list[list[_Cluster]]:
-    """Cut a group into parts of about equal work, none above the limit."""
+    """Cut a group into parts of about equal work, on average within the limit."""
     low, high = min(cluster.low for cluster in group), max(cluster.high for cluster in group)
-    limit = group[0].kind.limit(low, high)
+    kind = group[0].kind
     left = sum(cluster.seconds for cluster in group)
+    fitting = max(kind.worth // (left / len(group)), 1)
+    count = math.ceil(max(left / kind.limit(low, high), len(group) / fitting))
+    if count > kind.threads:  # each thread gets as many as the others, so that all end together
+        count += -count % kind.threads
     parts: list[list[_Cluster]] = []
     work = even = 0.0
     for cluster in group:
         seconds = cluster.seconds
-        if not parts or work + seconds > limit or work + seconds / 2 > even:
+        if not parts or work + seconds > kind.worth or work + seconds / 2 > even:
             left -= work
             work = 0.0
-            even = left / math.ceil(left / limit) if left > limit else left
+            even = left / max(count - len(parts), 1)
             parts.append([])
         parts[-1].append(cluster)
         work += seconds

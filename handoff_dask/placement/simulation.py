@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from random import Random
@@ -144,6 +144,7 @@ def simulate(
     latency: float = 0.005,
     jitter: float = 0.0,
     seed: int = 0,
+    bundles: Iterable[Sequence[Hashable]] = (),
     engine: Engine | None = None,
 ) -> SimulatedRun:
     """Run a DAG on workers without running it.
@@ -166,6 +167,9 @@ def simulate(
     jitter, seed
         The most seconds that are added to a duration, at random for each start. Without it, equal
         functions end at the same instant and take each other's place, unlike on a cluster.
+    bundles
+        Keys of functions that run as one, in this order. Together they claim what the first one
+        claims; their result is as large as the last one's.
     engine
         The one to drive, with what it learned before; it must have no workers.
 
@@ -176,19 +180,26 @@ def simulate(
     """
     if engine is None:
         engine = Engine(bandwidth=bandwidth, latency=latency, lost_grace=0.0)
+    bundle_of = {keys[0]: keys for keys in bundles}
+    functions = _with_bundles(functions, bundle_of)
+    taken = dict(durations)
+    result_sizes = dict(sizes or {})
+    for first, keys in bundle_of.items():
+        taken[first] = sum(durations[key] for key in keys)
+        result_sizes[first] = result_sizes.get(keys[-1], 0.0)
     workers = list(workers)
     for worker in workers:
         engine.worker_added(worker)
     engine.run_opened(_RUN, strategy=strategy, max_concurrency=max_concurrency)
     if known:
         for f in functions:
-            engine.duration_known((_RUN, f.key), durations[f.key])
+            engine.duration_known((_RUN, f.key), taken[f.key])
         specs = [replace(f, token=(_RUN, f.key)) for f in functions]
     else:
         specs = list(functions)
     engine.functions_added(_RUN, specs)
     simulation = _Simulation(
-        engine, specs, durations, sizes or {}, overhead, bandwidth, latency, jitter, Random(seed)
+        engine, specs, taken, result_sizes, overhead, bandwidth, latency, jitter, Random(seed)
     )
     simulation.run()
     engine.run_closed(_RUN)
@@ -209,4 +220,42 @@ def simulate(
         name: used[name] / (total * makespan) if total * makespan else 0.0
         for name, total in offered.items()
     }
+    if bundle_of:
+        placements = dict(_of_members(placements, bundle_of, durations))
     return SimulatedRun(placements, makespan, utilisation, simulation.refused)
+
+
+def _with_bundles(
+    functions: Sequence[FunctionSpec], bundle_of: Mapping[Hashable, Sequence[Hashable]]
+) -> Sequence[FunctionSpec]:
+    """Return the functions with each bundle, by its first key, as one function."""
+    first_of = {key: first for first, keys in bundle_of.items() for key in keys}
+    sources: dict[Hashable, dict[Hashable, None]] = {}
+    for f in functions:
+        # The keys of a dict are a set that keeps its order.
+        sources.setdefault(first_of.get(f.key, f.key), {}).update(
+            dict.fromkeys(first_of.get(key, key) for key in f.dependencies)
+        )
+    return [
+        replace(f, dependencies=tuple(key for key in sources[f.key] if key != f.key))
+        for f in functions
+        if f.key in sources
+    ]
+
+
+def _of_members(
+    placements: Mapping[Hashable, Simulated],
+    bundle_of: Mapping[Hashable, Sequence[Hashable]],
+    durations: Mapping[Hashable, float],
+) -> Iterator[tuple[Hashable, Simulated]]:
+    """Yield where each function runs; those of a bundle run one after the other."""
+    for first, place in placements.items():
+        keys = bundle_of.get(first, (first,))
+        # The first member fetches the inputs of all; each of the others just takes its time.
+        stops = [place.stop]
+        for key in keys[:0:-1]:
+            stops.append(stops[-1] - durations[key])
+        start = place.start
+        for key, stop in zip(keys, reversed(stops), strict=True):
+            yield key, Simulated(place.worker, start, stop)
+            start = stop

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 
+import dask
 import pytest
 
 from handoff_dask import (
@@ -11,6 +13,7 @@ from handoff_dask import (
     Argument,
     CyclicDependencyError,
     Function,
+    RetryPolicy,
     collocated,
     execute_local,
     plan,
@@ -148,3 +151,54 @@ def test_small_dags_are_simulated_more_often(monkeypatch, size, times):
     found = plan(dag, {"a": {"cpu": 1}}, dict.fromkeys(range(size), 1.0))
     assert len(made) == times
     assert found.makespan == -(times // 2)
+
+
+def test_bundles_of_short_functions():
+    """A plan bundles what a run bundles; each function has its own slot."""
+    dag = dag_of(*(f(i, cost={"cpu": 1}) for i in range(400)))
+    durations = dict.fromkeys(range(400), "1 ms")
+    workers = {name: {"cpu": 1} for name in "ab"}
+    # A message for each start: of functions, or of bundles.
+    assert plan(dag, workers, durations, overhead="1 ms", bundle=False).makespan > 0.35
+    bundled = plan(dag, workers, durations, overhead="1 ms", bundle="50 ms")
+    assert 0.2 < bundled.makespan < 0.25
+    assert bundled == plan(dag, workers, durations, overhead="1 ms")
+    slots = [slot for slots in bundled.timeline.values() for slot in slots]
+    assert sorted(slot.id for slot in slots) == list(range(400))
+    for row in bundled.timeline.values():
+        assert all(before.stop <= after.start for before, after in pairwise(row))
+
+
+def test_bundles_do_not_cost_makespan():
+    """Without overhead, bundles are as good as single functions: all threads end together."""
+    dag = dag_of(*(f(i) for i in range(1000)))
+    durations = dict.fromkeys(range(1000), "5 ms")
+    workers = {name: {"cpu": 4} for name in "abcd"}
+    single = plan(dag, workers, durations, bundle=0)
+    assert plan(dag, workers, durations).makespan <= single.makespan
+
+
+def test_bundles_are_made_of_what_asks_for_nothing_more():
+    """A pin or a delay before retries keeps a function out of bundles."""
+    fields = [{"node": "a"}, {"retry": RetryPolicy(delay=1)}]
+    workers = {"a": {"cpu": 1}}
+    for extra in fields:
+        dag = dag_of(*(f(i, **extra) for i in range(50)))
+        durations = dict.fromkeys(range(50), 0.001)
+        arguments = dag, workers, durations
+        assert plan(*arguments, overhead=1e-3) == plan(*arguments, overhead=1e-3, bundle=False)
+
+
+def test_the_setting_for_bundles_counts():
+    """Without the argument, `handoff.bundle` says whether functions are bundled."""
+    dag = dag_of(*(f(i) for i in range(100)))
+    arguments = dag, {"a": {"cpu": 1}}, dict.fromkeys(range(100), 0.001)
+    with dask.config.set({"handoff.bundle": False}):
+        off = plan(*arguments, overhead=0.001)
+    assert off == plan(*arguments, overhead=0.001, bundle=0)
+    assert off.makespan > 1.5 * plan(*arguments, overhead=0.001).makespan
+    for wrong in (-1, "much", True):
+        with pytest.raises(ValueError, match="bundle must be"):
+            plan(*arguments, bundle=wrong)
+        with dask.config.set({"handoff.bundle": wrong}), pytest.raises(ValueError):
+            plan(*arguments)

@@ -101,3 +101,45 @@ def test_nothing_takes_no_time() -> None:
     """An empty DAG is an empty run."""
     run = simulate([], WORKERS, {})
     assert run.makespan == 0.0 and run.placements == {}
+
+
+def test_bundles_run_as_one() -> None:
+    """Members run one after the other where their bundle is placed; others wait for its end."""
+    specs = [
+        FunctionSpec("a", {"cpu": 2}),
+        FunctionSpec("b", {"cpu": 1}, ("a", "x")),
+        FunctionSpec("x", {"cpu": 1}),
+        FunctionSpec("after", {}, ("a",)),
+    ]
+    durations = {"a": 1.0, "b": 2.0, "x": 1.0, "after": 1.0}
+    run = simulate(specs, WORKERS[:1], durations, bundles=[("a", "b")])
+    assert {key: (place.start, place.stop) for key, place in run.placements.items()} == {
+        "x": (0.0, 1.0),
+        "a": (1.0, 2.0),
+        "b": (2.0, 4.0),
+        "after": (4.0, 5.0),
+    }
+    # The bundle claims what its first member claims.
+    assert run.utilisation["cpu"] == pytest.approx((1 + 3 * 2) / (5 * 2))
+
+
+def test_the_first_of_a_bundle_waits_for_the_inputs_of_all() -> None:
+    """Moving inputs takes time once, before the first member ends."""
+    specs = [
+        FunctionSpec("x", {}, pin=("a",)),
+        FunctionSpec("f", {}, ("x",), pin=("b",)),
+        FunctionSpec("g", {}, ("f",)),
+    ]
+    durations = dict.fromkeys("xfg", 1.0)
+    run = simulate(
+        specs, WORKERS, durations, bundles=[("f", "g")], sizes={"x": 100.0}, bandwidth=100.0
+    )
+    f, g = run.placements["f"], run.placements["g"]
+    assert (f.start, f.stop, g.start, g.stop) == pytest.approx((1.0, 3.005, 3.005, 4.005))
+
+
+def test_a_bundle_that_no_worker_holds_is_refused() -> None:
+    """It is refused by its first member, which claims the most."""
+    specs = [FunctionSpec("f", {"cpu": 9}), FunctionSpec("g", {}, ("f",))]
+    run = simulate(specs, WORKERS, {"f": 1.0, "g": 1.0}, bundles=[("f", "g")])
+    assert set(run.refused) == {"f"} and not run.placements
