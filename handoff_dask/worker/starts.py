@@ -20,7 +20,8 @@ import psutil
 #: The file's head: process id, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qq128s")
 #: Each place in it: position, seconds since the epoch, the placement's number plus 1 (0 is none).
-#: The number is written last: if the process is killed meanwhile, it has no other's position.
+#: The number is written last: a process that is killed halfway leaves wrong facts only about a
+#: placement that has ended.
 _START = struct.Struct("<qdq")
 
 
