@@ -324,7 +324,7 @@ class Follower:
 
     async def _until_sent(self) -> None:
         """Wait until the cluster has been sent all of the run, or needs no more of it."""
-        if self._sender is None or self._sender.done:
+        if self._sender is None:
             return
         over = waiting.over(self.client, self.outline.run_id)
         sending = waiting.outcome_of(self._sender.finish())
@@ -339,6 +339,7 @@ class Follower:
             raise
         finally:
             over.cancel()
+            self._sender = None  # it refers to this
 
     async def _final_report(self) -> tuple[RunReport, outcomes.Causes]:
         """Wait until the scheduler says that the run is over; return its report.
