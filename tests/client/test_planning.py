@@ -175,7 +175,10 @@ def test_bundles_do_not_cost_makespan():
     durations = dict.fromkeys(range(1000), "5 ms")
     workers = {name: {"cpu": 4} for name in "abcd"}
     single = plan(dag, workers, durations, bundle=0)
-    assert plan(dag, workers, durations).makespan <= single.makespan
+    bundled = plan(dag, workers, durations)
+    assert bundled.makespan <= single.makespan
+    for row in bundled.timeline.values():
+        assert row == sorted(row, key=lambda slot: slot.start), "in order of start"
 
 
 def test_bundles_are_made_of_what_asks_for_nothing_more():
