@@ -181,7 +181,8 @@ def simulate(
     if engine is None:
         engine = Engine(bandwidth=bandwidth, latency=latency, lost_grace=0.0)
     bundle_of = {keys[0]: keys for keys in bundles}
-    functions = _with_bundles(functions, bundle_of)
+    if bundle_of:
+        functions = _with_bundles(functions, bundle_of)
     taken = dict(durations)
     result_sizes = dict(sizes or {})
     for first, keys in bundle_of.items():
@@ -221,7 +222,8 @@ def simulate(
         for name, total in offered.items()
     }
     if bundle_of:
-        placements = dict(_of_members(placements, bundle_of, durations))
+        members = _of_members(placements, bundle_of, durations)
+        placements = dict(sorted(members, key=lambda item: item[1].start))
     return SimulatedRun(placements, makespan, utilisation, simulation.refused)
 
 

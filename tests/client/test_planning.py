@@ -29,15 +29,15 @@ def f(id_, *args, **fields):
 
 def test_functions_run_in_turns_where_their_cost_is_free():
     """Three functions that need a whole worker take two turns on two workers."""
-    found = plan(
+    planned = plan(
         dag_of(*(f(i, cost={"cpu": 2}) for i in range(3))),
         {"a": {"cpu": 2}, "b": {"cpu": 2}},
         {i: 1.0 for i in range(3)},
     )
-    assert found.makespan == 2.0
-    assert sorted(len(slots) for slots in found.timeline.values()) == [1, 2]
-    assert found.utilisation == {"cpu": pytest.approx(0.75)}
-    assert "makespan 2 s" in str(found)
+    assert planned.makespan == 2.0
+    assert sorted(len(slots) for slots in planned.timeline.values()) == [1, 2]
+    assert planned.utilisation == {"cpu": pytest.approx(0.75)}
+    assert "makespan 2 s" in str(planned)
 
 
 def test_dependencies_pins_collocation_and_inline_functions():
@@ -47,8 +47,8 @@ def test_dependencies_pins_collocation_and_inline_functions():
         f("first", "in", node="b"),
         f("second", Argument("first", bytes, bytes), node=collocated("first")),
     )
-    found = plan(dag, {"a": {"cpu": 1}, "b": {"cpu": 1}}, {"first": 1.0, "second": 2.0})
-    assert found.timeline == {"a": [], "b": [("first", 0.0, 1.0), ("second", 1.0, 3.0)]}
+    planned = plan(dag, {"a": {"cpu": 1}, "b": {"cpu": 1}}, {"first": 1.0, "second": 2.0})
+    assert planned.timeline == {"a": [], "b": [("first", 0.0, 1.0), ("second", 1.0, 3.0)]}
 
 
 def test_priorities_and_preferences():
@@ -60,8 +60,8 @@ def test_priorities_and_preferences():
         f("vain", node="nobody", allow_other_workers=True, priority=-2),
     )
     workers = {name: {"cpu": 1, "threads": 1} for name in "ab"}
-    found = plan(dag, workers, dict.fromkeys(dag.functions, 1.0))
-    assert found.timeline == {
+    planned = plan(dag, workers, dict.fromkeys(dag.functions, 1.0))
+    assert planned.timeline == {
         "a": [("high", 0.0, 1.0), ("low", 1.0, 2.0)],
         "b": [("wish", 0.0, 1.0), ("vain", 1.0, 2.0)],
     }
@@ -101,9 +101,9 @@ def test_overhead_is_counted_for_each_start():
     """A chain takes two overheads longer for each of its functions, always the same."""
     dag = dag_of(f(0), *(f(i, i - 1) for i in range(1, 10)))
     arguments = dag, {"a": {"cpu": 1}}, {i: 1.0 for i in range(10)}
-    found = plan(*arguments, overhead=0.5)
-    assert found.makespan == pytest.approx(20.0, rel=0.05)
-    assert found == plan(*arguments, overhead=0.5)
+    planned = plan(*arguments, overhead=0.5)
+    assert planned.makespan == pytest.approx(20.0, rel=0.05)
+    assert planned == plan(*arguments, overhead=0.5)
     assert plan(*arguments).makespan == 10.0
 
 
@@ -148,9 +148,9 @@ def test_small_dags_are_simulated_more_often(monkeypatch, size, times):
 
     monkeypatch.setattr(planning, "simulate", simulate)
     dag = dag_of(*(f(i) for i in range(size)))
-    found = plan(dag, {"a": {"cpu": 1}}, dict.fromkeys(range(size), 1.0))
+    planned = plan(dag, {"a": {"cpu": 1}}, dict.fromkeys(range(size), 1.0))
     assert len(made) == times
-    assert found.makespan == -(times // 2)
+    assert planned.makespan == -(times // 2)
 
 
 def test_bundles_of_short_functions():
@@ -175,7 +175,10 @@ def test_bundles_do_not_cost_makespan():
     durations = dict.fromkeys(range(1000), "5 ms")
     workers = {name: {"cpu": 4} for name in "abcd"}
     single = plan(dag, workers, durations, bundle=0)
-    assert plan(dag, workers, durations).makespan <= single.makespan
+    bundled = plan(dag, workers, durations)
+    assert bundled.makespan <= single.makespan
+    for row in bundled.timeline.values():
+        assert row == sorted(row, key=lambda slot: slot.start), "in order of start"
 
 
 def test_bundles_are_made_of_what_asks_for_nothing_more():

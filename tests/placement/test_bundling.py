@@ -31,7 +31,7 @@ CALL, TASK, NEARLY = 30e-6, MS, 1 + 1e-5
 def candidates(
     dependencies: Sequence[Sequence[int]], seconds=MS, cost=COST, **fields
 ) -> list[Candidate]:
-    """Return a DAG's nodes, which are numbered in order, all alike unless told otherwise."""
+    """Return a DAG's nodes, which are numbered in order, all alike except for the given fields."""
     users = [0] * len(dependencies)
     for needed in dependencies:
         for i in needed:
@@ -147,6 +147,18 @@ def test_the_same_inputs_make_neighbours():
     made = bundled(nodes)
     assert sorted(i for bundle in made for i in bundle) == list(range(2, 102))
     assert all(len({i % 2 for i in bundle}) == 1 for bundle in made)
+
+
+def test_different_values_of_the_same_bundle_are_the_same_input():
+    """What waits for the same bundles could start at the same time."""
+    dependencies: list[tuple[int, ...]] = [()]
+    for _ in range(5):
+        first = len(dependencies)
+        # A chain whose value a subtree of four uses, as well as that of the very first function.
+        dependencies += [(), (first,), (first + 1, 0), (), (first + 3,), (first + 2, first + 4)]
+    nodes = candidates(dependencies, 1e-6)
+    nodes[0] = nodes[0]._replace(seconds=None)
+    assert [len(bundle) for bundle in bundled(nodes)] == [10, 20]
 
 
 def test_costs_and_priorities_are_kept_apart():
