@@ -157,6 +157,8 @@ class Outline:
     #: For a run that is followed: key, nodes that the run waits for, and whether it is a bundle, of
     #: each task.
     units: Sequence[tuple[Key, Sequence[int], bool]] = ()
+    #: Whether the cluster has been sent all of it.
+    complete: bool = True
 
     @classmethod
     def of(cls, spec: RunSpec, portions: Iterable[Portion]) -> Outline:
@@ -183,13 +185,16 @@ class Outline:
             o.id: Function(o.id, o.args, Elsewhere(o.code), cost=o.cost, node=o.node, type=o.type)
             for o in outlines
         }
+        complete = len(rows) == spec.nodes
         in_order = [rows[index] for index in sorted(rows)]
         ids = [o.id for o in outlines if o.type == "regular"]
         named = dict(
             zip((row.index for row in rows.values() if row.source is None), ids, strict=True)
         )
         nodes = [
-            Node(
+            _UNSENT
+            if row is None
+            else Node(
                 row.index,
                 _kind(row),
                 functions[named[row.index if row.target is None else row.target]],
@@ -199,9 +204,11 @@ class Outline:
                 source=row.source,
                 target=row.target,
             )
-            for row in in_order
+            for row in map(rows.get, range(spec.nodes))
         ]
-        wanted = [row.index for row in in_order if row.wanted] if spec.order is None else spec.order
+        wanted = spec.order
+        if wanted is None or not complete:
+            wanted = tuple(row.index for row in in_order if row.wanted)
         return cls(
             run_id=spec.run_id,
             dag_id=pickle.loads(spec.own_id),
@@ -212,6 +219,7 @@ class Outline:
             awaited={nodes[row.index].function.id: row.index for row in in_order if row.awaited},
             on_error="raise" if spec.stops_at_failure else "continue",
             units=units,
+            complete=complete,
         )
 
 
@@ -222,6 +230,8 @@ def _kind(row: FunctionRow) -> NodeKind:
 
 
 _NO_CALL = Call(None, (), (), {})
+#: Stands for a node of a run whose submitter went away before it had sent it.
+_UNSENT = Node(-1, "serializer", Function(None), _NO_CALL, (), {})
 
 
 class Elsewhere:

@@ -178,6 +178,8 @@ def get_result(
             outline = await _outline(client, dag_id, run_id)
             # As a mapping compares: numpy's numbers compare with tuples element by element.
             if function_id not in outline.awaited or function_id not in set(outline.wanted):
+                if not outline.complete:
+                    outcomes.result_of(outline, *await Follower(outline, client).report(), {})
                 problem = f"the run {dag_id!r} has no such function, or does not keep its result"
                 raise UnknownFunctionError(function_id, problem)
             key = outline.key(outline.awaited[function_id])

@@ -34,7 +34,7 @@ from handoff_dask.model.expansion import (
 from handoff_dask.model.function import Function, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.bundles import Member, packed
-from handoff_dask.wire.keys import Key, bundle_key, node_key, shared_key
+from handoff_dask.wire.keys import Key, NodeKeys, bundle_key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
 from handoff_dask.wire.payload import Name
 from handoff_dask.worker.bundle_task import run_bundle, take
@@ -111,16 +111,14 @@ class Translator:
     ) -> None:
         self.prefixes = code_prefixes(nodes)
         self.policies = tuple(node_policy(node, policy) for node in nodes)
+        #: Returns the key of a node.
+        self.key = NodeKeys(run_id, self.prefixes)
         self._nodes = nodes
         self._run_id = run_id
         self._dag_id = dag_id
         self._discard = discard
         self._pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
         self.futures: Mapping[Hashable, Future[Any]] = self._pack.futures
-
-    def key(self, index: int) -> Key:
-        """Return the key of a node."""
-        return node_key(self.prefixes[index], self._run_id, index)
 
     def bundle_key(self, number: int) -> Key:
         """Return the key of a bundle."""
@@ -241,10 +239,11 @@ def translate_plain(functions: Mapping[Hashable, Function], token: str) -> tuple
         pack(node, call, (node.function.id, None))
         for node, (call, _) in zip(regular, calls, strict=True)
     ]
-    dsk: dict[Key, GraphNode] = pack.nodes()
+    dsk: dict[Key, GraphNode] = {}
     for key, (names, call), (_, dependencies) in zip(keys, packed, calls, strict=True):
         refs = [*map(pack.content, names), *(TaskRef(keys[i]) for i in dependencies)]
         dsk[key] = Task(key, run, names, call, *refs)
+    dsk.update(pack.nodes())
     return _single_layer(f"handoff-{token}", MaterializedLayer(dsk)), keys
 
 

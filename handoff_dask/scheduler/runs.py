@@ -97,15 +97,8 @@ class Runs(Mapping[str, RunRecord]):
 
         The answer is a node that no worker can hold and why, or the run.
         """
-        spec = RunSpec.unpacked(opening)
-        if not spec.placement_timeout and self.engine.questions.has_workers:
-            # Without any worker, and with time to wait for one, nothing is impossible yet.
-            with self.imagined(spec) as run_id:
-                hopeless = self.engine.questions.hopeless(run_id, time.monotonic())
-            if hopeless:
-                key, finding = hopeless
-                return (index_of(key), finding), None
-        spec = replace(spec, kinds=())
+        described = RunSpec.unpacked(opening)
+        spec = replace(described, kinds=())
         run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit)
         self.engine.run_opened(
             spec.run_id,
@@ -118,6 +111,14 @@ class Runs(Mapping[str, RunRecord]):
         if spec.timeout is not None:
             loop = asyncio.get_running_loop()
             run.limit = loop.call_later(spec.timeout, self._out_of_time, run)
+        # Without any worker, and with time to wait for one, nothing is impossible yet.
+        if not spec.placement_timeout and self.engine.questions.has_workers:
+            with self.imagined(described) as run_id:
+                hopeless = self.engine.questions.hopeless(run_id, time.monotonic())
+            if hopeless:
+                key, finding = hopeless
+                self.forget(run)
+                return (index_of(key), finding), None
         return None, run
 
     @contextmanager

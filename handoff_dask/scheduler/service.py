@@ -121,7 +121,8 @@ class Service:
             if why is not None:
                 for index, _ in islice(record.attempts_to_come(), held):
                     reasons[index] = why
-        return pickle.dumps(reasons)
+        # A transform comes after its function, and has the last word on what that waits for.
+        return pickle.dumps(dict(sorted(reasons.items())))
 
     async def holds(self, run_id: str) -> bytes:
         """Return what functions of a run are held for: how many, what they cost, and why."""

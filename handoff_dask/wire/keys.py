@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 #: (name of the code and run, index of the node). Names of codes have no dash.
@@ -27,6 +28,19 @@ def node_key(prefix: str, run_id: str, index: int) -> Key:
     ('0123456789abcdef0123456789abcdef', 7, False)
     """
     return f"{prefix}-{run_id}", index
+
+
+class NodeKeys:
+    """Returns the keys of the nodes of a run, by index; `prefixes` are the names of their codes."""
+
+    def __init__(self, run_id: str, prefixes: Sequence[str]) -> None:
+        self._prefixes = prefixes
+        # One text for all functions of a code.
+        self._names = {prefix: node_key(prefix, run_id, 0)[0] for prefix in set(prefixes)}
+
+    def __call__(self, index: int) -> Key:
+        """Return the key of a node."""
+        return self._names[self._prefixes[index]], index
 
 
 def shared_key(run_id: str, number: int) -> Key:
