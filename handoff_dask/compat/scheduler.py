@@ -208,6 +208,8 @@ def put_task(
     if ts is None:
         ts = scheduler.new_task(key, spec, "released")
         ts.priority = like.priority
+        if ts.group.span_id is None:  # a worker's heartbeat may name no group without one
+            ts.group.span_id = like.group.span_id
     else:
         if ts.state != "released":
             scheduler.transition(key, "released", f"handoff-put-{time.time()}")

@@ -55,6 +55,21 @@ class _Result:
     key: Hashable
 
 
+def _result(future: Future[Any]) -> _Result:
+    return _Result(future.key)
+
+
+class _StrayRefs:
+    """Refuses each Ref of a DAG: those that could be replaced have been."""
+
+    dag_id: Hashable = None
+
+    def __call__(self, ref: Ref) -> int:
+        if ref.dag_id == self.dag_id:
+            raise _StrayError(f"{ref!r}, for whose id write {ref.id!r},")
+        return 0
+
+
 class _StrayError(Exception):
     """A future or a Ref lies where no result can take its place."""
 
@@ -69,7 +84,7 @@ class Packer:
         #: {key: Future} of those among the arguments.
         self.futures: dict[Hashable, Future[Any]] = {}
         self._key = key
-        self._replace_futures = Replacing(Future, self._result)
+        self._replace_futures = Replacing(Future, _result)
         self._parts: list[_Part] = []
         #: Numbers of those that became tasks since the graph was last asked for.
         self._new_tasks: list[int] = []
@@ -83,8 +98,8 @@ class Packer:
         #: Ids of objects that occur more than once among codes and arguments.
         self.common: set[int] = set()
         self.sizes = _Sizes()
-        self.sizes[Ref] = self._ref
-        self._dag_id: Hashable = None
+        # Not a method: a circle of references would keep the futures alive.
+        self.sizes[Ref] = self._refs = _StrayRefs()
         self._has_futures = False
         met: set[int] = set()
         for value in contents(chain.from_iterable(map(given, calls)), closures=True):
@@ -101,7 +116,7 @@ class Packer:
 
         The `identity`, ids of function and DAG, goes with the call.
         """
-        self._dag_id = identity[1]
+        self._refs.dag_id = identity[1]
         try:
             if self._has_futures:
                 call = map_given(call, self._replace_futures)
@@ -137,15 +152,6 @@ class Packer:
         keys = {n: self._key(n) for n in self._new_tasks}
         self._new_tasks.clear()
         return {key: Task(key, bytes, self._parts[n].data) for n, key in keys.items()}
-
-    def _ref(self, ref: Ref) -> int:
-        """Refuse a Ref of the DAG: those that could be replaced have been."""
-        if ref.dag_id == self._dag_id:
-            raise _StrayError(f"{ref!r}, for whose id write {ref.id!r},")
-        return 0
-
-    def _result(self, future: Future[Any]) -> _Result:
-        return _Result(future.key)
 
     def _pickled(self, call: Any) -> tuple[tuple[Name, ...], bytes]:
         data, pickler = self._dumped(call)

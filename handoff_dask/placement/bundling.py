@@ -23,8 +23,6 @@ _SHORT = 4
 _PER_THREAD = 4
 #: What a call costs at least, including its records (s).
 _CALL = 30e-6
-#: What a task costs (s). To split less work than this gains nothing.
-_TASK = 1e-3
 #: Limits are compared with sums of floats.
 _SLACK = 1 + 1e-6
 
@@ -209,7 +207,7 @@ class _Kind:
         """Return the most work in a bundle of functions of these depths, unless it is a chain."""
         # Members that cost less may be deeper than any function of this cost.
         work = self._before[min(high + 1, len(self.work))] - self._before[low]
-        return min(self.worth, max(_TASK, work * _SLACK / (_PER_THREAD * self.threads)))
+        return min(self.worth, work * _SLACK / (_PER_THREAD * self.threads))
 
     def covers(self, other: _Kind) -> bool:
         """Whether this cost is at least the other one in every resource."""
