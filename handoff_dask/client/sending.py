@@ -13,6 +13,7 @@ from distributed import Client, Future
 
 from handoff_dask.client import annotating
 from handoff_dask.client.describing import function_label, packed_outlines
+from handoff_dask.client.options import Allocator
 from handoff_dask.client.submission import PIECE, Submission
 from handoff_dask.client.units import Unit
 from handoff_dask.errors import InvalidFunctionError
@@ -68,6 +69,13 @@ class Sender:
         self._ask = ask
         self._sent = sent
         self._seconds = dict(opened.seconds)
+        #: By node: how long it takes, as its submitter says.
+        expected = submission.options.expected
+        self._expected = {
+            node.index: expected[id_]
+            for node in submission.outline.nodes
+            if expected and node.kind == "function" and (id_ := node.function.id) in expected
+        }
         #: Codes of which functions were sent alone.
         self._sampled: set[str] = set()
         #: The calls that are to be sent next, in order.
@@ -78,7 +86,9 @@ class Sender:
         #: Whether it waits for the cluster to learn durations.
         self._learning = False
         nodes = submission.outline.nodes
-        self._worth = submission.options.worth
+        # A user's allocator decides for each function.
+        own = isinstance(submission.options.allocation_strategy, Allocator)
+        self._worth = 0.0 if own else submission.options.worth
         self._short = self._may_be_short() if self._worth else frozenset()
         #: How many nodes need each node, in all and of those that were sent.
         self._users = Counter(i for node in nodes for i in node.dependencies)
@@ -144,7 +154,7 @@ class Sender:
         """Learn how long functions take whose like were sent, unless the cluster needs more now."""
         prefixes = self._submission.translator.prefixes
         some = islice(self._calls, PORTION)
-        unknown = {prefixes[i] for i in some if i in self._short} - self._seconds.keys()
+        unknown = {prefixes[i] for i in some if self._is_unknown(i)}
         unknown &= self._sampled
         if unknown:
             self._learning = True
@@ -153,15 +163,20 @@ class Sender:
             finally:
                 self._learning = False
 
+    def _is_unknown(self, index: int) -> bool:
+        """Whether a node may be short and it is unknown how long it takes."""
+        prefix = self._submission.translator.prefixes[index]
+        known = prefix in self._seconds or index in self._expected
+        return index in self._short and not known
+
     # Portions
 
     def _next(self) -> list[int]:
         """Return the nodes of the next portion."""
-        prefixes, samples, size = self._submission.translator.prefixes, 0, 0
+        samples = size = 0
         chosen: list[int] = []
         for index, call in islice(self._calls.items(), PORTION):
-            if index in self._short and prefixes[index] not in self._seconds:
-                samples += 1
+            samples += self._is_unknown(index)
             size += len(call[1]) if isinstance(call, tuple) else 0
             if chosen and (samples > SAMPLE or size > BYTES):
                 break
@@ -236,17 +251,14 @@ class Sender:
         nodes, prefixes = self._submission.outline.nodes, self._submission.translator.prefixes
         longer, kinds = self._opened.longer, self._opened.threads
         threads = {tuple(nodes[i].cost.items()): number for i, number in kinds.items()}
-        short = {
-            code: seconds
-            for code, seconds in self._seconds.items()
-            if is_short(seconds, self._worth)
-        }
-        if not short:
+        if not self._seconds and not self._expected:
             return []
         candidates = []
         for index in chosen:
             node = nodes[index]
-            seconds = short.get(prefixes[index]) if index in self._short else None
+            seconds = self._takes(index) if index in self._short else None
+            if seconds is not None and not is_short(seconds, self._worth):
+                seconds = None
             if longer and (prefixes[index], function_label(node.function.id)) in longer:
                 seconds = None
             if not isinstance(calls[index], tuple):
@@ -267,6 +279,13 @@ class Sender:
             threads=lambda cost: threads.get(tuple(cost.items()), 1),
         )
         return [self._made(members) for members in groups]
+
+    def _takes(self, index: int) -> float | None:
+        """Return how long a node takes (s): as its submitter says, or as others of its code."""
+        known = self._expected.get(index) if self._expected else None
+        if known is None:
+            return self._seconds.get(self._submission.translator.prefixes[index])
+        return known
 
     def _made(self, members: tuple[int, ...]) -> BundledNodes:
         nodes, wanted = self._submission.outline.nodes, self._submission.wanted
@@ -289,7 +308,7 @@ class Sender:
             first.cost,
             bundle.dependencies,
             first.function.priority,
-            sum(self._seconds[code] for code in codes),
+            sum(self._takes(i) or 0.0 for i in bundle.members),
             PATIENCE * self._worth,
             codes[:1] if len(set(codes)) == 1 else codes,
             bytes(index in submission.awaited for index in bundle.members),

@@ -403,6 +403,7 @@ class RunRecord:
             ended=not self.unended,
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
+            tasks=len(self.records) + len(self.bundles),
             left=frozenset(self.left),
             cancelled=frozenset(self.cancelled),
         )
