@@ -25,6 +25,7 @@ from handoff_dask.placement.bundling import (
     companions,
     is_short,
 )
+from handoff_dask.wire.keys import is_shared
 from handoff_dask.wire.messages import BundleRow, Opened, Portion, packed_rows
 
 #: Functions of codes whose durations are unknown that are sent before these are waited for: enough
@@ -93,6 +94,8 @@ class Sender:
         #: How many nodes need each node, in all and of those that were sent.
         self._users = Counter(i for node in nodes for i in node.dependencies)
         self._users_sent: Counter[int] = Counter()
+        #: Futures of what later portions need.
+        self._lent: list[Future[Any]] = []
         self._task: asyncio.Task[None] | None = None
 
     def _may_be_short(self) -> frozenset[int]:
@@ -149,6 +152,11 @@ class Sender:
             # What was sent before has arrived: messages do not pile up.
             if not await self._ask("arrived", portion=self._portions - 2):
                 return
+        if self._lent:
+            await self._ask("arrived")
+            for future in self._lent:
+                future.release()
+            self._lent.clear()
 
     async def _learn(self) -> None:
         """Learn how long functions take whose like were sent, unless the cluster needs more now."""
@@ -192,7 +200,7 @@ class Sender:
         for index in chosen:
             self._users_sent.update(nodes[index].dependencies)
         bundled = [] if not self._worth else self._bundled(chosen, calls)
-        inside = {index for bundle in bundled for index in bundle.members}
+        inside = frozenset(index for bundle in bundled for index in bundle.members)
         alone = [index for index in chosen if index not in inside]
         self._sampled.update(submission.translator.prefixes[index] for index in alone)
         packed, broken = self._sorted_out(calls)
@@ -210,11 +218,12 @@ class Sender:
             [self._row(bundle) for bundle in bundled],
             packed_rows(rows.of(members)) if members else b"",
             packed_outlines(functions),
-            tuple(i for i in chosen if self._users_sent[i] < self._users[i]) if not last else (),
         )
         self._portions += 1
         units = self._units(alone, bundled)
-        keys = [unit_key for unit_key, _, _ in units]
+        # What later portions need is kept until these have arrived.
+        lent = [] if last else self._lendable(chosen, inside, graph)
+        keys = [unit_key for unit_key, _, _ in units] + lent
         self._client._send_to_scheduler(
             {"op": "handoff-portion", "run_id": portion.run_id, "portion": portion.packed()}
         )
@@ -228,8 +237,19 @@ class Sender:
         futures: list[Future[Any]] = annotating.without(list(map(key, chosen)), get)
         self._sent(
             Unit(future, indices, is_bundle)
-            for future, (_, indices, is_bundle) in zip(futures, units, strict=True)
+            for future, (_, indices, is_bundle) in zip(futures, units, strict=False)
         )
+        self._lent += futures[len(units) :]
+
+    def _lendable(self, chosen: Iterable[int], inside: frozenset[int], graph: Any) -> list[Any]:
+        """Return the keys that later portions need and nobody else wants."""
+        awaited, key = self._submission.awaited, self._submission.translator.key
+        lent: list[Any] = [
+            key(i)
+            for i in chosen
+            if self._users_sent[i] < self._users[i] and (i in inside or i not in awaited)
+        ]
+        return lent + [name for name in graph if is_shared(name)]
 
     def _units(
         self, alone: Sequence[int], bundled: Sequence[BundledNodes]

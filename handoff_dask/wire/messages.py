@@ -264,8 +264,6 @@ class Portion:
     #: The fields of a :class:`FunctionOutline` for each of its functions, pickled. The scheduler
     #: does not open it.
     functions: bytes = b""
-    #: Nodes whose results functions of later portions need.
-    lent: tuple[int, ...] = ()
 
     def packed(self) -> bytes:
         """Return it pickled."""
