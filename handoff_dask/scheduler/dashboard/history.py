@@ -107,7 +107,7 @@ class History:
         self.shown.close()
 
     @property
-    def attempts(self) -> Mapping[AttemptId, AttemptView]:
+    def attempts(self) -> dict[AttemptId, AttemptView]:
         """The latest attempts, as they ended in the end."""
         while self._blocks:
             run, block = self._blocks.popleft()
