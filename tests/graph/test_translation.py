@@ -22,7 +22,7 @@ from dask.utils import key_split, methodcaller
 from distributed.protocol import pickle as dask_pickle
 
 from handoff_dask.errors import InvalidFunctionError
-from handoff_dask.graph.translation import translate, translate_plain
+from handoff_dask.graph.translation import Translator, translate, translate_plain
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Argument, Function
 from handoff_dask.model.refs import Ref
@@ -214,11 +214,13 @@ def test_names_dask_would_cut():
 
 def test_prefixes_are_those_dask_finds():
     """What the scheduler is told about durations is under the names that Dask counts by."""
-    translation = translated(
-        Function("a", [], accept), Function("b", [Argument("a", Scale(1), len)], lambda x: x)
+    nodes = expand(
+        by_id(Function("a", [], accept), Function("b", [Argument("a", Scale(1), len)], lambda x: x))
     )
-    assert [key_split(key) for key in translation.keys] == list(translation.prefixes)
-    assert translation.prefixes[2:] == ("Scale", "len")
+    translator = Translator(nodes, RUN)
+    keys = [translator.key(node.index) for node in nodes]
+    assert tuple(map(key_split, keys)) == translator.prefixes
+    assert translator.prefixes[2:] == ("Scale", "len")
 
 
 def test_keys_of_two_runs():

@@ -20,13 +20,12 @@ class Run(SimpleNamespace):
 
 def fake_run(labels, transforms=(), arrived=True):
     """Return a run of functions with these labels."""
-    functions = [
-        SimpleNamespace(row=SimpleNamespace(label=label), is_transform=label in transforms)
-        for label in labels
+    rows = [
+        SimpleNamespace(label=label, source=0 if label in transforms else None) for label in labels
     ]
     run = Run(
-        spec=SimpleNamespace(run_id="run", dag_id="dag"),
-        functions=functions,
+        spec=SimpleNamespace(run_id="run", dag_id="dag", events=False),
+        row=rows.__getitem__,
         counted=lambda: {"done": len(labels)},
         retries=0,
         opened=1.0,
