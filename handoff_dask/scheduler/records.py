@@ -275,7 +275,7 @@ class RunRecord:
     alive: int = 0
     #: Stops it when its time is up.
     limit: asyncio.TimerHandle | None = None
-    #: Set when the graph has arrived.
+    #: Set when all graphs have arrived, or no more will.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)

@@ -121,7 +121,7 @@ class History:
             self._attempt_ended(event)
         elif isinstance(event, RunClosed):
             run = self._known.get(event.run_id)
-            if run is not None and run.arrived.is_set():  # else no function was ever there
+            if run is not None and run.portions:  # else no function was ever there
                 self.closed_runs.append(RunView.of(run, event.at))
             self._unsuccessful.pop(event.run_id, None)
 
