@@ -16,7 +16,7 @@ from distributed import Future
 from handoff_dask import pickling
 from handoff_dask.compat.task_spec import GraphNode, Task, TaskRef
 from handoff_dask.errors import InvalidFunctionError
-from handoff_dask.model.contents import Replacing, contents
+from handoff_dask.model.contents import Replacing, are_plain, contents
 from handoff_dask.model.expansion import Call, Node, given, map_given
 from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.refs import Ref
@@ -95,6 +95,8 @@ class Packer:
         #: One tuple for all calls that name the same.
         self._names: dict[tuple[Name, ...], tuple[Name, ...]] = {}
         self._policies: dict[int, bytes] = {}
+        #: By what calls have in common: the number of its part; None after the first of them.
+        self._templates: dict[Hashable, int | None] = {}
         #: Ids of objects that occur more than once among codes and arguments.
         self.common: set[int] = set()
         self.sizes = _Sizes()
@@ -120,13 +122,39 @@ class Packer:
         try:
             if self._has_futures:
                 call = map_given(call, self._replace_futures)
-            names, pickled = self._pickled((identity, *call))
+            packed = self._filled(identity, call) or self._pickled((identity, *call))
         except Exception as error:
             function, field = self._culprit(node)
             raise InvalidFunctionError(function.id, field, _problem(error)) from error
+        names, pickled = packed
         for part in self._parts_of(names):
             part.users += 1
         return self._names.setdefault(names, names), pickled
+
+    def _filled(
+        self, identity: tuple[Hashable, Hashable], call: Call
+    ) -> tuple[tuple[Name, ...], bytes] | None:
+        """Pickle only the id and the further arguments, if the rest is in a part.
+
+        That is several times as fast. They are plain, so that no object of theirs is in the part.
+        """
+        id_, extra = identity[0], call.extra_args
+        if self._has_futures or not (are_plain(extra) and are_plain((*call.args, *call.slots))):
+            return None
+        if not are_plain(id_ if type(id_) is tuple else (id_,)):
+            return None
+        # The nodes keep these objects alive.
+        key = id(call.code), id(call.extra_kwargs) if call.extra_kwargs else 0, call.args, call.slots
+        if key not in self._templates:
+            self._templates[key] = None
+            return None
+        number = self._templates[key]
+        if number is None:
+            names, data = self._pickled((identity[1], *call._replace(extra_args=())))
+            number = self._templates[key] = len(self._parts)
+            self._parts.append(_Part(data, names, {}))
+        pickled = pickle.dumps((id_, number, extra), protocol=pickle.HIGHEST_PROTOCOL)
+        return ((*self._parts[number].names, number), pickled) if len(pickled) < LARGE else None
 
     def policy(self, function: Function, policy: RetryPolicy) -> bytes:
         """Return a policy, pickled."""

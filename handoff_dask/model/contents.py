@@ -13,6 +13,11 @@ _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _SIMPLE = _PLAIN | {FunctionType, BuiltinFunctionType, type}
 
 
+def are_plain(values: Iterable[Any]) -> bool:
+    """Whether all values are plain numbers, text or None."""
+    return _PLAIN.issuperset(map(type, values))
+
+
 def are_simple(values: Iterable[Any]) -> bool:
     """Whether all values are plain, functions or classes: a quick check before `contents`."""
     return _SIMPLE.issuperset(map(type, values))

@@ -33,6 +33,8 @@ from handoff_dask.wire.messages import (
 )
 from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, FunctionEnded, Recorded
 
+#: Of so many portions the rows of nodes in bundles are kept open; they are rarely asked for.
+OPENED = 2
 #: A bundle never fails by itself: its functions leave it instead.
 ONE_RETRY = RetryPolicy(1)
 
@@ -316,6 +318,8 @@ class RunRecord:
         home = self.homes[index]
         number, first = self.bundles_in[home]
         if number not in self._members:
+            while len(self._members) >= OPENED:
+                del self._members[next(iter(self._members))]
             portion = Portion.unpacked(self.portions[number])
             self._members[number] = unpacked_rows(portion.members)
         position = self.bundles[home].position(index)

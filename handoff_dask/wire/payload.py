@@ -6,6 +6,7 @@ pickle, so that what is one object stays one. Two things are named in it instead
 - **Parts**: what calls have in common, and what is large. Each is pickled once for a run. A large
   part that several functions need is a node of the Dask graph and moves once to each worker; other
   parts travel with the tasks that need them.
+- **Templates**: parts that hold all of a call but the id and the further arguments of its function.
 - **Futures**: the function depends on their tasks and gets their results.
 
 The scheduler opens none of this, and needs none of the user's modules.
@@ -41,8 +42,16 @@ def open_call(call: bytes, contents: Mapping[Name, Any]) -> tuple[tuple[Hashable
 
     `contents` has the content of each name in the pickle.
     """
-    identity, *fields = _Unpickler(call, contents, {}).load() if contents else pickle.loads(call)
-    return identity, Call(*fields)
+    if not contents:
+        identity, *fields = pickle.loads(call)
+        return identity, Call(*fields)
+    opened: dict[Name, Any] = {}
+    identity, *fields = _Unpickler(call, contents, opened).load()
+    if len(fields) > 2:
+        return identity, Call(*fields)
+    number, extra_args = fields
+    dag_id, *fields = _Unpickler(contents[number], contents, opened).load()
+    return (identity, dag_id), Call(*fields)._replace(extra_args=extra_args)
 
 
 class _Unpickler(pickle.Unpickler):

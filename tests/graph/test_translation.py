@@ -22,7 +22,7 @@ from dask.utils import key_split, methodcaller
 from distributed.protocol import pickle as dask_pickle
 
 from handoff_dask.errors import InvalidFunctionError
-from handoff_dask.graph.translation import Translator, translate, translate_plain
+from handoff_dask.graph.translation import code_prefixes, translate, translate_plain
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Argument, Function
 from handoff_dask.model.refs import Ref
@@ -217,10 +217,9 @@ def test_prefixes_are_those_dask_finds():
     nodes = expand(
         by_id(Function("a", [], accept), Function("b", [Argument("a", Scale(1), len)], lambda x: x))
     )
-    translator = Translator(nodes, RUN)
-    keys = [translator.key(node.index) for node in nodes]
-    assert tuple(map(key_split, keys)) == translator.prefixes
-    assert translator.prefixes[2:] == ("Scale", "len")
+    prefixes = code_prefixes(nodes)
+    assert [key_split(key) for key in translate(nodes, RUN).keys] == list(prefixes)
+    assert prefixes[2:] == ("Scale", "len")
 
 
 def test_keys_of_two_runs():
