@@ -401,7 +401,8 @@ class RunRecord:
             counts=self.counted(),
             stop=self.stop,
             over=self.over,
-            ended=not self.unended,
+            # What stopping it cancelled has not ended by itself.
+            ended=not self.unended and self.counts["cancelled"] == len(self.cancelled),
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
             tasks=len(self.records) + len(self.bundles),
