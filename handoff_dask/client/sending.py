@@ -167,7 +167,10 @@ class Sender:
         if unknown:
             self._learning = True
             try:
-                self._seconds.update(await self._ask("learned", prefixes=list(unknown)))
+                seconds = await self._ask(
+                    "learned", prefixes=list(unknown), portions=self._portions
+                )
+                self._seconds.update(seconds)
             finally:
                 self._learning = False
 

@@ -277,7 +277,7 @@ class RunRecord:
     alive: int = 0
     #: Stops it when its time is up.
     limit: asyncio.TimerHandle | None = None
-    #: Set when the graph has arrived.
+    #: Set when all graphs have arrived, or no more will.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
@@ -401,7 +401,8 @@ class RunRecord:
             counts=self.counted(),
             stop=self.stop,
             over=self.over,
-            ended=not self.unended,
+            # What stopping it cancelled has not ended by itself.
+            ended=not self.unended and self.counts["cancelled"] == len(self.cancelled),
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
             tasks=len(self.records) + len(self.bundles),

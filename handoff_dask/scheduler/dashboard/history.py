@@ -144,7 +144,7 @@ class History:
             self._attempt_ended(event)
         elif isinstance(event, RunClosed):
             run = self._known.get(event.run_id)
-            if run is not None and run.arrived.is_set():  # else no function was ever there
+            if run is not None and run.portions:  # else no function was ever there
                 self.closed_runs.append(RunView.of(run, event.at))
             if any(known is run for known, _ in self._blocks):
                 _ = self.attempts  # while the run can still be asked for their names
