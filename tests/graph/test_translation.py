@@ -22,7 +22,12 @@ from dask.utils import key_split, methodcaller
 from distributed.protocol import pickle as dask_pickle
 
 from handoff_dask.errors import InvalidFunctionError
-from handoff_dask.graph.translation import code_prefixes, translate, translate_plain
+from handoff_dask.graph.translation import (
+    Translator,
+    code_prefixes,
+    translate,
+    translate_plain,
+)
 from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Argument, Function
 from handoff_dask.model.refs import Ref
@@ -283,6 +288,27 @@ def load(*args):
 def pack(data, source, target, *static):
     return data
 """
+
+
+@pytest.mark.parametrize("closure", [True, False])
+def test_large_data_of_several_portions(closure):
+    """It is sent once, though the first portion has only one function that needs it."""
+    data = numpy.zeros(25_000)
+    if closure:
+
+        def code():
+            return data
+
+        functions = [Function(i, [], code) for i in range(3)]
+    else:
+        functions = [Function(i, [], accept, extra_args=[data]) for i in range(3)]
+    translator = Translator(expand(by_id(*functions)), RUN)
+    sizes = []
+    for number, portion in enumerate(([0], [1, 2])):
+        calls = {index: translator.packed(index) for index in portion}
+        graph = translator.graph(number, calls, portion)
+        sizes.append(len(cloudpickle.dumps(dict(graph))))
+    assert sizes[0] > 200_000 > 20_000 > sizes[1]
 
 
 def test_the_scheduler_opens_nothing_of_the_users(tmp_path, monkeypatch):
