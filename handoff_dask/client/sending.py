@@ -186,10 +186,11 @@ class Sender:
         """Return the nodes of the next portion."""
         samples = size = 0
         chosen: list[int] = []
-        for index, call in islice(self._calls.items(), PORTION):
+        whole = self._submission.whole
+        for index, call in islice(self._calls.items(), None if whole else PORTION):
             samples += self._is_unknown(index)
             size += len(call[1]) if isinstance(call, tuple) else 0
-            if chosen and (samples > SAMPLE or size > BYTES):
+            if chosen and not whole and (samples > SAMPLE or size > BYTES):
                 break
             chosen.append(index)
         return chosen

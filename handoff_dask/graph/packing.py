@@ -110,8 +110,13 @@ class Packer:
             if isinstance(value, Future):
                 self._has_futures = True
                 self.futures[value.key] = value
+            elif id(value) in met:
+                self.common.add(id(value))
             elif not isinstance(value, _BY_REFERENCE):
-                (self.common if id(value) in met else met).add(id(value))
+                met.add(id(value))
+                if type(value) is FunctionType:  # closures of one function have one code
+                    code = value.__code__
+                    (self.common if id(code) in met else met).add(id(code))
 
     def __call__(
         self, node: Node, call: Call, identity: tuple[Hashable, Hashable]

@@ -168,8 +168,26 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     transforms: list[Node] = []
     # One object for each distinct cost: there are few, and they are sent to the cluster.
     costs: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
-    nodes = [_Expansion(functions, indices, f, transforms, costs).node() for f in regular]
+    nodes: list[Node] = []
+    for index, function in enumerate(regular):
+        if not _is_source(function):
+            nodes.append(_Expansion(functions, indices, function, transforms, costs).node())
+            continue
+        call = Call(function.code, (), function.extra_args, function.extra_kwargs)
+        cost = effective_cost(claims(function))
+        cost = costs.setdefault(tuple(cost.items()), cost)
+        nodes.append(Node(index, "function", function, call, (), cost))
     return nodes + transforms
+
+
+def _is_source(function: Function) -> bool:
+    """Whether a function needs nothing, and may run anywhere: most of a large DAG are like that."""
+    return (
+        not function.args
+        and function.node is None
+        and function.argument_inclusion == "variadic"
+        and not nested_arguments(function)
+    )
 
 
 def sinks(nodes: Sequence[Node]) -> list[Hashable]:

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
+from operator import attrgetter
 
 from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
 from handoff_dask.model.amounts import as_amount
@@ -33,43 +34,59 @@ _COMPUTE = (
 
 def validate(functions: Mapping[Hashable, Function]) -> None:
     """Raise the error of the first mistake in the functions of a DAG."""
+    fine: set[tuple[int, ...]] = set()
     for function in functions.values():
-        for field, problem in _problems(function):
+        # Most functions of a DAG have the same settings as others.
+        settings = tuple(map(id, _settings(function)))
+        others = () if settings in fine else _setting_problems(function)
+        for field, problem in chain(_problems(function), others):
             raise InvalidFunctionError(function.id, field, problem)
+        fine.add(settings)
     needed = {function.id: dependency_ids(function) for function in functions.values()}
     _check_references(functions, needed)
     _check_cycles(needed, "depends on")
     _check_cycles(
-        {f.id: [f.node.id] if isinstance(f.node, Collocated) else [] for f in functions.values()},
+        {f.id: [f.node.id] for f in functions.values() if isinstance(f.node, Collocated)},
         "is collocated with",
     )
     check_signatures(functions)
 
 
 def _problems(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the fields of a function, regardless of the others."""
+    """Yield what is wrong with the arguments and the cost of a function, regardless of others."""
     if not isinstance(function.args, tuple):
         hint = "; pass a callable as code=..." if callable(function.args) else ""
         yield "args", f"must be a list of function ids, not {function.args!r}{hint}"
-    if function.code is None:
-        yield "code", "is missing: pass a callable, as in Function(id, code=...)"
-    elif not callable(function.code):
-        yield "code", f"must be callable, not {function.code!r}"
     if not isinstance(function.extra_args, tuple):
         yield "extra_args", f"must be a list or tuple, not {function.extra_args!r}"
     if not isinstance(function.extra_kwargs, dict) or not all(
         isinstance(name, str) for name in function.extra_kwargs
     ):
         yield "extra_kwargs", f"must be a mapping with string keys, not {function.extra_kwargs!r}"
-    if function.type not in _TYPES:
-        yield "type", f"must be one of {_TYPES}, not {function.type!r}"
-    if function.argument_inclusion not in _INCLUSIONS:
-        yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
     for arg in function.args:
         yield from _argument_problems("args", arg)
     yield from _content_problems(function)
     if function.cost is not None and (problem := cost_problem(function.cost)):
         yield "cost", problem
+
+
+#: The fields that functions often have in common.
+_settings = attrgetter(
+    "code", "type", "argument_inclusion", "node", "allow_other_workers", "priority",
+    "max_retries", "retry", "timeout",
+)  # fmt: skip
+
+
+def _setting_problems(function: Function) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with what `_settings` returns."""
+    if function.code is None:
+        yield "code", "is missing: pass a callable, as in Function(id, code=...)"
+    elif not callable(function.code):
+        yield "code", f"must be callable, not {function.code!r}"
+    if function.type not in _TYPES:
+        yield "type", f"must be one of {_TYPES}, not {function.type!r}"
+    if function.argument_inclusion not in _INCLUSIONS:
+        yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
     yield from _node_problems(function)
     if problem := number_problem(function.priority, -math.inf):
         yield "priority", problem
@@ -83,6 +100,10 @@ def _content_problems(function: Function) -> Iterator[tuple[str, str]]:
 
     A collection, such as another DAG, stands where a value is expected.
     """
+    if are_simple((function.code, *function.extra_args, *function.extra_kwargs.values())) and not (
+        any(isinstance(arg, Argument) for arg in function.args)
+    ):
+        return
     given = given_by_field(function)
     everything = list(chain.from_iterable(given.values()))
     if are_simple(everything) or not any(map(_is_checked, contents(everything))):
@@ -260,11 +281,14 @@ def _check_references(
 def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str) -> None:
     """Raise for the first cycle; `towards` leads from a function to those it waits for."""
     done: set[Hashable] = set()
-    for start in towards:
+    for start, ahead in towards.items():
         if start in done:
             continue
+        if done.issuperset(ahead):
+            done.add(start)
+            continue
         # Depth first, without recursion: chains may be longer than Python's stack.
-        path: dict[Hashable, Iterator[Hashable]] = {start: iter(towards[start])}
+        path: dict[Hashable, Iterator[Hashable]] = {start: iter(ahead)}
         while path:
             here = next(reversed(path))
             for there in path[here]:
@@ -273,7 +297,7 @@ def _check_cycles(towards: Mapping[Hashable, Iterable[Hashable]], relation: str)
                     # The path runs against the flow of results, so it is reversed.
                     raise CyclicDependencyError(ids[ids.index(there) :][::-1], relation)
                 if there not in done:
-                    path[there] = iter(towards[there])
+                    path[there] = iter(towards.get(there, ()))
                     break
             else:
                 done.add(here)

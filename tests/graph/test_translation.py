@@ -354,6 +354,49 @@ def run_all(graph, keys):
     return list(dask_get(graph.to_dict(), list(keys)))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda code, i: {"code": code, "extra_args": [i]},
+        lambda code, i: {"code": functools.partial(code, i)},
+        lambda code, i: {"code": lambda: code(i)},
+    ],
+    ids=["arguments", "partial calls", "closures"],
+)
+def test_what_codes_share_is_pickled_once(make):
+    """Calls that differ in their arguments take little more than these to send."""
+
+    def code(number):
+        return number, "x" * 1000, "%s"
+
+    code.__doc__ = "documentation " * 1000
+    translator = Translator(expand(by_id(*(Function(i, **make(code, i)) for i in range(9)))), RUN)
+    packed = [translator.packed(i) for i in range(9)]
+    assert max(len(call) for _, call in packed[1:]) < 700
+    graph = translator.graph(0, dict(enumerate(packed)), range(9))
+    values = dask_get(dict(graph), [translator.key(i) for i in range(9)])
+    assert [value[0] for value in values] == list(range(9))
+
+
+def test_arguments_beside_a_template():
+    """What is plain goes by itself, anything else with the code: identities are kept."""
+    shared = []
+    functions = [
+        Function(("f", 0), code=accept, extra_args=[1, "text", None]),
+        Function(("f", 1), code=accept, extra_args=[2.5, b"", True]),
+        Function(("f", 2), code=accept, extra_args=[shared, shared]),
+        Function(("f", 3), [("f", 0)], accept, extra_args=["y" * 200_000]),
+        Function(("f", 4), [("f", 1)], accept, extra_args=[4]),
+        Function(("f", 5), [("f", 1)], accept, extra_args=[5]),
+    ]
+    translation = translated(*functions, dag_id="d")
+    values = list(dask_get(dict(translation.graph), list(translation.keys)))
+    assert values[:2] == [(1, "text", None), (2.5, b"", True)]
+    assert values[2][0] is values[2][1]
+    assert values[3] == (values[0], "y" * 200_000)
+    assert values[4:] == [(values[1], 4), (values[1], 5)]
+
+
 def test_translated_calls():
     """The graph's nodes make the calls of the DAG, on any Dask scheduler."""
     translation = translated(
