@@ -15,9 +15,9 @@ from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.losses import End, by_placement
 from handoff_dask.attempts.states import PLACED, Waiting
 from handoff_dask.placement.engine import Engine
-from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import BundleRecord, RunRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry

@@ -74,6 +74,12 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
+async def until_counts(record, **counts):
+    """Wait until so many functions of a run are in these states."""
+    while any(record.counts[state] != number for state, number in counts.items()):
+        await asyncio.sleep(0.001)
+
+
 def record_of(scheduler):
     """Return the only run of the scheduler."""
     (record,) = scheduler.plugins["handoff"].runs.values()
@@ -100,7 +106,7 @@ async def learned(*functions):
     RAN.clear()
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 @pytest.mark.parametrize("results", ["all", "sinks"])
 async def test_the_order_of_the_dag(c, s, a, b, results):
     """Results come in the order of the DAG, though portions follow the dependencies."""
@@ -117,7 +123,7 @@ async def test_the_order_of_the_dag(c, s, a, b, results):
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_transforms(c, s, a, b):
     """Serializers, deserializers, and the functions that they are for may be in any portion."""
 
@@ -133,7 +139,7 @@ async def test_transforms(c, s, a, b):
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 @pytest.mark.parametrize("bundle", [None, False])
 async def test_values_for_later_portions(c, s, a, b, gate, bundle):
     """What a later portion needs is kept until all have come, and computed once."""
@@ -146,7 +152,7 @@ async def test_values_for_later_portions(c, s, a, b, gate, bundle):
     await until(lambda: len(RAN) == 4)
     # All that was sent is done, and nobody but the rest of the run wants it.
     record = record_of(s)
-    await until(lambda: record.counts["done"] == 4)
+    await until_counts(record, done=4)
     await c.submit(int, key="a round trip", workers=a.address)
     gate.set()
     result = await run.result()
@@ -159,7 +165,7 @@ async def test_values_for_later_portions(c, s, a, b, gate, bundle):
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_large_data_of_several_portions(c, s, a, b, gate):
     """An array that functions of several portions share is sent once, and kept for all of them."""
     gate.close()
@@ -168,7 +174,7 @@ async def test_large_data_of_several_portions(c, s, a, b, gate):
     functions += [Function(("later", i), [], size_of, extra_args=[array]) for i in range(8)]
     run = await submit(dag_of(*functions))
     record = record_of(s)
-    await until(lambda: record.counts["done"] == 4)
+    await until_counts(record, done=4)
     await c.submit(int, key="a round trip", workers=a.address)
     shared = [key for key in s.tasks if key != "a round trip" and is_shared(key)]
     assert len(shared) == 1
@@ -177,12 +183,13 @@ async def test_large_data_of_several_portions(c, s, a, b, gate):
     result = await run.result()
     assert {result.results["later", i] for i in range(8)} == {100_000}
     assert s.tasks[shared[0]] is started
-    await until(lambda: started.state == "released")
+    while started.state != "released":
+        await asyncio.sleep(0.001)
     del run, record, started
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 @pytest.mark.parametrize("fields", [{"extra_args": [threading.Lock()]}, {"code": threading.Lock}])
 async def test_a_later_function_that_cannot_be_pickled(c, s, a, b, small_pieces, fields):
     """It fails, and what depends on it does not run; all others do."""
@@ -205,7 +212,7 @@ async def test_a_later_function_that_cannot_be_pickled(c, s, a, b, small_pieces,
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_a_first_function_that_cannot_be_pickled(c, s, a, b, small_pieces):
     """The submission raises, and nothing runs."""
     functions = noted(12)
@@ -215,7 +222,7 @@ async def test_a_first_function_that_cannot_be_pickled(c, s, a, b, small_pieces)
     assert not RAN and not s.tasks
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_a_future_of_another_client(c, s, a, b, small_pieces):
     """It is refused before anything is sent, wherever in the DAG it is."""
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
@@ -227,7 +234,7 @@ async def test_a_future_of_another_client(c, s, a, b, small_pieces):
         del future, last
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 @pytest.mark.parametrize("bundle", [None, False])
 async def test_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypatch, bundle):
     """`run.futures` has the futures of all functions at once."""
@@ -247,7 +254,7 @@ async def test_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypat
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 @pytest.mark.parametrize("bundle", [None, False])
 async def test_detached_runs(c, s, a, b, monkeypatch, bundle):
     """Other clients get the run of all portions, in the order of the DAG."""
@@ -270,7 +277,7 @@ async def test_detached_runs(c, s, a, b, monkeypatch, bundle):
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=10)
+@on_cluster()
 @pytest.mark.parametrize("detach", [True, False])
 async def test_a_submitter_that_dies(c, s, a, b, gate, detach):
     """The run ends; what a detached run has done stays readable until it is forgotten."""
@@ -281,11 +288,10 @@ async def test_a_submitter_that_dies(c, s, a, b, gate, detach):
     submitting = asyncio.create_task(submit(dag, client=other, detach=detach).__aenter__())
     await until(lambda: len(RAN) == 4)
     record = record_of(s)
-    await until(lambda: record.counts["done"] == 4)
+    await until_counts(record, done=4)
     await other.close()
-    await until(lambda: record.stop is not None)
+    await until_counts(record, cancelled=8)
     assert record.stop.kind == "abandoned"
-    assert record.counts["cancelled"] == 8
     gate.set()
     with contextlib.suppress(BaseException):
         await submitting
@@ -304,7 +310,7 @@ async def test_a_submitter_that_dies(c, s, a, b, gate, detach):
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_submit_returns_while_durations_are_learned(c, s, a, b, monkeypatch):
     """The rest is pickled, but it is sent when the first functions have ended."""
     monkeypatch.setattr(sending, "PORTION", 1000)
@@ -315,7 +321,7 @@ async def test_submit_returns_while_durations_are_learned(c, s, a, b, monkeypatc
 
     run = await submit(dag_of(*(Function(i, [], wait) for i in range(60))))
     record = record_of(s)
-    await until(lambda: record.counts["running"] == 4)
+    await until_counts(record, running=4)
     counts = await run.counts()
     assert sum(counts.values()) == 60 and counts["done"] == 0
     assert len(record.portions) == 1 and len(record.records) == 20
@@ -327,7 +333,7 @@ async def test_submit_returns_while_durations_are_learned(c, s, a, b, monkeypatc
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_cancel_while_portions_are_unsent(c, s, a, b, gate):
     """They are never sent, and their functions count as cancelled."""
     gate.close()
@@ -345,7 +351,7 @@ async def test_cancel_while_portions_are_unsent(c, s, a, b, gate):
     await assert_clean(s, a, b)
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_a_failure_stops_the_sending(c, s, a, b, gate):
     """The run ends with the first failure, though not all was sent."""
     gate.close()
@@ -362,7 +368,7 @@ async def test_a_failure_stops_the_sending(c, s, a, b, gate):
     assert len(RAN) <= 3
 
 
-@on_cluster(timeout=8)
+@on_cluster()
 async def test_a_failure_that_does_not_stop_it(c, s, a, b):
     """With `on_error="continue"`, later portions come, and depend on what failed."""
 

@@ -166,9 +166,7 @@ def test_different_values_of_the_same_bundle_are_the_same_input():
     nodes[0] = nodes[0]._replace(seconds=None)
     made = bundled(nodes)
     home = {i: number for number, bundle in enumerate(made) for i in bundle}
-    users = [
-        [i for i in bundle if dependencies[i] and dependencies[i][-1] == 0] for bundle in made
-    ]
+    users = [[i for i in bundle if dependencies[i] and dependencies[i][-1] == 0] for bundle in made]
     assert sum(map(len, users)) == 40
     assert all(len(several) > 1 for several in users if several)
     assert all(len({home[i - 1] for i in several}) <= 1 for several in users)
