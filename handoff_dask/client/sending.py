@@ -23,9 +23,10 @@ from handoff_dask.placement.bundling import (
     bundleable,
     bundles,
     companions,
+    is_collector,
     is_short,
 )
-from handoff_dask.wire.keys import is_shared
+from handoff_dask.wire.keys import is_collected, is_shared
 from handoff_dask.wire.messages import BundleRow, Opened, Portion, packed_rows
 
 #: Functions of codes whose durations are unknown that are sent before these are waited for: enough
@@ -94,6 +95,13 @@ class Sender:
         #: How many nodes need each node, in all and of those that were sent.
         self._users = Counter(i for node in nodes for i in node.dependencies)
         self._users_sent: Counter[int] = Counter()
+        #: By node: the collectors that need it.
+        self._collectors: dict[int, list[int]] = {}
+        for node in filter(is_collector, nodes):
+            for i in node.dependencies:
+                self._collectors.setdefault(i, []).append(node.index)
+        #: How many groups of values are taken together.
+        self._groups = 0
         #: Futures of what later portions need.
         self._lent: list[Future[Any]] = []
         self._task: asyncio.Task[None] | None = None
@@ -251,9 +259,10 @@ class Sender:
         lent: list[Any] = [
             key(i)
             for i in chosen
-            if self._users_sent[i] < self._users[i] and (i in inside or i not in awaited)
+            if self._users_sent[i] < self._users[i]
+            and (key(i) in graph if i in inside else i not in awaited)
         ]
-        return lent + [name for name in graph if is_shared(name)]
+        return lent + [name for name in graph if is_shared(name) or is_collected(name)]
 
     def _units(
         self, alone: Sequence[int], bundled: Sequence[BundledNodes]
@@ -295,6 +304,7 @@ class Sender:
                     node.cost,
                     node.function.priority,
                     seconds,
+                    len(self._collectors.get(index, ())),
                 )
             )
         groups = bundles(
@@ -315,11 +325,27 @@ class Sender:
         nodes, wanted = self._submission.outline.nodes, self._submission.wanted
         inside = set(members)
         used = Counter(i for m in members for i in nodes[m].dependencies)
-        taken = [i for i in members if used[i] < self._users[i]]
+        collected, by_collector = self._collected(members)
+        taken = [i for i in members if used[i] + by_collector[i] < self._users[i]]
         dependencies = tuple(dict.fromkeys(i for i in used if i not in inside))
-        kept = frozenset(taken).union(i for i in members if i in wanted)
+        kept = frozenset(taken).union(by_collector, (i for i in members if i in wanted))
         self._bundles += 1
-        return BundledNodes(self._bundles - 1, members, kept, taken, dependencies)
+        return BundledNodes(self._bundles - 1, members, kept, taken, collected, dependencies)
+
+    def _collected(
+        self, members: Iterable[int]
+    ) -> tuple[Mapping[int, Sequence[int]], Counter[int]]:
+        """Return the members whose values collectors take together, and how many each has."""
+        by_collector: dict[int, list[int]] = {}
+        for index in members if self._collectors else ():
+            for collector in self._collectors.get(index, ()):
+                by_collector.setdefault(collector, []).append(index)
+        groups: dict[int, Sequence[int]] = {}
+        for collector, indices in by_collector.items():
+            self._submission.translator.collects(collector, self._groups, indices)
+            groups[self._groups] = indices
+            self._groups += 1
+        return groups, Counter(i for indices in groups.values() for i in indices)
 
     def _row(self, bundle: BundledNodes) -> BundleRow:
         submission = self._submission

@@ -34,10 +34,10 @@ from handoff_dask.model.expansion import (
 from handoff_dask.model.function import Function, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.wire.bundles import Member, packed
-from handoff_dask.wire.keys import Key, NodeKeys, bundle_key, node_key, shared_key
+from handoff_dask.wire.keys import Key, NodeKeys, bundle_key, collected_key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
 from handoff_dask.wire.payload import Name
-from handoff_dask.worker.bundle_task import run_bundle, take
+from handoff_dask.worker.bundle_task import collect, run_bundle, run_collector, take
 from handoff_dask.worker.task import (
     Terms,
     refuse,
@@ -61,6 +61,8 @@ class BundledNodes(NamedTuple):
     #: Those whose values outlive the bundle, and those whose values tasks outside need.
     kept: frozenset[int]
     taken: Sequence[int]
+    #: Those whose values a function takes together, by the number of these values in the run.
+    collected: Mapping[int, Sequence[int]]
     #: The nodes outside whose values they need.
     dependencies: tuple[int, ...]
 
@@ -117,12 +119,24 @@ class Translator:
         self._run_id = run_id
         self._dag_id = dag_id
         self._discard = discard
+        #: By collector: the key of values that it takes together, and the place there, by node.
+        self._collected: dict[int, dict[int, tuple[Key, int]]] = {}
         self._pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
         self.futures: Mapping[Hashable, Future[Any]] = self._pack.futures
 
     def bundle_key(self, number: int) -> Key:
         """Return the key of a bundle."""
         return bundle_key(self._run_id, number)
+
+    def collected_key(self, number: int) -> Key:
+        """Return the key of values that a function takes out of a bundle together."""
+        return collected_key(self._run_id, number)
+
+    def collects(self, collector: int, number: int, indices: Sequence[int]) -> None:
+        """Note that a node gets the values of others together, under a number of the run."""
+        places = self._collected.setdefault(collector, {})
+        key = self.collected_key(number)
+        places.update((index, (key, place)) for place, index in enumerate(indices))
 
     def packed(self, index: int) -> PackedCall:
         """Return the call of a node, pickled; raise InvalidFunctionError if that cannot be."""
@@ -163,18 +177,31 @@ class Translator:
                 dsk[name] = Task(name, refuse, pickle.dumps(broken[index]), *inputs)
                 continue
             names, call = calls[index]
-            refs = [*map(pack.content, names), *(TaskRef(key(i)) for i in node.dependencies)]
             judge = pack.policy(node.function, own) if own.has_code else None
+            runner: Any
+            fixed: tuple[Any, ...]
             if node.kind != "function":
-                dsk[name] = Task(name, run_transform, judge, names, call, *refs)
+                runner, fixed = run_transform, (judge, names, call)
             elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
                 keep = index not in self._discard
                 gpus = "gpu" in node.cost or own.escalate is not None
                 terms = Terms(time_limit(node.function), judge, keep, gpus)
-                dsk[name] = Task(name, run_on_terms, terms, names, call, *refs)
+                runner, fixed = run_on_terms, (terms, names, call)
             else:
                 runner = run_and_discard if index in self._discard else run
-                dsk[name] = Task(name, runner, names, call, *refs)
+                fixed = names, call
+            refs = list(map(pack.content, names))
+            collected = self._collected.pop(index, None)
+            if collected is None:
+                refs += (TaskRef(key(i)) for i in node.dependencies)
+                dsk[name] = Task(name, runner, *fixed, *refs)
+            else:
+                at = [collected.get(i, (key(i), None)) for i in node.dependencies]
+                numbers: dict[Key, int] = {}
+                places = tuple((numbers.setdefault(k, len(numbers)), place) for k, place in at)
+                contents = len(refs)
+                refs += map(TaskRef, numbers)
+                dsk[name] = Task(name, run_collector, runner, fixed, contents, places, *refs)
             if node.cost:
                 resources[name] = node.cost
             if own.max_retries:
@@ -185,6 +212,9 @@ class Translator:
             dsk[name] = self._bundle(name, bundle, calls)
             for index in bundle.taken:
                 dsk[key(index)] = Task(key(index), take, index, TaskRef(name))
+            for group, indices in bundle.collected.items():
+                own_name = self.collected_key(group)
+                dsk[own_name] = Task(own_name, collect, tuple(indices), (), TaskRef(name))
             if cost := nodes[bundle.members[0]].cost:
                 resources[name] = cost
         dsk.update(pack.nodes())

@@ -21,6 +21,8 @@ from handoff_dask.placement.events import WorkerSpec
 _SHORT = 4
 #: Of what can run at the same time, each thread gets at least this number of bundles.
 _PER_THREAD = 4
+#: From so many dependencies on, a node is a collector.
+_MANY = 32
 #: What a call costs at least, including its records (s).
 _CALL = 30e-6
 #: Limits are compared with sums of floats.
@@ -41,11 +43,18 @@ class Candidate(NamedTuple):
     priority: float
     #: How long it is expected to take; None: it travels alone.
     seconds: float | None
+    #: How many of its users are collectors.
+    collectors: int = 0
 
 
 def is_short(seconds: float, worth: float) -> bool:
     """Whether a function is short enough for bundles of `worth` seconds of work."""
     return seconds <= worth / _SHORT
+
+
+def is_collector(node: Node) -> bool:
+    """Whether a node needs so many values that it takes those of a bundle together, as one."""
+    return node.kind == "function" and len(node.dependencies) >= _MANY
 
 
 def bundleable(node: Node, policy: RetryPolicy) -> bool:
@@ -60,6 +69,7 @@ def bundleable(node: Node, policy: RetryPolicy) -> bool:
         or policy.delay
         or policy.has_code
         or policy.avoid_last_worker == "always"
+        or is_collector(node)
     )
 
 
@@ -85,10 +95,12 @@ def candidates(
     worth
         The most work in a bundle, in seconds.
     """
-    users = [0] * len(nodes)
+    users, collectors = [0] * len(nodes), [0] * len(nodes)
     for node in nodes:
+        collects = is_collector(node)
         for i in node.dependencies:
             users[i] += 1
+            collectors[i] += collects
     needed = companions(nodes)
     made = []
     for i in _in_order(nodes):
@@ -98,7 +110,9 @@ def candidates(
         ):
             seconds = None
         priority = node.function.priority
-        made.append(Candidate(i, node.dependencies, users[i], node.cost, priority, seconds))
+        made.append(
+            Candidate(i, node.dependencies, users[i], node.cost, priority, seconds, collectors[i])
+        )
     return made
 
 
@@ -235,8 +249,8 @@ class _Cluster:
         #: How often values of members are used outside.
         self.waiting = first.users
         #: How many tasks it saves: members, except those whose value is used outside, as it takes
-        #: a task to take a value out of a bundle.
-        self.saved = 0 if first.users else 1
+        #: a task to take a value out of a bundle. Collectors take several at once.
+        self.saved = 0 if first.users > first.collectors else 1
         #: The nodes outside whose values are used.
         self.inputs: tuple[int, ...] = ()
         #: The length of the longest path of clusters to it.
@@ -266,7 +280,7 @@ def _depths(
     depths: dict[int, int] = {}
     kinds: dict[int, _Kind] = {}
     equal: dict[frozenset[tuple[str, float]], _Kind] = {}
-    for node, dependencies, _, cost, _, seconds in candidates:
+    for node, dependencies, _, cost, _, seconds, _ in candidates:
         depth = 0
         for i in dependencies:
             if depths.get(i, -1) >= depth:
@@ -296,13 +310,14 @@ def _clusters(
     #: How many users of each node are not in its cluster.
     outside: dict[int, int] = {}
     for candidate in candidates:
-        node, dependencies, users, cost, _, expected = candidate
+        node, dependencies, users, cost, _, expected, collectors = candidate
         for i in dependencies:
             if i in left:
                 left[i] -= 1
         if expected is None:
             continue
-        left[node] = outside[node] = users
+        left[node] = users
+        outside[node] = users - collectors
         own = _Cluster(candidate, kinds[id(cost)], max(expected, _CALL), depths[node])
         cluster_of[node] = own
         if not dependencies:

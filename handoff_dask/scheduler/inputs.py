@@ -14,7 +14,7 @@ from handoff_dask.attempts.losses import Lost
 from handoff_dask.compat import transfers
 from handoff_dask.errors import TransferError
 from handoff_dask.scheduler.records import UnitRecord
-from handoff_dask.wire.keys import index_of, run_of
+from handoff_dask.wire.keys import index_of, is_collected, is_shared, run_of
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -136,10 +136,7 @@ class Inputs:
         if record.key not in self._watched:
             return []
         inputs = list(self._missing(record))
-        names = [
-            index_of(ts.key) if run_of(ts.key) == record.run.spec.run_id else str(ts.key)
-            for ts in inputs
-        ]
+        names = [index_of(ts.key) if _is_node(record, ts.key) else str(ts.key) for ts in inputs]
         return list(zip(names, map(_holders, inputs), strict=True))
 
     def _on(self, worker: str) -> list[_Watch]:
@@ -310,6 +307,12 @@ class Inputs:
         for holder in holders:
             stimulus_id = f"handoff-stalled-{time.time()}"
             transfers.drop_replica(self.scheduler, producer.key, holder, stimulus_id)
+
+
+def _is_node(record: UnitRecord, key: Any) -> bool:
+    """Whether a key is that of a node of a function's run."""
+    ours = run_of(key) == record.run.spec.run_id
+    return ours and not (is_shared(key) or is_collected(key))
 
 
 def _holders(ts: TaskState) -> tuple[str, ...]:

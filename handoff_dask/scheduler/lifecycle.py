@@ -104,11 +104,12 @@ class Lifecycle:
                 self.gate.keep(dependent.key)
         if finish in ("released", "waiting") and record.run.failed:
             self._orphan(ts)
+        if isinstance(record, BundleRecord) and finish in ("released", "forgotten"):
+            if not ts.who_wants:
+                self.bundles.released(record)
         if finish == "forgotten":
             self.lives.dropped(record)
             del self.runs.functions[key]
-            if isinstance(record, BundleRecord):
-                self.bundles.forgotten(record)
             record.run.alive -= 1
             if not record.run.alive and record.run.arrived.is_set():
                 self.runs.forget(record.run)

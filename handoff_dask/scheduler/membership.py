@@ -26,9 +26,9 @@ from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord
 from handoff_dask.scheduler.runs import FIRST, Runs
 from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpacked
-from handoff_dask.wire.keys import index_of, run_of
+from handoff_dask.wire.keys import index_of, is_collected, run_of
 from handoff_dask.wire.messages import Block, function_specs
-from handoff_dask.worker.bundle_task import take
+from handoff_dask.worker.bundle_task import collect, take
 from handoff_dask.worker.task import run, run_and_discard
 
 if TYPE_CHECKING:
@@ -209,7 +209,20 @@ class Bundles:
         if record.run.row(index).wanted:
             return True
         ts = self.scheduler.tasks.get(record.run.key_of(index))
-        return ts is not None and ts.state != "memory" and bool(ts.waiters or ts.who_wants)
+        if ts is not None and ts.state != "memory" and (ts.waiters or ts.who_wants):
+            return True
+        return index in self._collected(record)
+
+    def _collected(self, record: BundleRecord) -> set[int]:
+        """Return the nodes in a bundle whose values are still to be taken out of it together."""
+        ts = self.scheduler.tasks[record.key]
+        collecting = [d for d in ts.dependents if is_collected(d.key)]
+        return {
+            index
+            for dependent in collecting
+            if dependent.state != "memory" and (dependent.waiters or dependent.who_wants)
+            for index in compat.arguments(dependent)[0]
+        }
 
     # A placement
 
@@ -243,8 +256,7 @@ class Bundles:
     def leave(self, record: BundleRecord, positions: Collection[int]) -> None:
         """Make tasks of their own for members, and for what depends on them in the bundle."""
         leaving = with_dependents(set(positions), self._sources(record))
-        owns = self._separate(record, leaving)
-        self._start(owns)
+        self._start(own.key for own in self._separate(record, leaving))
 
     def input_failed(self, ts: TaskState) -> None:
         """Save the members of bundles that do not need what failed, before Dask fails these."""
@@ -266,7 +278,8 @@ class Bundles:
             owns = self._separate(record, set(record.members.open) - lost)
             if owns:
                 # After the transition that is under way.
-                asyncio.get_running_loop().call_soon(self._start, owns)
+                keys = [own.key for own in owns]
+                asyncio.get_running_loop().call_soon(self._start, keys)
 
     def _separate(self, record: BundleRecord, positions: Collection[int]) -> list[FunctionRecord]:
         """Make tasks of their own for members; they are not to start yet."""
@@ -286,14 +299,30 @@ class Bundles:
                 owns.append(record.leave(position))
         for own in owns:
             self._make_task(record, own, ts, inside)
+        self._redirect(ts, {own.index: own.key for own in owns})
         rows = [own.row for own in owns]
         specs = function_specs(rows, run_.unit_key)
         self.engine.functions_added(run_.spec.run_id, specs)
         return owns
 
-    def _start(self, owns: Iterable[FunctionRecord]) -> None:
-        """Let tasks begin that were made for members."""
-        known = {own.key: "waiting" for own in owns if own.key in self.scheduler.tasks}
+    def _redirect(self, ts: TaskState, left: Mapping[int, Any]) -> None:
+        """Have what collects values of a bundle get those from elsewhere that left it."""
+        for dependent in [d for d in ts.dependents if is_collected(d.key)]:
+            indices, before, *refs = compat.arguments(dependent)
+            new = [index for index in indices if index in left]
+            if not new or dependent.state == "memory":
+                continue
+            own = [*refs[1:], *(TaskRef(left[index]) for index in new)]
+            spec = Task(dependent.key, collect, indices, (*before, *new), refs[0], *own)
+            wanted = dependent.state != "released"
+            annotations = dependent.annotations or {}
+            compat.put_task(self.scheduler, dependent.key, spec, ts, annotations)
+            if wanted:
+                asyncio.get_running_loop().call_soon(self._start, [dependent.key])
+
+    def _start(self, keys: Iterable[Any]) -> None:
+        """Let tasks begin that were made or changed for members."""
+        known = {key: "waiting" for key in keys if key in self.scheduler.tasks}
         self.scheduler.transitions(dict(known), f"handoff-leave-{time.time()}")
         self.ask()
 
@@ -328,8 +357,8 @@ class Bundles:
             # Until the bundle is released, or the client has a future of it.
             self.scheduler.client_desires_keys([own.key], run_.spec.keeper)
 
-    def forgotten(self, record: BundleRecord) -> None:
-        """Release what left a bundle that is released, after the transition that is under way."""
+    def released(self, record: BundleRecord) -> None:
+        """Release what left a bundle that nobody wants, after the transition that is under way."""
         run_ = record.run
         if run_.spec.detach and run_.kept:
             return
@@ -395,8 +424,9 @@ class Bundles:
             for p in with_dependents({position}, self._sources(record))
             if members.states[p] == OPEN
         ]
-        ts = self.scheduler.tasks.get(run_.key_of(record.bundle.members[position]))
-        if ts is not None and ts.dependents:
+        index = record.bundle.members[position]
+        ts = self.scheduler.tasks.get(run_.key_of(index))
+        if (ts is not None and ts.dependents) or index in self._collected(record):
             return False
         if isinstance(record.state, PLACED):
             worker = record.state.placement.worker

@@ -17,7 +17,15 @@ from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Finding
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord, UnitRecord
-from handoff_dask.wire.keys import bundle_key, index_of, is_bundle, is_shared, node_key, run_of
+from handoff_dask.wire.keys import (
+    bundle_key,
+    index_of,
+    is_bundle,
+    is_collected,
+    is_shared,
+    node_key,
+    run_of,
+)
 from handoff_dask.wire.messages import (
     Portion,
     RunReport,
@@ -155,7 +163,10 @@ class Runs(Mapping[str, RunRecord]):
         run = self._runs.get(run_of(key) or "")
         if run is None or is_shared(key):
             return None
-        row = run.row(index_of(key))
+        index = index_of(key)
+        if is_collected(key):
+            index = compat.arguments(self.scheduler.tasks[key])[0][0]
+        row = run.row(index)
         if row.source is None:
             return row.label, ""
         return run.row(row.source).label, "serialized "
@@ -221,7 +232,7 @@ class Runs(Mapping[str, RunRecord]):
             unit: UnitRecord | None = None
             if is_bundle(key):
                 unit = run.bundles[index_of(key)]
-            elif not is_shared(key):
+            elif not (is_shared(key) or is_collected(key)):
                 unit = run.records.get(index_of(key))
             if unit is None:
                 # Data that functions share, or a result that is taken out of a bundle's: Dask moves

@@ -12,6 +12,8 @@ Key: TypeAlias = tuple[str, int]
 SHARED = "handoff_shared"
 #: The same for functions that travel together.
 BUNDLE = "handoff_bundle"
+#: The same for values that are taken out of a bundle together.
+COLLECTED = "handoff_collected"
 
 
 def node_key(prefix: str, run_id: str, index: int) -> Key:
@@ -56,6 +58,11 @@ def bundle_key(run_id: str, number: int) -> Key:
     return f"{BUNDLE}-{run_id}", number
 
 
+def collected_key(run_id: str, number: int) -> Key:
+    """Return the key of values that a function takes out of a bundle together."""
+    return f"{COLLECTED}-{run_id}-{number}", 0
+
+
 def run_of(key: Any) -> str | None:
     """Return the run that a key belongs to; for other keys, None or the id of no run."""
     if isinstance(key, tuple) and key and isinstance(key[0], str):
@@ -72,6 +79,12 @@ def index_of(key: Any) -> int:
 def is_shared(key: Key) -> bool:
     """Whether a key is that of shared data."""
     return key[0].startswith(f"{SHARED}-")
+
+
+def is_collected(key: Any) -> bool:
+    """Whether any key is that of values that are taken out of a bundle together."""
+    named = isinstance(key, tuple) and bool(key) and isinstance(key[0], str)
+    return named and key[0].startswith(f"{COLLECTED}-")
 
 
 def is_bundle(key: Key) -> bool:

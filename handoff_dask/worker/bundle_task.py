@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -52,6 +52,49 @@ def take(index: int, values: Values) -> Any:
         compat.silence_failure()
         raise packed(pickle.loads(values.errors[index]))
     return values[index]
+
+
+def collect(indices: Sequence[int], left: Sequence[int], values: Values, *own: Any) -> list[Any]:
+    """Return the values of several members, or raise what the first raised that failed.
+
+    `own` are the values of those that left the bundle since, whose indices are `left`.
+    """
+    others = dict(zip(left, own, strict=True))
+    for index in indices:
+        if index not in values and index not in others:
+            if index in values.errors:
+                take(index, values)
+            if index not in values.problems:
+                raise compat.NotStarted  # it is just leaving: the scheduler will say where it is
+    return [others[index] if index in others else values[index] for index in indices]
+
+
+def run_collector(
+    runner: Callable[..., Any],
+    fixed: Sequence[Any],
+    contents: int,
+    places: Sequence[tuple[int, int | None]],
+    *values: Any,
+) -> Any:
+    """Run a function that gets some of its inputs several at once.
+
+    Parameters
+    ----------
+    runner, fixed
+        What runs it, and the arguments of that which come before the values.
+    contents
+        How many of the values are the content of names.
+    places
+        For each dependency: which of the other values has it, and at which place in there; None if
+        that is the dependency's value itself.
+    *values
+        The content of names, then the inputs.
+    """
+    inputs = values[contents:]
+    spread = (
+        inputs[number] if place is None else inputs[number][place] for number, place in places
+    )
+    return runner(*fixed, *values[:contents], *spread)
 
 
 class _Bundle:
