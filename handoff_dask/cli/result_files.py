@@ -164,6 +164,7 @@ def as_json(result: ExecutionResult) -> tuple[dict[str, Any], list[Hashable]]:
     names = labels(dict.fromkeys(chain(result.dag_functions, *parts.values())))
     document = {
         "dag_id": jsonable.text(facts["dag_id"]),
+        "tasks": facts["tasks"],
         "makespan": facts["makespan"],
         **{part: {names[id_]: v for id_, v in values.items()} for part, values in parts.items()},
     }

@@ -25,7 +25,7 @@ from handoff_dask import HandoffPlugin
 from handoff_dask.attempts.states import DONE, HELD, Assigned, Placement, Running
 from handoff_dask.placement.events import Started, WorkerSpec
 from handoff_dask.scheduler.dashboard import PAGES
-from handoff_dask.wire.messages import FunctionRow, RunSpec
+from handoff_dask.wire.messages import FunctionRow, Portion, RunSpec
 
 COSTS = [{"cpu": 1 + i % 3, "memory": 500 * (1 + i % 7), "gpu": i % 11 == 0} for i in range(20)]
 
@@ -44,15 +44,18 @@ class World:
 
     def open(self, functions):
         """Open four runs whose functions are ready at once."""
+        count = functions // 4
         for number in range(4):
-            rows = tuple(
-                FunctionRow(f"code{i % 5}", repr(f"function-{i}"), COSTS[i % len(COSTS)])
-                for i in range(functions // 4)
-            )
-            spec = RunSpec(f"run-{number}", f"dag-{number}", "client", rows)
-            run = self.plugin.runs.open(spec.packed())
+            rows = [
+                FunctionRow(i, f"code{i % 5}", f"'function-{i}'", COSTS[i % len(COSTS)])
+                for i in range(count)
+            ]
+            run_id = f"{number:032x}"
+            spec = RunSpec(run_id, f"dag-{number}", "client", nodes=count, functions=count)
+            _, run = self.plugin.runs.open(spec.packed())
+            self.plugin.runs.portion_arrived(run_id, Portion(run_id, 0, True, rows).packed())
             run.arrived.set()
-            for record in run.functions:
+            for record in run.records.values():
                 self.plugin.functions[record.key] = record
                 record.enter("ready", HELD)
                 self.plugin.engine.function_ready(record.key, time.monotonic())
