@@ -149,7 +149,8 @@ class Packer:
         if not are_plain(id_ if type(id_) is tuple else (id_,)):
             return None
         # The nodes keep these objects alive.
-        key = id(call.code), id(call.extra_kwargs) if call.extra_kwargs else 0, call.args, call.slots
+        keywords = id(call.extra_kwargs) if call.extra_kwargs else 0
+        key = id(call.code), keywords, call.args, call.slots
         if key not in self._templates:
             self._templates[key] = None
             return None

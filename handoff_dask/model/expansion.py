@@ -173,7 +173,7 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
         if not _is_source(function):
             nodes.append(_Expansion(functions, indices, function, transforms, costs).node())
             continue
-        call = Call(function.code, (), function.extra_args, function.extra_kwargs)
+        call = Call(function.code, (), tuple(function.extra_args), function.extra_kwargs)
         cost = effective_cost(claims(function))
         cost = costs.setdefault(tuple(cost.items()), cost)
         nodes.append(Node(index, "function", function, call, (), cost))
