@@ -458,7 +458,7 @@ def closures(number):
     ("fits", "misfits"),
     [
         (functools.partial(pow, 1), functools.partial(pow, 1, 2, 3)),
-        (functools.partial(closures(2), y=2), functools.partial(closures(2), z=2)),
+        (functools.partial(closures(2), y=2), functools.partial(closures(2), x=2)),
         (closures(1), closures(0)),
         (Taker().one, Taker.one),
     ],
