@@ -167,7 +167,10 @@ class Sender:
         if unknown:
             self._learning = True
             try:
-                self._seconds.update(await self._ask("learned", prefixes=list(unknown)))
+                seconds = await self._ask(
+                    "learned", prefixes=list(unknown), portions=self._portions
+                )
+                self._seconds.update(seconds)
             finally:
                 self._learning = False
 
@@ -183,10 +186,11 @@ class Sender:
         """Return the nodes of the next portion."""
         samples = size = 0
         chosen: list[int] = []
-        for index, call in islice(self._calls.items(), PORTION):
+        whole = self._submission.whole
+        for index, call in islice(self._calls.items(), None if whole else PORTION):
             samples += self._is_unknown(index)
             size += len(call[1]) if isinstance(call, tuple) else 0
-            if chosen and (samples > SAMPLE or size > BYTES):
+            if chosen and not whole and (samples > SAMPLE or size > BYTES):
                 break
             chosen.append(index)
         return chosen

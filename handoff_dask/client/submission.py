@@ -82,7 +82,10 @@ class Submission:
         self.order = _dependencies_first(nodes)
         #: The packed calls of the first of them. What cannot be pickled raises here; of the others,
         #: it fails its function alone.
-        self.first = {index: translator.packed(index) for index in self.order[:PIECE]}
+        #: Whether where some functions run depends on others: then all are sent together.
+        self.whole = any(node.collocated is not None for node in nodes)
+        self._piece = len(nodes) if self.whole else PIECE
+        self.first = {index: translator.packed(index) for index in self.order[: self._piece]}
         #: Hears of the attempts if this process logs them.
         self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
 
@@ -178,7 +181,7 @@ class Submission:
         """Yield the packed calls of all nodes, piece by piece."""
         yield self.first
         self.first = {}
-        for start in range(PIECE, len(self.order), PIECE):
+        for start in range(self._piece, len(self.order), PIECE):
             piece: dict[int, PackedCall | InvalidFunctionError] = {}
             with collector.paused():
                 for index in self.order[start : start + PIECE]:

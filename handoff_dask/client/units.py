@@ -131,7 +131,8 @@ class Units:
                     self._store(self.values, unit.indices, values[number])
                 elif number in problems:
                     self._store(self.problems, unit.indices, problems[number])
-            done = {id(unit) for number, unit in enumerate(ended) if number in values | problems}
+            known = values.keys() | problems.keys()
+            done = {id(unit) for number, unit in enumerate(ended) if number in known}
             self._unfetched = [unit for unit in self._unfetched if id(unit) not in done]
 
     def _open(self, unit: Unit, values: Any) -> None:

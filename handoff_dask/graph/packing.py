@@ -37,6 +37,8 @@ class _Part:
     names: tuple[Name, ...]
     #: By id: the mutable objects in it, possibly including itself.
     state: Mapping[int, object]
+    #: Whether several calls need it, also if only one is pickled so far.
+    is_common: bool = False
     #: The number of tasks that need it.
     users: int = 0
     #: Whether it is a task of its own instead of travelling with each task.
@@ -176,7 +178,8 @@ class Packer:
         if isinstance(name, tuple):
             return TaskRef(name[0])
         part = self._parts[name]
-        if not part.is_task and part.users > 1 and len(part.data) >= LARGE:
+        shared = part.is_common or part.users > 1
+        if not part.is_task and shared and len(part.data) >= LARGE:
             part.is_task = True
             self._new_tasks.append(name)
         return TaskRef(self._key(name)) if part.is_task else part.data
@@ -253,12 +256,15 @@ class Packer:
             if pickler.whole:
                 return None
             self._numbers[id(value)] = value, None
+            if pickler.root is not None and id(pickler.root) in self.common:
+                self.common.add(id(value))
             try:
                 data, inner = self._dump(_ValuePickler, value, root=value)
             except BaseException:
                 del self._numbers[id(value)]
                 raise
-            self._parts.append(_Part(data, self._needed(inner), inner.state()))
+            is_common = id(value) in self.common
+            self._parts.append(_Part(data, self._needed(inner), inner.state(), is_common))
             self._numbers[id(value)] = value, len(self._parts) - 1
         number = self._numbers[id(value)][1]
         if number is None or (pickler.whole and not self._parts[number].isolated):

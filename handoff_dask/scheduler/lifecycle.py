@@ -27,11 +27,11 @@ from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import WorkerLostError
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.placement.engine import Engine
-from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.records import BundleRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs

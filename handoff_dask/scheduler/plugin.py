@@ -16,7 +16,6 @@ from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import HandoffError
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler import dashboard
-from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.decider import Decider
 from handoff_dask.scheduler.event_stream import EventStream
 from handoff_dask.scheduler.foreign import Foreign
@@ -24,6 +23,7 @@ from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.lifecycle import Lifecycle
+from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import UnitRecord
 from handoff_dask.scheduler.registry import Registry

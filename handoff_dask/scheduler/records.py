@@ -33,6 +33,8 @@ from handoff_dask.wire.messages import (
 )
 from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, FunctionEnded, Recorded
 
+#: Of so many portions the rows of nodes in bundles are kept open; they are rarely asked for.
+OPENED = 2
 #: A bundle never fails by itself: its functions leave it instead.
 ONE_RETRY = RetryPolicy(1)
 
@@ -275,7 +277,7 @@ class RunRecord:
     alive: int = 0
     #: Stops it when its time is up.
     limit: asyncio.TimerHandle | None = None
-    #: Set when the graph has arrived.
+    #: Set when all graphs have arrived, or no more will.
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     #: When it was opened (s since epoch).
     opened: float = field(default_factory=time.time)
@@ -316,6 +318,8 @@ class RunRecord:
         home = self.homes[index]
         number, first = self.bundles_in[home]
         if number not in self._members:
+            while len(self._members) >= OPENED:
+                del self._members[next(iter(self._members))]
             portion = Portion.unpacked(self.portions[number])
             self._members[number] = unpacked_rows(portion.members)
         position = self.bundles[home].position(index)
@@ -397,7 +401,8 @@ class RunRecord:
             counts=self.counted(),
             stop=self.stop,
             over=self.over,
-            ended=not self.unended,
+            # What stopping it cancelled has not ended by itself.
+            ended=not self.unended and self.counts["cancelled"] == len(self.cancelled),
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
             tasks=len(self.records) + len(self.bundles),

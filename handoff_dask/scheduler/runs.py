@@ -160,9 +160,12 @@ class Runs(Mapping[str, RunRecord]):
             return row.label, ""
         return run.row(row.source).label, "serialized "
 
-    def is_low(self, run: RunRecord) -> bool:
-        """Whether the cluster soon has nothing to do for a run, unless more of it comes."""
-        if run.graphs < len(run.portions):
+    def is_low(self, run: RunRecord, portions: int) -> bool:
+        """Whether the cluster soon has nothing to do for a run, unless more of it comes.
+
+        `portions` is how many were sent.
+        """
+        if run.graphs < portions:
             return False
         left = run.counts["held"] + run.counts["waiting"] - run.unsent
         return left < LOW * max(1, self.scheduler.total_nthreads)
@@ -263,6 +266,7 @@ class Runs(Mapping[str, RunRecord]):
         run.counts["waiting"] -= run.unsent
         run.counts["cancelled"] += run.unsent
         run.unsent = 0
+        run.arrived.set()  # no more will come
         keys = []
         clients: set[str] = set()
         for record in run.units:

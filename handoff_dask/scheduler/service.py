@@ -15,9 +15,9 @@ from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.losses import End, by_placement
 from handoff_dask.attempts.states import PLACED, Waiting
 from handoff_dask.placement.engine import Engine
-from handoff_dask.scheduler.bundles import Bundles
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import BundleRecord, RunRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
@@ -78,11 +78,14 @@ class Service:
         nannies = all(ws.nanny for ws in self.scheduler.workers.values())
         return Opened(None, seconds, longer, threads, nannies)
 
-    async def learned(self, run_id: str, prefixes: list[str]) -> dict[str, float]:
-        """Return how long codes take (s), as soon as that is known well, or more is wanted."""
+    async def learned(self, run_id: str, prefixes: list[str], portions: int) -> dict[str, float]:
+        """Return how long codes take (s), as soon as that is known well, or more is wanted.
+
+        `portions` is how many were sent of the run; they may come later than this question.
+        """
         settled = self.engine.questions.is_settled
         while (run := self.runs.get(run_id)) is not None and run.stop is None:
-            if all(map(settled, prefixes)) or self.runs.is_low(run):
+            if all(map(settled, prefixes)) or self.runs.is_low(run, portions):
                 break
             await asyncio.sleep(LOOK)
         return self.runs.seconds_of(prefixes)

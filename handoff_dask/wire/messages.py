@@ -340,7 +340,7 @@ class RunReport:
     stop: Stop | None = None
     #: Whether it was stopped, or everything that it waits for has ended.
     over: bool = True
-    #: Whether everything that it waits for has ended, though it may have been stopped.
+    #: Whether everything that it waits for has ended by itself, though it may have been stopped.
     ended: bool = True
     #: Whether the scheduler has its graph.
     arrived: bool = True

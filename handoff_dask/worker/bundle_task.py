@@ -78,8 +78,8 @@ class _Bundle:
         self._users = Counter(-1 - s for p in self._positions for s in members[p].sources if s < 0)
         #: By position: values that somebody still needs.
         self._values: dict[int, Any] = {}
-        #: {position: because of which member it cannot run, possibly of itself}
-        self._failed: dict[int, int] = {}
+        #: Members that failed for good, and those that cannot run because of them.
+        self._failed: set[int] = set()
         self._errors: dict[int, bytes] = {}
         self._report = _Report(task)
         self._starts = None if task is None else task.starts
@@ -168,7 +168,7 @@ class _Bundle:
             log_failure(identity or (self._task.key, None), text, attempt, member.max_retries + 1)
         if failure.exception is not None:
             self._errors[position] = failure.exception
-            self._failed[position] = position
+            self._failed.add(position)
         return failure.final
 
     def _starts_now(self, position: int) -> bool:
@@ -183,11 +183,9 @@ class _Bundle:
         return True
 
     def _leave_out(self, position: int, source: int) -> None:
-        """Record that a member cannot run because another has no value."""
-        because = self._failed.get(source, source)
-        self._report.unstarted(position, because)
+        """Leave out a member because another has no value: for good, if that one failed."""
         if source in self._failed:
-            self._failed[position] = because
+            self._failed.add(position)
             self._release(self._members[position])
 
     def _release(self, member: Member) -> None:
@@ -210,7 +208,6 @@ class _Report:
     def _clear(self) -> None:
         self._ended = EndedColumns()
         self._failures: list[MemberFailure] = []
-        self._unstarted: list[tuple[int, int]] = []
         self._last = time.monotonic()
 
     def ended(self, position: int, started: float, stopped: float) -> None:
@@ -224,19 +221,14 @@ class _Report:
         self._failures.append(failure)
         self.send()
 
-    def unstarted(self, position: int, because: int) -> None:
-        """Add a member that cannot run because of another."""
-        self._unstarted.append((position, because))
-
     def send(self) -> None:
         """Send what was added since the last time."""
-        if self._task is not None and (self._ended or self._failures or self._unstarted):
+        if self._task is not None and (self._ended or self._failures):
             self._task.send(
                 MEMBERS,
                 {
                     "ended": self._ended.pack(),
                     "failures": [tuple(failure) for failure in self._failures],
-                    "unstarted": self._unstarted,
                 },
             )
         self._clear()

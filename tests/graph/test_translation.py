@@ -290,6 +290,27 @@ def pack(data, source, target, *static):
 """
 
 
+@pytest.mark.parametrize("closure", [True, False])
+def test_large_data_of_several_portions(closure):
+    """It is sent once, though the first portion has only one function that needs it."""
+    data = numpy.zeros(25_000)
+    if closure:
+
+        def code():
+            return data
+
+        functions = [Function(i, [], code) for i in range(3)]
+    else:
+        functions = [Function(i, [], accept, extra_args=[data]) for i in range(3)]
+    translator = Translator(expand(by_id(*functions)), RUN)
+    sizes = []
+    for number, portion in enumerate(([0], [1, 2])):
+        calls = {index: translator.packed(index) for index in portion}
+        graph = translator.graph(number, calls, portion)
+        sizes.append(len(cloudpickle.dumps(dict(graph))))
+    assert sizes[0] > 200_000 > 20_000 > sizes[1]
+
+
 def test_the_scheduler_opens_nothing_of_the_users(tmp_path, monkeypatch):
     """The graph opens where the user's modules are not: code, arguments, ids and transforms."""
     user = module_with(tmp_path, monkeypatch, "handoff_user_code", USER_CODE)

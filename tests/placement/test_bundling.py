@@ -58,6 +58,16 @@ def tree(leaves: int) -> list[tuple[int, ...]]:
     return dependencies
 
 
+def copies(dependencies: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
+    """Return several DAGs like a given one, as one."""
+    size = len(dependencies)
+    return [
+        [i + first for i in needed]
+        for first in range(0, number * size, size)
+        for needed in dependencies
+    ]
+
+
 def test_independent_functions_fill_bundles_evenly():
     """Neighbours travel together, as many as fit, and no bundle is a tiny rest."""
     assert bundled(candidates([()] * 1000)) == [tuple(range(i, i + 50)) for i in range(0, 1000, 50)]
@@ -79,12 +89,6 @@ def test_all_threads_get_the_same_number_of_bundles():
     assert len(sizes) == 128 and set(sizes) == {15, 16}
 
 
-def test_less_work_than_a_task_costs_is_not_split():
-    """A hundred calls of a microsecond are three tasks, not sixteen."""
-    sizes = [len(bundle) for bundle in bundled(candidates([()] * 100, 1e-6), threads=4)]
-    assert sizes == [25] * 4
-
-
 def test_chains_stay_whole():
     """A hundred chains of a hundred: each is in one bundle, with others."""
     nodes = candidates([() if i < 100 else (i - 100,) for i in range(10_000)], CALL)
@@ -101,9 +105,9 @@ def test_one_chain_is_cut_where_a_bundle_is_full():
 
 
 def test_a_reduction_is_cut_into_subtrees():
-    """Whole subtrees travel together; what joins them does, too."""
+    """Whole subtrees travel together; what joins them does not: it is too little."""
     made = bundled(candidates(tree(4096), CALL))
-    assert [len(bundle) for bundle in made] == [1023] * 8 + [7]
+    assert [len(bundle) for bundle in made] == [1023] * 8
 
 
 def test_a_fan_out_does_not_wait_for_a_part_of_itself():
@@ -115,7 +119,8 @@ def test_a_fan_out_does_not_wait_for_a_part_of_itself():
 
 def test_a_fan_out_that_fits_is_one_bundle():
     """All that depend on a function join it, if all fit."""
-    assert bundled(candidates([(), *[(0,)] * 30], 1e-6)) == [tuple(range(31))]
+    made = bundled(candidates(copies([(), *[(0,)] * 30], 8), CALL))
+    assert made == [tuple(range(i, i + 31)) for i in range(0, 8 * 31, 31)]
 
 
 def test_a_fan_in_travels_alone():
@@ -125,7 +130,8 @@ def test_a_fan_in_travels_alone():
 
 def test_a_diamond_is_one_bundle():
     """What leaves a function and comes together again stays together."""
-    assert bundled(candidates([(), (0,), (0,), (1, 2)], 1e-6)) == [(0, 1, 2, 3)]
+    made = bundled(candidates(copies([(), (0,), (0,), (1, 2)], 8), CALL))
+    assert made == [tuple(range(i, i + 4)) for i in range(0, 32, 4)]
 
 
 def test_a_wide_map_between_reductions_keeps_its_parallelism():
@@ -152,13 +158,18 @@ def test_the_same_inputs_make_neighbours():
 def test_different_values_of_the_same_bundle_are_the_same_input():
     """What waits for the same bundles could start at the same time."""
     dependencies: list[tuple[int, ...]] = [()]
-    for _ in range(5):
+    for _ in range(40):
         first = len(dependencies)
         # A chain whose value a subtree of four uses, as well as that of the very first function.
         dependencies += [(), (first,), (first + 1, 0), (), (first + 3,), (first + 2, first + 4)]
-    nodes = candidates(dependencies, 1e-6)
+    nodes = candidates(dependencies, CALL)
     nodes[0] = nodes[0]._replace(seconds=None)
-    assert [len(bundle) for bundle in bundled(nodes)] == [10, 20]
+    made = bundled(nodes)
+    home = {i: number for number, bundle in enumerate(made) for i in bundle}
+    users = [[i for i in bundle if dependencies[i] and dependencies[i][-1] == 0] for bundle in made]
+    assert sum(map(len, users)) == 40
+    assert all(len(several) > 1 for several in users if several)
+    assert all(len({home[i - 1] for i in several}) <= 1 for several in users)
 
 
 def test_costs_and_priorities_are_kept_apart():

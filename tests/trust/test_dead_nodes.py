@@ -93,7 +93,7 @@ async def test_what_is_waited_for(c, s, a, b, monkeypatch):
         dag_of(Function("f", [], stuck_at_first, extra_args=["go"], cost=ONE), id="etl")
     )
     await (await Event("started-go")).wait()
-    ((record,),) = [r.functions for r in plugin.runs.values()]
+    (record,) = plugin.functions.values()
     lost = record.worker
     with silent() as nanny:
         plugin.inquiries.worker_joined(lost, nanny, "its id")

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.scheduler.records import RunRecord
-from handoff_dask.wire.messages import FunctionRow
+from handoff_dask.wire.messages import Block, FunctionRow
 from handoff_dask.wire.run_events import (
     AttemptEnded,
     AttemptsEnded,
@@ -89,8 +89,9 @@ class History:
         self.late_results: Counter[Outcome] = Counter()
         #: Attempts that ended and were not the first of their function.
         self.retries = 0
-        #: The latest attempts, as they ended in the end.
-        self.attempts: dict[AttemptId, AttemptView] = {}
+        self._attempts: dict[AttemptId, AttemptView] = {}
+        #: Attempts of functions that travelled together, which are looked at only if somebody asks.
+        self._blocks: deque[tuple[RunRecord, Block]] = deque()
         #: The latest runs that the scheduler has forgotten.
         self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
         self._runs = runs
@@ -104,6 +105,28 @@ class History:
         """Take everything off the scheduler that was put there to show it."""
         self.closed = True
         self.shown.close()
+
+    @property
+    def attempts(self) -> dict[AttemptId, AttemptView]:
+        """The latest attempts, as they ended in the end."""
+        while self._blocks:
+            run, block = self._blocks.popleft()
+            first = max(0, len(block.indices) - ATTEMPTS)
+            for place in range(first, len(block.indices)):
+                index = block.indices[place]
+                id_ = run.spec.run_id, index, 1
+                self._attempts.pop(id_, None)
+                self._attempts[id_] = AttemptView(
+                    id_,
+                    run.spec.dag_id,
+                    label(run.row(index)),
+                    block.worker,
+                    block.started[place],
+                    block.stopped[place],
+                    "ok",
+                )
+        self._drop_oldest()
+        return self._attempts
 
     @property
     def ended(self) -> int:
@@ -121,8 +144,10 @@ class History:
             self._attempt_ended(event)
         elif isinstance(event, RunClosed):
             run = self._known.get(event.run_id)
-            if run is not None and run.arrived.is_set():  # else no function was ever there
+            if run is not None and run.portions:  # else no function was ever there
                 self.closed_runs.append(RunView.of(run, event.at))
+            if any(known is run for known, _ in self._blocks):
+                _ = self.attempts  # while the run can still be asked for their names
             self._unsuccessful.pop(event.run_id, None)
 
     def _attempt_ended(self, event: AttemptEnded) -> None:
@@ -146,10 +171,10 @@ class History:
                 unsuccessful[index, attempt.number] = attempt.outcome
         else:
             self.late_results[first] += 1
-            if id_ not in self.attempts:
+            if id_ not in self._attempts:
                 return  # forgotten since
         started, stopped = attempt.started, attempt.stopped
-        self.attempts[id_] = AttemptView(
+        self._attempts[id_] = AttemptView(
             id_, run.spec.dag_id, label(row), attempt.worker, started, stopped, attempt.outcome
         )
         self._drop_oldest()
@@ -159,22 +184,11 @@ class History:
         if run is None:
             return
         self.outcomes["ok"] += len(block.indices)
-        shown = len(block.indices) - min(ATTEMPTS, len(block.indices))
-        for place in range(shown, len(block.indices)):
-            index = block.indices[place]
-            id_ = event.run_id, index, 1
-            self.attempts.pop(id_, None)
-            self.attempts[id_] = AttemptView(
-                id_,
-                run.spec.dag_id,
-                label(run.row(index)),
-                block.worker,
-                block.started[place],
-                block.stopped[place],
-                "ok",
-            )
-        self._drop_oldest()
+        self._blocks.append((run, block))
+        newer = sum(len(other.indices) for _, other in self._blocks)
+        while newer - len(self._blocks[0][1].indices) >= ATTEMPTS:
+            newer -= len(self._blocks.popleft()[1].indices)
 
     def _drop_oldest(self) -> None:
-        while len(self.attempts) > ATTEMPTS:
-            del self.attempts[next(iter(self.attempts))]
+        while len(self._attempts) > ATTEMPTS:
+            del self._attempts[next(iter(self._attempts))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections import Counter
 from types import SimpleNamespace
@@ -18,23 +17,19 @@ class Run(SimpleNamespace):
     """As much of a run's record as the dashboard reads."""
 
 
-def fake_run(labels, transforms=(), arrived=True):
+def fake_run(labels, transforms=()):
     """Return a run of functions with these labels."""
-    functions = [
-        SimpleNamespace(row=SimpleNamespace(label=label), is_transform=label in transforms)
-        for label in labels
+    rows = [
+        SimpleNamespace(label=label, source=0 if label in transforms else None) for label in labels
     ]
-    run = Run(
-        spec=SimpleNamespace(run_id="run", dag_id="dag"),
-        functions=functions,
+    return Run(
+        spec=SimpleNamespace(run_id="run", dag_id="dag", events=False),
+        row=rows.__getitem__,
         counted=lambda: {"done": len(labels)},
         retries=0,
         opened=1.0,
-        arrived=asyncio.Event(),
+        portions=[b""] if labels else [],
     )
-    if arrived:
-        run.arrived.set()
-    return run
 
 
 @pytest.fixture
@@ -94,7 +89,7 @@ def test_runs(history, runs):
     history(RunClosed("run", 5.0))
     (view,) = history.closed_runs
     assert (view.dag_id, view.functions, view.closed) == ("dag", {"done": 3}, 5.0)
-    runs["none"] = fake_run([], arrived=False)
+    runs["none"] = fake_run([])
     history(RunOpened("none", "dag", 6.0))
     history(RunClosed("none", 7.0))
     assert len(history.closed_runs) == 1

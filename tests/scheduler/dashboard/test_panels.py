@@ -116,7 +116,6 @@ async def test_runs(c, s, a, b):
     (row,) = rows(panel._bars)
     assert (row["n_done"], row["done"], row["held"]) == (4, 1.0, 0.0)
     assert row["text"].startswith("4 of 4 in ")
-    run.futures.clear()
     del run
     await until(lambda: not s.plugins["handoff"].runs)
     panel.look()
