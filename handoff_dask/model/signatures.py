@@ -42,7 +42,7 @@ def check_signatures(functions: Mapping[Hashable, Function]) -> None:
 
 def _kind(code: Any) -> tuple[Hashable, ...]:
     """Return what codes whose signatures take the same arguments have in common."""
-    if type(code) is partial:
+    if type(code) is partial and not code.__dict__:
         # Types of arguments, because a placeholder among them has its own.
         return *_kind(code.func), *map(type, code.args), "keywords", *code.keywords
     if type(code) is MethodType:

@@ -434,3 +434,51 @@ def test_validation_runs_no_code():
         Function("a", [], explode),
         Function("b", [Argument("a", explode, (explode, [1]))], explode),
     ).validate()
+
+
+class Taker:
+    def one(self, x):
+        return x
+
+
+def closures(number):
+    """Return functions of one code that accept different numbers of arguments."""
+
+    def make(*defaults):
+        def two(x, y):
+            return x, y
+
+        two.__defaults__ = defaults
+        return two
+
+    return [make(), make(1), make(1, 2)][number]
+
+
+@pytest.mark.parametrize(
+    ("fits", "misfits"),
+    [
+        (functools.partial(pow, 1), functools.partial(pow, 1, 2, 3)),
+        (functools.partial(closures(2), y=2), functools.partial(closures(2), x=2)),
+        (closures(1), closures(0)),
+        (Taker().one, Taker.one),
+    ],
+    ids=["partial", "keywords", "defaults", "bound"],
+)
+def test_similar_codes_are_told_apart(fits, misfits):
+    """That the arguments of one function fit does not hide that those of a similar one do not."""
+    dag = DAG(functions=[Function("fits", code=fits, extra_args=["1"])])
+    dag.validate()
+    dag.add_function(Function("misfits", code=misfits, extra_args=["1"]))
+    with pytest.raises(InvalidFunctionError, match="cannot be called with") as caught:
+        dag.validate()
+    assert caught.value.function_id == "misfits"
+
+
+@pytest.mark.parametrize("field", ["priority", "timeout", "max_retries", "type", "node", "retry"])
+def test_settings_that_others_have_too(field):
+    """A wrong setting is found behind functions whose settings are right."""
+    functions = [Function(i, code=max, cost={"cpu": 1}) for i in range(3)]
+    wrong = Function("wrong", code=max, cost={"cpu": 1}, **{field: ()})
+    with pytest.raises(InvalidFunctionError) as caught:
+        DAG(functions=[*functions, wrong]).validate()
+    assert (caught.value.function_id, caught.value.field) == ("wrong", field)
