@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
@@ -57,6 +58,7 @@ class Rows:
         pins: Mapping[Hashable, str] | None = None,
         wanted: Container[Hashable] = (),
         awaited: Container[Hashable] = (),
+        expected: Mapping[Hashable, float] = MappingProxyType({}),
     ) -> None:
         self._nodes = nodes
         self._prefixes = prefixes
@@ -64,6 +66,7 @@ class Rows:
         self._pins = pins
         self._wanted = wanted
         self._awaited = awaited
+        self._expected = expected
         # One object for each distinct policy, so that it travels once.
         self._numbers: dict[int, RetryPolicy] = {}
         self._escalations: dict[int, bytes] = {}
@@ -101,6 +104,7 @@ class Rows:
             numbers,
             time_limit(node.function),
             self._escalations.get(id(policy)),
+            self._expected.get(id_) if is_function else None,
             is_function and id_ in self._wanted,
             is_function and id_ in self._awaited,
         )

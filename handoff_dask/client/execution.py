@@ -15,6 +15,7 @@ from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import (
     Allocator,
+    Durations,
     OnError,
     ResultSelection,
     RunOptions,
@@ -48,6 +49,7 @@ def execute(
     on_event: Callable[[Event], Any] | None = None,
     progress: bool = False,
     bundle: Seconds | Literal[False] | None = None,
+    durations: Durations | None = None,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -95,6 +97,10 @@ def execute(
         How much work short functions may be sent together for, as one Dask task: seconds, text such
         as ``"50 ms"``, or a timedelta. 0 or False sends each by itself; None takes the setting
         ``handoff.bundle`` (50 ms). Whatever is promised of a function holds for each of them.
+    durations
+        How long functions take, as far as that is known: {id: seconds, text such as ``"5 ms"``, or
+        a timedelta}, or the result of an earlier run. Without it, a new cluster learns this from
+        the functions that it runs first.
 
     Returns
     -------
@@ -208,6 +214,7 @@ def submit(
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,
     bundle: Seconds | Literal[False] | None = None,
+    durations: Durations | None = None,
 ) -> RunAnswer:
     """Run a DAG without waiting for it.
 
@@ -219,7 +226,7 @@ timeout, placement_timeout, priority
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
         until :func:`forget` is called.
-    on_event, bundle
+    on_event, bundle, durations
         As for :func:`execute`.
 
     Returns

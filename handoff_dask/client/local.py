@@ -168,6 +168,7 @@ class _LocalRun:
             failed=self._problems,
             stop=stop,
             decided=frozenset(self._decided),
+            tasks=len(self._nodes),
         )
         awaited = self._outline.awaited.items()
         values = {id_: self._values[i] for id_, i in awaited if i in self._values}

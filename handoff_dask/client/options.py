@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, Union, cast, get_args, runtime_checka
 
 from handoff_dask import config
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
 from handoff_dask.model.validation import limit_problems
@@ -74,6 +75,34 @@ def patience(timeout: Any) -> float | None:
     return None if timeout is None else seconds("timeout", timeout)
 
 
+class HasAttempts(Protocol):
+    """What a run left: an :class:`~handoff_dask.ExecutionResult`."""
+
+    @property
+    def attempts(self) -> Mapping[Hashable, Sequence[Attempt]]:
+        """The attempts of each function."""
+
+
+#: How long functions take: {id: seconds}, or what an earlier run left.
+Durations = Union[Mapping[Hashable, Seconds], HasAttempts]  # noqa: UP007 - 3.10
+
+
+def _durations(given: Any) -> Mapping[Hashable, float]:
+    """Return {function id: s} of those that are known."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {id_: seconds(f"the duration of function {id_!r}", s) for id_, s in given.items()}
+    if not isinstance(getattr(given, "attempts", None), Mapping):
+        problem = "must be {function id: seconds} or an ExecutionResult"
+        raise ValueError(f"durations {problem}, not {given!r}")
+    known = {}
+    for id_, attempts in given.attempts.items():
+        if ended_well := [a.duration for a in attempts if a.outcome == "ok"]:
+            known[id_] = sum(ended_well) / len(ended_well)
+    return known
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
@@ -91,6 +120,7 @@ class RunOptions:
     progress: bool = False
     on_event: Callable[[Event], Any] | None = None
     bundle: Seconds | Literal[False] | None = None
+    durations: Durations | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
@@ -129,6 +159,7 @@ class RunOptions:
                 f"must be the name of a strategy or an object with an allocate() method, "
                 f"not {strategy!r}"
             )
+        object.__setattr__(self, "durations", _durations(self.durations))
         object.__setattr__(self, "bundle", bundle_work(self.bundle))
         for name, problem in problems.items():
             if problem:
@@ -139,6 +170,11 @@ class RunOptions:
         """Return the options among the arguments of a call."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: arguments[name] for name in names if name in arguments})
+
+    @property
+    def expected(self) -> Mapping[Hashable, float]:
+        """How long functions take, as far as the user says: {function id: s}."""
+        return cast("Mapping[Hashable, float]", self.durations)
 
     @property
     def worth(self) -> float:

@@ -90,6 +90,7 @@ def result_of(
             **unfetched,
             **{nodes[i].function.id: _cancelled(outline, i) for i in report.cancelled},
         },
+        tasks=report.tasks,
         dag_functions=outline.functions,
     )
     error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)

@@ -44,6 +44,10 @@ class ExecutionResult(Comparable):
         did; empty unless ``on_error="continue"``.
     functions : dict
         {function id: Function} with `results` and `node` filled in.
+    tasks : int
+        How many Dask tasks the functions were. There are fewer of them than functions where short
+        functions were sent together; functions that left the others count again. Transforms of
+        arguments count, too.
     makespan : float
         Seconds from the first start to the last end.
     """
@@ -53,6 +57,7 @@ class ExecutionResult(Comparable):
     allocations: Mapping[Hashable, str] = field(default_factory=dict)
     attempts: Mapping[Hashable, tuple[Attempt, ...]] = field(default_factory=dict)
     errors: Mapping[Hashable, BaseException] = field(default_factory=dict)
+    tasks: int = 0
     #: The functions as the user wrote them.
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
 
@@ -155,6 +160,7 @@ class ExecutionResult(Comparable):
                 for id_, attempts in self.attempts.items()
             },
             "errors": {id_: jsonable.text(error) for id_, error in self.errors.items()},
+            "tasks": self.tasks,
             "makespan": self.makespan,
         }
 

@@ -13,6 +13,7 @@ from distributed import Client, Future
 
 from handoff_dask.client import annotating
 from handoff_dask.client.describing import function_label, packed_outlines
+from handoff_dask.client.options import Allocator
 from handoff_dask.client.submission import PIECE, Submission
 from handoff_dask.client.units import Unit
 from handoff_dask.errors import InvalidFunctionError
@@ -24,6 +25,7 @@ from handoff_dask.placement.bundling import (
     companions,
     is_short,
 )
+from handoff_dask.wire.keys import is_shared
 from handoff_dask.wire.messages import BundleRow, Opened, Portion, packed_rows
 
 #: Functions of codes whose durations are unknown that are sent before these are waited for: enough
@@ -68,6 +70,13 @@ class Sender:
         self._ask = ask
         self._sent = sent
         self._seconds = dict(opened.seconds)
+        #: By node: how long it takes, as its submitter says.
+        expected = submission.options.expected
+        self._expected = {
+            node.index: expected[id_]
+            for node in submission.outline.nodes
+            if expected and node.kind == "function" and (id_ := node.function.id) in expected
+        }
         #: Codes of which functions were sent alone.
         self._sampled: set[str] = set()
         #: The calls that are to be sent next, in order.
@@ -78,11 +87,15 @@ class Sender:
         #: Whether it waits for the cluster to learn durations.
         self._learning = False
         nodes = submission.outline.nodes
-        self._worth = submission.options.worth
+        # A user's allocator decides for each function.
+        own = isinstance(submission.options.allocation_strategy, Allocator)
+        self._worth = 0.0 if own else submission.options.worth
         self._short = self._may_be_short() if self._worth else frozenset()
         #: How many nodes need each node, in all and of those that were sent.
         self._users = Counter(i for node in nodes for i in node.dependencies)
         self._users_sent: Counter[int] = Counter()
+        #: Futures of what later portions need.
+        self._lent: list[Future[Any]] = []
         self._task: asyncio.Task[None] | None = None
 
     def _may_be_short(self) -> frozenset[int]:
@@ -139,12 +152,17 @@ class Sender:
             # What was sent before has arrived: messages do not pile up.
             if not await self._ask("arrived", portion=self._portions - 2):
                 return
+        if self._lent:
+            await self._ask("arrived")
+            for future in self._lent:
+                future.release()
+            self._lent.clear()
 
     async def _learn(self) -> None:
         """Learn how long functions take whose like were sent, unless the cluster needs more now."""
         prefixes = self._submission.translator.prefixes
         some = islice(self._calls, PORTION)
-        unknown = {prefixes[i] for i in some if i in self._short} - self._seconds.keys()
+        unknown = {prefixes[i] for i in some if self._is_unknown(i)}
         unknown &= self._sampled
         if unknown:
             self._learning = True
@@ -153,15 +171,20 @@ class Sender:
             finally:
                 self._learning = False
 
+    def _is_unknown(self, index: int) -> bool:
+        """Whether a node may be short and it is unknown how long it takes."""
+        prefix = self._submission.translator.prefixes[index]
+        known = prefix in self._seconds or index in self._expected
+        return index in self._short and not known
+
     # Portions
 
     def _next(self) -> list[int]:
         """Return the nodes of the next portion."""
-        prefixes, samples, size = self._submission.translator.prefixes, 0, 0
+        samples = size = 0
         chosen: list[int] = []
         for index, call in islice(self._calls.items(), PORTION):
-            if index in self._short and prefixes[index] not in self._seconds:
-                samples += 1
+            samples += self._is_unknown(index)
             size += len(call[1]) if isinstance(call, tuple) else 0
             if chosen and (samples > SAMPLE or size > BYTES):
                 break
@@ -177,7 +200,7 @@ class Sender:
         for index in chosen:
             self._users_sent.update(nodes[index].dependencies)
         bundled = [] if not self._worth else self._bundled(chosen, calls)
-        inside = {index for bundle in bundled for index in bundle.members}
+        inside = frozenset(index for bundle in bundled for index in bundle.members)
         alone = [index for index in chosen if index not in inside]
         self._sampled.update(submission.translator.prefixes[index] for index in alone)
         packed, broken = self._sorted_out(calls)
@@ -195,11 +218,12 @@ class Sender:
             [self._row(bundle) for bundle in bundled],
             packed_rows(rows.of(members)) if members else b"",
             packed_outlines(functions),
-            tuple(i for i in chosen if self._users_sent[i] < self._users[i]) if not last else (),
         )
         self._portions += 1
         units = self._units(alone, bundled)
-        keys = [unit_key for unit_key, _, _ in units]
+        # What later portions need is kept until these have arrived.
+        lent = [] if last else self._lendable(chosen, inside, graph)
+        keys = [unit_key for unit_key, _, _ in units] + lent
         self._client._send_to_scheduler(
             {"op": "handoff-portion", "run_id": portion.run_id, "portion": portion.packed()}
         )
@@ -213,8 +237,19 @@ class Sender:
         futures: list[Future[Any]] = annotating.without(list(map(key, chosen)), get)
         self._sent(
             Unit(future, indices, is_bundle)
-            for future, (_, indices, is_bundle) in zip(futures, units, strict=True)
+            for future, (_, indices, is_bundle) in zip(futures, units, strict=False)
         )
+        self._lent += futures[len(units) :]
+
+    def _lendable(self, chosen: Iterable[int], inside: frozenset[int], graph: Any) -> list[Any]:
+        """Return the keys that later portions need and nobody else wants."""
+        awaited, key = self._submission.awaited, self._submission.translator.key
+        lent: list[Any] = [
+            key(i)
+            for i in chosen
+            if self._users_sent[i] < self._users[i] and (i in inside or i not in awaited)
+        ]
+        return lent + [name for name in graph if is_shared(name)]
 
     def _units(
         self, alone: Sequence[int], bundled: Sequence[BundledNodes]
@@ -236,17 +271,14 @@ class Sender:
         nodes, prefixes = self._submission.outline.nodes, self._submission.translator.prefixes
         longer, kinds = self._opened.longer, self._opened.threads
         threads = {tuple(nodes[i].cost.items()): number for i, number in kinds.items()}
-        short = {
-            code: seconds
-            for code, seconds in self._seconds.items()
-            if is_short(seconds, self._worth)
-        }
-        if not short:
+        if not self._seconds and not self._expected:
             return []
         candidates = []
         for index in chosen:
             node = nodes[index]
-            seconds = short.get(prefixes[index]) if index in self._short else None
+            seconds = self._takes(index) if index in self._short else None
+            if seconds is not None and not is_short(seconds, self._worth):
+                seconds = None
             if longer and (prefixes[index], function_label(node.function.id)) in longer:
                 seconds = None
             if not isinstance(calls[index], tuple):
@@ -267,6 +299,13 @@ class Sender:
             threads=lambda cost: threads.get(tuple(cost.items()), 1),
         )
         return [self._made(members) for members in groups]
+
+    def _takes(self, index: int) -> float | None:
+        """Return how long a node takes (s): as its submitter says, or as others of its code."""
+        known = self._expected.get(index) if self._expected else None
+        if known is None:
+            return self._seconds.get(self._submission.translator.prefixes[index])
+        return known
 
     def _made(self, members: tuple[int, ...]) -> BundledNodes:
         nodes, wanted = self._submission.outline.nodes, self._submission.wanted
@@ -289,7 +328,7 @@ class Sender:
             first.cost,
             bundle.dependencies,
             first.function.priority,
-            sum(self._seconds[code] for code in codes),
+            sum(self._takes(i) or 0.0 for i in bundle.members),
             PATIENCE * self._worth,
             codes[:1] if len(set(codes)) == 1 else codes,
             bytes(index in submission.awaited for index in bundle.members),

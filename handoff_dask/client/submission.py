@@ -149,6 +149,7 @@ class Submission:
             pins,
             frozenset(outline.wanted),
             outline.awaited,
+            options.expected,
         )
         in_order = None if isinstance(options.results, str) else outline.wanted
         return RunSpec(

@@ -242,13 +242,39 @@ class Bundles:
 
     def leave(self, record: BundleRecord, positions: Collection[int]) -> None:
         """Make tasks of their own for members, and for what depends on them in the bundle."""
+        leaving = with_dependents(set(positions), self._sources(record))
+        owns = self._separate(record, leaving)
+        self._start(owns)
+
+    def input_failed(self, ts: TaskState) -> None:
+        """Save the members of bundles that do not need what failed, before Dask fails these."""
+        for dependent in ts.dependents:
+            record = self.runs.functions.get(dependent.key)
+            if not isinstance(record, BundleRecord) or isinstance(record.state, PLACED):
+                continue
+            members, names, *refs = compat.arguments(dependent)
+            inside = unpacked(members)
+            failed = {
+                number
+                for number, ref in enumerate(refs[len(names) :])
+                if isinstance(ref, TaskRef) and ref.key == ts.key
+            }
+            needing = {
+                p for p, member in enumerate(inside) if not failed.isdisjoint(member.sources)
+            }
+            lost = with_dependents(needing, _sources_of(inside))
+            owns = self._separate(record, set(record.members.open) - lost)
+            if owns:
+                # After the transition that is under way.
+                asyncio.get_running_loop().call_soon(self._start, owns)
+
+    def _separate(self, record: BundleRecord, positions: Collection[int]) -> list[FunctionRecord]:
+        """Make tasks of their own for members; they are not to start yet."""
         scheduler, run_ = self.scheduler, record.run
         ts = scheduler.tasks[record.key]
         inside = unpacked(compat.arguments(ts)[0])
         leaving = [
-            position
-            for position in sorted(with_dependents(set(positions), _sources_of(inside)))
-            if record.members.states[position] == OPEN
+            position for position in sorted(positions) if record.members.states[position] == OPEN
         ]
         owns: list[FunctionRecord] = []
         for position in leaving:
@@ -263,8 +289,12 @@ class Bundles:
         rows = [own.row for own in owns]
         specs = function_specs(rows, run_.unit_key)
         self.engine.functions_added(run_.spec.run_id, specs)
-        stimulus_id = f"handoff-leave-{time.time()}"
-        scheduler.transitions({own.key: "waiting" for own in owns}, stimulus_id)
+        return owns
+
+    def _start(self, owns: Iterable[FunctionRecord]) -> None:
+        """Let tasks begin that were made for members."""
+        known = {own.key: "waiting" for own in owns if own.key in self.scheduler.tasks}
+        self.scheduler.transitions(dict(known), f"handoff-leave-{time.time()}")
         self.ask()
 
     def _make_task(

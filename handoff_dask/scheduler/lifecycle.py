@@ -68,6 +68,8 @@ class Lifecycle:
 
     def transition(self, key: Any, start: str, finish: str, facts: Mapping[str, Any]) -> None:
         """Follow a task from one state to the next."""
+        if finish == "erred":
+            self.bundles.input_failed(self.scheduler.tasks[key])
         record = self.runs.functions.get(key)
         if record is None:
             if start == "processing" or finish == "processing":

@@ -257,9 +257,6 @@ class RunRecord:
     bundles_in: list[tuple[int, int]] = field(default_factory=list)
     #: How many of their graphs have come, and how many there are, once that is known.
     graphs: int = 0
-    #: By portion: nodes whose results later portions need; and the keys kept for these.
-    lent: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    borrowed: set[Key] = field(default_factory=set)
     #: (node, client) of results that clients want by themselves and that have not come.
     asked: list[tuple[int, str]] = field(default_factory=list)
     #: How many functions are still to come.
@@ -403,6 +400,7 @@ class RunRecord:
             ended=not self.unended,
             arrived=self.arrived.is_set(),
             decided=frozenset(self.decided),
+            tasks=len(self.records) + len(self.bundles),
             left=frozenset(self.left),
             cancelled=frozenset(self.cancelled),
         )

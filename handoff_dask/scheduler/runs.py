@@ -178,7 +178,6 @@ class Runs(Mapping[str, RunRecord]):
     def _add(self, run: RunRecord, packed: bytes) -> None:
         portion, run_id = Portion.unpacked(packed), run.spec.run_id
         run.portions.append(packed)
-        run.lent[portion.number] = portion.lent
         if portion.last:
             run.graphs_expected = portion.number + 1
         rows = portion.rows
@@ -238,27 +237,17 @@ class Runs(Mapping[str, RunRecord]):
             self.scheduler.report({"op": "cancelled-keys", "keys": late})
         if run is not None and run.stop is None:
             if run.spec.detach:
-                self.scheduler.client_desires_keys(keys, run.spec.keeper)
-            self._graph_of(run)
+                kept = [key for key in keys if self._is_kept(run, key)]
+                self.scheduler.client_desires_keys(kept, run.spec.keeper)
+            run.graphs += 1
+            if run.graphs == run.graphs_expected:
+                run.arrived.set()
         return () if run is None else (run,)
 
-    def _graph_of(self, run: RunRecord) -> None:
-        """Keep what functions of later portions need, until all have come."""
-        keeper = run.spec.keeper
-        lent = [run.key_of(index) for index in run.lent.pop(run.graphs, ())]
-        if lent:
-            self.scheduler.client_desires_keys(lent, keeper)
-            run.borrowed.update(lent)
-        run.graphs += 1
-        if run.graphs != run.graphs_expected:
-            return
-        run.arrived.set()
-        if run.borrowed:
-            kept = {r.key for r in run.records.values() if r.row.awaited} if run.spec.detach else ()
-            loop = asyncio.get_running_loop()
-            keys = list(run.borrowed.difference(kept))
-            loop.call_soon(lambda: self.scheduler.client_releases_keys(keys=keys, client=keeper))
-            run.borrowed.clear()
+    def _is_kept(self, run: RunRecord, key: Any) -> bool:
+        """Whether a detached run keeps a task that its client asked for."""
+        unit = self.functions.get(key)
+        return unit is not None and (unit.is_bundle or unit.row.awaited)
 
     # How it is stopped
 

@@ -71,6 +71,8 @@ class FunctionRow(NamedTuple):
     timeout: float | None = None
     #: The policy with the user's code, pickled, if it escalates: asked when a worker died.
     escalation: bytes | None = None
+    #: How long it should take, as its submitter says (s).
+    expected: float | None = None
     #: Whether its result is asked for.
     wanted: bool = False
     #: Whether the run waits for its end: it is wanted, or runs only for its effects.
@@ -137,7 +139,7 @@ def function_specs(
             binds=other(row.binds),
             code=row.prefix,
             token=(row.prefix, row.label),
-            expected=expected.get(row.prefix),
+            expected=row.expected if row.expected is not None else expected.get(row.prefix),
         )
         for row in rows
     ]
@@ -262,8 +264,6 @@ class Portion:
     #: The fields of a :class:`FunctionOutline` for each of its functions, pickled. The scheduler
     #: does not open it.
     functions: bytes = b""
-    #: Nodes whose results functions of later portions need.
-    lent: tuple[int, ...] = ()
 
     def packed(self) -> bytes:
         """Return it pickled."""
@@ -344,6 +344,8 @@ class RunReport:
     ended: bool = True
     #: Whether the scheduler has its graph.
     arrived: bool = True
+    #: How many tasks its functions were.
+    tasks: int = 0
     #: Those of the failed nodes whose error is the scheduler's own.
     decided: frozenset[int] = frozenset()
     #: The nodes that left their bundles, and those that were cancelled by themselves.

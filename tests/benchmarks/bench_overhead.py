@@ -1,13 +1,19 @@
 """What a short function costs through the gate, against plain Dask with the same graph.
 
-    python tests/benchmarks/bench_overhead.py [--functions 10000] [--pairs 5]
+    python tests/benchmarks/bench_overhead.py [--functions 10000] [--pairs 5] [--bundle 0]
+    python tests/benchmarks/bench_overhead.py --first [--pairs 3]
     python tests/benchmarks/bench_overhead.py --growth [--pairs 3]
+    python tests/benchmarks/bench_overhead.py --long [--pairs 3]
+    python tests/benchmarks/bench_overhead.py --million
 
-Plain Dask is given the very graph that execute() sends, annotations and all, already built;
-execute() is timed from the DAG to the ExecutionResult. Pairs run one after the other on one
-cluster of two worker processes; printed is the ratio of the medians. `--growth` shows what a
-function of a run of 100,000 costs against one of 10,000, each run on a cluster of its own: the CPU
-time of the process with client and scheduler, and the time from DAG to result.
+Plain Dask is given the same graph, a task for each function with the same annotations, already
+built; execute() is timed from the DAG to the ExecutionResult. Pairs run one after the other on one
+cluster of two worker processes; printed is the ratio of the medians. The cluster has run functions
+of the same code before, except with `--first`: there each run has a new cluster. `--bundle 0` sends
+each function by itself. `--growth` does, too, and shows what a function of a run of 100,000 costs
+against one of 10,000, each run on a cluster of its own: the CPU time of the process with client and
+scheduler, and the time from DAG to result. `--long` compares the makespans of functions of 20 ms
+with and without bundles. `--million` runs a million functions once, and shows the memory as well.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import resource
 import sys
 import time
 from contextlib import contextmanager
@@ -22,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from uuid import uuid4
 
+import psutil
 from distributed import Client, LocalCluster
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -59,6 +67,25 @@ def chains(n, length=100):
     return dag
 
 
+def tree(n):
+    """Return a DAG that reduces about n / 2 leaves, two values at a time."""
+    dag = DAG()
+    level = [dag.add(add_one, i, id=(0, i), cost={"cpu": 1}) for i in range(n // 2)]
+    depth = 0
+    while len(level) > 1:
+        depth += 1
+        level = [
+            dag.add(add, *level[i : i + 2], id=(depth, i // 2), cost={"cpu": 1})
+            for i in range(0, len(level), 2)
+        ]
+    return dag
+
+
+def add(x, y=0):
+    """Do next to nothing with two values."""
+    return x + y
+
+
 def plain_seconds(client, dag):
     """Time plain Dask on the same graph."""
     translation = translate(expand(dag.functions), uuid4().hex, policy=RetryPolicy(3))
@@ -71,11 +98,11 @@ def plain_seconds(client, dag):
     return took
 
 
-def handoff_seconds(client, dag):
+def handoff_seconds(client, dag, bundle=None):
     """Time execute()."""
     gc.collect()
     started = time.perf_counter()
-    result = execute(dag, client=client)
+    result = execute(dag, client=client, bundle=bundle)
     took = time.perf_counter() - started
     assert len(result.results) == len(dag)
     return took
@@ -104,10 +131,10 @@ def growth(pairs=3, small=10_000, large=100_000):
     for _ in range(pairs):
         for functions, times in measured.items():
             with two_workers() as client:
-                execute(flat(2000), client=client)
+                execute(flat(2000), client=client, bundle=False)
                 dag = flat(functions)
                 cpu = time.process_time()
-                wall = handoff_seconds(client, dag)
+                wall = handoff_seconds(client, dag, bundle=False)
                 times.append((wall, time.process_time() - cpu))
     body = []
     for what, column in (("from DAG to result", 0), ("CPU of client and scheduler", 1)):
@@ -117,31 +144,116 @@ def growth(pairs=3, small=10_000, large=100_000):
         ["microseconds a function", f"of {small}", f"of {large}", "ratio"],
         body,
         title="A function of a large run",
-        note=f"Medians of {pairs} alternated pairs, each run on a new cluster.",
+        note=f"Medians of {pairs} alternated pairs, each run on a new cluster, without bundles.",
     )
 
 
-def measure(functions=10_000, pairs=5):
+def measure(functions=10_000, pairs=5, bundle=None):
     """Return the table: microseconds per function, medians of the pairs, and their ratio."""
     body = []
     with two_workers() as client:
-        for name, make in (("independent", flat), ("in chains of 100", chains)):
-            dag = make(functions)
-            # The first pair warms both up.
-            execute(make(1000), client=client)
-            found = [
-                (plain_seconds(client, dag), handoff_seconds(client, dag)) for _ in range(pairs)
+        for name, make in (
+            ("independent", flat),
+            ("in chains of 100", chains),
+            ("in a binary tree", tree),
+        ):
+            dag = make(functions if make is not tree else 8192 * functions // 10_000)
+            # The first run teaches how long functions take, and warms up.
+            execute(dag, client=client)
+            pair = [
+                (plain_seconds(client, dag), handoff_seconds(client, dag, bundle))
+                for _ in range(pairs)
             ]
-            plain, ours = (median(times) / len(dag) * 1e6 for times in zip(*found, strict=True))
-            body.append(
-                [f"{functions} {name}", f"{plain:.0f}", f"{ours:.0f}", f"{ours / plain:.2f}"]
-            )
+            body.append(_row(f"{len(dag)} {name}", dag, pair))
+    return _table(body, "A short function", "after a first run")
+
+
+def first(functions=10_000, pairs=3):
+    """Return the table of first runs, each on a new cluster."""
+    dag = flat(functions)
+    pair = []
+    for _ in range(pairs):
+        with two_workers() as client:
+            plain = plain_seconds(client, dag)
+        with two_workers() as client:
+            pair.append((plain, handoff_seconds(client, dag)))
+    name = f"{len(dag)} independent"
+    return _table([_row(name, dag, pair)], "A short function in a first run", "on a new cluster")
+
+
+def _row(name, dag, pairs):
+    plain, ours = (median(times) / len(dag) * 1e6 for times in zip(*pairs, strict=True))
+    return [name, f"{plain:.0f}", f"{ours:.0f}", f"{ours / plain:.2f}"]
+
+
+def _table(body, title, when):
     return Table(
         ["functions", "plain Dask (us)", "Handoff (us)", "ratio"],
         body,
-        title="A short function",
-        note="Microseconds per function that adds one, on two single-threaded worker processes:\n"
-        "plain Dask with the finished graph, Handoff from the DAG to its result.",
+        title=title,
+        note="Microseconds per function that adds one, on two single-threaded worker processes,\n"
+        f"{when}: plain Dask with the finished graph, Handoff from the DAG to its result.",
+    )
+
+
+def work(seconds):
+    """Compute for some time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def long(functions=2000, pairs=3, seconds=0.02):
+    """Return the table of the makespans of longer functions, with and without bundles."""
+    dag = DAG()
+    dag.map(work, [seconds] * functions, cost={"cpu": 1})
+    with two_workers() as client:
+        execute(dag, client=client)
+        spans = [
+            [execute(dag, client=client, bundle=bundle).makespan for bundle in (None, False)]
+            for _ in range(pairs)
+        ]
+    bundled, alone = map(median, zip(*spans, strict=True))
+    return Table(
+        ["functions", "with bundles (s)", "without (s)", "ratio"],
+        [
+            [
+                f"{functions} of {seconds:g} s",
+                f"{bundled:.2f}",
+                f"{alone:.2f}",
+                f"{bundled / alone:.3f}",
+            ]
+        ],
+        title="Makespan of functions that are not short",
+    )
+
+
+def million(functions=1_000_000):
+    """Return the table of one run of a million functions: time and memory of this process."""
+    with two_workers() as client:
+        execute(flat(20_000), client=client)
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        dag = flat(functions)
+        built = psutil.Process().memory_info().rss
+        started = time.perf_counter()
+        result = execute(dag, client=client)
+        took = time.perf_counter() - started
+        after = psutil.Process().memory_info().rss
+        assert len(result.results) == len(result.allocations) == functions
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    body = [
+        [
+            f"{functions}",
+            f"{took / functions * 1e6:.0f}",
+            *(f"{(bytes_ - before) / functions / 1000:.2f}" for bytes_ in (built, after, peak)),
+        ]
+    ]
+    return Table(
+        ["functions", "us each", "DAG (kB each)", "with result (kB each)", "peak (kB each)"],
+        body,
+        title="A million functions",
+        note="Memory of the process that holds client and scheduler, beyond what it had before.",
     )
 
 
@@ -150,12 +262,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--functions", type=int, default=10_000)
     parser.add_argument("--pairs", type=int)
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--bundle", type=float)
+    for name in ("first", "growth", "long", "million"):
+        parser.add_argument(f"--{name}", action="store_true")
     args = parser.parse_args()
     if args.growth:
-        print(growth(args.pairs or 3).text())
+        table = growth(args.pairs or 3)
+    elif args.first:
+        table = first(args.functions, args.pairs or 3)
+    elif args.long:
+        table = long(pairs=args.pairs or 3)
+    elif args.million:
+        table = million()
     else:
-        print(measure(args.functions, args.pairs or 5).text())
+        table = measure(args.functions, args.pairs or 5, args.bundle)
+    print(table.text())
 
 
 if __name__ == "__main__":
