@@ -67,6 +67,13 @@ class EndedColumns:
         self.started.append(started)
         self.stopped.append(stopped)
 
+    def of(self, places: Sequence[int]) -> EndedColumns:
+        """Return the attempts at some places of the columns."""
+        if len(places) == len(self):
+            return self
+        columns = self.positions, self.started, self.stopped
+        return EndedColumns(*(array(c.typecode, map(c.__getitem__, places)) for c in columns))
+
     def __len__(self) -> int:
         return len(self.positions)
 

@@ -86,6 +86,7 @@ def task(monkeypatch):
         undisturbed=True,
         plugin=None,
         send=Reports(),
+        later=lambda delay, call: None,
     )
     monkeypatch.setattr(compat, "this_task", lambda: task)
     return task
