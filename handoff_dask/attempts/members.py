@@ -109,15 +109,21 @@ class Members:
             unknown = self.open
             return Losses([self._charge(lost, p, due) for p in unknown], set(unknown))
         position, started = end.started[lost.number][-1]
-        since = max(lost.placed, self._stopped) if lost.number == self._number else lost.placed
+        had_ended = position < -1
+        position = -2 - position if had_ended else position
         # A worker that is there reports the ends itself.
         unreported = [p for p in self.open if p < position] if lost.worker_gone else []
+        since = max(lost.placed, self._stopped) if lost.number == self._number else lost.placed
+        until = lost.lost if had_ended else started
+        step = max(0.0, until - since) / max(1, len(unreported))
         charges = []
-        step = max(0.0, started - since) / max(1, len(unreported))
         for place, other in enumerate(unreported):
-            begun = started - step * (len(unreported) - place)
+            begun = until - step * (len(unreported) - place)
             ended = Charge(begun, begun + step, "worker-lost", _ENDED, False)
             charges.append(self._charge(lost, other, ended))
+        if had_ended:
+            # The result of one of them may have ended the worker.
+            return Losses(charges, set(unreported) if died else set())
         if lost.number == self._number and started < self._stopped:
             return Losses(charges, set())  # its end was reported
         charges.append(self._charge(lost, position, due))

@@ -89,6 +89,8 @@ class _Bundle:
         self._number = -1 if task is None else task.run_id
         self._begun = time.monotonic()
         self._place: int | None = None
+        #: The first position that does not run.
+        self._next = 0
 
     def run(self) -> Values:
         """Run the members; return the values that somebody still needs."""
@@ -98,10 +100,11 @@ class _Bundle:
             for position in self._positions:
                 if self._place is not None and self._gives_back():
                     break
+                self._next = position + 1
                 self._run(position)
         finally:
             if self._starts is not None and self._place is not None:
-                self._starts.end(self._place)
+                self._starts.end(self._place, self._next)
         if self._place is None and self._withdrawn():
             raise compat.NotStarted
         self._report.send()
