@@ -31,7 +31,6 @@ from handoff_dask.attempts.states import (
 from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
 from handoff_dask.placement.engine import Engine
 
-
 #: How often an attempt that had ended may be lost with its worker without being charged.
 UNREPORTED = 3
 

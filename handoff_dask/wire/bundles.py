@@ -71,8 +71,10 @@ class EndedColumns:
         """Return the attempts at some places of the columns."""
         if len(places) == len(self):
             return self
-        columns = self.positions, self.started, self.stopped
-        return EndedColumns(*(array(c.typecode, map(c.__getitem__, places)) for c in columns))
+        chosen = EndedColumns()
+        for place in places:
+            chosen.add(self.positions[place], self.started[place], self.stopped[place])
+        return chosen
 
     def __len__(self) -> int:
         return len(self.positions)

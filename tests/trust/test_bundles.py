@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from distributed import secede, worker_client
@@ -106,7 +107,7 @@ def check_attempts(result, count=None, **unlike):
     for id, attempts in result.attempts.items():
         assert [a.outcome for a in attempts] == unlike.get(str(id), ["ok"]), (id, attempts)
         assert [a.number for a in attempts] == list(range(1, len(attempts) + 1))
-        for before, after in zip(attempts, attempts[1:], strict=False):
+        for before, after in pairwise(attempts):
             assert before.stopped <= after.started
 
 
@@ -199,7 +200,7 @@ def test_a_member_that_exits(kind):
 def chain(first, count):
     """Return functions of which each needs the one before it."""
     ids = [first, *((first, i) for i in range(count))]
-    return [doing(id, before, args=[source]) for source, id in zip(ids, ids[1:], strict=False)]
+    return [doing(id, before, args=[source]) for source, id in pairwise(ids)]
 
 
 def before(value):
@@ -260,9 +261,7 @@ async def test_a_large_value_is_moved_alone(c, s, a, b):
     run, _ = await begin(s, dag, 0, results=["use 0", "use 1"])
     result = await run
     assert set(result.results) == {"use 0", "use 1"}
-    moved = sum(
-        transfer["total"] for w in (a, b) for transfer in w.transfer_incoming_log
-    )
+    moved = sum(transfer["total"] for w in (a, b) for transfer in w.transfer_incoming_log)
     assert size <= moved < 1.5 * size
 
 
@@ -411,7 +410,7 @@ def test_a_member_that_gives_up_its_thread(code):
 async def test_futures(c, s, a, b):
     """The future of a member can be had before, while and after it runs."""
     dag = dag_of(*(doing(i, int, i) for i in range(COUNT)), doing("slow", wait_for, "go"))
-    run, record = await begin(s, dag, 7, "slow")
+    run, _ = await begin(s, dag, 7, "slow")
     before = run.futures["slow"]
     assert before.status == "pending"
     await until(lambda: "go" in DID)
@@ -488,7 +487,6 @@ async def test_misjudged_durations(c, s, a, b):
     """A bundle that takes too long gives back what has not started; other workers help."""
     dag = dag_of(*(doing(i, sleep, 0.3 if i < 6 else 0, i) for i in range(COUNT)))
     run, record = await begin(s, dag, *range(8))
-    started = time.monotonic()
     result = await run
     assert result.results == {i: i for i in range(COUNT)}
     check_attempts(result, COUNT)
@@ -496,7 +494,6 @@ async def test_misjudged_durations(c, s, a, b):
     assert record.left
     on = {result.allocations[i] for i in range(6)}
     assert on == {a.address, b.address}
-    print(time.monotonic() - started)
 
 
 @on_cluster()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import pairwise
 
 import pytest
 from distributed import Client, LocalCluster
 
-from handoff_dask import Function, FunctionFailedError, WorkerLostError, execute
+from handoff_dask import FunctionFailedError, WorkerLostError, execute
 from tests.support import dag_of
 from tests.trust.test_bundles import COUNT, doing
 
@@ -50,7 +51,7 @@ def check_neighbours(result, *others):
             for attempt in attempts[:-1]:
                 assert attempt.outcome in ("ok", "worker-lost"), (id, attempts)
                 assert "does not count" in (attempt.message or "does not count"), (id, attempts)
-        for before, after in zip(attempts, attempts[1:], strict=False):
+        for before, after in pairwise(attempts):
             assert before.started <= before.stopped <= after.started, (id, attempts)
 
 
