@@ -31,6 +31,9 @@ from handoff_dask.attempts.states import (
 from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
 from handoff_dask.placement.engine import Engine
 
+#: How often an attempt that had ended may be lost with its worker without being charged.
+UNREPORTED = 3
+
 
 class Surroundings(Protocol):
     """What has to be known of the cluster and of users' code."""
@@ -310,6 +313,10 @@ class Lives:
             return  # it is in the ledger already: only the end of its thread was unknown
         reason = end.reason or "for a reason unknown"
         due = None if life.is_bundle else charge(lost, end)
+        if due is not None and lost.died and not due.counts:
+            # It had ended. Time and again, something about its result ends its workers.
+            unreported = [e for e in life.entries if e.outcome == "worker-lost" and not e.counts]
+            due = due._replace(counts=len(unreported) >= UNREPORTED)
         if life.is_bundle:
             self.surroundings.bundle_lost(life, lost, end)
         elif due is None:

@@ -35,7 +35,8 @@ class End:
     """What a worker had started."""
 
     #: {number of the placement: ((position in its bundle, s since epoch), ...)}, in order; None if
-    #: this is not known. A function that travels alone has position -1.
+    #: this is not known. A function that travels alone has position -1. If the placement has ended,
+    #: the position is -2 - the first position that did not run.
     started: Mapping[int, tuple[tuple[int, float], ...]] | None = None
     #: The placements whose threads have not ended.
     busy: frozenset[int] = frozenset()
@@ -69,19 +70,24 @@ class Charge(NamedTuple):
 def charge(lost: Lost, end: End) -> Charge | None:
     """Decide what a lost attempt is charged; None: it had not started, and costs nothing.
 
-    A worker that dies uses up one attempt of each function that it had started. One that closes in
-    order uses up none. If nobody can say what a worker had started, everything placed on it counts
+    A worker that dies uses up one attempt of each function that it ran. One that closes in order
+    uses up none. If nobody can say what a worker had started, everything placed on it counts
     as started.
     """
     if end.started is not None and lost.number not in end.started:
         return None
-    started = lost.placed if end.started is None else end.started[lost.number][-1][1]
+    position, started = -1, lost.placed
+    if end.started is not None:
+        position, started = end.started[lost.number][-1]
+    had_ended = position < -1
     message: str | None = None
     if lost.worker_gone:
         message = end.reason or (
             "lost for an unknown reason" if lost.died else "it closed in order"
         )
-        if not lost.died:
+        if had_ended:
+            message = f"it had ended when its worker was lost: {message}"
+        if had_ended or not lost.died:
             message += "; this does not count"
     if end.started is None:
         message = f"{message or 'it was taken back'}; it is not known whether it had started"
@@ -90,7 +96,7 @@ def charge(lost: Lost, end: End) -> Charge | None:
         max(started, lost.lost),
         "worker-lost" if lost.worker_gone else "cancelled",
         message,
-        lost.worker_gone and lost.died,
+        lost.worker_gone and lost.died and not had_ended,
     )
 
 

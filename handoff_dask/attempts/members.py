@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -17,22 +18,25 @@ ENDS: Mapping[int, str] = {DONE: "done", FAILED: "failed", CANCELLED: "cancelled
 class Losses(NamedTuple):
     """What the loss of a bundle under way means for its members, by position."""
 
-    #: Attempts that started and whose end nobody reported.
+    #: Attempts that started and whose end nobody reported, the first first.
     charges: list[tuple[int, Charge]]
     #: Those that travel alone from here on.
     leave: set[int]
-    #: Those that had ended well and run again, as their results are lost.
-    again: set[int]
 
 
 class Members:
     """The members of a bundle."""
 
-    __slots__ = ("_charged", "open_count", "states")
+    __slots__ = ("_charged", "_number", "_stopped", "open_count", "states", "tries")
 
     def __init__(self, count: int) -> None:
         self.states = bytearray(count)
         self.open_count = count
+        #: How many attempts of each are in the ledger.
+        self.tries = array("I", bytes(4 * count))
+        #: The latest placement of which a report came, and when the latest start in it ended.
+        self._number = -1
+        self._stopped = 0.0
         #: (number of the placement, position) of starts that are charged already.
         self._charged: set[tuple[int, int]] = set()
 
@@ -63,46 +67,76 @@ class Members:
         self.open_count += (state == OPEN) - (self.states[position] == OPEN)
         self.states[position] = state
 
-    def is_charged(self, number: int, position: int) -> bool:
-        """Whether a start is in the ledger although its end was not reported."""
-        return (number, position) in self._charged
+    def reported(self, number: int, positions: Iterable[int], stopped: float) -> int:
+        """Record attempts that a worker reported, in order; return how many are retries.
+
+        `stopped` is the end of the last.
+        """
+        if number >= self._number:
+            self._number, self._stopped = number, stopped
+        return sum(map(self._count, positions))
+
+    def _count(self, position: int) -> bool:
+        self.tries[position] += 1
+        return self.tries[position] > 1
+
+    def uncharged(self, number: int, positions: Iterable[int]) -> list[int]:
+        """Return the places among `positions` of starts that are not in the ledger already.
+
+        A start whose end was not reported in time is.
+        """
+        charged = self._charged
+        return [p for p, position in enumerate(positions) if (number, position) not in charged]
+
+    @property
+    def has_charged(self) -> bool:
+        """Whether :meth:`uncharged` may leave something out."""
+        return bool(self._charged)
 
     def lost(self, lost: Lost, end: End) -> Losses:
         """Decide what the loss of a placement means.
 
-        Only what was running is charged, and travels alone if that killed its worker. Those before
-        it had ended; those behind it had not started. If nobody knows what had started, each whose
+        What was running is charged, and travels alone if that killed its worker. Those behind it
+        had not started. Those before it had ended: if that was not reported and their worker is
+        gone, they are in the ledger, and do not count. If nobody knows what had started, each whose
         end was not reported is charged once, and all of these travel alone.
         """
+        due = charge(lost, end)
+        if due is None:
+            return Losses([], set())
         died = lost.worker_gone and lost.died
-        again = set(self.having(DONE)) if lost.worker_gone else set()
         if end.started is None:
-            due = charge(lost, end)
-            assert due is not None
             unknown = self.open
-            charges = [(position, due) for position in unknown]
-            self._charged.update((lost.number, position) for position in unknown)
-            return Losses(charges, set(unknown), again)
-        starts = end.started.get(lost.number, ())
+            return Losses([self._charge(lost, p, due) for p in unknown], set(unknown))
+        position, started = end.started[lost.number][-1]
+        had_ended = position < -1
+        position = -2 - position if had_ended else position
+        # A worker that is there reports the ends itself.
+        unreported = [p for p in self.open if p < position] if lost.worker_gone else []
+        since = max(lost.placed, self._stopped) if lost.number == self._number else lost.placed
+        until = lost.lost if had_ended else started
+        step = max(0.0, until - since) / max(1, len(unreported))
         charges = []
-        leave: set[int] = set()
-        for place, (position, started) in enumerate(starts):
-            if self.states[position] != OPEN or (lost.number, position) in self._charged:
-                continue
-            last = place == len(starts) - 1
-            if not last and not lost.worker_gone:
-                continue  # its worker will report its end
-            due = charge(lost, end)
-            assert due is not None
-            if not last:
-                stopped = starts[place + 1][1]
-                text = "it had ended, and its result was lost with its worker; this does not count"
-                due = due._replace(started=started, stopped=stopped, message=text, counts=False)
-            elif died:
-                leave.add(position)
-            charges.append((position, due))
-            self._charged.add((lost.number, position))
-        return Losses(charges, leave, again)
+        for place, other in enumerate(unreported):
+            begun = until - step * (len(unreported) - place)
+            ended = Charge(begun, begun + step, "worker-lost", _ENDED, False)
+            charges.append(self._charge(lost, other, ended))
+        if had_ended:
+            # The result of one of them may have ended the worker.
+            return Losses(charges, set(unreported) if died else set())
+        if lost.number == self._number and started < self._stopped:
+            return Losses(charges, set())  # its end was reported
+        charges.append(self._charge(lost, position, due))
+        return Losses(charges, {position} if died and self.states[position] == OPEN else set())
+
+    def _charge(self, lost: Lost, position: int, due: Charge) -> tuple[int, Charge]:
+        self._charged.add((lost.number, position))
+        self._count(position)
+        return position, due
+
+
+#: What is said of an attempt that ended shortly before its worker.
+_ENDED = "it had ended, and its result was lost with its worker; this does not count"
 
 
 def with_dependents(positions: Collection[int], sources: Iterable[Collection[int]]) -> set[int]:

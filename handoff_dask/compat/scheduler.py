@@ -58,8 +58,10 @@ def is_held(ts: TaskState) -> bool:
 
 
 def free(ts: TaskState) -> None:
-    """Let a task run on any worker, however many of them die."""
-    ts.worker_restrictions = None
+    """Let a task run on any worker, rather one that has its inputs, however many of them die."""
+    # Without any, Dask spreads the tasks of a large group over all workers.
+    ts.worker_restrictions = _NOWHERE
+    ts.loose_restrictions = True
     ts.host_restrictions = None
     ts.resource_restrictions = None
     ts.suspicious = _NEVER_SUSPICIOUS

@@ -187,6 +187,11 @@ class ThisTask:
         full = {"op": op, "key": self.key, "number": self.run_id, **message}
         self.worker.loop.add_callback(self._send, full)
 
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Call something on the worker's loop after some seconds; any thread may call this."""
+        loop = self.worker.loop
+        loop.add_callback(loop.call_later, delay, call)
+
     def _send(self, message: dict[str, Any]) -> None:
         # A scheduler that lacks the handler would drop the connection.
         if self.plugin is not None:

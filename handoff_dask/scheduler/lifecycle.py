@@ -84,7 +84,7 @@ class Lifecycle:
                 self._turned_away(record, ts)
             else:
                 if isinstance(record, BundleRecord) and record.state.name == "done":
-                    self.bundles.computed_again(record)
+                    self.bundles.reopen(record)
                 self.lives.ready(record, time.monotonic())
             self.ask()
         elif finish == "memory":

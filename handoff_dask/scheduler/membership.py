@@ -73,16 +73,15 @@ class Bundles:
         ended: EndedColumns,
     ) -> None:
         members, bundle = record.members, record.bundle
-        new = EndedColumns()
-        for position, started, stopped in ended:
-            if not members.is_charged(number, position):
-                new.add(position, started, stopped)
-        if not new:
+        if members.has_charged:
+            ended = ended.of(members.uncharged(number, ended.positions))
+        if not ended:
             return
-        positions = new.positions
+        positions = ended.positions
         indices = array("I", map(bundle.members.__getitem__, positions))
-        block = Block(worker, bundle.cost, indices, new.started, new.stopped)
+        block = Block(worker, bundle.cost, indices, ended.started, ended.stopped)
         record.blocks.append(block)
+        record.run.retries += members.reported(number, positions, ended.stopped[-1])
         record.run.block_ended(record, block)
         self._learn(record, positions, block)
         if self._is_current(record, number):
@@ -114,9 +113,10 @@ class Bundles:
     ) -> None:
         """Record a failed attempt of a member, and its end if no other follows."""
         run_, position = record.run, failure.position
-        if record.members.is_charged(number, position):
+        if not record.members.uncharged(number, [position]):
             return
         index = record.bundle.members[position]
+        run_.retries += record.members.reported(number, [position], failure.stopped)
         self._enter(
             record, index, worker, failure.started, failure.stopped, failure.error_type,
             failure.message,
@@ -125,10 +125,11 @@ class Bundles:
             return
         if not self._is_current(record, number):
             return
-        if failure.exception is not None:
-            run_.errors[index] = failure.exception
         # What depends on it in the bundle does not run.
         reached = with_dependents({position}, self._sources(record))
+        for other in reached:
+            if failure.exception is not None and record.members.states[other] == OPEN:
+                run_.errors[record.bundle.members[other]] = failure.exception
         self.runs.function_failed(run_, index, failure.message)
         record.end((p for p in reached if record.members.states[p] == OPEN), FAILED)
 
@@ -147,13 +148,12 @@ class Bundles:
         """Enter an attempt of a member that did not succeed into the ledger."""
         run_ = record.run
         before = run_.entries.get(index, ())
-        number = record.tries()[record.position(index)] + 1
+        number = record.members.tries[record.position(index)]
         entry = Entry(
             number, worker, started, stopped, outcome, error_type, message, record.bundle.cost,
             counts,
         )  # fmt: skip
         run_.entries[index] = (*before, entry)
-        run_.retries += number > 1
         run_.attempt_ended(index, entry)
 
     # The end of a placement
@@ -167,8 +167,9 @@ class Bundles:
                 record, index, lost.worker, due.started, due.stopped, None, due.message,
                 due.outcome, due.counts,
             )  # fmt: skip
-        if losses.again:
-            record.reopen(losses.again)
+            record.run.retries += record.members.tries[position] > 1
+        if lost.worker_gone and record.run.stop is None and record.key in self.runs.functions:
+            self.reopen(record)
         leave = losses.leave
         nothing_started = end.started is not None and lost.number not in end.started
         if record.doom is not None or (nothing_started and (lost.inputs or not lost.worker_gone)):
@@ -193,16 +194,12 @@ class Bundles:
         record.cost = {}
         self.leave(record, record.members.open)
 
-    def computed_again(self, record: BundleRecord) -> None:
-        """Reopen the members whose results were lost after the bundle had ended."""
-        needed = {
-            position
-            for position in record.members.having(DONE)
-            if self._is_needed(record, position)
-        }
-        sources = self._sources(record)
-        reached = with_sources(needed, sources)
-        record.reopen([p for p in reached if record.members.states[p] == DONE])
+    def reopen(self, record: BundleRecord) -> None:
+        """Have members run again whose results were lost and that somebody needs."""
+        members = record.members
+        needed = [p for p in members.having(DONE) if self._is_needed(record, p)]
+        reached = with_sources({*needed, *members.open}, self._sources(record))
+        record.reopen([p for p in reached if members.states[p] == DONE])
 
     def _is_needed(self, record: BundleRecord, position: int) -> bool:
         index = record.bundle.members[position]
@@ -233,7 +230,11 @@ class Bundles:
         if members.open_count == len(members.states) and not record.run.entries:
             return mark
         mark["positions"] = members.open
-        mark["attempts"] = dict(record.tries())
+        mark["attempts"] = {p: members.tries[p] for p in members.open if members.tries[p]}
+        errors = record.run.errors
+        if errors:
+            failed = {p: record.bundle.members[p] for p in members.having(FAILED)}
+            mark["errors"] = {p: errors[index] for p, index in failed.items() if index in errors}
         # Those that others need which travel alone since.
         needed = {
             position
@@ -289,14 +290,7 @@ class Bundles:
         leaving = [
             position for position in sorted(positions) if record.members.states[position] == OPEN
         ]
-        owns: list[FunctionRecord] = []
-        for position in leaving:
-            key = run_.key_of(record.bundle.members[position])
-            other = scheduler.tasks.get(key)
-            if other is not None and other.state == "memory":
-                record.end([position], DONE)  # its result was taken out before
-            else:
-                owns.append(record.leave(position))
+        owns = list(map(record.leave, leaving))
         for own in owns:
             self._make_task(record, own, ts, inside)
         self._redirect(ts, {own.index: own.key for own in owns})

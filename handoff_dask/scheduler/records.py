@@ -211,25 +211,13 @@ class BundleRecord(UnitRecord):
         entries.sort(key=lambda entry: entry.started)
         return tuple(entry._replace(number=number) for number, entry in enumerate(entries, 1))
 
-    def tries(self) -> Counter[int]:
-        """Count the attempts of each member that has some, by position."""
-        place = {index: position for position, index in enumerate(self.bundle.members)}
-        tries: Counter[int] = Counter()
-        for block in self.blocks:
-            tries.update(place[index] for index in block.indices)
-        if self.run.entries:
-            for index in self.run.entries.keys() & place.keys():
-                tries[place[index]] += len(self.run.entries[index])
-        return tries
-
     def record(self, *attempt: Any, **facts: Any) -> None:
         """Record nothing: the attempts are the members'."""
 
     def attempts_to_come(self) -> Iterator[tuple[int, int]]:
         """Yield (node, number of its next attempt) for each function that it would run."""
-        tries = self.tries()
         for position in self.members.open:
-            yield self.bundle.members[position], tries[position] + 1
+            yield self.bundle.members[position], self.members.tries[position] + 1
 
 
 @dataclass(eq=False)
@@ -361,7 +349,7 @@ class RunRecord:
         self.emit(AttemptsEnded(self.spec.run_id, time.time(), block))
         if self.spec.events:
             place = {index: p for p, index in enumerate(record.bundle.members)}
-            tries = record.tries()
+            tries = record.members.tries
             for number, index in enumerate(block.indices):
                 self.attempt_ended(index, block.entry(tries[place[index]], number))
 

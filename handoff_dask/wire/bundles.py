@@ -67,6 +67,15 @@ class EndedColumns:
         self.started.append(started)
         self.stopped.append(stopped)
 
+    def of(self, places: Sequence[int]) -> EndedColumns:
+        """Return the attempts at some places of the columns."""
+        if len(places) == len(self):
+            return self
+        chosen = EndedColumns()
+        for place in places:
+            chosen.add(self.positions[place], self.started[place], self.stopped[place])
+        return chosen
+
     def __len__(self) -> int:
         return len(self.positions)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,9 @@ from handoff_dask.wire.bundles import (
 from handoff_dask.wire.payload import Name, open_call
 from handoff_dask.worker.task import log_failure, run_member
 
-#: Seconds between reports of members that succeeded.
-REPORT = 0.05
+#: Seconds between reports of members that succeeded, and after which one is due even if the next
+#: member still runs.
+REPORT, LATEST = 0.05, 0.1
 
 
 def run_bundle(members: bytes, names: tuple[Name, ...], *values: Any) -> Values:
@@ -36,6 +38,7 @@ def run_bundle(members: bytes, names: tuple[Name, ...], *values: Any) -> Values:
     - ``positions``: the members that run; None: all,
     - ``keep``: the members whose values are returned; None: as each says,
     - ``attempts``: {position: number of earlier attempts},
+    - ``errors``: {position: pickled exception} of members that failed in earlier placements,
     - ``patience``: seconds after which the bundle gives back those that have not started.
 
     A bundle also gives them back if it gave up its thread or was withdrawn, or if its worker is
@@ -121,14 +124,16 @@ class _Bundle:
         self._users = Counter(-1 - s for p in self._positions for s in members[p].sources if s < 0)
         #: By position: values that somebody still needs.
         self._values: dict[int, Any] = {}
-        #: Members that failed for good, and those that cannot run because of them.
-        self._failed: set[int] = set()
-        self._errors: dict[int, bytes] = {}
+        #: {member that failed for good, or that cannot run: the one that failed}
+        self._failed: dict[int, int] = {}
+        self._errors: dict[int, bytes] = dict(mark.get("errors") or {})
         self._report = _Report(task)
         self._starts = None if task is None else task.starts
         self._number = -1 if task is None else task.run_id
         self._begun = time.monotonic()
         self._place: int | None = None
+        #: The first position that does not run.
+        self._next = 0
 
     def run(self) -> Values:
         """Run the members; return the values that somebody still needs."""
@@ -138,17 +143,20 @@ class _Bundle:
             for position in self._positions:
                 if self._place is not None and self._gives_back():
                     break
+                self._next = position + 1
                 self._run(position)
         finally:
             if self._starts is not None and self._place is not None:
-                self._starts.end(self._place)
+                self._starts.end(self._place, self._next)
         if self._place is None and self._withdrawn():
             raise compat.NotStarted
         self._report.send()
-        index = {position: self._members[position].index for position in self._positions}
+        # What depends on a failed member fails with its error.
+        self._errors.update((p, self._errors[because]) for p, because in self._failed.items())
+        members = self._members
         return Values(
-            {index[position]: value for position, value in self._values.items()},
-            {index[position]: error for position, error in self._errors.items()},
+            {members[position].index: value for position, value in self._values.items()},
+            {members[position].index: error for position, error in self._errors.items()},
         )
 
     def _withdrawn(self) -> bool:
@@ -211,7 +219,7 @@ class _Bundle:
             log_failure(identity or (self._task.key, None), text, attempt, member.max_retries + 1)
         if failure.exception is not None:
             self._errors[position] = failure.exception
-            self._failed.add(position)
+            self._failed[position] = position
         return failure.final
 
     def _starts_now(self, position: int) -> bool:
@@ -228,7 +236,7 @@ class _Bundle:
     def _leave_out(self, position: int, source: int) -> None:
         """Leave out a member because another has no value: for good, if that one failed."""
         if source in self._failed:
-            self._failed.add(position)
+            self._failed[position] = self._failed[source]
             self._release(self._members[position])
 
     def _release(self, member: Member) -> None:
@@ -246,6 +254,10 @@ class _Report:
 
     def __init__(self, task: compat.ThisTask | None) -> None:
         self._task = task
+        #: The worker's loop sends, too, while a member runs.
+        self._lock = threading.Lock()
+        #: Whether the loop is about to.
+        self._scheduled = False
         self._clear()
 
     def _clear(self) -> None:
@@ -255,17 +267,31 @@ class _Report:
 
     def ended(self, position: int, started: float, stopped: float) -> None:
         """Add an attempt that succeeded."""
-        self._ended.add(position, started, stopped)
-        if time.monotonic() - self._last > REPORT:
-            self.send()
+        with self._lock:
+            self._ended.add(position, started, stopped)
+            if time.monotonic() - self._last > REPORT:
+                self._send()
+            elif not self._scheduled and self._task is not None:
+                self._scheduled = True
+                self._task.later(LATEST, self._send_late)
 
     def failed(self, failure: MemberFailure) -> None:
         """Report an attempt that failed, at once."""
-        self._failures.append(failure)
-        self.send()
+        with self._lock:
+            self._failures.append(failure)
+            self._send()
 
     def send(self) -> None:
         """Send what was added since the last time."""
+        with self._lock:
+            self._send()
+
+    def _send_late(self) -> None:
+        with self._lock:
+            self._scheduled = False
+            self._send()
+
+    def _send(self) -> None:
         if self._task is not None and (self._ended or self._failures):
             self._task.send(
                 MEMBERS,

@@ -23,13 +23,15 @@ _HEAD = struct.Struct("<qq128s")
 #: The number is written last: a process that is killed halfway leaves wrong facts only about a
 #: placement that has ended.
 _START = struct.Struct("<qdq")
+_POSITION = struct.Struct("<q")
 
 
 class Start(NamedTuple):
     """The latest start of a placement."""
 
     number: int
-    #: Of the function in its bundle; -1 for a function that travels alone.
+    #: Of the function in its bundle; -1 for a function that travels alone. Below -1 if the
+    #: placement has ended: see :meth:`Starts.end`.
     position: int
     #: Seconds since the epoch.
     started: float
@@ -108,9 +110,20 @@ class Starts:
         self._number[place] = number
         return place
 
-    def end(self, place: int) -> None:
-        """Record that the placement at a place has ended."""
-        if place >= 0:
+    def end(self, place: int, after: int = 0) -> None:
+        """Record that the placement at a place has ended.
+
+        In its start, the position becomes ``-2 - after``, where `after` is the first position in
+        its bundle that did not run.
+        """
+        if place < 0:
+            return
+        with self._lock:
+            number = self._number[place]
+            assert number is not None
+            self._started[number] = place, self._started[number][1]._replace(position=-2 - after)
+            if self._memory is not None:
+                _POSITION.pack_into(self._memory, _HEAD.size + place * _START.size, -2 - after)
             self._free.append(place)
 
     def withdrawn(self, number: int) -> bool:

@@ -78,7 +78,10 @@ def test_withdrawn_placements_never_start():
 
 
 def test_the_functions_of_a_bundle_use_one_place(file):
-    """A bundle of many functions leaves the other starts; its latest start says where it is."""
+    """A bundle of many functions leaves the other starts; its latest start says where it is.
+
+    Once a placement has ended, the position says that, and up to where its functions ran.
+    """
     starts = Starts(4, file.address)
     other, ended = starts.begin(100), starts.begin(101)
     starts.end(ended)
@@ -87,10 +90,12 @@ def test_the_functions_of_a_bundle_use_one_place(file):
     for left in (file.read().started, starts.withdraw([100, 101, 7])):
         assert [(start.number, start.position) for start in left] == [
             (100, -1),
-            (101, -1),
+            (101, -2),
             (7, 999),
         ]
-    starts.end(place)
+    starts.end(place, 1000)
+    for left in (file.read().started, starts.withdraw([7])):
+        assert left[-1][:2] == (7, -2 - 1000)
     starts.end(other)
 
 
