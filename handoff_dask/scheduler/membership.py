@@ -316,8 +316,11 @@ class Bundles:
 
     def _start(self, keys: Iterable[Any]) -> None:
         """Let tasks begin that were made or changed for members."""
-        known = {key: "waiting" for key in keys if key in self.scheduler.tasks}
-        self.scheduler.transitions(dict(known), f"handoff-leave-{time.time()}")
+        tasks = self.scheduler.tasks
+        # What waits for one of them may have let it begin already.
+        known = [key for key in keys if key in tasks and tasks[key].state == "released"]
+        stimulus_id = f"handoff-leave-{time.time()}"
+        self.scheduler.transitions(dict.fromkeys(known, "waiting"), stimulus_id)
         self.ask()
 
     def _make_task(
