@@ -329,7 +329,10 @@ class Follower:
         over = waiting.over(self.client, self.outline.run_id)
         sending = waiting.outcome_of(self._sender.finish())
         try:
-            await asyncio.wait([over, sending], return_when=asyncio.FIRST_COMPLETED)
+            while not (over.done() or sending.done() or await self._refused()):
+                await asyncio.wait(
+                    [over, sending], timeout=waiting.INTERVAL, return_when=asyncio.FIRST_COMPLETED
+                )
             if sending.done():
                 sending.result()
             else:
@@ -340,6 +343,14 @@ class Follower:
         finally:
             over.cancel()
             self._sender = None  # it refers to this
+
+    async def _refused(self) -> Future[Any] | None:
+        """Return a future that has failed because the scheduler refused its graph, if one has."""
+        failed = [future for future in self.units.futures if future.status == "error"]
+        if not failed:
+            return None
+        report, _ = await self.report()
+        return None if report.arrived or report.counts.get("failed") else failed[0]
 
     async def _final_report(self) -> tuple[RunReport, outcomes.Causes]:
         """Wait until the scheduler says that the run is over; return its report.
@@ -354,9 +365,8 @@ class Follower:
                 await waiting.want(self.client, new)
             if report.over:
                 return report, causes
-            failed = [f for f in self.units.futures if f.status == "error"]
-            if failed and not report.arrived:
-                error = await failed[0].exception()
+            if (refused := await self._refused()) is not None:
+                error = await refused.exception()
                 problem = f"the scheduler refused its graph: {outcomes.described(error)}"
                 await self._ask("stop", kind="failed", problem=problem)
                 raise HandoffError(f"run {dag_id!r}: {problem}") from error
