@@ -70,8 +70,8 @@ class Charge(NamedTuple):
 def charge(lost: Lost, end: End) -> Charge | None:
     """Decide what a lost attempt is charged; None: it had not started, and costs nothing.
 
-    A worker that dies uses up one attempt of each function that it ran. One that closes in order
-    uses up none. If nobody can say what a worker had started, everything placed on it counts
+    A worker that dies uses up one attempt of each function that it ran, but not of one that had
+    ended before another started. One that closes in order uses up none. If nobody can say what a worker had started, everything placed on it counts
     as started.
     """
     if end.started is not None and lost.number not in end.started:
@@ -79,7 +79,10 @@ def charge(lost: Lost, end: End) -> Charge | None:
     position, started = -1, lost.placed
     if end.started is not None:
         position, started = end.started[lost.number][-1]
-    had_ended = position < -1
+    # What started there since may have ended the worker, rather than this.
+    had_ended = position < -1 and any(
+        starts[-1][1] > started for starts in (end.started or {}).values()
+    )
     message: str | None = None
     if lost.worker_gone:
         message = end.reason or (
