@@ -58,13 +58,20 @@ def is_held(ts: TaskState) -> bool:
 
 
 def free(ts: TaskState) -> None:
-    """Let a task run on any worker, rather one that has its inputs, however many of them die."""
-    # Without any, Dask spreads the tasks of a large group over all workers.
-    ts.worker_restrictions = _NOWHERE
-    ts.loose_restrictions = True
+    """Let a task run on any worker, however many of them die."""
+    ts.worker_restrictions = None
     ts.host_restrictions = None
     ts.resource_restrictions = None
     ts.suspicious = _NEVER_SUSPICIOUS
+
+
+def free_near_inputs(ts: TaskState) -> None:
+    """Let a task run on any worker, rather one that has its inputs, ahead of all others there."""
+    free(ts)
+    # Without any restriction, Dask spreads the tasks of a large group over all workers.
+    ts.worker_restrictions = _NOWHERE
+    ts.loose_restrictions = True
+    prioritise(ts, 2.0**40)
 
 
 def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, float]) -> None:

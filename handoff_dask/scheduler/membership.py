@@ -24,7 +24,7 @@ from handoff_dask.compat import scheduler as compat
 from handoff_dask.compat.task_spec import Task, TaskRef
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord
-from handoff_dask.scheduler.runs import FIRST, Runs
+from handoff_dask.scheduler.runs import Runs
 from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpacked
 from handoff_dask.wire.keys import index_of, is_collected, run_of
 from handoff_dask.wire.messages import Block, function_specs
@@ -393,8 +393,7 @@ class Bundles:
             ts = compat.put_task(
                 self.scheduler, key, spec, bundle, {"handoff": dict(_mark(bundle))}
             )
-            compat.free(ts)
-            compat.prioritise(ts, FIRST)
+            compat.free_near_inputs(ts)
         return key
 
     def member(self, key: Any) -> tuple[BundleRecord, int] | None:

@@ -47,8 +47,6 @@ REMEMBERED = 100_000
 _LARGE = 5_000
 #: Functions for each thread of the cluster, of which fewer left to place are few.
 LOW = 2
-#: The priority of tasks that take a result out of a bundle's: ahead of all functions.
-FIRST = 2.0**40
 #: Also for these seconds after its end, while results are gathered and released.
 _AFTERWARDS = 60.0
 
@@ -237,9 +235,7 @@ class Runs(Mapping[str, RunRecord]):
             if unit is None:
                 # Data that functions share, or a result that is taken out of a bundle's: Dask moves
                 # it, not the engine.
-                compat.free(tasks[key])
-                if not is_shared(key):
-                    compat.prioritise(tasks[key], FIRST)
+                (compat.free if is_shared(key) else compat.free_near_inputs)(tasks[key])
             elif key not in self.functions:
                 self.functions[key] = unit
                 run.alive += 1
@@ -429,6 +425,9 @@ class Runs(Mapping[str, RunRecord]):
         return sum(1 + sum(past.report.counts.values()) for past in self.stopped.values())
 
     def stopped_by(self, key: Any) -> Stop | None:
-        """Return why a run that has no tasks left was stopped, given one of its keys."""
-        past = self.stopped.get(run_of(key) or "")
+        """Return why a run was stopped, given a key of it that Dask may have forgotten."""
+        run_id = run_of(key) or ""
+        if run_id in self._runs:
+            return self._runs[run_id].stop
+        past = self.stopped.get(run_id)
         return None if past is None else past.report.stop
