@@ -123,6 +123,15 @@ def markdown(
     ]
     for other in others:
         lines += [*other.markdown(), ""]
+    lines += [
+        "## A short function, against the number of functions",
+        "",
+        "![Microseconds a function against the number of functions](short_functions.svg)",
+        "",
+        "Independent functions that add one, as above; made with",
+        "`python tests/benchmarks/bench_scale.py --save docs/benchmarks`.",
+        "",
+    ]
     return "\n".join(lines)
 
 
