@@ -71,8 +71,8 @@ def charge(lost: Lost, end: End) -> Charge | None:
     """Decide what a lost attempt is charged; None: it had not started, and costs nothing.
 
     A worker that dies uses up one attempt of each function that it ran, but not of one that had
-    ended before another started. One that closes in order uses up none. If nobody can say what a worker had started, everything placed on it counts
-    as started.
+    ended before another started. One that closes in order uses up none. If nobody can say what a
+    worker had started, everything placed on it counts as started.
     """
     if end.started is not None and lost.number not in end.started:
         return None
