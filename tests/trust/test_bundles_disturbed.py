@@ -68,7 +68,7 @@ def test_a_death_without_a_nanny(without_nannies, tmp_path):
     """Each whose end was not reported is charged once, and travels alone from then on."""
     with Client(without_nannies) as client:
         client.wait_for_workers(3, timeout=60)
-        execute(dag_of(*(doing(i) for i in range(8)), id="learning"), bundle=False)
+        execute(dag_of(*(doing(("learn", i)) for i in range(8)), id="learning"), bundle=False)
         dag = dag_of(
             *(doing(i, int, i, max_retries=1) for i in range(COUNT)),
             doing("bad", die, "kill", tmp_path, 1, max_retries=1),
@@ -93,7 +93,9 @@ async def test_a_cost_that_no_worker_can_hold_any_more(c, s, a, b):
     """The error names a function of the DAG, not a bundle, and no function runs."""
     await register_node(a.address, {"token": 1})
     costs = {"cost": {"cpu": 1, "token": 1}}
-    await execute(dag_of(*(doing(i, **costs) for i in range(8)), id="learning"), bundle=False)
+    await execute(
+        dag_of(*(doing(("learn", i), **costs) for i in range(8)), id="learning"), bundle=False
+    )
     dag = dag_of(
         Function("first", [], wait_for, extra_args=["go"]),
         *(doing(i, did, i, args=["first"], **costs) for i in range(COUNT)),
