@@ -110,7 +110,7 @@ async def test_a_cost_that_no_worker_can_hold_any_more(c, s, a, b):
     assert DID == ["go"]
 
 
-@on_cluster()
+@on_cluster(config={"distributed.worker.memory.pause": False})
 async def test_a_paused_worker(c, s, a, b):
     """A bundle there gives back what has not started, and the other worker runs it."""
     dag = dag_of(*(doing(i, *([wait_for, "go"] if i == 3 else [int, i])) for i in range(COUNT)))

@@ -286,7 +286,7 @@ async def test_uninstall_beside_plain_tasks(c, s, a, b):
     await until(lambda: state_of(s, gone) == "no-worker")
 
 
-@gen_cluster(client=True, nthreads=TWO)
+@gen_cluster(client=True, nthreads=TWO, config={"distributed.worker.memory.pause": False})
 async def test_uninstall_beside_what_waits_for_a_worker(c, s, a, b):
     """A task that no worker runs yet keeps the declaration; cancelling it withdraws that."""
     await register_node(a.address, {"cpu": 1, "licence": 1})
