@@ -24,7 +24,7 @@ from handoff_dask.attempts.states import PLACED, Running
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.compat.task_spec import Task, TaskRef
 from handoff_dask.placement.engine import Engine
-from handoff_dask.scheduler.records import BundleRecord, FunctionRecord
+from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpacked
 from handoff_dask.wire.keys import index_of, is_collected, run_of
@@ -360,12 +360,16 @@ class Bundles:
         run_ = record.run
         if run_.spec.detach and run_.kept:
             return
-        keys = [run_.key_of(index) for index in record.bundle.members if index in run_.left]
-        keeper = run_.spec.keeper
-        if keys and keeper in self.scheduler.clients:
-            asyncio.get_running_loop().call_soon(
-                lambda: self.scheduler.client_releases_keys(keys=keys, client=keeper)
-            )
+        left = {run_.key_of(index): index for index in record.bundle.members if index in run_.left}
+        if left and run_.spec.keeper in self.scheduler.clients:
+            asyncio.get_running_loop().call_soon(self._release, run_, left)
+
+    def _release(self, run_: RunRecord, left: Mapping[Any, int]) -> None:
+        for key, index in left.items():
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None and index in run_.failed and ts.exception is not None:
+                run_.errors[index] = ts.exception  # the client may ask for it later
+        self.scheduler.client_releases_keys(keys=list(left), client=run_.spec.keeper)
 
     # Results by themselves
 

@@ -239,8 +239,9 @@ class RunRecord:
     cancelled: set[int] = field(default_factory=set)
     #: Attempts of nodes in bundles that did not succeed.
     entries: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
-    #: {index: exception, pickled} of those of them that failed for good.
-    errors: dict[int, bytes] = field(default_factory=dict)
+    #: {index: exception, pickled} of those of them that failed for good, and of those that left a
+    #: bundle that is released.
+    errors: dict[int, Any] = field(default_factory=dict)
     #: The portions that have come, packed, for clients that follow the run.
     portions: list[bytes] = field(default_factory=list)
     #: For each bundle: the portion it came in, and the place of its first among the rows there.

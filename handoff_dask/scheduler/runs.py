@@ -61,6 +61,8 @@ class StoppedRun:
     report: RunReport
     #: The messages that opened it and that brought its functions, for clients that follow it.
     described: tuple[bytes, list[bytes]]
+    #: {index: exception, pickled} of functions in bundles, if their failure stopped it.
+    errors: Mapping[int, Any]
 
 
 @dataclass(eq=False, repr=False)
@@ -432,8 +434,12 @@ class Runs(Mapping[str, RunRecord]):
     # What is remembered
 
     def _remember(self, run: RunRecord) -> None:
+        assert run.stop is not None
         described = run.opening, run.portions
-        self.stopped[run.spec.run_id] = StoppedRun(run.spec, run.opened, run.report(), described)
+        errors = run.errors if run.stop.kind == "failed" else {}
+        self.stopped[run.spec.run_id] = StoppedRun(
+            run.spec, run.opened, run.report(), described, errors
+        )
         while len(self.stopped) > 1 and self._remembered() > REMEMBERED:
             del self.stopped[next(iter(self.stopped))]
 

@@ -144,7 +144,10 @@ class Service:
         run = self.runs.get(run_id)
         if run is None:
             past = self.runs.stopped.get(run_id)
-            return None if past is None else {"report": pickle.dumps(past.report), "errors": []}
+            if past is None:
+                return None
+            kept = [[index, error, None, ""] for index, error in past.errors.items()]
+            return {"report": pickle.dumps(past.report), "errors": kept}
         errors = []
         for index in run.failed:
             if index in run.errors:

@@ -38,7 +38,7 @@ def cluster():
 def client(cluster):
     with Client(cluster) as client:
         client.wait_for_workers(2, timeout=60)
-        execute(dag_of(*(doing(i) for i in range(8)), id="learning"), bundle=False)
+        execute(dag_of(*(doing(("learn", i)) for i in range(8)), id="learning"), bundle=False)
         yield client
 
 
