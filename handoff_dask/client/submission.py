@@ -80,11 +80,11 @@ class Submission:
         self.awaited = frozenset(self.outline.awaited.values())
         #: The nodes, in an order in which each comes after those that it needs.
         self.order = _dependencies_first(nodes)
-        #: The packed calls of the first of them. What cannot be pickled raises here; of the others,
-        #: it fails its function alone.
         #: Whether where some functions run depends on others: then all are sent together.
         self.whole = any(node.collocated is not None for node in nodes)
         self._piece = len(nodes) if self.whole else PIECE
+        #: The packed calls of the first of them. What cannot be pickled raises here; of the others,
+        #: it fails its function alone.
         self.first = {index: translator.packed(index) for index in self.order[: self._piece]}
         #: Hears of the attempts if this process logs them.
         self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None

@@ -7,6 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.ledger import Entry
@@ -380,7 +381,7 @@ class Bundles:
         for index in indices:
             record = run_.bundle_of(index)
             if run_.unit_key(index) not in self.scheduler.tasks:
-                run_.asked.append((index, client))  # until it has come
+                run_.asked.append(partial(self.take, run_id, [index], client))
                 continue
             key = run_.key_of(index) if record is None else self._make_taking(record, index)
             self.scheduler.client_desires_keys([key], client)

@@ -197,10 +197,8 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Hold every function of a new graph, before any of them can start."""
         for run in self.runs.graph_arrived(client, keys, annotations):
             asked, run.asked = run.asked, []
-            for index, wanting in asked:
-                asyncio.get_running_loop().call_soon(
-                    self.bundles.take, run.spec.run_id, [index], wanting
-                )
+            for answer in asked:
+                asyncio.get_running_loop().call_soon(answer)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Follow a task from one state to the next."""

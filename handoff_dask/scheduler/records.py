@@ -248,8 +248,8 @@ class RunRecord:
     bundles_in: list[tuple[int, int]] = field(default_factory=list)
     #: How many of their graphs have come, and how many there are, once that is known.
     graphs: int = 0
-    #: (node, client) of results that clients want by themselves and that have not come.
-    asked: list[tuple[int, str]] = field(default_factory=list)
+    #: What clients asked for of functions that have not come: it is done when they have.
+    asked: list[Callable[[], None]] = field(default_factory=list)
     #: How many functions are still to come.
     unsent: int = field(init=False)
     graphs_expected: int | None = None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask import collector
@@ -336,6 +337,9 @@ class Runs(Mapping[str, RunRecord]):
             if record is None:
                 # A function in a bundle is cancelled alone, unless others outside depend on it.
                 record = self.cancel_member(key)
+            if record is None and (coming := self._run_to_bring(key)):
+                coming.asked.append(partial(self._cancel_late, key, client, force))
+                continue
             if record is None:
                 others.append(key)
                 continue
@@ -355,6 +359,18 @@ class Runs(Mapping[str, RunRecord]):
         if gone:
             scheduler.report({"op": "cancelled-keys", "keys": gone})
         return others
+
+    def _run_to_bring(self, key: Any) -> RunRecord | None:
+        """Return the run of a function that has not come yet, given its key."""
+        run = self._runs.get(run_of(key) or "")
+        if run is None or run.arrived.is_set() or index_of(key) >= len(run.homes):
+            return None
+        return None if run.unit_key(index_of(key)) in self.scheduler.tasks else run
+
+    def _cancel_late(self, key: Any, client: str, force: bool) -> None:
+        others = self.cancelled([key], client, force)
+        if others and client in self.scheduler.clients:
+            self.scheduler.client_releases_keys(keys=others, client=client)
 
     def check_retried(self, keys: list[Any]) -> None:
         """Raise HandoffError if a client may not retry these keys, as their run was stopped."""

@@ -256,6 +256,30 @@ async def test_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypat
 
 @on_cluster()
 @pytest.mark.parametrize("bundle", [None, False])
+async def test_cancel_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypatch, bundle):
+    """It has the effect that it would have had later: the function does not run."""
+    monkeypatch.setattr(sending, "PORTION", 60)
+    await learned(*noted(200))
+    gate.close()
+    run = await submit(dag_of(*noted(120)), bundle=bundle)
+    await c.cancel([run.futures[119]])
+    await until(lambda: record_of(s).asked)
+    gate.set()
+    if bundle is None:
+        result = await run
+        assert set(result.results) == set(range(119))
+        assert isinstance(result.errors[119], RunCancelledError)
+    else:
+        with pytest.raises(RunCancelledError, match="119"):
+            await run
+    assert (119,) not in RAN
+    result = None
+    del run
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+@pytest.mark.parametrize("bundle", [None, False])
 async def test_detached_runs(c, s, a, b, monkeypatch, bundle):
     """Other clients get the run of all portions, in the order of the DAG."""
     monkeypatch.setattr(sending, "PORTION", 60)

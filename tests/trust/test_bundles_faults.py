@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
@@ -28,9 +29,13 @@ def die(how, folder, times):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0
-    ) as cluster:
+    # Otherwise the cluster drops a worker that happens to be restarting 15 s after another death.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        ) as cluster,
+    ):
         yield cluster
 
 
