@@ -120,9 +120,12 @@ async def test_a_paused_worker(c, s, a, b):
     at.status = Status.paused
     await until(lambda: s.workers[at.address].status == Status.paused)
     GO.set()
-    result = await asyncio.wait_for(run, 60)
+    await until(
+        lambda: record.left and all(record.records[i].state.name == "done" for i in record.left)
+    )
+    # What was handed to it ahead waits for it.
     at.status = Status.running
-    await until(lambda: s.workers[at.address].status == Status.running)
+    result = await asyncio.wait_for(run, 60)
     assert len(result.results) == COUNT
     check_attempts(result, COUNT)
     after = {made for i, made in result.allocations.items() if i in record.left}
