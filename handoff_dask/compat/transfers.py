@@ -71,11 +71,11 @@ def open_value(value: Serialized) -> Any:
     try:
         return loads(dumps(value))
     except BaseException as error:  # whatever unpickling raises must not end the worker
-        text = text_of(error)
         if not _refused(value.header):
-            raise UnusableError("opened", f"{type(error).__name__}: {text}"[:_SHOWN]) from None
-        # The text is a traceback; its last lines are the exception.
-        lines = text.splitlines()
+            text = f"{type(error).__name__}: {text_of(error)}"
+            raise UnusableError("opened", text[:_SHOWN]) from None
+        # The text, Dask's, is a traceback of any length; its last lines are the exception.
+        lines = str(error).splitlines()
         heads = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(: |$)", line)]
         problem = "\n".join(lines[heads[-1] :] if heads else lines[:1])
         raise UnusableError("sent", problem[:_SHOWN]) from None

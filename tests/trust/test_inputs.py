@@ -41,6 +41,19 @@ class Unpicklable:
         raise FileNotFoundError("no such template")
 
 
+class FarDown:
+    def __reduce__(self):
+        return self.descend(30)
+
+    def descend(self, depth):
+        if depth:
+            return self.descend_further(depth)
+        raise FileNotFoundError("no such template")
+
+    def descend_further(self, depth):
+        return self.descend(depth - 1)
+
+
 class Garbage:
     def __reduce__(self):
         return 7
@@ -76,6 +89,7 @@ UNUSABLE = {
     "a lock": (threading.Lock, "lock", "cannot be sent", "TypeError: cannot pickle"),
     "in a list": (lambda: [1, numbers()], "list", "cannot be sent", "TypeError: cannot pickle"),
     "pickling raises": (Unpicklable, "Unpicklable", "cannot be sent", "no such template"),
+    "pickling raises far down": (FarDown, "FarDown", "cannot be sent", "no such template"),
     "pickling returns garbage": (Garbage, "Garbage", "cannot be sent", "__reduce__"),
     "no module": (unopenable(ImportError("no tf")), "Unopenable", "cannot be opened", "ImportErr"),
     "no file": (unopenable(FileNotFoundError("x.txt")), "Unopenable", "cannot be opened", "x.txt"),
