@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, Literal, cast
 
 from distributed import Client
@@ -15,7 +15,6 @@ from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import (
     Allocator,
-    Durations,
     OnError,
     ResultSelection,
     RunOptions,
@@ -49,7 +48,7 @@ def execute(
     on_event: Callable[[Event], Any] | None = None,
     progress: bool = False,
     bundle: Seconds | Literal[False] | None = None,
-    durations: Durations | None = None,
+    durations: Mapping[Hashable, Seconds] | ExecutionResult | None = None,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -214,7 +213,7 @@ def submit(
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,
     bundle: Seconds | Literal[False] | None = None,
-    durations: Durations | None = None,
+    durations: Mapping[Hashable, Seconds] | ExecutionResult | None = None,
 ) -> RunAnswer:
     """Run a DAG without waiting for it.
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol, Union, cast, get_args, runtime_checka
 
 from handoff_dask import config
 from handoff_dask.model.amounts import Seconds, as_count, as_number, as_seconds
-from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
 from handoff_dask.model.validation import limit_problems
@@ -75,18 +74,6 @@ def patience(timeout: Any) -> float | None:
     return None if timeout is None else seconds("timeout", timeout)
 
 
-class HasAttempts(Protocol):
-    """What a run left: an :class:`~handoff_dask.ExecutionResult`."""
-
-    @property
-    def attempts(self) -> Mapping[Hashable, Sequence[Attempt]]:
-        """The attempts of each function."""
-
-
-#: How long functions take: {id: seconds}, or what an earlier run left.
-Durations = Union[Mapping[Hashable, Seconds], HasAttempts]  # noqa: UP007 - 3.10
-
-
 def _durations(given: Any) -> Mapping[Hashable, float]:
     """Return {function id: s} of those that are known."""
     if given is None:
@@ -120,7 +107,8 @@ class RunOptions:
     progress: bool = False
     on_event: Callable[[Event], Any] | None = None
     bundle: Seconds | Literal[False] | None = None
-    durations: Durations | None = None
+    #: {function id: seconds}, or the result of an earlier run.
+    durations: Any = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
