@@ -31,6 +31,7 @@ __all__ = [
     "convert_legacy_graph",
     "futures_in",
     "is_subgraph",
+    "referred_key",
     "without_futures",
 ]
 
@@ -91,6 +92,12 @@ def _with_refs(node: Any, refs: dict[Key, Any]) -> Any:
     inner, *others = changed.args
     inner = {key: _with_refs(value, refs) for key, value in inner.items()}
     return Task(changed.key, changed.func, inner, *others)
+
+
+def referred_key(argument: Any) -> Key | None:
+    """Return the key of the task whose result an argument of a task stands for; None if none."""
+    # The oldest Dask makes an alias of each reference.
+    return argument.key if isinstance(argument, (TaskRef, Alias)) else None
 
 
 class Evaluation:

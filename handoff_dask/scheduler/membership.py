@@ -22,7 +22,7 @@ from handoff_dask.attempts.members import (
 )
 from handoff_dask.attempts.states import PLACED, Running
 from handoff_dask.compat import scheduler as compat
-from handoff_dask.compat.task_spec import Task, TaskRef
+from handoff_dask.compat.task_spec import Task, TaskRef, referred_key
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord
 from handoff_dask.scheduler.runs import Runs
@@ -262,7 +262,7 @@ class Bundles:
 
     def input_failed(self, ts: TaskState) -> None:
         """Save the members of bundles that do not need what failed, before Dask fails these."""
-        for dependent in ts.dependents:
+        for dependent in list(ts.dependents):
             record = self.runs.functions.get(dependent.key)
             if not isinstance(record, BundleRecord) or isinstance(record.state, PLACED):
                 continue
@@ -271,7 +271,7 @@ class Bundles:
             failed = {
                 number
                 for number, ref in enumerate(refs[len(names) :])
-                if isinstance(ref, TaskRef) and ref.key == ts.key
+                if referred_key(ref) == ts.key
             }
             needing = {
                 p for p, member in enumerate(inside) if not failed.isdisjoint(member.sources)
