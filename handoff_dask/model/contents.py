@@ -72,8 +72,9 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 class Replacing:
     """Replaces objects of one or several types anywhere in the contents of a value.
 
-    Numbers, text and None cannot be replaced. A container without any such object is returned unchanged. An object that occurs twice is
-    replaced by one object. Bound methods are not opened, because their object cannot be replaced.
+    Numbers, text and None cannot be replaced. A container without any such object is returned
+    unchanged. An object that occurs twice is replaced by one object. Bound methods are not opened,
+    because their object cannot be replaced.
 
     Examples
     --------

@@ -478,7 +478,7 @@ async def test_a_future_that_is_cancelled(c, s, a, b):
 @on_cluster()
 async def test_what_held_functions_wait_for(c, s, a, b):
     """The progress display counts functions, whether they are held alone or in bundles."""
-    blocked = [doing(("held", i), int, i, args=["first"], cost={"slot": 1}) for i in range(COUNT)]
+    blocked = [doing(("held", i), did, args=["first"], cost={"slot": 1}) for i in range(COUNT)]
     await register_node(a.address, {"slot": 1})
     holding = await submit(dag_of(doing("holding", wait_for, "go", cost={"slot": 1})))
     await until(lambda: "go" in DID)
