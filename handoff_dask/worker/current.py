@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from handoff_dask.standins import HandoffError
+
 
 class Task(Protocol):
     """What is needed of the Dask task that a thread runs."""
@@ -61,6 +63,22 @@ def isolate() -> None:
 def isolated() -> bool:
     """Whether this is the process of an isolated function."""
     return _isolated
+
+
+def refuse_isolated(what: str) -> None:
+    """Raise if this is the process of an isolated function, where `what` cannot work."""
+    if _isolated:
+        raise IsolatedError(
+            f"{what} does not work in an isolated function, whose process has no connection to the "
+            "cluster: give the function isolate=False, or do this outside of it"
+        )
+
+
+class IsolatedError(HandoffError, ValueError):
+    """Something needs the cluster, and the process of an isolated function has no connection to it.
+
+    A ``ValueError``, so that Dask uses its own threads there, as it does where there is no client.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from distributed import Client
 
-from handoff_dask.attempts.retries import Verdict, judged, unusable
 from handoff_dask.compat import worker as compat
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
@@ -31,6 +30,7 @@ from handoff_dask.worker.current import (
     running,
     running_here,
 )
+from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
 
@@ -280,21 +280,13 @@ def _failure(
     error: BaseException, text: str, started: float, policy: bytes | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
+    attempt = facts.get("handoff", {}).get("attempt", 1)
+    verdict = {} if policy is None else judge(error, policy, attempt, cost_of(facts))._asdict()
     return {
         "started": started,
         "stopped": time.time(),
         "error_type": type_of(error),
         "message": text,
         "retry": True,
-        **({} if policy is None else _judged(error, policy, facts)._asdict()),
+        **verdict,
     }
-
-
-def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> Verdict:
-    """Ask a pickled retry policy about a failed attempt."""
-    try:
-        policy: RetryPolicy = pickle.loads(pickled)
-    except BaseException as problem:  # unpickling runs the user's code
-        return unusable(problem)
-    attempt = facts.get("handoff", {}).get("attempt", 1)
-    return judged(policy, error, attempt, cost_of(facts))
