@@ -54,7 +54,7 @@ from handoff_dask.wire.run_events import (
     RunOpened,
     RunStopped,
 )
-from handoff_dask.worker.task import running
+from handoff_dask.worker.current import running
 
 #: The address, and the name, of the worker that attempts and transforms see.
 HERE = "local"
