@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         HandoffError as HandoffError,
         InvalidFunctionError as InvalidFunctionError,
         MissingFunctionError as MissingFunctionError,
+        OutOfMemoryError as OutOfMemoryError,
+        ProcessDiedError as ProcessDiedError,
         RunCancelledError as RunCancelledError,
         RunTimeoutError as RunTimeoutError,
         StandInError as StandInError,
@@ -63,7 +65,8 @@ if TYPE_CHECKING:
         WorkerLostError as WorkerLostError,
     )
     from handoff_dask.graph.collection import DAG as DAG
-    from handoff_dask.model.attempt import Attempt as Attempt
+    from handoff_dask.model.amounts import AUTO as AUTO
+    from handoff_dask.model.attempt import Attempt as Attempt, Usage as Usage
     from handoff_dask.model.function import (
         Argument as Argument,
         Collocated as Collocated,
@@ -114,6 +117,8 @@ _EXPORTS = {
         "HandoffError",
         "InvalidFunctionError",
         "MissingFunctionError",
+        "OutOfMemoryError",
+        "ProcessDiedError",
         "RunCancelledError",
         "RunTimeoutError",
         "StandInError",
@@ -125,7 +130,8 @@ _EXPORTS = {
         "WorkerLostError",
     ),
     "graph.collection": ("DAG",),
-    "model.attempt": ("Attempt",),
+    "model.amounts": ("AUTO",),
+    "model.attempt": ("Attempt", "Usage"),
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
     "model.marking": ("function",),
     "model.refs": ("Ref",),

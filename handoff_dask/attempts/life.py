@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.losses import Lost
 from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, State, check
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 from handoff_dask.model.retry import RetryPolicy
 
 
@@ -124,20 +124,21 @@ class Life:
         message: str | None = None,
         counts: bool = False,
         error_type: str | None = None,
+        usage: Usage = UNKNOWN,
     ) -> None:
         """Enter an attempt that started into the ledger."""
         number = len(self.entries) + 1
         entry = Entry(
-            number, worker, started, stopped, outcome, error_type, message, self.cost, counts
+            number, worker, started, stopped, outcome, error_type, message, self.cost, counts, usage
         )
         self.entries += (entry,)
         self.recorded(entry, None)
 
-    def correct(self, started: float, stopped: float) -> None:
+    def correct(self, started: float, stopped: float, usage: Usage) -> None:
         """Record that the last attempt ended well: its result came after it was given up."""
         last = self.entries[-1]
         entry = Entry(
-            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False
+            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False, usage
         )
         self.entries = (*self.entries[:-1], entry)
         self.recorded(entry, last)

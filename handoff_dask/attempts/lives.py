@@ -29,6 +29,7 @@ from handoff_dask.attempts.states import (
     Waiting,
 )
 from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
+from handoff_dask.model.attempt import UNKNOWN, Usage
 from handoff_dask.placement.engine import Engine
 
 #: How often an attempt that had ended may be lost with its worker without being charged.
@@ -80,6 +81,7 @@ class Departure(NamedTuple):
     worker_died: bool = False
     #: What had to be brought to the worker.
     inputs: tuple[object, ...] = ()
+    usage: Usage = UNKNOWN
 
 
 @dataclass(eq=False)
@@ -201,9 +203,9 @@ class Lives:
         # Without a start of its own, the worker had the result already, and Dask did not know.
         if span is not None and not life.has_result_of(worker, span[0]):
             if placed or life.lost is not None or not life.entries:
-                life.record(worker, *span)
+                life.record(worker, *span, usage=departure.usage)
             else:
-                life.correct(*span)
+                life.correct(*span, departure.usage)
         life.enter("succeeded" if placed else "result arrived", DONE)
 
     def returned(self, life: Life, departure: Departure) -> Lost | None:
@@ -250,7 +252,7 @@ class Lives:
         state = life.state
         assert isinstance(state, PLACED)
         worker, placed = state.placement
-        timed_out = isinstance(state, Failing) and state.failure.outcome == "timeout"
+        late = isinstance(state, Failing) and state.failure.late
         if departure.reported:
             self.endings.pass_on(worker, life.cost)
             self.engine.attempt_ended(life.key, departure.now)
@@ -264,7 +266,7 @@ class Lives:
         if seceded:
             # It may wait for a run of its own that needs what it claims.
             self.surroundings.given_up(life)
-        if timed_out:
+        if late:
             return None  # its worker will report the end of the thread
         return Lost(
             worker,
@@ -288,6 +290,7 @@ class Lives:
             failure.message,
             True,
             failure.error_type,
+            failure.usage,
         )
         self._change_terms(life, failure.cost, failure.problem)
 

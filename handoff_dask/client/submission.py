@@ -48,7 +48,7 @@ class Submission:
         dag.validate()
         self.options = options
         functions = functions_of(dag)
-        nodes = expand(functions)
+        nodes = expand(functions, isolate=bool(options.isolate))
         selected = select(dag, nodes, options.results)
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}

@@ -9,7 +9,7 @@ import asyncio
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler
@@ -164,6 +164,15 @@ def input_sizes(ts: TaskState) -> tuple[dict[str, float], float]:
             for ws in dependency.who_has:
                 sizes[ws.address] = sizes.get(ws.address, 0) + dependency.nbytes
     return sizes, total
+
+
+def noted(ts: TaskState) -> Sequence[Any]:
+    """Return and forget what a worker noted about a task that ended well."""
+    if not ts.metadata:
+        return ()
+    note: Sequence[Any] = ts.metadata.pop("handoff", ())
+    ts.metadata = ts.metadata or None
+    return note
 
 
 def placement_number(ts: TaskState) -> int:

@@ -14,13 +14,28 @@ from weakref import WeakValueDictionary
 #: What users may write for seconds.
 Seconds = Union[float, str, timedelta]  # noqa: UP007 - evaluated at run time, on Python 3.10 too
 #: What they may write for a cost, or for what a worker offers.
-Amounts = Mapping[str, Union[float, str]]  # noqa: UP007
+Amounts = Mapping[str, Union[float, str, "Auto"]]
 
 #: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
 TOO_LARGE = 2**63
 
 #: What a time must be, in errors.
 TIME = "a number of seconds, a timedelta or text like '5 min'"
+
+
+class Auto:
+    """See :data:`AUTO`."""
+
+    def __repr__(self) -> str:
+        return "AUTO"
+
+    def __reduce__(self) -> str:
+        return "AUTO"
+
+
+#: In the ``memory`` of a cost: learned from what functions of the same code have used. It implies
+#: ``isolate=True``, because only a process of its own can be measured and limited.
+AUTO = Auto()
 
 _QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z]+)", re.IGNORECASE)
 
@@ -125,7 +140,7 @@ def as_amount(resource: str, amount: Any) -> Any:
             f"the amount of {resource!r} must be a number, not {amount!r}: only memory takes text, "
             "such as '2 GB'"
         )
-    form = "a number of MB or text like '2 GB' or '500 MiB'"
+    form = "a number of MB, text like '2 GB' or '500 MiB', or AUTO"
     try:
         return _quantity(amount, _BYTES, form) / 1e6
     except ValueError as error:

@@ -25,7 +25,7 @@ from handoff_dask.attempts.states import (
 )
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import WorkerLostError
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import Usage
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
@@ -138,7 +138,7 @@ class Lifecycle:
         """Record that an attempt ended without a result."""
         state = record.state
         failure = state.failure if isinstance(state, Failing) else None
-        retried = failure is not None and failure.outcome == "error" and failure.retry
+        retried = failure is not None and not failure.late and failure.retry
         reported = compat.ended_by_worker(ts, finish, facts, retried)
         departure = self._departure(ts, facts, reported=reported, record=record)
         if finish == "erred":
@@ -171,7 +171,8 @@ class Lifecycle:
         span = (spans[-1]["start"], spans[-1]["stop"]) if spans else None
         at, now = time.time(), time.monotonic()
         if reported or record is None:
-            return Departure(ts.run_id or 0, at, now, True, span)
+            usage = Usage(*compat.noted(ts))._replace(result_bytes=facts.get("nbytes"))
+            return Departure(ts.run_id or 0, at, now, True, span, usage=usage)
         worker = record.worker
         assert worker is not None
         gone = worker not in self.scheduler.workers
@@ -256,11 +257,13 @@ class Lifecycle:
             self.lives.thread_released(record)
             self.ask()
         elif action == "attempt-failed":
-            again = self.lives.failure_reported(record, _failure("error", message))
+            again = self.lives.failure_reported(record, _failure(message))
             # Dask's own message follows; with retries left it gives the task back to us.
             ts.retries = int(again)
         elif action == "attempt-late":
-            again = self.lives.failure_reported(record, _failure("timeout", message))
+            again = self.lives.failure_reported(
+                record, _failure({**message, "outcome": "timeout", "late": True})
+            )
             self._give_up(record, again, message["message"])
 
     def _give_up(self, record: UnitRecord, again: bool, message: str) -> None:
@@ -331,7 +334,7 @@ class Lifecycle:
         self.runs.stop_submitted_by(life.key)
 
 
-def _failure(outcome: Outcome, message: Mapping[str, Any]) -> Failure:
+def _failure(message: Mapping[str, Any]) -> Failure:
     """Return what a worker reported of a failure."""
-    fields = Failure._fields[1:]
-    return Failure(outcome, **{name: message[name] for name in fields if name in message})
+    facts = {name: message[name] for name in Failure._fields if name in message}
+    return Failure(**{**facts, "usage": Usage(*message.get("usage", ()))})

@@ -20,11 +20,12 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from handoff_dask.attempts.retries import Verdict
+from handoff_dask.model.attempt import Usage
 from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.packed_errors import packed
 from handoff_dask.wire.payload import opened
 from handoff_dask.worker.current import isolate, refuse_isolated, running
-from handoff_dask.worker.isolation.calls import Order, Reply, Request, Start, Usage, World
+from handoff_dask.worker.isolation.calls import Order, Reply, Request, Start, World
 from handoff_dask.worker.isolation.channel import Channel, Message
 from handoff_dask.worker.isolation.libc import (
     adopt_orphans,
