@@ -196,6 +196,12 @@ class Uses:
         by_time = sorted(self._codes.items(), key=lambda item: (item[1].latest, item[0]))
         self._codes = dict(by_time[-_CODES:])
 
+    def copy(self) -> Uses:
+        """Return the same measurements, independent of these."""
+        copy = Uses()
+        copy.merge(self)
+        return copy
+
     def as_dict(self) -> dict[str, Any]:
         """Return the measurements in a form that JSON can hold."""
         return {

@@ -159,5 +159,7 @@ def test_a_merge_is_learned_at_once() -> None:
     before = deepcopy(other)
     uses.merge(other)
     assert uses.claim("code", worker_memory=800) == 11
+    copy = uses.copy()
+    assert copy == uses
     uses.record("code", at=10, seconds=1, peak=700)
-    assert other == before, "it shares nothing with the other"
+    assert other == copy == before, "they share nothing"
