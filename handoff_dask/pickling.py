@@ -31,8 +31,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no t
     )
 
 
-def dumps(value: object) -> bytes:
+def dumps(value: object, buffer_callback: Callable[[Any], Any] | None = None) -> bytes:
     """Pickle a value; what cannot be imported is pickled by value.
+
+    `buffer_callback` is as for ``pickle.dumps``.
 
     Examples
     --------
@@ -43,5 +45,5 @@ def dumps(value: object) -> bytes:
     9
     """
     with io.BytesIO() as file:
-        Pickler(file).dump(value)
+        Pickler(file, buffer_callback=buffer_callback).dump(value)
         return file.getvalue()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -88,3 +92,28 @@ def test_a_client_by_position(function, arguments):
     assert caught[0].filename == __file__
     with pytest.raises(TypeError, match="positional"):
         function(*arguments, None, None)
+
+
+def test_type_checkers_see_what_is_exported():
+    """The imports for type checkers and what can be imported are the same names and objects."""
+    tree = ast.parse(Path(handoff_dask.__file__).read_text(encoding="utf-8"))
+    seen = {
+        alias.name: getattr(importlib.import_module(node.module), alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("handoff_dask")
+        for alias in node.names
+    }
+    assert seen == EXPORTED
+    assert set(EXPORTED) <= set(dir(handoff_dask))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        handoff_dask.nothing  # noqa: B018
+
+
+def test_names_are_imported_when_they_are_used():
+    """What needs no Dask, such as current(), does not import it."""
+    code = (
+        "import sys; from handoff_dask import current, RetryPolicy, Function, HandoffError;"
+        "assert not {'dask', 'distributed'} & {*sys.modules};"
+        "from handoff_dask import *; execute, DAG"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -34,6 +34,7 @@ from handoff_dask.packed_errors import packed
 from handoff_dask.scheduler.plugin import HandoffPlugin
 from handoff_dask.standins import text_of
 from handoff_dask.tracebacks import without_ours
+from handoff_dask.worker.current import refuse_isolated
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -43,6 +44,7 @@ PULSE = 0.5
 
 def current_client(client: Client | None = None) -> Client | None:
     """Return the client given, or else the default one, that of this worker, or None."""
+    refuse_isolated("using a cluster")
     if client is not None:
         if not isinstance(client, Client):
             raise TypeError(f"client must be a dask.distributed.Client or None, not {client!r}")

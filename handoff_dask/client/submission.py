@@ -17,7 +17,7 @@ from handoff_dask.client.results import select
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
 from handoff_dask.graph.translation import PackedCall, Translator
 from handoff_dask.model.contents import contents
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, functions_of
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.function import Function, claims, given_by_field
 from handoff_dask.wire.messages import RunSpec
@@ -47,7 +47,7 @@ class Submission:
     def __init__(self, dag: DAG, options: RunOptions) -> None:
         dag.validate()
         self.options = options
-        functions = dict(dag.functions)
+        functions = functions_of(dag)
         nodes = expand(functions)
         selected = select(dag, nodes, options.results)
         wanted = set(selected)

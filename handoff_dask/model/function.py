@@ -10,10 +10,10 @@ from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.amounts import (
     Amounts,
     Seconds,
-    as_amounts,
     as_count,
     as_number,
     as_seconds,
+    shared_amounts,
 )
 from handoff_dask.model.comparing import Comparable
 from handoff_dask.model.contents import are_simple, contents
@@ -209,7 +209,7 @@ class Function(Comparable):
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.extra_kwargs, Mapping):
             object.__setattr__(self, "extra_kwargs", dict(self.extra_kwargs))
-        for name, convert in (("cost", as_amounts), ("timeout", as_seconds)):
+        for name, convert in (("cost", shared_amounts), ("timeout", as_seconds)):
             value = getattr(self, name)
             if value is None or (name == "cost" and not isinstance(value, Mapping)):
                 continue

@@ -150,8 +150,8 @@ class Questions:
         function = self._functions.get(key)
         return None if function is None else _why(function, self._placer)
 
-    def holds(self, run: Hashable) -> list[tuple[Hashable, int, Waiting]]:
-        """Why functions of a run are not placed: one of each kind, how many there are, the reason.
+    def holds(self, run: Hashable) -> list[tuple[list[Hashable], Waiting]]:
+        """Why functions of a run are not placed: the keys of each kind, and the reason.
 
         Functions of one queue wait for the same: only one of them is asked about.
         """
@@ -166,7 +166,7 @@ class Questions:
         for alike in kinds.values():
             why = _why(alike[0], self._placer)
             if why is not None:
-                held.append((alike[0].key, len(alike), why))
+                held.append(([function.key for function in alike], why))
         return held
 
     def remaining(self, run: Hashable, now: float) -> float | None:

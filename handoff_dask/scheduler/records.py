@@ -73,6 +73,11 @@ class UnitRecord(Life):
         context = f"retry.escalate asked for {dict(self.cost)}: " if escalated else ""
         return allocation_error(self.row.label, self.cost, finding, context)
 
+    @property
+    def size(self) -> int:
+        """How many functions it would run."""
+        return 1
+
     def attempts_to_come(self) -> Iterator[tuple[int, int]]:
         """Yield (node, number of its next attempt) for each function that it would run."""
         yield self.index, len(self.entries) + 1
@@ -129,6 +134,11 @@ class BundleRecord(UnitRecord):
         self.members = Members(len(bundle.members))
         #: Attempts of them that succeeded.
         self.blocks: list[Block] = []
+
+    @property
+    def size(self) -> int:
+        """How many functions it would run."""
+        return self.members.open_count
 
     def position(self, index: int) -> int:
         """Return the position of a node."""

@@ -7,25 +7,30 @@ unpickles them at each start.
 from __future__ import annotations
 
 import logging
-import math
 import pickle
 import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from distributed import Client
 
-from handoff_dask.attempts.retries import Verdict, judged, unusable
 from handoff_dask.compat import worker as compat
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.packed_errors import packed
 from handoff_dask.standins import for_a_log, type_of
 from handoff_dask.wire.payload import Name, opened
+from handoff_dask.worker.current import (
+    Running,
+    cost_of,
+    find_tasks_with,
+    held_gpus,
+    running,
+    running_here,
+)
+from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
 
@@ -38,101 +43,8 @@ TOPIC = "handoff"
 T = TypeVar("T")
 
 
-class _Running(NamedTuple):
-    """The function that runs in a context and, without a scheduler, its attempt and cost."""
-
-    id: Hashable
-    dag_id: Hashable
-    attempt: int | None
-    cost: Mapping[str, float] | None
-    task: compat.ThisTask | None
-
-
-#: Context variables, which ``asyncio.to_thread`` copies to the other thread.
-_running: ContextVar[_Running | None] = ContextVar("handoff_running", default=None)
-_gpus: ContextVar[tuple[int, ...]] = ContextVar("handoff_gpus", default=())
-
-
-@dataclass(frozen=True, slots=True)
-class Current:
-    """A running function; see :func:`current`.
-
-    Attributes
-    ----------
-    id, dag_id : Hashable
-        The function and its DAG.
-    attempt : int
-        1 for the first attempt.
-    cost : Mapping
-        What this attempt claims: {resource: amount}.
-    gpus : tuple of int
-        Indices of its devices among those that the worker may see, as CUDA counts them:
-        ``f"cuda:{index}"``. No other function on the worker uses them, unless the cost is a
-        fraction.
-    """
-
-    id: Hashable
-    dag_id: Hashable
-    attempt: int
-    cost: Mapping[str, float]
-    gpus: tuple[int, ...] = ()
-
-
-def current() -> Current | None:
-    """Return the function that is running here; None outside of one.
-
-    This also works in threads that have the function's context: those of ``asyncio.to_thread``,
-    and others that are started with ``contextvars.copy_context().run``.
-
-    Examples
-    --------
-    >>> from handoff_dask import DAG, current, execute_local
-    >>> dag = DAG("who")
-    >>> me = dag.add(lambda: current().id, id="me")
-    >>> execute_local(dag).results
-    {'me': 'me'}
-    >>> current() is None
-    True
-    """
-    running, task = _running.get(), compat.this_task()
-    if running is None:
-        return None
-    if task is not None and (running.task is None or running.task.key != task.key):
-        return None  # a plain Dask task that was started from the context of a function
-    if running.attempt is None:
-        annotations = {} if running.task is None else running.task.facts
-        attempt = annotations.get("handoff", {}).get("attempt", 1)
-        cost = _cost(annotations)
-        gpus = _gpus.get() if cost.get("gpu") else ()
-    else:
-        attempt, cost = running.attempt, running.cost or {}
-        gpus = tuple(range(math.ceil(cost.get("gpu", 0))))
-    return Current(running.id, running.dag_id, attempt, dict(cost), gpus)
-
-
-def _cost(annotations: Mapping[str, Any]) -> Mapping[str, float]:
-    """Return what an attempt claims."""
-    cost: Mapping[str, float] = annotations.get("handoff", {}).get(
-        "cost", annotations.get("resources", {})
-    )
-    return cost
-
-
-@contextmanager
-def running(
-    function_id: Hashable,
-    dag_id: Hashable,
-    attempt: int | None = None,
-    cost: Mapping[str, float] | None = None,
-) -> Iterator[None]:
-    """Set what :func:`current` returns in this context."""
-    before = _running.get()
-    task = compat.this_task() or (None if before is None else before.task)
-    token = _running.set(_Running(function_id, dag_id, attempt, cost, task))
-    try:
-        yield
-    finally:
-        _running.reset(token)
+# Late, so that tests can replace it.
+find_tasks_with(lambda: compat.this_task())
 
 
 def run_member(
@@ -143,16 +55,17 @@ def run_member(
     task: compat.ThisTask | None,
 ) -> Any:
     """Evaluate the call of a bundle's function; call this in a context of its own."""
-    _running.set(_Running(*identity, attempt, {} if task is None else _cost(task.facts), task))
+    cost = {} if task is None else cost_of(task.facts)
+    running_here.set(Running(*identity, attempt, cost, task))
     return evaluate(call, values, compat.worker_address)
 
 
 def waiting_task(client: Client) -> compat.ThisTask | None:
     """Return the task on whose behalf this thread uses a client; None outside of tasks."""
-    running = _running.get()
+    running = running_here.get()
     return (
         compat.this_task()
-        or (None if running is None else running.task)
+        or (None if running is None else cast("compat.ThisTask | None", running.task))
         or compat.task_nearby(client)
     )
 
@@ -271,16 +184,16 @@ def run_transform(policy: bytes | None, names: tuple[Name, ...], call: bytes, *v
 def _devices(needed: bool) -> Iterator[None]:
     """Give the function of this thread the devices that it claims."""
     task = compat.this_task() if needed else None
-    amount = 0.0 if task is None else _cost(task.facts).get("gpu", 0)
+    amount = 0.0 if task is None else cost_of(task.facts).get("gpu", 0)
     if task is None or task.plugin is None or not amount:
         yield
         return
     with task.plugin.devices.held(amount) as gpus:
-        token = _gpus.set(gpus)
+        token = held_gpus.set(gpus)
         try:
             yield
         finally:
-            _gpus.reset(token)
+            held_gpus.reset(token)
 
 
 @contextmanager
@@ -367,21 +280,13 @@ def _failure(
     error: BaseException, text: str, started: float, policy: bytes | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
+    attempt = facts.get("handoff", {}).get("attempt", 1)
+    verdict = {} if policy is None else judge(error, policy, attempt, cost_of(facts))._asdict()
     return {
         "started": started,
         "stopped": time.time(),
         "error_type": type_of(error),
         "message": text,
         "retry": True,
-        **({} if policy is None else _judged(error, policy, facts)._asdict()),
+        **verdict,
     }
-
-
-def _judged(error: BaseException, pickled: bytes, facts: Mapping[str, Any]) -> Verdict:
-    """Ask a pickled retry policy about a failed attempt."""
-    try:
-        policy: RetryPolicy = pickle.loads(pickled)
-    except BaseException as problem:  # unpickling runs the user's code
-        return unusable(problem)
-    attempt = facts.get("handoff", {}).get("attempt", 1)
-    return judged(policy, error, attempt, _cost(facts))

@@ -475,6 +475,22 @@ async def test_a_future_that_is_cancelled(c, s, a, b):
     assert (await run.status())["cancelled"] == 1
 
 
+@on_cluster()
+async def test_what_held_functions_wait_for(c, s, a, b):
+    """The progress display counts functions, whether they are held alone or in bundles."""
+    blocked = [doing(("held", i), did, args=["first"], cost={"slot": 1}) for i in range(COUNT)]
+    await register_node(a.address, {"slot": 1})
+    holding = await submit(dag_of(doing("holding", wait_for, "go", cost={"slot": 1})))
+    await until(lambda: "go" in DID)
+    run, record = await begin(s, dag_of(doing("first", int), *blocked), ("held", 0))
+    await until(lambda: record.counts["held"] == COUNT)
+    (held,) = s.plugins["handoff"].reasons.holds(record)
+    assert (held[0], held[2].reason) == (COUNT, "resources")
+    GO.set()
+    await run
+    await holding
+
+
 # Time
 
 

@@ -25,8 +25,8 @@ from handoff_dask.model.expansion import Call
 from handoff_dask.wire.bundles import MEMBERS, EndedColumns, Member, MemberFailure, packed
 from handoff_dask.worker import bundle_task
 from handoff_dask.worker.bundle_task import run_bundle, take
+from handoff_dask.worker.current import current
 from handoff_dask.worker.starts import Starts
-from handoff_dask.worker.task import current
 
 #: The number of the placement in tests without a worker.
 NUMBER = 7

@@ -16,6 +16,7 @@ from handoff_dask import StandInError
 from handoff_dask.compat import worker as compat
 from handoff_dask.model.expansion import Call, Listed, Transformed
 from handoff_dask.worker import task
+from handoff_dask.worker.current import current
 
 
 def packed(call):
@@ -141,14 +142,14 @@ def test_current_is_the_function_that_runs():
     """current() returns ids, attempt and cost inside a call, also after a nested one."""
 
     def who():
-        return task.current()
+        return current()
 
     def outer():
-        before = task.current()
+        before = current()
         task.run(*packed(Call(who, (), (), {})))
-        return before, task.current()
+        return before, current()
 
     before, after = task.run(*packed(Call(outer, (), (), {})))
     assert (before.id, before.dag_id, before.attempt, before.cost) == ("f", "a dag", 1, {})
     assert before == after
-    assert task.current() is None
+    assert current() is None

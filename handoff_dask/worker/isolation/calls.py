@@ -1,0 +1,108 @@
+"""What a worker and the processes of isolated functions tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from handoff_dask.attempts.retries import Verdict
+from handoff_dask.wire.payload import Name
+from handoff_dask.worker.isolation.segments import Place
+
+Kind = Literal["call", "discard", "transform"]
+Outcome = Literal["ok", "error", "out-of-memory", "process-died", "killed"]
+
+
+class World(NamedTuple):
+    """What a function finds in its process."""
+
+    #: Entries for ``CUDA_VISIBLE_DEVICES``; empty hides all devices, None changes nothing.
+    devices: tuple[str, ...] | None = None
+    #: How many threads numerical libraries use; None changes nothing.
+    width: int | None = None
+
+
+class Request(NamedTuple):
+    """A call to evaluate in a child."""
+
+    #: The pickled call and what it needs: see ``payload.opened``.
+    names: tuple[Name, ...]
+    call: bytes
+    values: tuple[Any, ...]
+    #: What to return: the result, nothing, or the result of a transform.
+    kind: Kind = "call"
+    #: For a transform, the workers of producer and consumer.
+    ends: tuple[Any, Any] = (None, None)
+    #: The retry policy, pickled, if it contains users' code.
+    policy: bytes | None = None
+    #: What ``current()`` says.
+    attempt: int = 1
+    cost: Mapping[str, float] = {}
+    #: The worker's address.
+    address: str = "local"
+
+
+class Usage(NamedTuple):
+    """What a call used; None if that is unknown."""
+
+    #: Seconds, of the child and those of its own children that have ended.
+    cpu_time: float | None = None
+    #: The most memory of the child and its children at one time, without its inputs (MB).
+    peak_memory: float | None = None
+    #: Size of the pickled result.
+    result_bytes: int | None = None
+
+
+class Ended(NamedTuple):
+    """How a call ended."""
+
+    outcome: Outcome
+    #: The result; for ``"error"``, the ``PackedError`` to raise.
+    value: Any = None
+    usage: Usage = Usage()
+    #: The end of what it printed.
+    output: str = ""
+    #: What happened to the process, in words.
+    detail: str = ""
+    #: What the request's policy says about the error.
+    verdict: Verdict | None = None
+
+
+class Surroundings(NamedTuple):
+    """What a child has in common with its worker."""
+
+    environ: Mapping[str, str]
+    path: tuple[str, ...]
+    folder: str
+
+
+class Start(NamedTuple):
+    """The first message to a child."""
+
+    world: World
+    surroundings: Surroundings
+    #: Levels of the worker's loggers that have one of their own.
+    log_levels: Mapping[str, int]
+
+
+class Order(NamedTuple):
+    """A message to a child: a request without its values, which are the message's data."""
+
+    request: Request
+    places: tuple[Place, ...]
+    #: The level of the worker's root logger.
+    log_level: int
+
+
+class Reply(NamedTuple):
+    """A message from a child about the end of a call; the result is the message's data."""
+
+    places: tuple[Place, ...]
+    usage: Usage
+    #: Whether the child can run another call.
+    reusable: bool
+    #: Whether it says later if it can: it tidies up its memory first.
+    settles: bool
+    #: The records of the exception's ``PackedError``; None if there is a result.
+    failure: tuple[Any, ...] | None = None
+    verdict: Verdict | None = None

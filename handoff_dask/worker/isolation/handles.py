@@ -1,0 +1,227 @@
+"""The server and the children as their worker sees them."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from handoff_dask.worker.isolation.calls import Reply, Start, Surroundings, World
+from handoff_dask.worker.isolation.channel import Channel, Message
+from handoff_dask.worker.isolation.segments import Packed
+from handoff_dask.worker.isolation.server import END, FORK, ORDER, WORD, Server
+
+#: Bytes of output that are kept with a call.
+KEPT = 1 << 16
+#: Seconds that a child gets to end by itself.
+_PATIENCE = 0.5
+#: What the server's interpreter runs: it finds the package where this process does.
+_BOOTSTRAP = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
+    "pickle.load(sys.stdin.buffer).main()"
+)
+
+
+class ServerHandle:
+    """The process that forks children."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", _BOOTSTRAP],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
+            )
+            assert self._popen.stdin is not None
+            with self._popen.stdin as stdin:
+                stdin.write(pickle.dumps(sys.path))
+                stdin.write(pickle.dumps(Server(theirs.fileno(), os.getpid())))
+        self.pid = self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can fork."""
+        return self._popen.poll() is None
+
+    def send(self, order: bytes, pid: int = 0, delay: float = 0.0, fds: Sequence[int] = ()) -> None:
+        """Send an order, from any thread; one to a server that has ended is dropped."""
+        message = [ORDER.pack(order, pid, delay)]
+        with suppress(OSError):
+            if fds:
+                socket.send_fds(self._control, message, fds)
+            else:
+                self._control.sendmsg(message)
+
+    def close(self) -> None:
+        """End it with all children, and wait until they have ended."""
+        with suppress(OSError):
+            # Closing is not enough if a process that was forked from this one has the socket, too.
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._control.close()
+        self._popen.wait()
+
+
+class ChildHandle:
+    """A child; one thread at a time uses it, and any thread may kill it."""
+
+    def __init__(self, server: ServerHandle, world: World, surroundings: Surroundings) -> None:
+        self._server = server
+        self.place = world, surroundings
+        self.calls = 0
+        self._settles = False
+        ours, theirs = socket.socketpair()
+        self._status, status = os.pipe()
+        (out, their_out), (err, their_err) = os.pipe(), os.pipe()
+        server.send(FORK, fds=[theirs.fileno(), their_out, their_err, status])
+        theirs.close()
+        for end in (their_out, their_err, status):
+            os.close(end)
+        self._channel = Channel(ours)
+        self._outputs = {out: _Output("stdout"), err: _Output("stderr")}
+        self._kept = bytearray()
+        self._poll = select.poll()
+        for fd in (ours.fileno(), out, err):
+            self._poll.register(fd, select.POLLIN)
+        pid = self._word()
+        if pid is None:
+            self.close()
+            raise RuntimeError("the process that starts those of isolated functions has ended")
+        self.pid = pid
+        levels = {
+            name: logger.level
+            for name, logger in list(logging.root.manager.loggerDict.items())
+            if isinstance(logger, logging.Logger) and logger.level
+        }
+        with suppress(OSError):
+            self._channel.send(pickle.dumps(Start(world, surroundings, levels)))
+
+    def ready(self) -> bool:
+        """Whether it can run a call; this may wait until it has tidied up."""
+        try:
+            if self._settles:
+                return bool(pickle.loads(self._channel.receive().facts))
+        except (EOFError, ConnectionError):
+            return False
+        return not any(fd == self._channel.fileno() for fd, _ in self._poll.poll(0))
+
+    def ask(self, facts: bytes, values: Packed) -> tuple[Reply, Message]:
+        """Send a call and wait for its end; meanwhile, pass on what it prints and logs.
+
+        Raise EOFError or ConnectionError if the child ends.
+        """
+        self.calls += 1
+        self._kept.clear()
+        self._channel.send(facts, values.data, values.fds)
+        while True:
+            if not self._channel.buffered and not self._pass_on(None):
+                continue
+            message = self._channel.receive()
+            content = pickle.loads(message.facts)
+            if isinstance(content, Reply):
+                self._settles = content.settles
+                self._pass_on(0)
+                return content, message
+            _log(content)
+
+    @property
+    def output(self) -> str:
+        """The end of what the last call printed."""
+        return self._kept.decode(errors="replace")
+
+    def kill(self) -> None:
+        """Kill it and its descendants."""
+        self._server.send(END, self.pid)
+
+    def end(self) -> str:
+        """Kill it, wait until nothing is left of it, and say how it ended."""
+        self.kill()
+        how = _words(self._word())
+        for fd, output in self._outputs.items():
+            os.set_blocking(fd, False)
+            with suppress(BlockingIOError):  # somebody else's process still has it
+                while data := os.read(fd, KEPT):
+                    self._pass(output, data)
+        self.close()
+        return how
+
+    def retire(self, *, wait: bool = False) -> None:
+        """Let it end by itself; it is killed if it does not. `wait` until nothing is left of it."""
+        self._server.send(END, self.pid, _PATIENCE)
+        self._channel.close()
+        if wait:
+            self._word()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to it, which ends it if it is idle."""
+        self._channel.close()
+        for fd in (self._status, *self._outputs):
+            os.close(fd)
+        self._outputs.clear()
+
+    def _word(self) -> int | None:
+        """Wait for the next word of the server about it; None if the server has ended."""
+        word = os.read(self._status, WORD.size)
+        return int(WORD.unpack(word)[0]) if word else None
+
+    def _pass_on(self, timeout: float | None) -> bool:
+        """Pass on what it printed; return whether there is a message."""
+        message = False
+        for fd, _ in self._poll.poll(timeout):
+            output = self._outputs.get(fd)
+            if output is None:
+                message = True
+            elif data := os.read(fd, KEPT):
+                self._pass(output, data)
+            else:
+                self._poll.unregister(fd)
+        return message
+
+    def _pass(self, output: _Output, data: bytes) -> None:
+        self._kept += data
+        del self._kept[:-KEPT]
+        output.write(data)
+
+
+class _Output:
+    """One of a child's outputs: what comes goes to that of the same name here."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def write(self, data: bytes) -> None:
+        """Print what came; characters may come in pieces."""
+        with suppress(Exception):  # as with print(), it may be closed or replaced by anything
+            getattr(sys, self._name).write(self._decoder.decode(data))
+
+
+def _log(content: dict[str, Any]) -> None:
+    """Handle a log record of a child."""
+    record = logging.makeLogRecord(content)
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+def _words(status: int | None) -> str:
+    """Say how a process ended, by its exit status."""
+    if status is None:
+        return "its process ended with the one that had started it"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with suppress(ValueError):  # real-time signals have no names
+            return f"its process was killed by {signal.Signals(number).name}"
+        return f"its process was killed by signal {number}"
+    return f"its process ended with status {os.waitstatus_to_exitcode(status)}"

@@ -1,0 +1,212 @@
+"""How much memory and CPU time functions use: a child's own view, and the worker's."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+from handoff_dask.worker.isolation.process_tree import tree_of
+
+#: Seconds between looks at a process, at least and at most.
+_SOONEST, _LATEST = 0.01, 0.2
+#: Assumed of a process that was not looked at yet (MB/s).
+_RATE = 2000.0
+#: Assumed of one that grows more slowly (MB/s).
+_LEAST_RATE = 500.0
+#: A look may take this share of the time until the next.
+_SHARE = 0.2
+#: MB of a kibibyte.
+_KIB = 1024 / 1e6
+
+
+class _Status(NamedTuple):
+    """Memory of a process (MB)."""
+
+    #: Now, without files and inputs.
+    now: float
+    #: The most since the last call began.
+    peak: float
+
+
+def _status(content: bytes, inputs: float) -> _Status:
+    """Read ``/proc/PID/status``; `inputs`: MB of shared memory that is not the function's."""
+    shared = _field(content, b"RssShmem:")
+    others = min(shared, inputs)
+    now = _field(content, b"RssAnon:") + shared - others
+    most = _field(content, b"VmHWM:") - _field(content, b"RssFile:") - others
+    return _Status(now, max(now, most))
+
+
+def _field(content: bytes, name: bytes) -> float:
+    at = content.find(name)
+    return int(content[at + len(name) :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
+
+
+class Meter:
+    """Measures the calls of this process."""
+
+    def __init__(self) -> None:
+        # Open, because that takes longer than reading.
+        self._file = os.open("/proc/self/status", os.O_RDONLY)
+        self._reset: int | None = None
+        with suppress(OSError):
+            self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        self._inputs = 0.0
+        self._began = 0.0
+
+    def now(self) -> float:
+        """Return the memory in use now (MB)."""
+        return self._status().now
+
+    def start(self, inputs: int) -> None:
+        """Begin a call that has so many bytes of inputs in shared memory."""
+        self._inputs = inputs / 1e6
+        if self._reset is not None:
+            os.pwrite(self._reset, b"5", 0)  # resets VmHWM
+        self._began = _cpu_time()
+
+    def stop(self) -> tuple[float, float, float]:
+        """Return CPU time (s), the most memory (MB) and the memory now (MB) of a call."""
+        status = self._status()
+        peak = status.now if self._reset is None else status.peak
+        return _cpu_time() - self._began, peak, status.now
+
+    def _status(self) -> _Status:
+        return _status(os.pread(self._file, 4096, 0), self._inputs)
+
+
+def _cpu_time() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+class Watch:
+    """A call whose memory is watched."""
+
+    def __init__(self, pid: int, inputs: int, limit: float | None, end: Callable[[], None]) -> None:
+        self.pid = pid
+        #: MB of shared memory that came with the call.
+        self.inputs = inputs / 1e6
+        #: MB past which `end` is called.
+        self.limit = limit
+        self.end = end
+        #: MB of the child and its descendants, at most.
+        self.peak = 0.0
+        self._now = 0.0
+        self._seen = time.monotonic()
+        self._rate = _RATE
+        #: When to look next.
+        self.due = self._seen + self._patience()
+
+    def look(self) -> None:
+        """Measure; end the call if it uses too much."""
+        began = time.monotonic()
+        now = self._measure()
+        self._rate = max((now - self._now) / max(began - self._seen, 1e-3), _LEAST_RATE)
+        self._now, self._seen = now, began
+        if self.limit is not None and now > self.limit:
+            self.end()
+        ended = time.monotonic()
+        self.due = ended + max(self._patience(), (ended - began) / _SHARE)
+
+    def _patience(self) -> float:
+        """Return how long it takes at least to get half way to the limit."""
+        if self.limit is None:
+            return _LATEST
+        return min(max((self.limit - self._now) / (2 * self._rate), _SOONEST), _LATEST)
+
+    def _measure(self) -> float:
+        members = tree_of(self.pid)
+        statuses = [status for pid in members if (status := _status_of(pid, self.inputs))]
+        if not statuses:
+            return 0.0
+        now = sum(status.now for status in statuses)
+        # Pages that the processes share count several times so far, but exact figures take longer.
+        if len(statuses) > 1 and now > self.peak:
+            now = sum(_share_of(pid, self.inputs) for pid in members)
+        self.peak = max(self.peak, now, statuses[0].peak)
+        return now
+
+
+class Watcher:
+    """Looks at calls while they run, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._watches: set[Watch] = set()
+        self._changed = threading.Condition()
+        #: When the thread looks next.
+        self._wakes = math.inf
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def add(self, watch: Watch) -> None:
+        """Begin to watch a call."""
+        with self._changed:
+            self._watches.add(watch)
+            # Calls that are short never wake the thread: it still waits for an earlier one.
+            if watch.due < self._wakes:
+                self._wakes = watch.due
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="handoff-memory", daemon=True
+                    )
+                    self._thread.start()
+                self._changed.notify()
+
+    def remove(self, watch: Watch) -> None:
+        """Stop watching a call."""
+        with self._changed:
+            self._watches.discard(watch)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                due = self._next()
+                while not due:
+                    if self._closed:
+                        return
+                    self._wakes = min((w.due for w in self._watches), default=math.inf)
+                    now = time.monotonic()
+                    self._changed.wait(None if self._wakes == math.inf else self._wakes - now)
+                    due = self._next()
+            for watch in due:
+                watch.look()
+
+    def _next(self) -> list[Watch]:
+        now = time.monotonic()
+        return [watch for watch in self._watches if watch.due <= now]
+
+
+def memory_of(root: int, inputs: Mapping[int, float]) -> float:
+    """Return the memory of a process and its descendants (MB), without the inputs of some."""
+    statuses = (_status_of(pid, inputs.get(pid, 0.0)) for pid in tree_of(root))
+    return sum(status.now for status in statuses if status)
+
+
+def _status_of(pid: int, inputs: float) -> _Status | None:
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        return _status(file.read(), inputs)
+    return None
+
+
+def _share_of(pid: int, inputs: float) -> float:
+    """Return the memory of a process (MB), of shared pages only its share."""
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        content = file.read()
+        if b"Pss_Anon:" not in content:  # before Linux 5.9
+            return _field(content, b"Pss:")
+        shared = _field(content, b"Pss_Shmem:")
+        return _field(content, b"Pss_Anon:") + shared - min(shared, inputs)
+    return 0.0

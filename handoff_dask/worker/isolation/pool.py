@@ -1,0 +1,290 @@
+"""The processes of a worker in which isolated functions run."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from handoff_dask.packed_errors import PackedError, packed
+from handoff_dask.tracebacks import traceback_of
+from handoff_dask.worker.isolation.calls import (
+    Ended,
+    Order,
+    Outcome,
+    Reply,
+    Request,
+    Surroundings,
+    Usage,
+    World,
+)
+from handoff_dask.worker.isolation.handles import ChildHandle, ServerHandle
+from handoff_dask.worker.isolation.memory import Watch, Watcher, memory_of
+from handoff_dask.worker.isolation.segments import Packed, pack, unpack
+from handoff_dask.worker.verdicts import judge
+
+#: MB that a function may use beyond its claim.
+GRACE = 64.0
+#: Calls after which a child is replaced.
+CALLS = 100
+
+
+def available() -> str | None:
+    """Return why functions cannot be isolated on this system; None if they can."""
+    if not sys.platform.startswith("linux"):
+        return f"processes of their own need Linux, and this is {sys.platform}"
+    if not os.path.exists("/proc/self/status"):
+        return "processes of their own need the /proc file system"
+    return None
+
+
+class Pool:
+    """Runs calls in processes and keeps some of these for the next calls.
+
+    Parameters
+    ----------
+    warm
+        How many idle processes are kept. Nothing starts before the first call.
+    """
+
+    def __init__(self, warm: int) -> None:
+        self._warm = warm
+        self._lock = threading.Lock()
+        self._server: ServerHandle | None = None
+        #: The one that was used last is the last.
+        self._idle: list[ChildHandle] = []
+        self._running: dict[Hashable, _Running] = {}
+        self._watcher = Watcher()
+        self._closed = False
+        atexit.register(self.close)
+
+    def run(
+        self,
+        request: Request,
+        world: World,
+        *,
+        limit: float | None = None,
+        key: Hashable,
+        on_start: Callable[[], None] | None = None,
+    ) -> Ended:
+        """Run a call in a process and wait for its end; any thread may, many at once.
+
+        Parameters
+        ----------
+        request
+            The call.
+        world
+            What it finds in its process.
+        limit
+            MB that it claims; past them and a grace, it is killed. None is no limit.
+        key
+            Its name for :meth:`kill`.
+        on_start
+            Called just before the process gets the call.
+        """
+        running = _Running(limit)
+        with self._lock:
+            self._running[key] = running
+        try:
+            try:
+                values = pack(request.values)
+            except Exception as error:
+                return _not_sent(request, error)
+            try:
+                return self._run(running, self._child(world), request, values, on_start)
+            finally:
+                values.close()
+        finally:
+            with self._lock:
+                del self._running[key]
+
+    def kill(self, key: Hashable, reason: str) -> bool:
+        """Kill the process of a running call, whose outcome is ``"killed"``; any thread may.
+
+        False if the call has ended, or is just about to.
+        """
+        with self._lock:
+            running = self._running.get(key)
+        return running is not None and running.stop("killed", reason)
+
+    def memory(self) -> float:
+        """Return the memory that all processes use now (MB)."""
+        with self._lock:
+            server = self._server
+            watches = [r.watch for r in self._running.values() if r.watch is not None]
+        if server is None:
+            return 0.0
+        return memory_of(server.pid, {watch.pid: watch.inputs for watch in watches})
+
+    def close(self) -> None:
+        """Kill all processes and wait until they have ended."""
+        atexit.unregister(self.close)
+        with self._lock:
+            self._closed = True
+            server, self._server = self._server, None
+            idle, self._idle = self._idle, []
+            running = list(self._running.values())
+        for call in running:
+            call.stop("killed", "the worker closes")
+        for child in idle:
+            child.close()
+        if server is not None:
+            server.close()
+        self._watcher.close()
+
+    def _child(self, world: World) -> ChildHandle:
+        """Return a child in a world: an idle one, or else a new one."""
+        place = world, Surroundings(dict(os.environ), tuple(sys.path), _folder())
+        while child := self._idle_child(place):
+            if child.ready():
+                return child
+            child.retire()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the processes of isolated functions have been closed")
+            if self._server is None or not self._server.alive:
+                if self._server is not None:
+                    self._server.close()
+                self._server = ServerHandle()
+            server = self._server
+        return ChildHandle(server, *place)
+
+    def _idle_child(self, place: tuple[World, Surroundings]) -> ChildHandle | None:
+        with self._lock:
+            for child in reversed(self._idle):
+                if child.place == place:
+                    self._idle.remove(child)
+                    return child
+        return None
+
+    def _run(
+        self,
+        running: _Running,
+        child: ChildHandle,
+        request: Request,
+        values: Packed,
+        on_start: Callable[[], None] | None,
+    ) -> Ended:
+        inputs = sum(place.size for place in values.places)
+        watch = Watch(child.pid, inputs, running.limit, running.exceed)
+        answer = None
+        if running.begin(child, watch):
+            self._watcher.add(watch)
+            try:
+                if on_start is not None:
+                    on_start()
+                order = Order(request._replace(values=()), values.places, logging.root.level)
+                answer = child.ask(pickle.dumps(order), values)
+            except (EOFError, ConnectionError):
+                pass  # it has ended
+            finally:
+                self._watcher.remove(watch)
+        if answer is None or not running.finish():
+            for fd in () if answer is None else answer[1].fds:
+                os.close(fd)
+            how = child.end()
+            outcome, detail = running.stopped or ("process-died", how)
+            return Ended(outcome, None, Usage(None, watch.peak or None), child.output, detail)
+        reply, message = answer
+        usage = reply.usage._replace(peak_memory=max(reply.usage.peak_memory or 0.0, watch.peak))
+        ended = Ended("ok", None, usage, child.output, verdict=reply.verdict)
+        self._give_back(child, reply)
+        if reply.failure is not None:
+            return ended._replace(outcome="error", value=_raisable(reply.failure))
+        try:
+            return ended._replace(
+                value=unpack(message.data, reply.places, message.fds, shared=True)
+            )
+        except BaseException as error:  # unpickling runs the user's code
+            return _failed(request, error)._replace(usage=usage, output=ended.output)
+
+    def _give_back(self, child: ChildHandle, reply: Reply) -> None:
+        if not reply.reusable:
+            # What the function left behind still uses what it claimed.
+            child.retire(wait=True)
+            return
+        surplus: ChildHandle | None = child
+        if child.calls < CALLS:
+            with self._lock:
+                if not self._closed:
+                    self._idle.append(child)
+                    surplus = self._idle.pop(0) if len(self._idle) > self._warm else None
+        if surplus is not None:
+            surplus.retire()
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return "/"
+
+
+def _not_sent(request: Request, error: Exception) -> Ended:
+    kinds = ", ".join(sorted({type(value).__qualname__ for value in request.values}))
+    problem = TypeError(f"its inputs ({kinds}) cannot be sent to a process of its own: {error}")
+    problem.__cause__ = error
+    return _failed(request, problem)
+
+
+def _failed(request: Request, error: BaseException) -> Ended:
+    """Return the end of a call that fails here."""
+    policy = request.policy
+    verdict = None if policy is None else judge(error, policy, request.attempt, request.cost)
+    return Ended("error", packed(error), verdict=verdict)
+
+
+def _raisable(records: tuple[Any, ...]) -> PackedError:
+    return PackedError(records).with_traceback(traceback_of(records[0].lines))
+
+
+class _Running:
+    """A call that runs; whichever comes first decides how it ends."""
+
+    def __init__(self, claim: float | None) -> None:
+        self.claim = claim
+        self.limit = None if claim is None else claim + GRACE
+        self.watch: Watch | None = None
+        #: What ended it from outside, and why.
+        self.stopped: tuple[Outcome, str] | None = None
+        self._child: ChildHandle | None = None
+        self._finished = False
+        self._lock = threading.Lock()
+
+    def begin(self, child: ChildHandle, watch: Watch) -> bool:
+        """Note its process; False if it was stopped before."""
+        with self._lock:
+            self._child, self.watch = child, watch
+            return self.stopped is None
+
+    def finish(self) -> bool:
+        """Note that its result is here; False if it was stopped before."""
+        with self._lock:
+            self._finished = self.stopped is None
+            return self._finished
+
+    def stop(self, outcome: Outcome, reason: str) -> bool:
+        """Kill its process; False if its result is here."""
+        with self._lock:
+            if self._finished:
+                return False
+            if self.stopped is None:
+                self.stopped = outcome, reason
+            child = self._child
+        if child is not None:
+            child.kill()
+        return True
+
+    def exceed(self) -> None:
+        """Kill its process because it uses too much memory."""
+        assert self.watch is not None
+        self.stop(
+            "out-of-memory",
+            f"its process used {self.watch.peak:,.0f} MB of memory, more than its claim of "
+            f"{self.claim:,.0f} MB and {GRACE:,.0f} MB of grace",
+        )
