@@ -26,7 +26,7 @@ def learned(*codes: str) -> Uses:
     """Return a measurement of each code, all of the same time."""
     uses = Uses()
     for code in codes:
-        uses.record(code, at=len(code), seconds=1.0, peak=10.0)
+        uses.record(code, started=len(code), seconds=1.0, peak=10.0)
     return uses
 
 
@@ -278,7 +278,7 @@ from handoff_dask.scheduler.learned_file import LearnedFile
 file = LearnedFile(sys.argv[1])
 uses = file.open()
 for i in range(20):
-    uses.record(f"{sys.argv[2]}-{i}", at=i, seconds=1.0)
+    uses.record(f"{sys.argv[2]}-{i}", started=i, seconds=1.0)
     file.save(uses)
 """
 
