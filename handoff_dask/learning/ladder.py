@@ -35,7 +35,7 @@ def rungs(
     Parameters
     ----------
     peaks
-        What functions of the code needed (MB), oldest first.
+        What functions of the code needed (MB), in the order in which they started.
     worker_memory
         The memory of a worker (MB).
     cpu_share
@@ -60,7 +60,7 @@ def rungs(
     floor = cpu_share * worker_memory
     if len(peaks) < ENOUGH:
         return _rising((share * worker_memory for share in _FIRST), floor, worker_memory)
-    ordered = sorted(_without_trend(peaks))
+    ordered = sorted(_without_trend([min(peak, worker_memory) for peak in peaks]))
     count = len(ordered)
     quantiles = (ordered[math.ceil(count * i / _QUANTILES) - 1] for i in range(1, _QUANTILES + 1))
     # Whole numbers: claims are read by people.

@@ -2,7 +2,8 @@
 
 For each code, only the latest measurements are kept, as sorted sets of tuples that begin with a
 time. Merging keeps the latest of both sets, so it does not matter in which order, how often and by
-whom measurements are merged.
+whom measurements are merged. The time is that of the start: of functions that start together, those
+that need more often end later, which would look as if needs grew.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from handoff_dask.learning.ladder import ENOUGH, LIFETIME, next_claim, rungs
 #: How many durations and how many peaks are kept for a code.
 _DURATIONS = 32
 _PEAKS = 256
-#: How many codes are kept: those whose functions ended last.
+#: How many codes are kept: those that were measured last.
 _CODES = 10_000
 
 
 class Measurement(NamedTuple):
-    """A duration (s) or a peak (MB) of a function that ended at a time (s since the epoch)."""
+    """A duration (s) or a peak (MB) of a function that started at a time (s since the epoch)."""
 
-    at: float
+    started: float
     value: float
 
 
@@ -71,8 +72,8 @@ class _Measured:
 
     @property
     def latest(self) -> float:
-        """When the last function ended that was measured (s since the epoch)."""
-        return max((w[-1].at for w in (self.durations, self.peaks) if w), default=0.0)
+        """When the last function started that was measured (s since the epoch)."""
+        return max((w[-1].started for w in (self.durations, self.peaks) if w), default=0.0)
 
 
 def _insert(window: list[Measurement], item: Measurement, most: int) -> None:
@@ -90,7 +91,7 @@ class Uses:
     --------
     >>> uses = Uses()
     >>> for second in range(3):
-    ...     uses.record("etl.load", at=second, seconds=2.0, peak=900.0)
+    ...     uses.record("etl.load", started=second, seconds=2.0, peak=900.0)
     >>> uses.seconds("etl.load")
     2.0
     >>> uses.claim("etl.load", worker_memory=64_000)
@@ -109,26 +110,28 @@ class Uses:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def record(self, code: str, *, at: float, seconds: float, peak: float | None = None) -> None:
+    def record(
+        self, code: str, *, started: float, seconds: float, peak: float | None = None
+    ) -> None:
         """Record a function that succeeded.
 
         Parameters
         ----------
         code
             The identity of its code.
-        at
-            When it ended (s since the epoch).
+        started
+            When its first attempt started (s since the epoch).
         seconds
-            How long it took.
+            How long its last attempt took.
         peak
             The most memory that it used (MB), if that was measured.
         """
         # Short numbers make short files, and read back they are the same.
-        at = round(at, 2)
+        started = round(started, 6)
         measured = self._measured(code)
-        _insert(measured.durations, Measurement(at, round(seconds, 6)), _DURATIONS)
+        _insert(measured.durations, Measurement(started, round(seconds, 6)), _DURATIONS)
         if peak is not None:
-            measured.add_peak(Measurement(at, round(peak, 1)))
+            measured.add_peak(Measurement(started, round(peak, 1)))
 
     def record_kill(self, code: str, *, exceeded: float) -> None:
         """Record a function that was killed because it needed more memory than this (MB)."""
@@ -195,6 +198,12 @@ class Uses:
             self._codes.setdefault(code, _Measured()).merge(measured)
         by_time = sorted(self._codes.items(), key=lambda item: (item[1].latest, item[0]))
         self._codes = dict(by_time[-_CODES:])
+
+    def copy(self) -> Uses:
+        """Return the same measurements, independent of these."""
+        copy = Uses()
+        copy.merge(self)
+        return copy
 
     def as_dict(self) -> dict[str, Any]:
         """Return the measurements in a form that JSON can hold."""

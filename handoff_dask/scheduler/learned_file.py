@@ -124,8 +124,8 @@ class _Content(NamedTuple):
 class LearnedFile:
     """What schedulers learned, kept in the file of the setting ``handoff.learned``.
 
-    Its methods block, and neither raises errors: a cluster that cannot read or write the file
-    starts or goes on without. The first problem of each kind is logged as a warning.
+    Its methods block and raise no errors: a cluster that cannot read or write the file goes on
+    without it. The first problem of each kind is logged as a warning.
 
     Parameters
     ----------
@@ -146,7 +146,6 @@ class LearnedFile:
         """Return what all schedulers have saved; empty if there is nothing that can be read."""
         try:
             files = Files(self._url)
-            # First the parts: one that is removed meanwhile is in the main file.
             uses, _ = self._parts(files)
             content = self._main(files)
         except Exception as error:
@@ -163,7 +162,7 @@ class LearnedFile:
     def save(self, uses: Uses) -> None:
         """Save what was learned, which includes what `open` returned.
 
-        Nobody must change `uses` meanwhile: pass a copy.
+        `uses` must not change meanwhile: pass a copy.
         """
         try:
             files = Files(self._url)

@@ -35,7 +35,7 @@ def main() -> None:
     uses = Uses()
     began = time.perf_counter()
     for i in range(10_000):
-        uses.record("code", at=i, seconds=1.0, peak=peaks[i % 256])
+        uses.record("code", started=i, seconds=1.0, peak=peaks[i % 256])
     record = (time.perf_counter() - began) / 10_000
     began = time.perf_counter()
     for _ in range(100):

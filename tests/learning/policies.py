@@ -56,7 +56,7 @@ class Ladder:
             exceeded = claim
 
     def ended(self, peak: float) -> None:
-        self.uses.record("code", at=self.time, seconds=1.0, peak=peak)
+        self.uses.record("code", started=self.time, seconds=1.0, peak=peak)
         self.time += 1
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from handoff_dask.learning.ladder import next_claim, rungs
 from tests.learning.policies import DISTRIBUTIONS, POLICIES, claimed_over_needed
 
-PEAKS = st.lists(st.floats(0, 1e6), max_size=300)
+PEAKS = st.lists(st.floats(0, 1e6) | st.floats(0, 1e308), max_size=300)
 WORKER = st.floats(1, 1e6)
 SHARE = st.floats(0, 1)
 

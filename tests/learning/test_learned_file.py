@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ def learned(*codes: str) -> Uses:
     """Return a measurement of each code, all of the same time."""
     uses = Uses()
     for code in codes:
-        uses.record(code, at=len(code), seconds=1.0, peak=10.0)
+        uses.record(code, started=len(code), seconds=1.0, peak=10.0)
     return uses
 
 
@@ -70,15 +72,17 @@ def test_what_was_saved_is_there_tomorrow(url: str) -> None:
 
 def test_each_scheduler_keeps_one_part(url: str) -> None:
     """A save replaces the part of the one before it; an hour later only the main file is left."""
-    file = LearnedFile(url, clock=lambda: 0.0)
+    file = LearnedFile(url, clock=lambda: 10 * HOUR)
     for end in range(1, 4):
         file.save(learned(*"abc"[:end]))
     assert len(Files(url).names()) == 1
-    LearnedFile(url, clock=lambda: HOUR).open()
-    assert len(Files(url).names()) == 1
-    assert codes(LearnedFile(url, clock=lambda: HOUR + 1).open()) == "abc"
-    assert Files(url).names() == []
-    assert codes(LearnedFile(url).open()) == "abc"
+    LearnedFile(url, clock=lambda: 10.5 * HOUR).save(learned("d"))
+    LearnedFile(url, clock=lambda: 11 * HOUR).open()
+    assert len(Files(url).names()) == 2
+    for hours, left in ((11.1, 1), (11.6, 0)):
+        assert codes(LearnedFile(url, clock=lambda h=hours: h * HOUR).open()) == "abcd"
+        assert len(Files(url).names()) == left
+    assert codes(LearnedFile(url).open()) == "abcd"
 
 
 def test_a_main_file_that_was_overwritten_is_repaired(url: str) -> None:
@@ -265,6 +269,32 @@ def test_a_killed_save_does_no_harm(disk: type[Disk], monkeypatch: pytest.Monkey
             LearnedFile("learned", clock=clock).save(learned("b"))
         LearnedFile("learned", clock=lambda: 6 * HOUR).open()
         assert len(disk.stored) == 1, "nothing is left but the main file"
+
+
+WRITER = """
+import sys
+from handoff_dask.learning.uses import Uses
+from handoff_dask.scheduler.learned_file import LearnedFile
+file = LearnedFile(sys.argv[1])
+uses = file.open()
+for i in range(20):
+    uses.record(f"{sys.argv[2]}-{i}", started=i, seconds=1.0)
+    file.save(uses)
+"""
+
+
+def test_processes_that_save_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Three schedulers on real files keep everything that each of them measured."""
+    url = str(tmp_path / "learned.json")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WRITER, url, name], env=environment)
+        for name in "abc"
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    expected = {f"{name}-{i}" for name in "abc" for i in range(20)}
+    assert LearnedFile(url).open().as_dict().keys() == expected
+    assert len(Files(url).names()) == 3
 
 
 def test_a_file_that_was_not_finished_is_no_file(

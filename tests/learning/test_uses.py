@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +17,7 @@ def made(events: list[tuple[str, float, float, float | None]]) -> Uses:
     uses = Uses()
     for code, at, seconds, peak in events:
         if seconds:
-            uses.record(code, at=at, seconds=seconds, peak=peak)
+            uses.record(code, started=at, seconds=seconds, peak=peak)
         else:
             uses.record_kill(code, exceeded=peak or 0)
     return uses
@@ -94,8 +95,8 @@ def test_two_at_once_lose_nothing() -> None:
     """What two schedulers measured at the same time is kept, in the order in which it happened."""
     one, two = Uses(), Uses()
     for i in range(5):
-        one.record("code", at=2 * i, seconds=1, peak=100)
-        two.record("code", at=2 * i + 1, seconds=3, peak=200)
+        one.record("code", started=2 * i, seconds=1, peak=100)
+        two.record("code", started=2 * i + 1, seconds=3, peak=200)
     both = merged(one, two)
     assert both.seconds("code") == 2
     assert [value for _, value in both.as_dict()["code"]["peaks"]] == [100, 200] * 5
@@ -105,10 +106,27 @@ def test_the_latest_count() -> None:
     """Old measurements are forgotten: durations sooner than peaks."""
     uses = Uses()
     for i in range(1000):
-        uses.record("code", at=i, seconds=1.0 if i < 900 else 2.0, peak=5000 if i < 700 else 100)
+        uses.record(
+            "code", started=i, seconds=1.0 if i < 900 else 2.0, peak=5000 if i < 700 else 100
+        )
     assert uses.seconds("code") == 2.0
     assert uses.claim("code", worker_memory=64_000) == 110
     assert len(json.dumps(uses.as_dict())) < 10_000
+
+
+def test_the_order_of_ends_is_no_trend() -> None:
+    """If functions that need more end later, claims are those of functions in any other order."""
+    rng = random.Random(0)
+    functions = [(started, rng.lognormvariate(6, 0.5)) for started in range(200)]
+    in_order, by_end = Uses(), Uses()
+    for started, peak in functions:
+        in_order.record("code", started=started, seconds=peak / 100, peak=peak)
+    for started, peak in sorted(functions, key=lambda function: function[1]):
+        by_end.record("code", started=started, seconds=peak / 100, peak=peak)
+    assert by_end == in_order
+    assert by_end.claim("code", worker_memory=64_000) == in_order.copy().claim(
+        "code", worker_memory=64_000
+    )
 
 
 def test_codes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +155,7 @@ def test_the_first_kill_spares_the_next() -> None:
     assert uses.claim("code", worker_memory=800, exceeded=400) == 800
     assert uses.claim("code", worker_memory=800, exceeded=800) is None
     for at in range(3):
-        uses.record("code", at=at, seconds=1, peak=10)
+        uses.record("code", started=at, seconds=1, peak=10)
     assert uses.is_learned("code") and uses.claim("code", worker_memory=800) == 11
 
 
@@ -146,7 +164,7 @@ def test_claims_change_rarely() -> None:
     uses = Uses()
     claims = []
     for i in range(100):
-        uses.record("code", at=i, seconds=1, peak=1000 + i * 7919 % 503)
+        uses.record("code", started=i, seconds=1, peak=1000 + i * 7919 % 503)
         claims.append(uses.claim("code", worker_memory=64_000))
     assert len(set(claims)) < 20
 
@@ -159,5 +177,7 @@ def test_a_merge_is_learned_at_once() -> None:
     before = deepcopy(other)
     uses.merge(other)
     assert uses.claim("code", worker_memory=800) == 11
-    uses.record("code", at=10, seconds=1, peak=700)
-    assert other == before, "it shares nothing with the other"
+    copy = uses.copy()
+    assert copy == uses
+    uses.record("code", started=10, seconds=1, peak=700)
+    assert other == copy == before, "they share nothing"
