@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     )
     from handoff_dask.model.marking import function as function
     from handoff_dask.model.refs import Ref as Ref
-    from handoff_dask.model.retry import RetryPolicy as RetryPolicy
+    from handoff_dask.model.retry import RetryPolicy as RetryPolicy, grow as grow
     from handoff_dask.placement.events import Finding as Finding, Waiting as Waiting
     from handoff_dask.scheduler.plugin import HandoffPlugin as HandoffPlugin
     from handoff_dask.wire.run_events import (
@@ -135,7 +135,7 @@ _EXPORTS = {
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
     "model.marking": ("function",),
     "model.refs": ("Ref",),
-    "model.retry": ("RetryPolicy",),
+    "model.retry": ("RetryPolicy", "grow"),
     "placement.events": ("Finding", "Waiting"),
     "scheduler.plugin": ("HandoffPlugin",),
     "wire.run_events": (

@@ -352,6 +352,11 @@ class WorkerLostError(HandoffError, RuntimeError):
         self.names = tuple(names)
         self.reasons = tuple(reasons)
 
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the last of them was ended at its memory limit."""
+        return bool(self.reasons) and self.reasons[-1].startswith("out of memory")
+
     def __str__(self) -> str:
         n = len(self.workers)
         times = "its worker died" if n == 1 else f"its workers died, {n} times in all"

@@ -27,13 +27,28 @@ class Row(Protocol):
     def policy(self) -> RetryPolicy:
         """The numbers of its retry policy."""
 
+    @property
+    def learns_memory(self) -> bool:
+        """Whether it also claims memory, as much as others of its code have used."""
+
 
 class Life:
     """A function, from the arrival of its run to its end."""
 
     #: Whether it stands for several functions, which keep their attempts themselves.
     is_bundle = False
-    __slots__ = ("avoid", "cost", "doom", "entries", "forgiven", "key", "late", "row", "state")
+    __slots__ = (
+        "avoid",
+        "cost",
+        "doom",
+        "entries",
+        "exceeded",
+        "forgiven",
+        "key",
+        "late",
+        "row",
+        "state",
+    )
 
     def __init__(self, key: Hashable, row: Row) -> None:
         #: The name of its task.
@@ -52,6 +67,8 @@ class Life:
         self.avoid: str | None = None
         #: Why there is no further attempt, whatever retries are left.
         self.doom: Exception | None = None
+        #: The most memory that attempts are known to have needed more than (MB).
+        self.exceeded = 0.0
         #: Entries that count no more, because somebody had a function that had failed tried again.
         self.forgiven = 0
 

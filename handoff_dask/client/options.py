@@ -168,6 +168,11 @@ class RunOptions:
         return cast("Mapping[Hashable, float]", self.durations)
 
     @property
+    def learned(self) -> str | None:
+        """The file or URL where what is learned of functions is kept."""
+        return config.get("learned") or None
+
+    @property
     def worth(self) -> float:
         """Seconds of work in a bundle, at most; 0: no function travels with others."""
         return cast("float", self.bundle)

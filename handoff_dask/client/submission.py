@@ -16,6 +16,7 @@ from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
 from handoff_dask.graph.translation import PackedCall, Translator
+from handoff_dask.learning.identity import code_identity
 from handoff_dask.model.contents import contents
 from handoff_dask.model.dag import DAG, functions_of
 from handoff_dask.model.expansion import Node, expand
@@ -163,7 +164,8 @@ class Submission:
             nodes=len(nodes),
             functions=sum(node.kind == "function" for node in nodes),
             awaited=len(outline.awaited),
-            prefixes=tuple(set(self.translator.prefixes)),
+            codes=self._codes(),
+            learned=options.learned,
             own_id=cloudpickle.dumps(outline.dag_id),
             strategy=strategy if isinstance(strategy, str) else "packed",
             max_concurrency=options.max_concurrency,
@@ -176,6 +178,14 @@ class Submission:
             within=within,
             events=self.has_listeners,
         ).packed()
+
+    def _codes(self) -> dict[str, str]:
+        """Return what identifies each code in other runs as well, by its name in this one."""
+        codes: dict[str, str] = {}
+        for prefix, node in zip(self.translator.prefixes, self.outline.nodes, strict=True):
+            if prefix not in codes:
+                codes[prefix] = code_identity(node.call.code)
+        return codes
 
     def pieces(self) -> Iterator[Mapping[int, PackedCall | InvalidFunctionError]]:
         """Yield the packed calls of all nodes, piece by piece."""

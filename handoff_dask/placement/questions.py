@@ -55,6 +55,20 @@ class Questions:
                 return key, finding
         return None
 
+    def roomiest(
+        self, resource: str, cost: Mapping[str, float], pin: tuple[str, ...] = ()
+    ) -> Mapping[str, float] | None:
+        """Return the capacities of the worker with most of a resource that can hold a cost.
+
+        Its threads are there under ``"threads"``. None if no worker can hold it.
+        """
+        need = self._fleet.cost(cost)
+        able = [w for w in self._fleet.candidates(pin, None) if need.fits(w.shape.capacity)]
+        if not able:
+            return None
+        worker = max(able, key=lambda worker: worker.spec_capacity.get(resource, 0.0))
+        return {"threads": worker.slots, resource: 0.0, **worker.spec_capacity}
+
     @property
     def has_workers(self) -> bool:
         """Whether any worker is registered."""

@@ -31,8 +31,9 @@ from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.measurements import Measurements
 from handoff_dask.scheduler.membership import Bundles
-from handoff_dask.scheduler.records import BundleRecord, UnitRecord
+from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.standins import text_of
@@ -58,6 +59,7 @@ class Lifecycle:
     inputs: Inputs
     inquiries: Inquiries
     bundles: Bundles
+    measurements: Measurements
     ask: Callable[[], None]
 
     def __post_init__(self) -> None:
@@ -289,6 +291,11 @@ class Lifecycle:
     def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
         return compat.input_sizes(self.scheduler.tasks[life.key])
+
+    def learned_claim(self, life: Life) -> float | None:
+        """Return how much memory the next attempt claims (MB); None if no worker has enough."""
+        assert isinstance(life, FunctionRecord)
+        return self.measurements.claim(life)
 
     def refusal(self, life: Life) -> Exception | None:
         """Return why no worker could hold what an escalated attempt claims."""

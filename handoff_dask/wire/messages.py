@@ -77,6 +77,8 @@ class FunctionRow(NamedTuple):
     wanted: bool = False
     #: Whether the run waits for its end: it is wanted, or runs only for its effects.
     awaited: bool = False
+    #: Whether it also claims memory, as much as others of its code have used.
+    learns_memory: bool = False
 
     @property
     def is_grouped(self) -> bool:
@@ -196,8 +198,10 @@ class RunSpec:
     nodes: int = 0
     functions: int = 0
     awaited: int = 0
-    #: The names of the codes of its functions.
-    prefixes: tuple[str, ...] = ()
+    #: {name of a code of its functions: what identifies that code in other runs as well}.
+    codes: Mapping[str, str] = field(default_factory=dict)
+    #: Where to read and keep what is learned of them: a path or URL.
+    learned: str | None = None
     #: The DAG's id as the user has it, pickled. The scheduler does not open it.
     own_id: bytes = b""
     strategy: str = "packed"
