@@ -68,26 +68,32 @@ def rungs(
     candidates = _rising(padded, floor, worker_memory)
     # How likely it is that a candidate is not enough: one more peak is assumed above all.
     beyond = [(count - bisect_right(ordered, c) + 1) / (count + 1) for c in candidates]
-    # For each candidate, the ladder that begins there and what is expected to be claimed above it,
-    # where a whole worker follows the highest rung.
+    return _cheapest(candidates, beyond, worker_memory)
+
+
+def _cheapest(
+    candidates: Sequence[float], beyond: Sequence[float], worker_memory: float
+) -> tuple[float, ...]:
+    """Return the ladder of candidates that is expected to claim the least.
+
+    The first rung is always claimed, each further one if the one before it is not enough, and a
+    whole worker if none is. `beyond` says how likely each candidate is not enough.
+    """
+    # For each candidate, a ladder that begins there: what it is expected to claim above its first
+    # rung, and its rungs. First the ladders of one rung, then ever longer ones.
     single: list[tuple[float, tuple[float, ...]]] = [
-        (p * worker_memory if c < worker_memory else 0.0, (c,))
-        for c, p in zip(candidates, beyond, strict=True)
+        (p * worker_memory if claim < worker_memory else 0.0, (claim,))
+        for claim, p in zip(candidates, beyond, strict=True)
     ]
     best = single
     for _ in range(_RUNGS - 1):
-        best = [
-            min(
-                [
-                    single[i],
-                    *(
-                        (p * candidates[j] + best[j][0], (candidates[i], *best[j][1]))
-                        for j in range(i + 1, len(candidates))
-                    ),
-                ]
-            )
-            for i, p in enumerate(beyond)
-        ]
+        longer = list(single)
+        for i, p in enumerate(beyond):
+            for above, ladder in best[i + 1 :]:
+                expected = p * ladder[0] + above
+                if expected < longer[i][0]:
+                    longer[i] = expected, (candidates[i], *ladder)
+        best = longer
     return min((ladder[0] + above, ladder) for above, ladder in best)[1]
 
 

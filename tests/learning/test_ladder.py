@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
+from itertools import combinations
 
 import pytest
 from hypothesis import given
@@ -38,6 +41,22 @@ def test_rungs_rise_and_fit(peaks: list[float], worker: float, share: float) -> 
     assert 1 <= len(ladder) <= 3 and sorted(set(ladder)) == list(ladder)
     assert 0 < ladder[0] and ladder[-1] <= worker
     assert ladder[0] >= share * worker
+
+
+@given(st.lists(st.integers(1, 3000), min_size=3, max_size=9), SHARE)
+def test_no_ladder_is_cheaper(peaks: list[int], share: float) -> None:
+    """Of all ladders of up to three of the claims, none is expected to claim less."""
+
+    def expected(ladder: Sequence[float]) -> float:
+        likely = [(sum(p > claim for p in peaks) + 1) / (len(peaks) + 1) for claim in ladder]
+        following = [*ladder[1:], 3000.0 if ladder[-1] < 3000 else 0.0]
+        return ladder[0] + sum(p * claim for p, claim in zip(likely, following, strict=True))
+
+    claims = {min(max(math.ceil(peak + 0.1 * peak), share * 3000), 3000.0) for peak in peaks}
+    ladders = (c for n in (1, 2, 3) for c in combinations(sorted(claims), n))
+    best = min(map(expected, ladders))
+    ladder = rungs(peaks, worker_memory=3000, cpu_share=share)
+    assert expected(ladder) == pytest.approx(best)
 
 
 @given(PEAKS, WORKER, SHARE, st.booleans())

@@ -399,6 +399,24 @@ def test_a_folder_is_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert len(list((tmp_path / "folder.d").iterdir())) == 1
 
 
+def test_folders_are_made_where_they_have_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On file systems with folders, such as SFTP, the one beside the main file is made."""
+    system = fsspec.filesystem("memory")
+    write = system.pipe_file
+
+    def strict(path: str, content: bytes) -> None:
+        if path.rpartition("/")[0] not in system.pseudo_dirs:
+            raise FileNotFoundError(path)
+        write(path, content)
+
+    system.makedirs("/learned")
+    monkeypatch.setattr(system, "pipe_file", strict)
+    LearnedFile("memory://learned/learned.json").save(learned("a"))
+    assert codes(LearnedFile("memory://learned/learned.json").open()) == "a"
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
 def test_a_missing_driver_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
