@@ -23,6 +23,7 @@ from handoff_dask.attempts.members import (
 from handoff_dask.attempts.states import PLACED, Running
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.compat.task_spec import Task, TaskRef, referred_key
+from handoff_dask.model.attempt import UNKNOWN, Usage
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord
 from handoff_dask.scheduler.runs import Runs
@@ -80,7 +81,15 @@ class Bundles:
             return
         positions = ended.positions
         indices = array("I", map(bundle.members.__getitem__, positions))
-        block = Block(worker, bundle.cost, indices, ended.started, ended.stopped)
+        block = Block(
+            worker,
+            bundle.cost,
+            indices,
+            ended.started,
+            ended.stopped,
+            ended.cpu_time,
+            ended.result_bytes,
+        )
         record.blocks.append(block)
         record.run.retries += members.reported(number, positions, ended.stopped[-1])
         record.run.block_ended(record, block)
@@ -120,7 +129,7 @@ class Bundles:
         run_.retries += record.members.reported(number, [position], failure.stopped)
         self._enter(
             record, index, worker, failure.started, failure.stopped, failure.error_type,
-            failure.message,
+            failure.message, usage=Usage(failure.cpu_time),
         )  # fmt: skip
         if not failure.final or record.members.states[position] != OPEN:
             return
@@ -145,6 +154,7 @@ class Bundles:
         message: str | None,
         outcome: Any = "error",
         counts: bool = True,
+        usage: Usage = UNKNOWN,
     ) -> None:
         """Enter an attempt of a member that did not succeed into the ledger."""
         run_ = record.run
@@ -152,7 +162,7 @@ class Bundles:
         number = record.members.tries[record.position(index)]
         entry = Entry(
             number, worker, started, stopped, outcome, error_type, message, record.bundle.cost,
-            counts,
+            counts, usage,
         )  # fmt: skip
         run_.entries[index] = (*before, entry)
         run_.attempt_ended(index, entry)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.errors import AllocationError
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Usage
 from handoff_dask.model.expansion import Node
 from handoff_dask.model.function import FunctionType
 from handoff_dask.model.retry import RetryPolicy
@@ -310,6 +310,9 @@ class Block(NamedTuple):
     #: Seconds since the epoch.
     started: array[float]
     stopped: array[float]
+    #: Seconds that they kept a processor busy, and bytes of their results.
+    cpu_time: array[float]
+    result_bytes: array[int]
 
     def entry(self, number: int, place: int) -> Entry:
         """Return the attempt at a place of the columns, as the `number`-th of its function."""
@@ -323,6 +326,7 @@ class Block(NamedTuple):
             None,
             self.cost,
             False,
+            Usage(self.cpu_time[place], None, self.result_bytes[place]),
         )
 
 

@@ -19,6 +19,7 @@ from handoff_dask.wire.bundles import (
     Member,
     MemberFailure,
     Values,
+    size_of,
     unpacked,
 )
 from handoff_dask.wire.payload import Name, open_call
@@ -187,7 +188,7 @@ class _Bundle:
     def _attempt(self, position: int, attempt: int) -> bool:
         """Start a member once; return whether it succeeded or no attempt is left."""
         member = self._members[position]
-        started = time.time()
+        started, cpu = time.time(), time.thread_time()
         identity = None
         try:
             identity, call = open_call(member.call, self._contents)
@@ -207,9 +208,11 @@ class _Bundle:
                 packed_error.message,
                 attempt > member.max_retries,
                 pickle.dumps(packed_error) if attempt > member.max_retries else None,
+                time.thread_time() - cpu,
             )
         else:
-            self._report.ended(position, started, time.time())
+            cpu = time.thread_time() - cpu
+            self._report.ended(position, started, time.time(), cpu, size_of(value))
             if position in self._keep or self._users[position]:
                 self._values[position] = value
             return True
@@ -265,10 +268,10 @@ class _Report:
         self._failures: list[MemberFailure] = []
         self._last = time.monotonic()
 
-    def ended(self, position: int, started: float, stopped: float) -> None:
+    def ended(self, position: int, *attempt: Any) -> None:
         """Add an attempt that succeeded."""
         with self._lock:
-            self._ended.add(position, started, stopped)
+            self._ended.add(position, *attempt)
             if time.monotonic() - self._last > REPORT:
                 self._send()
             elif not self._scheduled and self._task is not None:
