@@ -224,14 +224,20 @@ class Bundles:
 
     # A placement
 
+    def _failures(self, record: BundleRecord, position: int) -> int:
+        """Return how many attempts of a member count against its `max_retries`."""
+        entries = record.run.entries.get(record.bundle.members[position], ())
+        return sum(entry.counts for entry in entries)
+
     def mark(self, record: BundleRecord, ts: TaskState) -> Mapping[str, Any]:
         """Return what the worker is told of a placement of a bundle."""
         members = record.members
         mark: dict[str, Any] = {"patience": record.bundle.patience}
-        if members.open_count == len(members.states) and not record.run.entries:
+        if members.untried:
             return mark
         mark["positions"] = members.open
-        mark["attempts"] = {p: members.tries[p] for p in members.open if members.tries[p]}
+        tried = [p for p in members.open if members.tries[p]]
+        mark["attempts"] = {p: (members.tries[p], self._failures(record, p)) for p in tried}
         errors = record.run.errors
         if errors:
             failed = {p: record.bundle.members[p] for p in members.having(FAILED)}
