@@ -30,6 +30,7 @@ from tests.trust.test_bundles import (
     until,
     wait_for,
 )
+from tests.trust.test_bundles_disturbed import wait_and_fail
 
 #: Seconds for a run to end.
 LONG = 60
@@ -177,6 +178,9 @@ async def test_inputs_that_did_not_arrive(c, s, a, b):
     lost = lost_of(a, worker_gone=False, died=False, inputs=["something"])
     plugin.bundles.lost(bundle, lost, End({}))
     assert set(bundle.members.states) == {LEFT}
+    # The bundle itself needs no inputs any more.
+    await until(lambda: s.tasks[bundle.key].state == "memory")
+    assert not GO.is_set()
     check_attempts(await ended(run), COUNT + 1)
 
 
@@ -223,6 +227,25 @@ async def test_leaving_with_a_value_that_stays(c, s, a, b):
     result = await ended(run)
     assert all(result.results["after", i] == i for i in range(COUNT))
     check_attempts(result, 2 * COUNT + 1)
+
+
+@on_cluster()
+async def test_a_bundle_that_fails_after_one_has_left(c, s, a, b):
+    """What left it, and depends on it, goes with it when the run is let go."""
+    first = Function("first", [], wait_and_fail, extra_args=["first"])
+    pairs = [f for i in range(COUNT) for f in (
+        doing(i, did, i, args=["first"]), doing(("after", i), did, args=[i]))]  # fmt: skip
+    run, record = await begin(s, dag_of(first, *pairs), 0, on_error="continue")
+    await until(lambda: "first" in DID)
+    plugin, bundle = s.plugins["handoff"], record.bundle_of(1)
+    needs = next(p for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs)
+    plugin.bundles.leave(bundle, [needs])
+    result = await ended(run)
+    assert len(result.errors) == 2 * COUNT + 1
+    assert s.tasks[bundle.key].state == "erred"
+    del run, result
+    gc.collect()
+    await until(lambda: not s.tasks)
 
 
 @on_cluster()
