@@ -66,9 +66,7 @@ def columns(*positions):
 
 def lost_of(worker, number=1, **facts):
     """Return the loss of a placement."""
-    return Lost(
-        worker.address, 10.0, number, 20.0, **{"worker_gone": True, "died": True, **facts}
-    )
+    return Lost(worker.address, 10.0, number, 20.0, **{"worker_gone": True, "died": True, **facts})
 
 
 def sum_of_states(record):
@@ -174,7 +172,7 @@ async def test_nothing_had_started(c, s, a, b):
 @on_cluster()
 async def test_inputs_that_did_not_arrive(c, s, a, b):
     """If a worker took it back for want of its inputs, each travels alone and gets its own try."""
-    plugin, run, record, bundle = await waiting(s, *members())
+    plugin, run, _, bundle = await waiting(s, *members())
     lost = lost_of(a, worker_gone=False, died=False, inputs=["something"])
     plugin.bundles.lost(bundle, lost, End({}))
     assert set(bundle.members.states) == {LEFT}
@@ -284,9 +282,7 @@ async def test_redirect(c, s, a, b):
 async def test_an_input_that_fails(c, s, a, b):
     """Only members that need it fail with it; the others run, alone."""
     chains = [
-        f
-        for i in range(COUNT)
-        for f in (doing(i, *([fail] if i == 5 else [int, i])), *chain(i, 3))
+        f for i in range(COUNT) for f in (doing(i, *([fail] if i == 5 else [int, i])), *chain(i, 3))
     ]
     # They cost more, so they are in bundles of their own, each with inputs from one other bundle.
     uses = [doing(("use", i), did, args=[(i, 2)], cost={"cpu": 1}) for i in range(COUNT)]
@@ -407,7 +403,7 @@ async def test_reports_of_failures(c, s, a, b):
     chains = [f for i in range(COUNT) for f in (
         doing(i, *([fail] if i == 7 else [did, i]), args=["first"]),
         doing(("after", i), did, args=[i]))]  # fmt: skip
-    plugin, run, record, bundle = await waiting(s, *chains, together=(7,), on_error="continue")
+    _, run, record, bundle = await waiting(s, *chains, together=(7,), on_error="continue")
     begun = time.time()
     result = await ended(run)
     assert set(result.errors) == {7, ("after", 7)}

@@ -457,7 +457,13 @@ async def test_taking_values_out(c, s, a):
 async def test_what_the_scheduler_asks_for(c, s, a):
     """A worker gets the annotations of a placement as the scheduler made them."""
     members = bundle(*(member(current) for _ in range(3)))
-    mark = {"positions": [0, 2], "keep": [2], "attempts": {2: (4, 0)}, "patience": 60, "cost": {"x": 1}}
+    mark = {
+        "positions": [0, 2],
+        "keep": [2],
+        "attempts": {2: (4, 0)},
+        "patience": 60,
+        "cost": {"x": 1},
+    }
     values = await (await send_bundle(c, "bundle", members, **mark))
     assert {index: (me.id, me.attempt, me.cost) for index, me in values.items()} == {
         102: (2, 5, {"x": 1})
