@@ -45,6 +45,11 @@ class Members:
         """Those that are to run."""
         return [position for position, state in enumerate(self.states) if state == OPEN]
 
+    @property
+    def untried(self) -> bool:
+        """Whether all are to run, and none has run before."""
+        return self.open_count == len(self.states) and not any(self.tries)
+
     def having(self, state: int) -> list[int]:
         """Return those in a state."""
         return [position for position, own in enumerate(self.states) if own == state]

@@ -135,7 +135,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._listeners += [self.history, EventStream(scheduler, self.runs), self.measurements]
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
-            scheduler, self.runs.cancelled, self.runs.check_retried
+            scheduler, self.runs.cancelled, self.runs.check_retried, self.bundles.let_go
         )
         self._remove_handlers = compat.install_handlers(
             scheduler,

@@ -38,7 +38,7 @@ def run_bundle(members: bytes, names: tuple[Name, ...], *values: Any) -> Values:
 
     - ``positions``: the members that run; None: all,
     - ``keep``: the members whose values are returned; None: as each says,
-    - ``attempts``: {position: number of earlier attempts},
+    - ``attempts``: {position: (number of earlier attempts, how many of them use up a retry)},
     - ``errors``: {position: pickled exception} of members that failed in earlier placements,
     - ``patience``: seconds after which the bundle gives back those that have not started.
 
@@ -119,7 +119,7 @@ class _Bundle:
         positions, keep = mark.get("positions"), mark.get("keep")
         self._positions: Sequence[int] = range(len(members)) if positions is None else positions
         self._keep = {p for p in self._positions if members[p].keep} if keep is None else set(keep)
-        self._attempts: Mapping[int, int] = mark.get("attempts") or {}
+        self._attempts: Mapping[int, tuple[int, int]] = mark.get("attempts") or {}
         self._patience: float | None = mark.get("patience")
         #: {position: how many members still need its value}
         self._users = Counter(-1 - s for p in self._positions for s in members[p].sources if s < 0)
@@ -176,17 +176,18 @@ class _Bundle:
             if source < 0 and -1 - source not in self._values:
                 self._leave_out(position, -1 - source)
                 return
-        attempt = self._attempts.get(position, 0) + 1
+        tried, failures = self._attempts.get(position, (0, 0))
         while self._starts_now(position):
-            if self._attempt(position, attempt):
+            tried += 1
+            if self._attempt(position, tried, failures >= member.max_retries):
                 self._release(member)
                 return
             if self._gives_back():
                 return
-            attempt += 1
+            failures += 1
 
-    def _attempt(self, position: int, attempt: int) -> bool:
-        """Start a member once; return whether it succeeded or no attempt is left."""
+    def _attempt(self, position: int, attempt: int, last: bool) -> bool:
+        """Start a member once; return whether it succeeded or that was its last attempt."""
         member = self._members[position]
         started, cpu = time.time(), time.thread_time()
         identity = None
@@ -206,8 +207,8 @@ class _Bundle:
                 time.time(),
                 type_of(error),
                 packed_error.message,
-                attempt > member.max_retries,
-                pickle.dumps(packed_error) if attempt > member.max_retries else None,
+                last,
+                pickle.dumps(packed_error) if last else None,
                 time.thread_time() - cpu,
             )
         else:
