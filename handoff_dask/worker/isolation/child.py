@@ -24,7 +24,15 @@ from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.packed_errors import packed
 from handoff_dask.wire.payload import opened
 from handoff_dask.worker.current import isolate, refuse_isolated, running
-from handoff_dask.worker.isolation.calls import Order, Reply, Request, Start, Usage, World
+from handoff_dask.worker.isolation.calls import (
+    Order,
+    Reply,
+    Request,
+    Start,
+    Usage,
+    World,
+    environment,
+)
 from handoff_dask.worker.isolation.channel import Channel, Message
 from handoff_dask.worker.isolation.libc import (
     adopt_orphans,
@@ -91,7 +99,8 @@ class _Child:
         self._handlers = tuple(logging.root.handlers)
         #: MB that it had when idle: after its first call, and when it last tidied up.
         self._first: float | None = None
-        self._idle = self._meter.now()
+        idle = self._meter.stop()
+        self._idle, self._signals = idle.now, idle.signals
 
     def run(self, message: Message) -> None:
         """Run a call."""
@@ -107,11 +116,11 @@ class _Child:
                 stream.flush()
         result = evaluated.result
         size = None if result is None or order.request.kind == "discard" else result.size
-        cpu_time, peak, now = self._meter.stop()
-        settles = now > self._idle + _TIDY
+        used = self._meter.stop()
+        settles = used.now > self._idle + _TIDY
         reply = Reply(
             () if result is None else result.places,
-            Usage(cpu_time, peak, size),
+            Usage(used.cpu_time, used.peak, size),
             _is_alone(),
             settles,
             evaluated.failure,
@@ -124,12 +133,12 @@ class _Child:
             self._channel.send(facts, result.data, result.fds)
             result.close()
         del message, evaluated, result
-        self._surroundings.restore()
+        self._surroundings.restore(signals=used.signals != self._signals)
         logging.root.handlers[:] = self._handlers
         if settles:
             self._channel.send(pickle.dumps(self._settle()))
         elif self._first is None:
-            self._first = now
+            self._first = used.now
 
     def _evaluate(self, order: Order, message: Message) -> _Evaluated:
         """Evaluate a call as a worker's thread does; what it raises becomes a failure."""
@@ -169,7 +178,7 @@ class _Child:
         """Give memory back; return whether the child can go on."""
         gc.collect()
         return_free_memory()
-        self._idle = self._meter.now()
+        self._idle = self._meter.stop().now
         if self._first is None:
             self._first = self._idle
         return self._idle < self._first + _GROWN
@@ -208,20 +217,21 @@ class _Surroundings:
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         faulthandler.enable(stderr)
 
-    def restore(self) -> None:
-        """Make everything as it was when the child started."""
+    def restore(self, *, signals: bool = True) -> None:
+        """Make everything as it was when the child started; `signals`: those, too."""
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            for number, handler in self._handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
         os.umask(self._mask)
         with suppress(OSError):
             os.chdir(self._folder)
-        if os.environ != self._environ:
-            os.environ.clear()
-            os.environ.update(self._environ)
+        if environment() != self._environ:
+            os.environb.clear()
+            os.environb.update(self._environ)
         for number, output in enumerate(self._outputs, 1):
             os.dup2(output, number)
         if (sys.stdout, sys.stderr) != self._streams or any(s.closed for s in self._streams):
@@ -234,13 +244,13 @@ def _stream(fd: int) -> io.TextIOWrapper:
     return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _variables(world: World) -> dict[str, str]:
+def _variables(world: World) -> dict[bytes, bytes]:
     variables = {}
     if world.devices is not None:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(world.devices)
     if world.width is not None:
         variables.update(dict.fromkeys(_WIDTHS, str(world.width)))
-    return variables
+    return {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
 
 
 class _Forwarding(logging.Handler):

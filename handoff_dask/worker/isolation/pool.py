@@ -22,6 +22,7 @@ from handoff_dask.worker.isolation.calls import (
     Surroundings,
     Usage,
     World,
+    environment,
 )
 from handoff_dask.worker.isolation.handles import ChildHandle, ServerHandle
 from handoff_dask.worker.isolation.memory import Watch, Watcher, memory_of
@@ -139,7 +140,7 @@ class Pool:
 
     def _child(self, world: World) -> ChildHandle:
         """Return a child in a world: an idle one, or else a new one."""
-        place = world, Surroundings(dict(os.environ), tuple(sys.path), _folder())
+        place = world, Surroundings(environment(), tuple(sys.path), _folder())
         while child := self._idle_child(place):
             if child.ready():
                 return child
