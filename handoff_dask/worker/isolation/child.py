@@ -93,6 +93,8 @@ class _Child:
         self._surroundings = surroundings
         self._pid = os.getpid()
         self._meter = Meter()
+        #: Kept mapped while a call runs, so that the meter can tell how much of them was read.
+        self._inputs: Any = None
         logging.root.handlers[:] = [_Forwarding(channel)]
         for name, level in start.log_levels.items():
             logging.getLogger(name).setLevel(level)
@@ -117,6 +119,7 @@ class _Child:
         result = evaluated.result
         size = None if result is None or order.request.kind == "discard" else result.size
         used = self._meter.stop()
+        self._inputs = None
         settles = used.now > self._idle + _TIDY
         reply = Reply(
             () if result is None else result.places,
@@ -152,6 +155,7 @@ class _Child:
     def _value(self, order: Order, message: Message) -> Any:
         request = order.request
         values = unpack(message.data, order.places, message.fds, shared=False)
+        self._inputs = values
         identity, call, results = opened(request.names, request.call, values)
         if self._width is not None and (limits := sys.modules.get("threadpoolctl")):
             limits.threadpool_limits(self._width)  # for libraries that heed no variable

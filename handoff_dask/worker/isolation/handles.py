@@ -31,6 +31,10 @@ _BOOTSTRAP = (
 )
 
 
+class ServerEndedError(RuntimeError):
+    """No child can be started."""
+
+
 class ServerHandle:
     """The process that forks children."""
 
@@ -96,7 +100,7 @@ class ChildHandle:
         pid = self._word()
         if pid is None:
             self.close()
-            raise RuntimeError("the process that starts those of isolated functions has ended")
+            raise ServerEndedError("the process that starts those of isolated functions has ended")
         self.pid = pid
         levels = {
             name: logger.level
