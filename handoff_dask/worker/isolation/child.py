@@ -138,6 +138,7 @@ class _Child:
         del message, evaluated, result
         self._surroundings.restore(signals=used.signals != self._signals)
         logging.root.handlers[:] = self._handlers
+        self._meter.forget()
         if settles:
             self._channel.send(pickle.dumps(self._settle()))
         elif self._first is None:

@@ -75,9 +75,13 @@ class Meter:
     def start(self, inputs: int) -> None:
         """Begin a call that has so many bytes of inputs in shared memory."""
         self._inputs = inputs / 1e6
+        self.forget()
+        self._began = _cpu_time()
+
+    def forget(self) -> None:
+        """Forget how much memory there was: what the worker sees of it begins anew."""
         if self._reset is not None:
             os.pwrite(self._reset, b"5", 0)  # resets VmHWM
-        self._began = _cpu_time()
 
     def stop(self) -> Used:
         """Return what the call used."""

@@ -35,15 +35,6 @@ GRACE = 64.0
 CALLS = 100
 
 
-def available() -> str | None:
-    """Return why functions cannot be isolated on this system; None if they can."""
-    if not sys.platform.startswith("linux"):
-        return f"processes of their own need Linux, and this is {sys.platform}"
-    if not os.path.exists("/proc/self/status"):
-        return "processes of their own need the /proc file system"
-    return None
-
-
 class Pool:
     """Runs calls in processes and keeps some of these for the next calls.
 
@@ -62,6 +53,7 @@ class Pool:
         self._running: dict[Hashable, _Running] = {}
         self._watcher = Watcher()
         self._closed = False
+        self._pid = os.getpid()
         atexit.register(self.close)
 
     def run(
@@ -86,7 +78,8 @@ class Pool:
         key
             Its name for :meth:`kill`.
         on_start
-            Called just before the process gets the call.
+            Called just before the process gets the call; if it raises, so does this, and the call
+            has not started.
         """
         running = _Running(limit)
         with self._lock:
@@ -119,7 +112,7 @@ class Pool:
         return running is not None and running.stop("killed", reason)
 
     def memory(self) -> float:
-        """Return the memory that all processes use now (MB)."""
+        """Return the memory that all processes use now (MB), without inputs."""
         with self._lock:
             server = self._server
             watches = [r.watch for r in self._running.values() if r.watch is not None]
@@ -130,6 +123,8 @@ class Pool:
     def close(self) -> None:
         """Kill all processes and wait until they have ended."""
         atexit.unregister(self.close)
+        if os.getpid() != self._pid:
+            return  # a copy of the worker, made by a function that forks, is ending
         with self._lock:
             self._closed = True
             server, self._server = self._server, None
@@ -179,11 +174,15 @@ class Pool:
         inputs = sum(place.size for place in values.places)
         watch = Watch(child.pid, inputs, running.limit, running.exceed)
         answer = None
+        try:
+            if on_start is not None:
+                on_start()
+        except BaseException:
+            self._keep(child)
+            raise
         if running.begin(child, watch):
             self._watcher.add(watch)
             try:
-                if on_start is not None:
-                    on_start()
                 order = Order(request._replace(values=()), values.places, logging.root.level)
                 answer = child.ask(pickle.dumps(order), values)
             except (EOFError, ConnectionError):
@@ -213,7 +212,11 @@ class Pool:
         if not reply.reusable:
             # What the function left behind still uses what it claimed.
             child.retire(wait=True)
-            return
+        else:
+            self._keep(child)
+
+    def _keep(self, child: ChildHandle) -> None:
+        """Keep an idle child for the next call, unless there are enough or it has done enough."""
         surplus: ChildHandle | None = child
         if child.calls < CALLS:
             with self._lock:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from handoff_dask.worker.isolation.pool import Pool, available
-from handoff_dask.worker.isolation.process_tree import tree_of
+from handoff_dask.worker.isolation import unavailable
 
-collect_ignore_glob = ["*"] if available() else []
+if unavailable():
+    collect_ignore_glob = ["*"]
+else:
+    from handoff_dask.worker.isolation.pool import Pool
+    from handoff_dask.worker.isolation.process_tree import tree_of
 
 
 @pytest.fixture

