@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -61,9 +62,15 @@ class Ended(NamedTuple):
 class Surroundings(NamedTuple):
     """What a child has in common with its worker."""
 
-    environ: Mapping[str, str]
+    environ: Mapping[bytes, bytes]
     path: tuple[str, ...]
     folder: str
+
+
+def environment() -> dict[bytes, bytes]:
+    """Return a copy of this process' environment."""
+    # Its own mapping, because going through ``os.environb`` takes a hundred times as long.
+    return dict(getattr(os.environb, "_data", os.environb))
 
 
 class Start(NamedTuple):

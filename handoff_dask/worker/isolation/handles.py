@@ -31,6 +31,10 @@ _BOOTSTRAP = (
 )
 
 
+class ServerEndedError(RuntimeError):
+    """No child can be started."""
+
+
 class ServerHandle:
     """The process that forks children."""
 
@@ -96,7 +100,7 @@ class ChildHandle:
         pid = self._word()
         if pid is None:
             self.close()
-            raise RuntimeError("the process that starts those of isolated functions has ended")
+            raise ServerEndedError("the process that starts those of isolated functions has ended")
         self.pid = pid
         levels = {
             name: logger.level
@@ -109,8 +113,11 @@ class ChildHandle:
     def ready(self) -> bool:
         """Whether it can run a call; this may wait until it has tidied up."""
         try:
-            if self._settles:
-                return bool(pickle.loads(self._channel.receive().facts))
+            while self._settles:
+                content = pickle.loads(self._channel.receive().facts)
+                if isinstance(content, bool):
+                    return content
+                _log(content)
         except (EOFError, ConnectionError):
             return False
         return not any(fd == self._channel.fileno() for fd, _ in self._poll.poll(0))

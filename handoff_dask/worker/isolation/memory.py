@@ -48,6 +48,18 @@ def _field(content: bytes, name: bytes) -> float:
     return int(content[at + len(name) :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
 
 
+class Used(NamedTuple):
+    """What a call used, and how it left the process."""
+
+    #: Seconds.
+    cpu_time: float
+    #: The most memory, and that at the end (MB).
+    peak: float
+    now: float
+    #: The signals that are blocked, ignored and handled.
+    signals: bytes
+
+
 class Meter:
     """Measures the calls of this process."""
 
@@ -60,25 +72,24 @@ class Meter:
         self._inputs = 0.0
         self._began = 0.0
 
-    def now(self) -> float:
-        """Return the memory in use now (MB)."""
-        return self._status().now
-
     def start(self, inputs: int) -> None:
         """Begin a call that has so many bytes of inputs in shared memory."""
         self._inputs = inputs / 1e6
-        if self._reset is not None:
-            os.pwrite(self._reset, b"5", 0)  # resets VmHWM
+        self.forget()
         self._began = _cpu_time()
 
-    def stop(self) -> tuple[float, float, float]:
-        """Return CPU time (s), the most memory (MB) and the memory now (MB) of a call."""
-        status = self._status()
-        peak = status.now if self._reset is None else status.peak
-        return _cpu_time() - self._began, peak, status.now
+    def forget(self) -> None:
+        """Forget how much memory there was: what the worker sees of it begins anew."""
+        if self._reset is not None:
+            os.pwrite(self._reset, b"5", 0)  # resets VmHWM
 
-    def _status(self) -> _Status:
-        return _status(os.pread(self._file, 4096, 0), self._inputs)
+    def stop(self) -> Used:
+        """Return what the call used."""
+        content = os.pread(self._file, 4096, 0)
+        status = _status(content, self._inputs)
+        peak = status.now if self._reset is None else status.peak
+        signals = content[content.find(b"SigBlk:") : content.find(b"CapInh:")]
+        return Used(_cpu_time() - self._began, peak, status.now, signals)
 
 
 def _cpu_time() -> float:
