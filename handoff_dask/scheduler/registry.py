@@ -74,6 +74,8 @@ class Registry:
         self._returning: set[str] = set()
         #: {address: version} of workers whose version is not the scheduler's.
         self.strangers: dict[str, str] = {}
+        #: {address: why} of workers that cannot isolate functions.
+        self.unavailable: dict[str, str] = {}
         #: {address: why} of workers whose copy of this package cannot be used.
         self.unusable: dict[str, str] = {}
         self._news = asyncio.Event()
@@ -119,6 +121,7 @@ class Registry:
         version: str,
         ours: Mapping[str, Iterable[Any]] = MappingProxyType({}),
         returns: bool = False,
+        unavailable: str | None = None,
     ) -> None:
         """Record what a worker offers; from then on it is given functions.
 
@@ -136,6 +139,8 @@ class Registry:
         self._remember(ws, self.ours[worker])
         if returns:
             self._returning.add(worker)
+        if unavailable is not None:
+            self.unavailable[worker] = unavailable
         leaving: Mapping[str, Declaration] = {}
         if withdrawal := Withdrawal.of(self.scheduler):
             withdrawal.keep(worker, self.ours[worker])
