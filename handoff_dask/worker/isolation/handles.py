@@ -31,8 +31,8 @@ _BOOTSTRAP = (
 )
 
 
-class ServerEndedError(RuntimeError):
-    """No child can be started."""
+class NoProcessError(RuntimeError):
+    """No process can be started: the system has too many, or their server has ended."""
 
 
 class ServerHandle:
@@ -100,7 +100,7 @@ class ChildHandle:
         pid = self._word()
         if pid is None:
             self.close()
-            raise ServerEndedError("the process that starts those of isolated functions has ended")
+            raise NoProcessError("no process could be started for an isolated function")
         self.pid = pid
         levels = {
             name: logger.level

@@ -26,21 +26,22 @@ _KIB = 1024 / 1e6
 
 
 class _Status(NamedTuple):
-    """Memory of a process (MB)."""
+    """Memory of a process (MB), without files."""
 
-    #: Now, without files and inputs.
+    #: Now, without inputs.
     now: float
-    #: The most since the last call began.
-    peak: float
+    #: Inputs that are mapped now.
+    inputs: float
+    #: The most since the last call began, with inputs.
+    most: float
 
 
 def _status(content: bytes, inputs: float) -> _Status:
     """Read ``/proc/PID/status``; `inputs`: MB of shared memory that is not the function's."""
     shared = _field(content, b"RssShmem:")
-    others = min(shared, inputs)
-    now = _field(content, b"RssAnon:") + shared - others
-    most = _field(content, b"VmHWM:") - _field(content, b"RssFile:") - others
-    return _Status(now, max(now, most))
+    mapped = min(shared, inputs)
+    now = _field(content, b"RssAnon:") + shared - mapped
+    return _Status(now, mapped, _field(content, b"VmHWM:") - _field(content, b"RssFile:"))
 
 
 def _field(content: bytes, name: bytes) -> float:
@@ -87,7 +88,7 @@ class Meter:
         """Return what the call used."""
         content = os.pread(self._file, 4096, 0)
         status = _status(content, self._inputs)
-        peak = status.now if self._reset is None else status.peak
+        peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
         signals = content[content.find(b"SigBlk:") : content.find(b"CapInh:")]
         return Used(_cpu_time() - self._began, peak, status.now, signals)
 
@@ -141,7 +142,8 @@ class Watch:
         # Pages that the processes share count several times so far, but exact figures take longer.
         if len(statuses) > 1 and now > self.peak:
             now = sum(_share_of(pid, self.inputs) for pid in members)
-        self.peak = max(self.peak, now, statuses[0].peak)
+        # Inputs that were mapped at that time may be gone by now.
+        self.peak = max(self.peak, now, statuses[0].most - self.inputs)
         return now
 
 

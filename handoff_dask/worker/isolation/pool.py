@@ -24,7 +24,7 @@ from handoff_dask.worker.isolation.calls import (
     World,
     environment,
 )
-from handoff_dask.worker.isolation.handles import ChildHandle, ServerEndedError, ServerHandle
+from handoff_dask.worker.isolation.handles import ChildHandle, NoProcessError, ServerHandle
 from handoff_dask.worker.isolation.memory import Watch, Watcher, memory_of
 from handoff_dask.worker.isolation.segments import Packed, pack, unpack
 from handoff_dask.worker.verdicts import judge
@@ -91,7 +91,7 @@ class Pool:
                 return _not_sent(request, error)
             try:
                 return self._run(running, self._child(world), request, values, on_start)
-            except ServerEndedError:
+            except NoProcessError:
                 if running.stopped is None:
                     raise
                 outcome, detail = running.stopped
@@ -147,7 +147,7 @@ class Pool:
             child.retire()
         with self._lock:
             if self._closed:
-                raise ServerEndedError("the processes of isolated functions have been closed")
+                raise NoProcessError("the processes of isolated functions have been closed")
             if self._server is None or not self._server.alive:
                 if self._server is not None:
                     self._server.close()

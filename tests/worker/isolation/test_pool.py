@@ -545,6 +545,20 @@ def test_worlds(pool):
     )
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_widths(pool, width):
+    """A numerical library that is imported in a child starts as many threads as it may."""
+
+    def multiply():
+        import numpy
+
+        square = numpy.ones((500, 500))
+        assert (square @ square)[0, 0] == 500
+        return len(os.listdir("/proc/self/task"))
+
+    assert value(run(pool, multiply, world=World(width=width))) <= width
+
+
 def test_the_environment_of_the_worker(pool, monkeypatch, tmp_path):
     """Functions find the worker's environment, path and folder as they are now."""
 
