@@ -54,16 +54,29 @@ class Bundles:
     # What workers report
 
     def reported(
-        self, key: Any, number: int, ended: bytes, failures: list[Any], worker: str, **_: Any
+        self,
+        key: Any,
+        number: int,
+        ended: bytes,
+        failures: list[Any],
+        worker: str,
+        gave_back: bool = False,
+        **_: Any,
     ) -> None:
-        """Record which members have ended on a worker, as far as it has got."""
+        """Record which members have ended on a worker, as far as it has got.
+
+        If it gives the others back, they leave at once: when the task of the bundle has ended, Dask
+        drops its inputs, which they need.
+        """
         record = self.runs.functions.get(key)
         if not isinstance(record, BundleRecord):
             return  # its run is forgotten
         self._done(record, number, worker, EndedColumns.unpack(ended))
         for fields in failures:
             self._failed(record, number, worker, MemberFailure(*fields))
-        if isinstance(record.state, Running) and record.members.open_count:
+        if gave_back and self._is_current(record, number):
+            self.leave(record, record.members.open)
+        elif isinstance(record.state, Running) and record.members.open_count:
             self.ask()
 
     def _done(
