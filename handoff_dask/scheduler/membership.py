@@ -100,6 +100,8 @@ class Bundles:
         self._learn(record, positions, block)
         if self._is_current(record, number):
             record.end((p for p in positions if members.states[p] == OPEN), DONE)
+        else:
+            members.late(number, positions)
 
     def _is_current(self, record: BundleRecord, number: int) -> bool:
         """Whether a placement is the one that is under way."""
@@ -138,6 +140,7 @@ class Bundles:
         if not failure.final or record.members.states[position] != OPEN:
             return
         if not self._is_current(record, number):
+            record.members.late(number, [position])
             return
         # What depends on it in the bundle does not run.
         reached = with_dependents({position}, self._sources(record))
