@@ -55,16 +55,29 @@ class Bundles:
     # What workers report
 
     def reported(
-        self, key: Any, number: int, ended: bytes, failures: list[Any], worker: str, **_: Any
+        self,
+        key: Any,
+        number: int,
+        ended: bytes,
+        failures: list[Any],
+        worker: str,
+        gave_back: bool = False,
+        **_: Any,
     ) -> None:
-        """Record which members have ended on a worker, as far as it has got."""
+        """Record which members have ended on a worker, as far as it has got.
+
+        If it gives the others back, they leave at once: when the task of the bundle has ended, Dask
+        drops its inputs, which they need.
+        """
         record = self.runs.functions.get(key)
         if not isinstance(record, BundleRecord):
             return  # its run is forgotten
         self._done(record, number, worker, EndedColumns.unpack(ended))
         for fields in failures:
             self._failed(record, number, worker, MemberFailure(*fields))
-        if isinstance(record.state, Running) and record.members.open_count:
+        if gave_back and self._is_current(record, number):
+            self.leave(record, record.members.open)
+        elif isinstance(record.state, Running) and record.members.open_count:
             self.ask()
 
     def _done(
@@ -96,6 +109,8 @@ class Bundles:
         self._learn(record, positions, block)
         if self._is_current(record, number):
             record.end((p for p in positions if members.states[p] == OPEN), DONE)
+        else:
+            members.late(number, positions)
 
     def _is_current(self, record: BundleRecord, number: int) -> bool:
         """Whether a placement is the one that is under way."""
@@ -134,6 +149,7 @@ class Bundles:
         if not failure.final or record.members.states[position] != OPEN:
             return
         if not self._is_current(record, number):
+            record.members.late(number, [position])
             return
         # What depends on it in the bundle does not run.
         reached = with_dependents({position}, self._sources(record))

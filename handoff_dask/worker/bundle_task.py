@@ -135,6 +135,8 @@ class _Bundle:
         self._place: int | None = None
         #: The first position that does not run.
         self._next = 0
+        #: Whether some that have not ended are left to another placement.
+        self._gave_back = False
 
     def run(self) -> Values:
         """Run the members; return the values that somebody still needs."""
@@ -143,6 +145,7 @@ class _Bundle:
         try:
             for position in self._positions:
                 if self._place is not None and self._gives_back():
+                    self._gave_back = True
                     break
                 self._next = position + 1
                 self._run(position)
@@ -151,7 +154,7 @@ class _Bundle:
                 self._starts.end(self._place, self._next)
         if self._place is None and self._withdrawn():
             raise compat.NotStarted
-        self._report.send()
+        self._report.send(self._gave_back)
         # What depends on a failed member fails with its error.
         self._errors.update((p, self._errors[because]) for p, because in self._failed.items())
         members = self._members
@@ -183,6 +186,7 @@ class _Bundle:
                 self._release(member)
                 return
             if self._gives_back():
+                self._gave_back = True
                 return
             failures += 1
 
@@ -285,23 +289,24 @@ class _Report:
             self._failures.append(failure)
             self._send()
 
-    def send(self) -> None:
-        """Send what was added since the last time."""
+    def send(self, gave_back: bool) -> None:
+        """Send what was added since the last time, and whether what has not ended is given back."""
         with self._lock:
-            self._send()
+            self._send(gave_back)
 
     def _send_late(self) -> None:
         with self._lock:
             self._scheduled = False
             self._send()
 
-    def _send(self) -> None:
-        if self._task is not None and (self._ended or self._failures):
+    def _send(self, gave_back: bool = False) -> None:
+        if self._task is not None and (self._ended or self._failures or gave_back):
             self._task.send(
                 MEMBERS,
                 {
                     "ended": self._ended.pack(),
                     "failures": [tuple(failure) for failure in self._failures],
+                    "gave_back": gave_back,
                 },
             )
         self._clear()

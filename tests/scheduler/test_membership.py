@@ -81,12 +81,12 @@ def sum_of_states(record):
 async def test_reports(c, s, a, b):
     """Each end is recorded once it is reported, whatever the bundle does meanwhile."""
     plugin, run, record, bundle = await waiting(s, *members())
+    record.workers[a.address] = ("a", "host")
     last = len(bundle.members.states) - 1
     report = plugin.bundles.reported
     report(bundle.key, 0, columns(0, 2), [], a.address)
     no = MemberFailure(last, 5.0, 6.0, "ValueError", "no", False, None)
     report(bundle.key, 0, columns(), [no], a.address)
-    record.workers[a.address] = ("a", "host")
     at = {p: bundle.bundle.members[p] for p in (0, 2, last)}
     attempts = (await run.status())["attempts"]
     assert [x.outcome for x in attempts[at[0] - 1]] == ["ok"]
@@ -146,6 +146,24 @@ async def test_the_member_that_ran(c, s, a, b):
     assert own[2][0].message == "boom"
     assert [x.outcome for x in own[3]] == ["ok"]
     assert len(result.results) == 2 * COUNT + 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_reports_between_a_loss_and_its_charge(known):
+    """What was reported by then is charged no more, whether it is known what had started or not."""
+
+    @on_cluster()
+    async def test(c, s, a, b):
+        plugin, run, record, bundle = await waiting(s, *members())
+        record.workers[a.address] = ("a", "host")
+        plugin.bundles.reported(bundle.key, 1, columns(0, 1), [], a.address)
+        plugin.bundles.lost(bundle, lost_of(a), End({1: ((3, 15.0),)} if known else None))
+        result = await ended(run)
+        own = [result.attempts[index - 1] for index in bundle.bundle.members[:4]]
+        outcomes = [[x.outcome for x in attempts] for attempts in own]
+        assert outcomes == [["ok", "ok"]] * 2 + [["worker-lost", "ok"]] * 2
+
+    test()
 
 
 @on_cluster()
