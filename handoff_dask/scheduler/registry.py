@@ -127,7 +127,7 @@ class Registry:
 
         `capabilities` is what counts of what it declares, under its own names, and `ours` what it
         declares on our behalf. `returns` says whether it starts anew whenever its lifetime is
-        over.
+        over, and `unavailable` why it cannot isolate functions.
         """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
@@ -202,6 +202,7 @@ class Registry:
         """Forget a worker; the answer is whether it was given functions."""
         self.strangers.pop(worker, None)
         self.unusable.pop(worker, None)
+        self.unavailable.pop(worker, None)
         self._retiring.discard(worker)
         self._returning.discard(worker)
         self.ours.pop(worker, None)

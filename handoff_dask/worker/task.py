@@ -36,7 +36,6 @@ from handoff_dask.worker.current import (
 )
 from handoff_dask.worker.devices import visible_devices
 from handoff_dask.worker.isolation.calls import Kind, Request, World
-from handoff_dask.worker.isolation.pool import Pool
 from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def _run_isolated(
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
     with compat.started() as check:
-        pool: Pool = task.plugin.processes()
+        pool = task.plugin.processes()
         check()
         late = f"it ran longer than its timeout of {timeout} s"
         timer = threading.Timer(

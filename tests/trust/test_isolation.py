@@ -29,12 +29,13 @@ from handoff_dask import (
     execute,
     execute_local,
     grow,
+    register_node,
     submit,
 )
-from handoff_dask.worker.isolation import pool
+from handoff_dask.worker.isolation import unavailable
 from tests.support import dag_of
 
-pytestmark = pytest.mark.skipif(pool.available() is not None, reason=str(pool.available()))
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
 
 #: Seconds within which what must end has ended.
 PROMISED = 20
@@ -43,7 +44,11 @@ PROMISED = 20
 @pytest.fixture(scope="module")
 def cluster():
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=True, memory_limit="2GB", dashboard_address=":0"
+        n_workers=1,
+        threads_per_worker=2,
+        processes=True,
+        memory_limit="2GB",
+        dashboard_address=":0",
     ) as cluster:
         yield cluster
 
@@ -89,7 +94,9 @@ def where():
 def test_a_process_of_its_own(client):
     """It has its thread pools as wide as its `cpu`, and knows who it is."""
     dag = dag_of(
-        isolated("one", where, cost={"cpu": 1.5}), isolated("two", where), Function("in", code=where)
+        isolated("one", where, cost={"cpu": 1.5}),
+        isolated("two", where),
+        Function("in", code=where),
     )
     results = execute(dag, client=client).results
     (worker,) = pids(client).values()
@@ -126,8 +133,6 @@ def test_devices(client):
         return os.environ.get("CUDA_VISIBLE_DEVICES"), current().gpus
 
     (address,) = pids(client)
-    from handoff_dask import register_node
-
     register_node(address, {"gpu": 2}, client=client)
     dag = DAG()
     dag.map(lambda _: (time.sleep(0.2), visible())[1], range(2), cost={"gpu": 1}, isolate=True)
@@ -393,14 +398,7 @@ def test_a_worker_that_is_retired():
         ) as cluster,
         Client(cluster) as client,
     ):
-        first = list(client.scheduler_info()["workers"])[0]
-
-        def hang_there(address):
-            from distributed.worker import _global_workers  # noqa: F401
-
-            return None
-
-        run = submit(dag_of(isolated("f", slow, first)), client=client)
+        run = submit(dag_of(isolated("f", slow)), client=client)
         while not run.status()["running"]:
             time.sleep(0.01)
         (where_,) = [a for a, keys in client.processing().items() if keys]
@@ -409,7 +407,7 @@ def test_a_worker_that_is_retired():
         assert result.allocations["f"] != where_
 
 
-def slow(_):
+def slow():
     time.sleep(2)
     return os.getpid()
 
