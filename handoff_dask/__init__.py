@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         HandoffError as HandoffError,
         InvalidFunctionError as InvalidFunctionError,
         MissingFunctionError as MissingFunctionError,
+        OutOfMemoryError as OutOfMemoryError,
+        ProcessDiedError as ProcessDiedError,
         RunCancelledError as RunCancelledError,
         RunTimeoutError as RunTimeoutError,
         StandInError as StandInError,
@@ -63,7 +65,8 @@ if TYPE_CHECKING:
         WorkerLostError as WorkerLostError,
     )
     from handoff_dask.graph.collection import DAG as DAG
-    from handoff_dask.model.attempt import Attempt as Attempt
+    from handoff_dask.model.amounts import AUTO as AUTO
+    from handoff_dask.model.attempt import Attempt as Attempt, Usage as Usage
     from handoff_dask.model.function import (
         Argument as Argument,
         Collocated as Collocated,
@@ -72,7 +75,7 @@ if TYPE_CHECKING:
     )
     from handoff_dask.model.marking import function as function
     from handoff_dask.model.refs import Ref as Ref
-    from handoff_dask.model.retry import RetryPolicy as RetryPolicy
+    from handoff_dask.model.retry import RetryPolicy as RetryPolicy, grow as grow
     from handoff_dask.placement.events import Finding as Finding, Waiting as Waiting
     from handoff_dask.scheduler.plugin import HandoffPlugin as HandoffPlugin
     from handoff_dask.wire.run_events import (
@@ -114,6 +117,8 @@ _EXPORTS = {
         "HandoffError",
         "InvalidFunctionError",
         "MissingFunctionError",
+        "OutOfMemoryError",
+        "ProcessDiedError",
         "RunCancelledError",
         "RunTimeoutError",
         "StandInError",
@@ -125,11 +130,12 @@ _EXPORTS = {
         "WorkerLostError",
     ),
     "graph.collection": ("DAG",),
-    "model.attempt": ("Attempt",),
+    "model.amounts": ("AUTO",),
+    "model.attempt": ("Attempt", "Usage"),
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
     "model.marking": ("function",),
     "model.refs": ("Ref",),
-    "model.retry": ("RetryPolicy",),
+    "model.retry": ("RetryPolicy", "grow"),
     "placement.events": ("Finding", "Waiting"),
     "scheduler.plugin": ("HandoffPlugin",),
     "wire.run_events": (

@@ -47,6 +47,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "string": (str, "text"),
     "number": ((int, float), "a number"),
     "integer": (int, "a whole number"),
+    "null": (type(None), "empty"),
 }
 
 

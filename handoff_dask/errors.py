@@ -352,6 +352,11 @@ class WorkerLostError(HandoffError, RuntimeError):
         self.names = tuple(names)
         self.reasons = tuple(reasons)
 
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the last of them was ended at its memory limit."""
+        return bool(self.reasons) and self.reasons[-1].startswith("out of memory")
+
     def __str__(self) -> str:
         n = len(self.workers)
         times = "its worker died" if n == 1 else f"its workers died, {n} times in all"
@@ -360,6 +365,59 @@ class WorkerLostError(HandoffError, RuntimeError):
             for worker, name, reason in zip_longest(self.workers, self.names, self.reasons)
         ]
         return f"{times} while function {self.function_id!r} ran: {_list(deaths)}"
+
+
+class OutOfMemoryError(HandoffError, MemoryError):
+    """An isolated function used more memory than it claims: the cause of a ``FunctionFailedError``.
+
+    Its process was killed; the worker, its results and its other functions are not affected.
+
+    Parameters
+    ----------
+    function_id
+        The function.
+    claim
+        The memory that it claimed, in MB.
+    peak
+        The most that it was seen to use, in MB, without its inputs.
+    problem
+        What happened, in a sentence.
+    """
+
+    def __init__(self, function_id: Hashable, claim: float, peak: float, problem: str = "") -> None:
+        super().__init__(function_id, claim, peak, problem)
+        self.function_id = function_id
+        self.claim = claim
+        self.peak = peak
+        self.problem = problem
+
+    def __str__(self) -> str:
+        text = f"it used {self.peak:,.0f} MB of memory and claimed {self.claim:,.0f} MB"
+        return self.problem or text
+
+
+class ProcessDiedError(HandoffError, RuntimeError):
+    """The process of an isolated function ended under it: the cause of a ``FunctionFailedError``.
+
+    Parameters
+    ----------
+    function_id
+        The function.
+    problem
+        How it ended, such as ``"its process was killed by SIGSEGV"``.
+    output
+        The end of what the function printed.
+    """
+
+    def __init__(self, function_id: Hashable, problem: str, output: str = "") -> None:
+        super().__init__(function_id, problem, output)
+        self.function_id = function_id
+        self.problem = problem
+        self.output = output
+
+    def __str__(self) -> str:
+        tail = "".join(self.output.splitlines(keepends=True)[-20:]).strip()
+        return f"{self.problem}. Its last output:\n{tail}" if tail else self.problem
 
 
 class TransferError(HandoffError, RuntimeError):

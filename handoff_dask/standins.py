@@ -36,6 +36,12 @@ class StandInError(HandoffError):
         return f"{self.type_name}: {self.message}"
 
 
+class Verbatim(str):
+    """A text whose `repr` is the text itself, where a log would show the `repr` of a value."""
+
+    __repr__ = str.__str__
+
+
 def type_of(error: BaseException) -> str:
     """Return the name of an exception's type, whatever its metaclass does."""
     name: str = type.__dict__["__name__"].__get__(type(error))

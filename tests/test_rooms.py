@@ -28,6 +28,7 @@ WINGS = (
     "wire",
     "widgets",
     "attempts",
+    "learning",
     "placement",
     "model",
     "shipping",
@@ -45,7 +46,7 @@ FORBIDDEN = {("worker", "scheduler"), ("scheduler", "client")}
 #: The only modules below the face that may import the scheduler's wing, and what they need.
 SCHEDULER_USERS = {"client.connection", "preload"}
 #: Wings that know nothing of Dask, and do no I/O.
-PURE = {"placement", "attempts", "model", "widgets"}
+PURE = {"placement", "attempts", "learning", "model", "widgets"}
 #: Wings that know nothing of ours but these.
 ALONE = {"compat": {"compat", "standins"}}
 #: Names that two modules share because one is about the other's side of Dask.

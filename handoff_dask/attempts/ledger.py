@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from handoff_dask.model.attempt import Attempt, Outcome
+from handoff_dask.model.attempt import UNKNOWN, Attempt, Outcome, Usage
 
 
 class Entry(NamedTuple):
@@ -26,6 +26,7 @@ class Entry(NamedTuple):
     cost: Mapping[str, float]
     #: Whether it uses up one of the attempts that `max_retries` allows.
     counts: bool
+    usage: Usage = UNKNOWN
 
     def attempt(self, workers: Mapping[str, tuple[str, str]]) -> Attempt:
         """Return it as users see it; `workers` has each worker's name and host, by address."""
@@ -39,4 +40,5 @@ class Entry(NamedTuple):
             self.outcome,
             self.error_type,
             self.message,
+            Usage(*self.usage),
         )

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.losses import Lost
 from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, State, check
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 from handoff_dask.model.retry import RetryPolicy
 
 
@@ -27,13 +27,28 @@ class Row(Protocol):
     def policy(self) -> RetryPolicy:
         """The numbers of its retry policy."""
 
+    @property
+    def learns_memory(self) -> bool:
+        """Whether it also claims memory, as much as others of its code have used."""
+
 
 class Life:
     """A function, from the arrival of its run to its end."""
 
     #: Whether it stands for several functions, which keep their attempts themselves.
     is_bundle = False
-    __slots__ = ("avoid", "cost", "doom", "entries", "forgiven", "key", "late", "row", "state")
+    __slots__ = (
+        "avoid",
+        "cost",
+        "doom",
+        "entries",
+        "exceeded",
+        "forgiven",
+        "key",
+        "late",
+        "row",
+        "state",
+    )
 
     def __init__(self, key: Hashable, row: Row) -> None:
         #: The name of its task.
@@ -52,6 +67,8 @@ class Life:
         self.avoid: str | None = None
         #: Why there is no further attempt, whatever retries are left.
         self.doom: Exception | None = None
+        #: The most memory that attempts are known to have needed more than (MB).
+        self.exceeded = 0.0
         #: Entries that count no more, because somebody had a function that had failed tried again.
         self.forgiven = 0
 
@@ -124,20 +141,21 @@ class Life:
         message: str | None = None,
         counts: bool = False,
         error_type: str | None = None,
+        usage: Usage = UNKNOWN,
     ) -> None:
         """Enter an attempt that started into the ledger."""
         number = len(self.entries) + 1
         entry = Entry(
-            number, worker, started, stopped, outcome, error_type, message, self.cost, counts
+            number, worker, started, stopped, outcome, error_type, message, self.cost, counts, usage
         )
         self.entries += (entry,)
         self.recorded(entry, None)
 
-    def correct(self, started: float, stopped: float) -> None:
+    def correct(self, started: float, stopped: float, usage: Usage) -> None:
         """Record that the last attempt ended well: its result came after it was given up."""
         last = self.entries[-1]
         entry = Entry(
-            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False
+            last.number, last.worker, started, stopped, "ok", None, None, last.cost, False, usage
         )
         self.entries = (*self.entries[:-1], entry)
         self.recorded(entry, last)

@@ -28,7 +28,13 @@ from handoff_dask.attempts.states import (
     Running,
     Waiting,
 )
-from handoff_dask.errors import HandoffError, InvalidFunctionError, WorkerLostError
+from handoff_dask.errors import (
+    HandoffError,
+    InvalidFunctionError,
+    OutOfMemoryError,
+    WorkerLostError,
+)
+from handoff_dask.model.attempt import UNKNOWN, Usage
 from handoff_dask.placement.engine import Engine
 
 #: How often an attempt that had ended may be lost with its worker without being charged.
@@ -40,6 +46,9 @@ class Surroundings(Protocol):
 
     def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
+
+    def learned_claim(self, life: Life) -> float | None:
+        """Return how much memory the next attempt claims (MB); None if no worker has enough."""
 
     def refusal(self, life: Life) -> Exception | None:
         """Return why no worker could hold what an escalated attempt claims."""
@@ -80,6 +89,7 @@ class Departure(NamedTuple):
     worker_died: bool = False
     #: What had to be brought to the worker.
     inputs: tuple[object, ...] = ()
+    usage: Usage = UNKNOWN
 
 
 @dataclass(eq=False)
@@ -115,8 +125,32 @@ class Lives:
         self.engine.attempt_ended(life.key, now)
         self._offer(life, now, self._terms(life, now))
 
+    def claim_again(self, life: Life, now: float) -> None:
+        """Have a held function claim what has been learned by now."""
+        if isinstance(life.state, Held) and life.untried:
+            before = life.cost
+            terms = self._terms(life, now)
+            if life.cost != before:
+                self._offer(life, now, terms)
+
     def _terms(self, life: Life, now: float) -> Mapping[str, Any]:
-        return {} if life.untried else retries.terms(life, now, self.chance())._asdict()
+        if life.row.learns_memory:
+            self._learn(life)
+        if life.untried and life.cost is life.row.cost:
+            return {}
+        return retries.terms(life, now, self.chance())._asdict()
+
+    def _learn(self, life: Life) -> None:
+        """Change what a function claims to what others of its code have used."""
+        claim = self.surroundings.learned_claim(life)
+        if claim is None:
+            problem = (
+                f"it used {life.exceeded:,.0f} MB of memory, and no worker that could run it has "
+                "more"
+            )
+            life.doom = OutOfMemoryError(life.row.label, life.exceeded, life.exceeded, problem)
+        else:
+            life.cost = {**life.cost, "memory": claim}
 
     def _offer(self, life: Life, now: float, terms: Mapping[str, Any]) -> None:
         if terms and (error := self.verdict(life)) is not None:
@@ -132,7 +166,7 @@ class Lives:
         if life.failures > life.row.policy.max_retries:
             return self.surroundings.worker_lost(life)
         # After a death, the engine waits for what the cluster has lost with the worker.
-        if life.cost is not life.row.cost and not life.deaths:
+        if life.cost is not life.row.cost and not life.deaths and not life.row.learns_memory:
             return self.surroundings.refusal(life)
         return None
 
@@ -178,7 +212,13 @@ class Lives:
         """Record what a worker reports of a failed attempt; return whether another follows."""
         state = life.state
         assert isinstance(state, (Assigned, Running))
-        again = failure.retry and retries.may_retry(life)
+        if life.row.learns_memory and failure.outcome == "out-of-memory":
+            # It claimed too little, which is not its fault.
+            peak = failure.usage.peak_memory or 0.0
+            life.exceeded = max(life.exceeded, life.cost.get("memory", 0.0), peak)
+            again = self.surroundings.learned_claim(life) is not None
+        else:
+            again = failure.retry and retries.may_retry(life)
         seceded = isinstance(state, Running) and state.seceded
         life.enter(
             "failure reported", Failing(state.placement, failure._replace(retry=again), seceded)
@@ -201,9 +241,9 @@ class Lives:
         # Without a start of its own, the worker had the result already, and Dask did not know.
         if span is not None and not life.has_result_of(worker, span[0]):
             if placed or life.lost is not None or not life.entries:
-                life.record(worker, *span)
+                life.record(worker, *span, usage=departure.usage)
             else:
-                life.correct(*span)
+                life.correct(*span, departure.usage)
         life.enter("succeeded" if placed else "result arrived", DONE)
 
     def returned(self, life: Life, departure: Departure) -> Lost | None:
@@ -220,7 +260,8 @@ class Lives:
                 # Else it would be tried again, or end for another reason.
                 text = f"{state.failure.error_type}: {state.failure.message}"
                 life.doom = HandoffError(f"{text} (the exception was lost with its worker)")
-            life.enter("tried again", RETRYING)
+            charged = life.entries[-1].counts
+            life.enter("tried again", RETRYING if charged else WAITING)
             return lost
         lost = self._leave(life, departure)
         assert lost is not None
@@ -250,7 +291,7 @@ class Lives:
         state = life.state
         assert isinstance(state, PLACED)
         worker, placed = state.placement
-        timed_out = isinstance(state, Failing) and state.failure.outcome == "timeout"
+        late = isinstance(state, Failing) and state.failure.late
         if departure.reported:
             self.endings.pass_on(worker, life.cost)
             self.engine.attempt_ended(life.key, departure.now)
@@ -264,7 +305,7 @@ class Lives:
         if seceded:
             # It may wait for a run of its own that needs what it claims.
             self.surroundings.given_up(life)
-        if timed_out:
+        if late:
             return None  # its worker will report the end of the thread
         return Lost(
             worker,
@@ -280,14 +321,16 @@ class Lives:
         """Record a failed attempt, and what it means for the next one."""
         state = life.state
         assert isinstance(state, Failing)
+        underclaimed = life.row.learns_memory and failure.outcome == "out-of-memory"
         life.record(
             state.placement.worker,
             failure.started,
             failure.stopped,
             failure.outcome,
             failure.message,
-            True,
+            not underclaimed,
             failure.error_type,
+            failure.usage,
         )
         self._change_terms(life, failure.cost, failure.problem)
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import ClassVar, NamedTuple, TypeAlias, Union
 
 from handoff_dask.attempts.losses import Lost
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 
 #: The states of a function as users see them, in the order of its life.
 STATES = ("waiting", "held", "assigned", "running", "done", "failed", "cancelled")
@@ -31,7 +31,7 @@ class Placement(NamedTuple):
 class Failure(NamedTuple):
     """What a worker reported of an attempt that failed."""
 
-    #: ``"error"`` or ``"timeout"``.
+    #: How it ended.
     outcome: Outcome
     #: Seconds since the epoch.
     started: float
@@ -45,6 +45,9 @@ class Failure(NamedTuple):
     cost: Mapping[str, float] | None = None
     #: What is wrong with the retry policy, as a field and a text; no attempt follows then.
     problem: tuple[str, str] | None = None
+    usage: Usage = UNKNOWN
+    #: Whether its thread goes on: it took too long.
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from handoff_dask.cli.exit_codes import Problem, problem_of
 from handoff_dask.cli.signals import error_printed, interruptible
 from handoff_dask.model.amounts import as_seconds
 from handoff_dask.placement.strategies import STRATEGIES
+from handoff_dask.widgets import markup
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,8 +111,4 @@ def output_option(help: str, default: Path | None = None) -> Callable[[F], F]:
 
 def print_table(rows: list[list[str]]) -> None:
     """Print rows with aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        click.echo("  ".join(cells).rstrip())
+    click.echo(markup.aligned(rows))

@@ -26,7 +26,7 @@ from handoff_dask.client.explaining import explain as explain_dag
 from handoff_dask.client.nodes import discover_nodes
 from handoff_dask.client.planning import plan as plan_dag
 from handoff_dask.client.results import ExecutionResult
-from handoff_dask.model.amounts import Amounts, Seconds
+from handoff_dask.model.amounts import AUTO, Amounts, Seconds
 from handoff_dask.model.function import dependencies
 from handoff_dask.widgets import markup
 
@@ -42,8 +42,10 @@ def validate(**target: Any) -> None:
     size = markup.count(len(dag), "function") + (f" ({inline} inline)" if inline else "")
     click.echo(f"{dag.id}: valid, {size}, {edges} dependencies")
     for name in sorted({name for f in functions for name in f.cost or {}}):
-        most = max((f.cost or {}).get(name, 0) for f in functions)
-        click.echo(f"  {name}: at most {most:g} by one function")
+        amounts = [(f.cost or {}).get(name, 0) for f in functions]
+        most = max((a for a in amounts if isinstance(a, int | float)), default=0)
+        learned = ", or what is learned," if AUTO in amounts else ""
+        click.echo(f"  {name}: at most {most:g}{learned} by one function")
 
 
 @command(

@@ -107,6 +107,7 @@ class Rows:
             self._expected.get(id_) if is_function else None,
             is_function and id_ in self._wanted,
             is_function and id_ in self._awaited,
+            node.learns_memory,
         )
 
     def kinds(self) -> list[FunctionRow]:

@@ -48,6 +48,7 @@ def execute(
     on_event: Callable[[Event], Any] | None = None,
     progress: bool = False,
     bundle: Seconds | Literal[False] | None = None,
+    isolate: bool | None = None,
     durations: Mapping[Hashable, Seconds] | ExecutionResult | None = None,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
@@ -96,6 +97,9 @@ def execute(
         How much work short functions may be sent together for, as one Dask task: seconds, text such
         as ``"50 ms"``, or a timedelta. 0 or False sends each by itself; None takes the setting
         ``handoff.bundle`` (50 ms). Whatever is promised of a function holds for each of them.
+    isolate
+        Whether functions run in processes of their own, unless they say so themselves: see
+        :class:`Function`. None takes the setting ``handoff.isolate`` (false).
     durations
         How long functions take, as far as that is known: {id: seconds, text such as ``"5 ms"``, or
         a timedelta}, or the result of an earlier run. Without it, a new cluster learns this from
@@ -213,6 +217,7 @@ def submit(
     detach: bool = False,
     on_event: Callable[[Event], Any] | None = None,
     bundle: Seconds | Literal[False] | None = None,
+    isolate: bool | None = None,
     durations: Mapping[Hashable, Seconds] | ExecutionResult | None = None,
 ) -> RunAnswer:
     """Run a DAG without waiting for it.
@@ -225,7 +230,7 @@ timeout, placement_timeout, priority
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
         until :func:`forget` is called.
-    on_event, bundle, durations
+    on_event, bundle, isolate, durations
         As for :func:`execute`.
 
     Returns

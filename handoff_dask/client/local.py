@@ -38,7 +38,7 @@ from handoff_dask.errors import HandoffError, InvalidFunctionError
 from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.attempt import Outcome
 from handoff_dask.model.contents import Replacing
-from handoff_dask.model.dag import DAG, require_dag
+from handoff_dask.model.dag import DAG, functions_of, require_dag
 from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
 from handoff_dask.model.function import time_limit
 from handoff_dask.model.retry import RetryPolicy
@@ -133,7 +133,7 @@ class _LocalRun:
 
     def __init__(self, dag: DAG, options: RunOptions) -> None:
         self._options = options
-        functions = dict(dag.functions)
+        functions = functions_of(dag)
         self._nodes = expand(functions)
         self._outline = Outline(
             run_id=uuid4().hex,

@@ -107,6 +107,7 @@ class RunOptions:
     progress: bool = False
     on_event: Callable[[Event], Any] | None = None
     bundle: Seconds | Literal[False] | None = None
+    isolate: bool | None = None
     #: {function id: seconds}, or the result of an earlier run.
     durations: Any = None
 
@@ -130,7 +131,9 @@ class RunOptions:
             problems["on_event"] = f"must be a callable or None, not {self.on_event!r}"
         elif iscoroutinefunction(self.on_event):
             problems["on_event"] = f"must not be a coroutine function, as {self.on_event!r} is"
-        for name in ("detach", "progress"):
+        if self.isolate is None:
+            object.__setattr__(self, "isolate", config.get("isolate"))
+        for name in ("detach", "progress", "isolate"):
             if not isinstance(value := getattr(self, name), bool):
                 problems[name] = f"must be True or False, not {value!r}"
         if self.on_error not in get_args(OnError):
@@ -163,6 +166,11 @@ class RunOptions:
     def expected(self) -> Mapping[Hashable, float]:
         """How long functions take, as far as the user says: {function id: s}."""
         return cast("Mapping[Hashable, float]", self.durations)
+
+    @property
+    def learned(self) -> str | None:
+        """The file or URL where what is learned of functions is kept."""
+        return config.get("learned") or None
 
     @property
     def worth(self) -> float:

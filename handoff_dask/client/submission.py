@@ -16,8 +16,9 @@ from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
 from handoff_dask.graph.translation import PackedCall, Translator
+from handoff_dask.learning.identity import code_identity
 from handoff_dask.model.contents import contents
-from handoff_dask.model.dag import DAG
+from handoff_dask.model.dag import DAG, functions_of
 from handoff_dask.model.expansion import Node, expand
 from handoff_dask.model.function import Function, claims, given_by_field
 from handoff_dask.wire.messages import RunSpec
@@ -47,8 +48,8 @@ class Submission:
     def __init__(self, dag: DAG, options: RunOptions) -> None:
         dag.validate()
         self.options = options
-        functions = dict(dag.functions)
-        nodes = expand(functions)
+        functions = functions_of(dag)
+        nodes = expand(functions, isolate=bool(options.isolate))
         selected = select(dag, nodes, options.results)
         wanted = set(selected)
         used = {i for node in nodes for i in node.dependencies}
@@ -163,7 +164,9 @@ class Submission:
             nodes=len(nodes),
             functions=sum(node.kind == "function" for node in nodes),
             awaited=len(outline.awaited),
-            prefixes=tuple(set(self.translator.prefixes)),
+            codes=self._codes(),
+            isolated=next((node.index for node in nodes if node.isolated), None),
+            learned=options.learned,
             own_id=cloudpickle.dumps(outline.dag_id),
             strategy=strategy if isinstance(strategy, str) else "packed",
             max_concurrency=options.max_concurrency,
@@ -176,6 +179,14 @@ class Submission:
             within=within,
             events=self.has_listeners,
         ).packed()
+
+    def _codes(self) -> dict[str, str]:
+        """Return what identifies each code in other runs as well, by its name in this one."""
+        codes: dict[str, str] = {}
+        for prefix, node in zip(self.translator.prefixes, self.outline.nodes, strict=True):
+            if prefix not in codes:
+                codes[prefix] = code_identity(node.call.code)
+        return codes
 
     def pieces(self) -> Iterator[Mapping[int, PackedCall | InvalidFunctionError]]:
         """Yield the packed calls of all nodes, piece by piece."""

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client, Nanny, Reschedule, Scheduler, Worker, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, Worker, WorkerPlugin
+from distributed import Reschedule as Reschedule
 from distributed.core import Status
 from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.threadpoolexecutor import thread_state as pool_state
@@ -73,6 +74,11 @@ class TaskEnds(WorkerPlugin):
         state = self.worker.state
         ts = state.tasks.get(key)
         return ts is not None and (ts in state.executing or ts in state.long_running)
+
+    def given_up(self, key: Any) -> bool:
+        """Whether a task was cancelled and still runs. Call this on the worker's loop."""
+        ts = self.worker.state.tasks.get(key)
+        return ts is not None and ts.state in ("cancelled", "resumed")
 
     def at_end(self, key: Any, call: Callable[[], None]) -> None:
         """Call something on the worker's loop when the worker is done with a task."""
@@ -177,6 +183,16 @@ class ThisTask:
             and ts.state == "executing"
             and self.worker.status is Status.running
         )
+
+    def note(self, usage: tuple[Any, ...]) -> None:
+        """Send something with Dask's message about its end, if that is a good one."""
+        self.worker.state.tasks[self.key].metadata[TaskEnds.name] = list(usage)
+
+    @property
+    def noted(self) -> Sequence[Any]:
+        """What was noted about it last."""
+        ts = self.worker.state.tasks.get(self.key)
+        return () if ts is None else ts.metadata.get(TaskEnds.name, ())
 
     def log(self, topic: str, message: dict[str, Any]) -> None:
         """Send an event about it, from any thread, before Dask's message about the task's end."""
@@ -305,7 +321,8 @@ def started() -> Iterator[Callable[[], None]]:
     starts = worker = None
     try:
         worker = get_worker()
-        number = worker.state.tasks[thread_state.key].run_id
+        ts = worker.state.tasks[thread_state.key]
+        number = ts.run_id
         plugin = worker.plugins.get(TaskEnds.name)
         if isinstance(plugin, TaskEnds):
             starts = plugin.starts
@@ -324,10 +341,12 @@ def started() -> Iterator[Callable[[], None]]:
         if starts.withdrawn(number):
             raise NotStarted
 
+    begun = time.thread_time()
     try:
         yield check
     finally:
         starts.end(place)
+        ts.metadata[TaskEnds.name] = [time.thread_time() - begun]
 
 
 def failures_shown() -> bool:

@@ -16,6 +16,7 @@ from handoff_dask.graph.pictures import Engine, choose_engine, looks, write_svg
 from handoff_dask.graph.translation import code_names, translate_plain
 from handoff_dask.model import dag as model
 from handoff_dask.model.function import Function
+from handoff_dask.model.function_table import FunctionTable
 from handoff_dask.widgets import dag_drawing, markup
 from handoff_dask.wire.keys import Key
 
@@ -235,7 +236,7 @@ class DAG(model.DAG, DaskMethodsMixin):
         return _by_id, ([f.id for f in self._regular()],)
 
     def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _persisted, (self.id, dict(self.functions), self.__dask_keys__())
+        return _persisted, (self.id, self._functions.copy(), self.__dask_keys__())
 
 
 class _PersistedDAG(DAG):
@@ -244,12 +245,12 @@ class _PersistedDAG(DAG):
     def __init__(
         self,
         id: Hashable,
-        functions: Mapping[Hashable, Function],
+        functions: FunctionTable,
         graph: Mapping[Key, Any],
         keys: list[Key],
     ) -> None:
         super().__init__(id)
-        self._functions.update(functions)
+        self._functions = functions
         self._plain = graph, keys
 
     def _insert(self, functions: Sequence[Function]) -> None:
@@ -263,7 +264,7 @@ def _by_id(values: Sequence[Any], ids: Sequence[Hashable]) -> dict[Hashable, Any
 def _persisted(
     graph: Mapping[Key, Any],
     id: Hashable,
-    functions: Mapping[Hashable, Function],
+    functions: FunctionTable,
     keys: list[Key],
     *,
     rename: Mapping[str, str] | None = None,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import chain, combinations
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -21,7 +22,7 @@ from handoff_dask.model.expansion import Call, Node, given, map_given
 from handoff_dask.model.function import Function, given_by_field
 from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.wire.payload import Name
+from handoff_dask.wire.payload import CodeFill, Name
 
 #: Bytes from which shared data is a task of its own: Dask's limit in ``client.map``.
 LARGE = 100_000
@@ -141,18 +142,19 @@ class Packer:
     def _filled(
         self, identity: tuple[Hashable, Hashable], call: Call
     ) -> tuple[tuple[Name, ...], bytes] | None:
-        """Pickle only the id and the further arguments, if the rest is in a part.
+        """Pickle only what a call has of its own, if the rest is in a part.
 
-        That is several times as fast. They are plain, so that no object of theirs is in the part.
+        That is several times as fast. It is plain, so that no object of it is in the part.
         """
         id_, extra = identity[0], call.extra_args
         if self._has_futures or not (are_plain(extra) and are_plain((*call.args, *call.slots))):
             return None
         if not are_plain(id_ if type(id_) is tuple else (id_,)):
             return None
+        shape, fill = self._split(call.code)
         # The nodes keep these objects alive.
         keywords = id(call.extra_kwargs) if call.extra_kwargs else 0
-        key = id(call.code), keywords, call.args, call.slots
+        key = shape, keywords, call.args, call.slots
         if key not in self._templates:
             self._templates[key] = None
             return None
@@ -161,8 +163,27 @@ class Packer:
             names, data = self._pickled((identity[1], *call._replace(extra_args=())))
             number = self._templates[key] = len(self._parts)
             self._parts.append(_Part(data, names, {}))
-        pickled = pickle.dumps((id_, number, extra), protocol=pickle.HIGHEST_PROTOCOL)
+        own = id_, number, extra, fill
+        pickled = pickle.dumps(own, protocol=pickle.HIGHEST_PROTOCOL)
         return ((*self._parts[number].names, number), pickled) if len(pickled) < LARGE else None
+
+    def _split(self, code: Any) -> tuple[Hashable, CodeFill]:
+        """Return what a code has in common with others, by ids, and what it has of its own."""
+        kind = type(code)
+        if kind is MethodType:
+            return (id(code.__self__), id(code.__func__)), None
+        if kind is partial and not code.__dict__:
+            keywords = code.keywords
+            if are_plain(code.args) and are_plain(keywords.values()):
+                shape, inner = self._split(code.func)
+                return ("partial", shape), (code.args, keywords, inner)
+        elif kind is FunctionType and id(code.__code__) in self.common:
+            own, defaults = _variables(code), code.__defaults__
+            plain = own is not None and are_plain(own) and are_plain(defaults or ())
+            if plain and not (code.__dict__ or code.__kwdefaults__ or _is_annotated(code)):
+                same = code.__code__, code.__globals__, code.__module__, code.__doc__
+                return (code.__name__, code.__qualname__, *map(id, same)), (own, defaults)
+        return id(code), None
 
     def policy(self, function: Function, policy: RetryPolicy) -> bytes:
         """Return a policy, pickled."""
@@ -285,6 +306,19 @@ class Packer:
         except Exception:
             return False
         return True
+
+
+def _variables(function: FunctionType) -> tuple[Any, ...] | None:
+    """Return the values of a closure's variables; None if one has no value yet."""
+    try:
+        return tuple(cell.cell_contents for cell in function.__closure__ or ())
+    except ValueError:
+        return None
+
+
+def _is_annotated(function: FunctionType) -> bool:
+    # To read the annotations may evaluate them.
+    return bool(getattr(function, "__annotate__", None) or function.__annotations__)
 
 
 def _problem(error: Exception) -> str:

@@ -182,10 +182,16 @@ class Translator:
             fixed: tuple[Any, ...]
             if node.kind != "function":
                 runner, fixed = run_transform, (judge, names, call)
-            elif node.function.timeout is not None or own.has_code or "gpu" in node.cost:
+            elif (
+                node.isolated
+                or node.function.timeout is not None
+                or own.has_code
+                or "gpu" in node.cost
+            ):
                 keep = index not in self._discard
                 gpus = "gpu" in node.cost or own.escalate is not None
-                terms = Terms(time_limit(node.function), judge, keep, gpus)
+                label = (repr(node.function.id), repr(self._dag_id)) if node.isolated else None
+                terms = Terms(time_limit(node.function), judge, keep, gpus, label)
                 runner, fixed = run_on_terms, (terms, names, call)
             else:
                 runner = run_and_discard if index in self._discard else run

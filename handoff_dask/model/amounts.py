@@ -8,18 +8,34 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from numbers import Integral, Real
-from typing import Any, Union
+from typing import Any, NoReturn, Union
+from weakref import WeakValueDictionary
 
 #: What users may write for seconds.
 Seconds = Union[float, str, timedelta]  # noqa: UP007 - evaluated at run time, on Python 3.10 too
 #: What they may write for a cost, or for what a worker offers.
-Amounts = Mapping[str, Union[float, str]]  # noqa: UP007
+Amounts = Mapping[str, Union[float, str, "Auto"]]
 
 #: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
 TOO_LARGE = 2**63
 
 #: What a time must be, in errors.
 TIME = "a number of seconds, a timedelta or text like '5 min'"
+
+
+class Auto:
+    """See :data:`AUTO`."""
+
+    def __repr__(self) -> str:
+        return "AUTO"
+
+    def __reduce__(self) -> str:
+        return "AUTO"
+
+
+#: In the ``memory`` of a cost: learned from what functions of the same code have used. It implies
+#: ``isolate=True``, because only a process of its own can be measured and limited.
+AUTO = Auto()
 
 _QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z]+)", re.IGNORECASE)
 
@@ -124,7 +140,7 @@ def as_amount(resource: str, amount: Any) -> Any:
             f"the amount of {resource!r} must be a number, not {amount!r}: only memory takes text, "
             "such as '2 GB'"
         )
-    form = "a number of MB or text like '2 GB' or '500 MiB'"
+    form = "a number of MB, text like '2 GB' or '500 MiB', or AUTO"
     try:
         return _quantity(amount, _BYTES, form) / 1e6
     except ValueError as error:
@@ -140,6 +156,43 @@ def as_amounts(amounts: Mapping[Any, Any]) -> dict[Any, Any]:
         As :func:`as_amount`.
     """
     return {name: as_amount(name, amount) for name, amount in amounts.items()}
+
+
+class FixedAmounts(dict[Any, Any]):
+    """Amounts by resource that cannot be changed, because many functions share them."""
+
+    __slots__ = ("__weakref__",)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "the cost of a Function cannot be changed: make another Function with "
+            "dataclasses.replace(function, cost={...})"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return shared_amounts, (dict(self),)
+
+
+_shared: WeakValueDictionary[Any, FixedAmounts] = WeakValueDictionary()
+
+
+def shared_amounts(amounts: Mapping[Any, Any]) -> FixedAmounts:
+    """Return the same as :func:`as_amounts`, as one object for all that are the same.
+
+    Examples
+    --------
+    >>> shared_amounts({"cpu": 1}) is shared_amounts({"cpu": 1})
+    True
+    """
+    fixed = FixedAmounts(as_amounts(amounts))
+    try:
+        # True equals 1, but is no amount.
+        return _shared.setdefault(tuple((n, type(a), a) for n, a in fixed.items()), fixed)
+    except TypeError:  # something that no cost may hold cannot be hashed
+        return fixed
 
 
 def _quantity(text: str, units: Mapping[str, float], form: str) -> float:

@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
-Outcome = Literal["ok", "error", "worker-lost", "timeout", "cancelled"]
+Outcome = Literal[
+    "ok", "error", "worker-lost", "timeout", "cancelled", "out-of-memory", "process-died"
+]
+
+
+class Usage(NamedTuple):
+    """What an attempt used; None where that is unknown.
+
+    Attributes
+    ----------
+    cpu_time : float or None
+        Seconds that it kept processors busy: of an isolated function, with all its threads and
+        child processes; of any other, in the thread that called it.
+    peak_memory : float or None
+        The most memory of its process at one time, in MB, without its inputs; None if it was not
+        isolated, since a process does not know how much of its memory belongs to which thread.
+    result_bytes : int or None
+        Size of its result, in bytes, as the worker measured it; None without a result.
+    """
+
+    cpu_time: float | None = None
+    peak_memory: float | None = None
+    result_bytes: int | None = None
+
+
+#: Nothing is known.
+UNKNOWN = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +50,12 @@ class Attempt:
     cost : Mapping
         What it claimed: {resource: amount}.
     outcome : str
-        ``"ok"``, ``"error"``, ``"worker-lost"``, ``"timeout"`` or ``"cancelled"``.
+        ``"ok"``, ``"error"``, ``"worker-lost"``, ``"timeout"`` or ``"cancelled"``; of an isolated
+        function also ``"out-of-memory"`` (it used more than it claims) or ``"process-died"``.
     error_type, message : str or None
         The failure, if any.
+    usage : Usage
+        The processor time, memory and size of the result, as far as they are known.
     """
 
     number: int
@@ -39,6 +68,7 @@ class Attempt:
     outcome: Outcome = "ok"
     error_type: str | None = None
     message: str | None = None
+    usage: Usage = UNKNOWN
 
     @property
     def duration(self) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 from handoff_dask.errors import ForeignRefError
 from handoff_dask.model.contents import Replacing, are_simple
 from handoff_dask.model.function import Argument, Collocated, Function, with_arguments
+from handoff_dask.model.function_table import MappedFunctions
 from handoff_dask.model.marking import Fields, code_name, did_you_mean, fields_of
 from handoff_dask.model.refs import Ref
 from handoff_dask.model.signatures import signature_of
@@ -84,18 +85,33 @@ class Draft:
             positional = self._replaced(positional[len(leading) :])
         return with_arguments(self._template, id, first, positional + self._last)
 
+    def functions(self, name: Hashable, columns: Sequence[Sequence[Any]]) -> Sequence[Function]:
+        """Return the functions of calls whose positional arguments are given in columns."""
+        leading = 0
+        for column in columns:
+            kinds = set(map(_is_dependency, column))
+            if len(kinds) > 1:  # then calls differ in how many of their arguments are dependencies
+                calls = enumerate(zip(*columns, strict=True))
+                return [self.function((name, i), call) for i, call in calls]
+            if kinds != {True}:
+                break
+            leading += 1
+        args = [tuple(map(self._entry, column)) for column in columns[:leading]]
+        extra_args = [self._replaced(column) for column in columns[leading:]]
+        size = len(columns[0])
+        return MappedFunctions(
+            name, size, self._template, self._first, args, extra_args, self._last
+        )
+
     def _entry(self, arg: Any) -> Any:
         """Return an entry of ``Function.args``."""
         if isinstance(arg, Ref):
             return self._checked(arg)
         return self._argument(arg) if isinstance(arg, Argument) else arg
 
-    def _replaced(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _replaced(self, values: Sequence[Any]) -> Any:
         """Return values with an Argument in the place of each Ref."""
-        if are_simple(values):
-            return values
-        replaced: tuple[Any, ...] = self._replace(values)
-        return replaced
+        return values if are_simple(values) else self._replace(values)
 
     def _argument(self, value: Ref | Argument) -> Argument:
         if isinstance(value, Ref):
@@ -172,8 +188,8 @@ def _mapping(fields: dict[str, Any], name: str) -> Mapping[str, Any]:
 # What `map` iterates over
 
 
-def rows(args: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the positional arguments of each call that `map` makes."""
+def columns(args: Sequence[Any]) -> list[Sequence[Any]]:
+    """Return the positional arguments of the calls that `map` makes: a column for each."""
     numbered = {number: arg for number, arg in enumerate(args, 1) if _is_iterated(number, arg)}
     if not numbered:
         raise TypeError(
@@ -199,8 +215,16 @@ def rows(args: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
             f"argument {number} has {size}" for number, size in zip(numbered, sizes, strict=True)
         ]
         raise ValueError(f"the arguments of map() differ in length: {', '.join(texts)}")
-    columns = [numbered.get(number, itertools.repeat(arg)) for number, arg in enumerate(args, 1)]
-    return zip(*columns, strict=False)
+    size = len(next(iter(numbered.values())))
+    return [
+        _column(numbered[number]) if number in numbered else (arg,) * size
+        for number, arg in enumerate(args, 1)
+    ]
+
+
+def _column(values: Any) -> Sequence[Any]:
+    """Return values that do not change any more."""
+    return values if type(values) is range else tuple(values)
 
 
 def _is_iterated(number: int, value: Any) -> bool:

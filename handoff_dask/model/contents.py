@@ -59,7 +59,8 @@ def contents(values: Iterable[Any], *, closures: bool = False) -> Iterator[Any]:
             continue
         if id(value) not in seen:
             seen.add(id(value))
-            pending.extend(inner)
+            if not are_plain(inner):  # a long list of numbers, for example
+                pending.extend(inner)
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:
@@ -71,13 +72,14 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 class Replacing:
     """Replaces objects of one or several types anywhere in the contents of a value.
 
-    A container without any such object is returned unchanged. An object that occurs twice is
-    replaced by one object. Bound methods are not opened, because their object cannot be replaced.
+    Numbers, text and None cannot be replaced. A container without any such object is returned
+    unchanged. An object that occurs twice is replaced by one object. Bound methods are not opened,
+    because their object cannot be replaced.
 
     Examples
     --------
-    >>> Replacing(int, str)([1, (2, "x"), 3.0])
-    ['1', ('2', 'x'), 3.0]
+    >>> Replacing(range, list)([range(2), ("x", range(1)), 3.0])
+    [[0, 1], ('x', [0]), 3.0]
     """
 
     def __init__(self, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> None:
@@ -88,10 +90,10 @@ class Replacing:
 
     def __call__(self, value: Any) -> Any:
         """Return a value with the objects in it replaced."""
-        if isinstance(value, self._kind):
-            return self._replace(value)
         if type(value) in _PLAIN:
             return value
+        if isinstance(value, self._kind):
+            return self._replace(value)
         if id(value) not in self._replaced:
             self._replaced[id(value)] = value, value  # for containers that contain themselves
             self._replaced[id(value)] = value, self._inside(value)
@@ -114,6 +116,8 @@ class Replacing:
             same = func is value.func and args is value.args and keywords is value.keywords
             return value if same else kind(func, *args, **keywords)
         if not issubclass(kind, (list, tuple, set, frozenset)):
+            return value
+        if are_plain(value):
             return value
         parts = [self(item) for item in value]
         if all(new is old for new, old in zip(parts, value, strict=True)):

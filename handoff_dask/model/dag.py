@@ -14,8 +14,9 @@ from handoff_dask.errors import (
     InvalidFunctionError,
     UnknownFunctionError,
 )
-from handoff_dask.model.building import Draft, rows
+from handoff_dask.model.building import Draft, columns
 from handoff_dask.model.function import Function
+from handoff_dask.model.function_table import FunctionTable, ids_of
 from handoff_dask.model.refs import Ref, key_in
 from handoff_dask.model.validation import validate
 
@@ -32,7 +33,7 @@ class DAG:
         if not isinstance(given, Iterable) or isinstance(given, (str, Mapping, DAG)):
             raise TypeError(f"functions must be a list of Function objects, not {given!r}")
         self.id: Hashable = uuid4().hex if id is None else id
-        self._functions: dict[Hashable, Function] = {}
+        self._functions = FunctionTable()
         #: By name of code and whether for `add`: where to go on numbering when the name is taken.
         self._numbers: dict[tuple[str, bool], int] = {}
         for function in functions:
@@ -140,13 +141,13 @@ class DAG:
         14
         """
         draft = Draft(code, kwargs, self.id, self._functions)
-        calls = list(rows(args))
+        given = columns(args)
+        size = len(given[0])
         name = draft.given_id
         if name is None:
-            name = self._fresh(draft.name, len(calls))
-        functions = [draft.function((name, i), call) for i, call in enumerate(calls)]
-        self._insert(functions)
-        return [Ref(function.id, self.id) for function in functions]
+            name = self._fresh(draft.name, size)
+        self._insert(draft.functions(name, given))
+        return [Ref((name, i), self.id) for i in range(size)]
 
     def add_function(self: Self, function: Function) -> Self:
         """Add a function and return the DAG, so that calls chain.
@@ -168,13 +169,13 @@ class DAG:
 
     def _insert(self, functions: Sequence[Function]) -> None:
         """Add all functions or, if one of their ids is wrong, none."""
-        for function in functions:
-            if not _is_id(function.id):
+        for id_ in ids_of(functions):
+            if not _is_id(id_):
                 problem = "must be hashable and no Ref: use a string, number or tuple"
-                raise InvalidFunctionError(repr(function.id), "id", problem)
-            if function.id in self._functions:
-                raise DuplicateFunctionError(function.id)
-        self._functions.update((function.id, function) for function in functions)
+                raise InvalidFunctionError(repr(id_), "id", problem)
+            if id_ in self._functions:
+                raise DuplicateFunctionError(id_)
+        self._functions.extend(functions)
 
     def _fresh(self, name: str, size: int | None = None) -> str:
         """Return a name, numbered if it is taken; with a size, one for that many functions."""
@@ -227,19 +228,24 @@ class DAG:
         return iter(self._functions)
 
     def __reversed__(self) -> Iterator[Hashable]:
-        return reversed(self._functions)
+        return reversed(list(self._functions))
 
     def __len__(self) -> int:
         return len(self._functions)
 
     def __copy__(self: Self) -> Self:
         twin = object.__new__(type(self))
-        own = {"_functions": dict(self._functions), "_numbers": dict(self._numbers)}
+        own = {"_functions": self._functions.copy(), "_numbers": dict(self._numbers)}
         twin.__dict__.update(self.__dict__, **own)
         return twin
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r}: {len(self)} functions>"
+
+
+def functions_of(dag: DAG) -> FunctionTable:
+    """Return the functions that a DAG has now; what is added later is not among them."""
+    return dag._functions.copy()
 
 
 def require_dag(value: object) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Union
 
+from handoff_dask.model.amounts import AUTO
 from handoff_dask.model.contents import Replacing
 from handoff_dask.model.function import (
     Argument,
@@ -26,6 +27,7 @@ from handoff_dask.model.function import (
     claims,
     effective_policy,
     is_listed,
+    learns_memory,
     nested_arguments,
 )
 from handoff_dask.model.retry import RetryPolicy
@@ -154,6 +156,10 @@ class Node:
     target: int | None = None
     #: The inline functions in the call; for a transform, the one whose argument it is.
     inlined: tuple[Function, ...] = ()
+    #: Whether it also claims memory, as much as others of its code have used.
+    learns_memory: bool = False
+    #: Whether it runs in a process of its own.
+    isolated: bool = False
 
     @property
     def binds(self) -> int | None:
@@ -161,8 +167,8 @@ class Node:
         return self.target if self.kind == "serializer" else None
 
 
-def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
-    """Return the nodes of a valid DAG."""
+def expand(functions: Mapping[Hashable, Function], *, isolate: bool = False) -> list[Node]:
+    """Return the nodes of a valid DAG; `isolate` is for functions that do not say it themselves."""
     regular = [f for f in functions.values() if f.type == "regular"]
     indices = {f.id: i for i, f in enumerate(regular)}
     transforms: list[Node] = []
@@ -171,13 +177,26 @@ def expand(functions: Mapping[Hashable, Function]) -> list[Node]:
     nodes: list[Node] = []
     for index, function in enumerate(regular):
         if not _is_source(function):
-            nodes.append(_Expansion(functions, indices, function, transforms, costs).node())
+            expansion = _Expansion(functions, indices, function, transforms, costs)
+            nodes.append(expansion.node(isolate))
             continue
         call = Call(function.code, (), tuple(function.extra_args), function.extra_kwargs)
         cost = effective_cost(claims(function))
         cost = costs.setdefault(tuple(cost.items()), cost)
-        nodes.append(Node(index, "function", function, call, (), cost))
+        learns = learns_memory(function)
+        isolated = learns or _isolated((function,), isolate)
+        nodes.append(
+            Node(
+                index, "function", function, call, (), cost, learns_memory=learns, isolated=isolated
+            )
+        )
     return nodes + transforms
+
+
+def _isolated(functions: Iterable[Function], default: bool) -> bool:
+    """Whether a function, whose inline functions follow, runs in a process of its own."""
+    own = [function.isolate for function in functions if function.isolate is not None]
+    return any(own) if own else default
 
 
 def _is_source(function: Function) -> bool:
@@ -204,9 +223,11 @@ def node_policy(node: Node, default: RetryPolicy) -> RetryPolicy:
     return replace(policy, escalate=None)  # a transform costs nothing
 
 
-def effective_cost(cost: Mapping[str, float] | None) -> dict[str, float]:
-    """Return a cost with lower case names and without zeros."""
-    return {name.lower(): amount for name, amount in cost.items() if amount} if cost else {}
+def effective_cost(cost: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return a cost with lower case names, without zeros and without what is learned."""
+    if not cost:
+        return {}
+    return {name.lower(): amount for name, amount in cost.items() if amount and amount is not AUTO}
 
 
 @dataclass(slots=True)
@@ -226,7 +247,7 @@ class _Expansion:
     def index(self) -> int:
         return self.indices[self.function.id]
 
-    def node(self) -> Node:
+    def node(self, isolate: bool) -> Node:
         function = self.function
         call = self.call(function)
         workers: tuple[str, ...] = ()
@@ -236,6 +257,8 @@ class _Expansion:
         elif function.node is not None:
             node = function.node if isinstance(function.node, tuple) else (function.node,)
             workers = tuple(dict.fromkeys(map(str, node)))
+        together = (function, *self.inlined.values())
+        learns = any(map(learns_memory, together))
         pin, preferred = ((), workers) if function.allow_other_workers else (workers, ())
         return Node(
             self.index,
@@ -248,6 +271,8 @@ class _Expansion:
             preferred,
             collocated,
             inlined=tuple(self.inlined.values()),
+            learns_memory=learns,
+            isolated=learns or _isolated(together, isolate),
         )
 
     def call(self, function: Function) -> Call:

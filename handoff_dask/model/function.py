@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.model.amounts import (
+    AUTO,
     Amounts,
     Seconds,
-    as_amounts,
     as_count,
     as_number,
     as_seconds,
+    shared_amounts,
 )
 from handoff_dask.model.comparing import Comparable
 from handoff_dask.model.contents import are_simple, contents
@@ -137,7 +138,8 @@ class Function(Comparable):
         What an attempt claims while it runs: ``{"cpu": 2, "memory": "2 GB", "gpu": 1}`` in cores,
         MB (10**6 bytes) and units; any other name is a custom resource. Only memory takes text:
         ``"2 GB"``, ``"500 MiB"``; it is kept as a number. Names are case-insensitive, fractions are
-        allowed, None costs nothing.
+        allowed, None costs nothing. ``{"memory": AUTO}`` claims what functions of the same code
+        have been seen to need.
     node
         A pin: a worker's name, address or host, a tuple of them (any of these workers), or
         ``collocated(id)``. See `allow_other_workers`.
@@ -164,6 +166,10 @@ class Function(Comparable):
         Whether `node` is only a preference: if none of these workers has room, the function waits
         for one for about as long as it is expected to run, at most. Then it runs anywhere, and at
         once if nobody answers to `node`.
+    isolate
+        Whether it runs in a process of its own beside its worker, which is killed when it uses more
+        memory than it claims, takes longer than its `timeout`, or is cancelled. None uses the run's
+        value. Linux only.
 
     Notes
     -----
@@ -199,6 +205,7 @@ class Function(Comparable):
     results: Any = None
     priority: float = 0
     allow_other_workers: bool = False
+    isolate: bool | None = None
 
     def __post_init__(self) -> None:
         # Copies, so that later changes to a list do not change the function. Other types stay as
@@ -209,7 +216,7 @@ class Function(Comparable):
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.extra_kwargs, Mapping):
             object.__setattr__(self, "extra_kwargs", dict(self.extra_kwargs))
-        for name, convert in (("cost", as_amounts), ("timeout", as_seconds)):
+        for name, convert in (("cost", shared_amounts), ("timeout", as_seconds)):
             value = getattr(self, name)
             if value is None or (name == "cost" and not isinstance(value, Mapping)):
                 continue
@@ -224,6 +231,11 @@ class Function(Comparable):
 def claims(function: Function) -> Mapping[str, float] | None:
     """Return the cost of a function, which is kept in numbers."""
     return cast("Mapping[str, float] | None", function.cost)
+
+
+def learns_memory(function: Function) -> bool:
+    """Whether a function claims as much memory as others of its code have used."""
+    return isinstance(function.cost, Mapping) and any(a is AUTO for a in function.cost.values())
 
 
 def time_limit(function: Function) -> float | None:

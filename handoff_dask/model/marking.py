@@ -32,6 +32,7 @@ class Fields(TypedDict, total=False):
     timeout: Seconds | None
     priority: float
     allow_other_workers: bool
+    isolate: bool | None
 
 
 def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
@@ -44,7 +45,7 @@ def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
     ----------
     **fields
         `cost`, `node`, `type`, `argument_inclusion`, `max_retries`, `retry`, `timeout`, `priority`,
-        `allow_other_workers`: as for :class:`Function`.
+        `allow_other_workers`, `isolate`: as for :class:`Function`.
 
     Raises
     ------

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from handoff_dask.model.amounts import TIME, Seconds, as_count, as_number, as_seconds, is_number
+from handoff_dask.model.amounts import (
+    TIME,
+    Seconds,
+    as_amount,
+    as_count,
+    as_number,
+    as_seconds,
+    is_number,
+)
 
 #: ``escalate(attempt, cost, last_error) -> cost`` of the next attempt.
 Escalate = Callable[[int, Mapping[str, float], BaseException | None], Mapping[str, float]]
@@ -41,7 +49,8 @@ class RetryPolicy:
         again. ``"always"`` waits without that limit, as long as the cluster has another worker that
         could hold the function. False: no preference.
     escalate
-        ``(attempt, cost, last_error) -> cost``: returns what the next attempt claims.
+        ``(attempt, cost, last_error) -> cost``: returns what the next attempt claims. See
+        :func:`grow`.
 
     Examples
     --------
@@ -132,6 +141,62 @@ class RetryPolicy:
             yield "avoid_last_worker", f'must be True, False or "always", not {wrong}'
         if self.escalate is not None and not callable(self.escalate):
             yield "escalate", f"must be callable or None, not {self.escalate!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """An `escalate` that claims more of a resource after out of memory; see :func:`grow`."""
+
+    resource: str
+    factor: float = 2.0
+    most: float = math.inf
+
+    def __call__(
+        self, attempt: int, cost: Mapping[str, float], last_error: BaseException | None
+    ) -> Mapping[str, float]:
+        """Return what the next attempt claims."""
+        if not (isinstance(last_error, MemoryError) or getattr(last_error, "out_of_memory", False)):
+            return cost
+        return {
+            name: min(amount * self.factor, max(amount, self.most))
+            if name.lower() == self.resource
+            else amount
+            for name, amount in cost.items()
+        }
+
+
+def grow(resource: str = "memory", factor: float = 2.0, most: float | str = math.inf) -> Grow:
+    """Return an `escalate` for a :class:`RetryPolicy`: more of a resource after out of memory.
+
+    It multiplies what the function declares after an attempt that was out of memory: an isolated
+    function that exceeded its claim, one that raised ``MemoryError``, or one whose worker was ended
+    at its memory limit. Any other failure changes nothing.
+
+    Parameters
+    ----------
+    resource
+        The resource whose claim grows.
+    factor
+        What it is multiplied by, more than 1.
+    most
+        It grows no further than this: a number, or text such as ``"64 GB"`` for memory. If no
+        worker has as much as a further attempt would claim, the function fails.
+
+    Examples
+    --------
+    >>> from handoff_dask import RetryPolicy, grow
+    >>> policy = RetryPolicy(max_retries=3, escalate=grow("memory", factor=2))
+    >>> policy.escalate(1, {"memory": 500, "cpu": 1}, MemoryError())
+    {'memory': 1000, 'cpu': 1}
+    """
+    if problem := number_problem(factor, 1) or (None if factor > 1 else "must be more than 1"):
+        raise ValueError(f"factor {problem}")
+    if not isinstance(resource, str):
+        raise TypeError(f"resource must be the name of a resource, not {resource!r}")
+    amount = as_amount(resource, most)
+    if amount != math.inf and (problem := number_problem(amount)):
+        raise ValueError(f"most {problem}")
+    return Grow(resource.lower(), as_number(factor), amount)
 
 
 def count_problem(value: object) -> str | None:

@@ -9,7 +9,7 @@ from itertools import chain
 from operator import attrgetter
 
 from handoff_dask.errors import CyclicDependencyError, InvalidFunctionError, MissingFunctionError
-from handoff_dask.model.amounts import as_amount
+from handoff_dask.model.amounts import AUTO, as_amount
 from handoff_dask.model.contents import are_simple, contents
 from handoff_dask.model.function import (
     Argument,
@@ -19,6 +19,7 @@ from handoff_dask.model.function import (
     dependency_ids,
     given_by_field,
     is_listed,
+    learns_memory,
 )
 from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_limit_problem
@@ -66,14 +67,12 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
     for arg in function.args:
         yield from _argument_problems("args", arg)
     yield from _content_problems(function)
-    if function.cost is not None and (problem := cost_problem(function.cost)):
-        yield "cost", problem
 
 
 #: The fields that functions often have in common.
 _settings = attrgetter(
     "code", "type", "argument_inclusion", "node", "allow_other_workers", "priority",
-    "max_retries", "retry", "timeout",
+    "max_retries", "retry", "timeout", "isolate", "cost",
 )  # fmt: skip
 
 
@@ -87,7 +86,10 @@ def _setting_problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "type", f"must be one of {_TYPES}, not {function.type!r}"
     if function.argument_inclusion not in _INCLUSIONS:
         yield "argument_inclusion", _inclusion_problem(function.argument_inclusion)
+    if function.cost is not None and (problem := cost_problem(function.cost, learned=True)):
+        yield "cost", problem
     yield from _node_problems(function)
+    yield from _isolate_problems(function)
     if problem := number_problem(function.priority, -math.inf):
         yield "priority", problem
     if function.max_retries is not None and (problem := count_problem(function.max_retries)):
@@ -119,6 +121,13 @@ def _content_problems(function: Function) -> Iterator[tuple[str, str]]:
                 yield field, f"is a {_kind(value)}, {problem}"
             else:
                 yield field, f"contains a {_kind(value)}, which is not computed yet: {_COMPUTE}"
+
+
+def _isolate_problems(function: Function) -> Iterator[tuple[str, str]]:
+    if function.isolate not in (None, True, False):
+        yield "isolate", f"must be True, False or None, not {function.isolate!r}"
+    elif learns_memory(function) and function.isolate is False:
+        yield "isolate", "must not be False if memory is AUTO: only a process can be measured"
 
 
 def _is_checked(value: object) -> bool:
@@ -233,8 +242,8 @@ def limit_problems(retry: object, timeout: object) -> Iterator[tuple[str, str]]:
 LARGEST = 1e100
 
 
-def cost_problem(cost: object) -> str | None:
-    """Return why a value is not a valid cost, or None."""
+def cost_problem(cost: object, *, learned: bool = False) -> str | None:
+    """Return why a value is not a valid cost, or None; `learned`: whether memory may be AUTO."""
     if not isinstance(cost, Mapping):
         return f"must be a mapping such as {{'cpu': 2, 'memory': '2 GB'}} or None, not {cost!r}"
     seen: dict[str, str] = {}
@@ -245,6 +254,10 @@ def cost_problem(cost: object) -> str | None:
             number = as_amount(name, amount)
         except ValueError as error:
             return str(error)
+        if number is AUTO and learned and name.lower() == "memory":
+            number = 0
+        elif number is AUTO:
+            return f"the amount of {name!r} cannot be AUTO: only that of memory in a cost can"
         if problem := number_problem(number):
             return f"the amount of {name!r} {problem}"
         if number > LARGEST:

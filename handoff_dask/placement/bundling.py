@@ -65,6 +65,7 @@ def bundleable(node: Node, policy: RetryPolicy) -> bool:
         or node.collocated is not None
         or node.kind != "function"
         or "gpu" in node.cost
+        or node.isolated
         or time_limit(node.function) is not None
         or policy.delay
         or policy.has_code

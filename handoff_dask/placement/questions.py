@@ -55,6 +55,20 @@ class Questions:
                 return key, finding
         return None
 
+    def roomiest(
+        self, resource: str, cost: Mapping[str, float], pin: tuple[str, ...] = ()
+    ) -> Mapping[str, float] | None:
+        """Return the capacities of the worker with most of a resource that can hold a cost.
+
+        Its threads are there under ``"threads"``. None if no worker can hold it.
+        """
+        need = self._fleet.cost(cost)
+        able = [w for w in self._fleet.candidates(pin, None) if need.fits(w.shape.capacity)]
+        if not able:
+            return None
+        worker = max(able, key=lambda worker: worker.spec_capacity.get(resource, 0.0))
+        return {"threads": worker.slots, resource: 0.0, **worker.spec_capacity}
+
     @property
     def has_workers(self) -> bool:
         """Whether any worker is registered."""
@@ -150,8 +164,8 @@ class Questions:
         function = self._functions.get(key)
         return None if function is None else _why(function, self._placer)
 
-    def holds(self, run: Hashable) -> list[tuple[Hashable, int, Waiting]]:
-        """Why functions of a run are not placed: one of each kind, how many there are, the reason.
+    def holds(self, run: Hashable) -> list[tuple[list[Hashable], Waiting]]:
+        """Why functions of a run are not placed: the keys of each kind, and the reason.
 
         Functions of one queue wait for the same: only one of them is asked about.
         """
@@ -166,7 +180,7 @@ class Questions:
         for alike in kinds.values():
             why = _why(alike[0], self._placer)
             if why is not None:
-                held.append((alike[0].key, len(alike), why))
+                held.append(([function.key for function in alike], why))
         return held
 
     def remaining(self, run: Hashable, now: float) -> float | None:

@@ -56,7 +56,7 @@ class Gate:
             mark = (ts.annotations or {}).get("handoff", {})
             mark = {"run": mark.get("run"), **self.mark(record, ts)}
             ts.annotations = {**(ts.annotations or {}), "handoff": mark}
-        elif row.source is not None or record.entries:
+        elif row.source is not None or record.entries or record.cost is not row.cost:
             self._annotate(ts, record, place)
         return self.placement(record, ws)
 

@@ -25,14 +25,15 @@ from handoff_dask.attempts.states import (
 )
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.errors import WorkerLostError
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import Usage
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.foreign import Foreign
 from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.measurements import Measurements
 from handoff_dask.scheduler.membership import Bundles
-from handoff_dask.scheduler.records import BundleRecord, UnitRecord
+from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.standins import text_of
@@ -58,6 +59,7 @@ class Lifecycle:
     inputs: Inputs
     inquiries: Inquiries
     bundles: Bundles
+    measurements: Measurements
     ask: Callable[[], None]
 
     def __post_init__(self) -> None:
@@ -138,7 +140,7 @@ class Lifecycle:
         """Record that an attempt ended without a result."""
         state = record.state
         failure = state.failure if isinstance(state, Failing) else None
-        retried = failure is not None and failure.outcome == "error" and failure.retry
+        retried = failure is not None and not failure.late and failure.retry
         reported = compat.ended_by_worker(ts, finish, facts, retried)
         departure = self._departure(ts, facts, reported=reported, record=record)
         if finish == "erred":
@@ -171,7 +173,8 @@ class Lifecycle:
         span = (spans[-1]["start"], spans[-1]["stop"]) if spans else None
         at, now = time.time(), time.monotonic()
         if reported or record is None:
-            return Departure(ts.run_id or 0, at, now, True, span)
+            usage = Usage(*compat.noted(ts))._replace(result_bytes=facts.get("nbytes"))
+            return Departure(ts.run_id or 0, at, now, True, span, usage=usage)
         worker = record.worker
         assert worker is not None
         gone = worker not in self.scheduler.workers
@@ -256,11 +259,13 @@ class Lifecycle:
             self.lives.thread_released(record)
             self.ask()
         elif action == "attempt-failed":
-            again = self.lives.failure_reported(record, _failure("error", message))
+            again = self.lives.failure_reported(record, _failure(message))
             # Dask's own message follows; with retries left it gives the task back to us.
             ts.retries = int(again)
         elif action == "attempt-late":
-            again = self.lives.failure_reported(record, _failure("timeout", message))
+            again = self.lives.failure_reported(
+                record, _failure({**message, "outcome": "timeout", "late": True})
+            )
             self._give_up(record, again, message["message"])
 
     def _give_up(self, record: UnitRecord, again: bool, message: str) -> None:
@@ -286,6 +291,11 @@ class Lifecycle:
     def input_sizes(self, life: Life) -> tuple[Mapping[str, float], float]:
         """Return the bytes of a function's inputs that each worker has, and those of all inputs."""
         return compat.input_sizes(self.scheduler.tasks[life.key])
+
+    def learned_claim(self, life: Life) -> float | None:
+        """Return how much memory the next attempt claims (MB); None if no worker has enough."""
+        assert isinstance(life, FunctionRecord)
+        return self.measurements.claim(life)
 
     def refusal(self, life: Life) -> Exception | None:
         """Return why no worker could hold what an escalated attempt claims."""
@@ -331,7 +341,7 @@ class Lifecycle:
         self.runs.stop_submitted_by(life.key)
 
 
-def _failure(outcome: Outcome, message: Mapping[str, Any]) -> Failure:
+def _failure(message: Mapping[str, Any]) -> Failure:
     """Return what a worker reported of a failure."""
-    fields = Failure._fields[1:]
-    return Failure(outcome, **{name: message[name] for name in fields if name in message})
+    facts = {name: message[name] for name in Failure._fields if name in message}
+    return Failure(**{**facts, "usage": Usage(*message.get("usage", ()))})

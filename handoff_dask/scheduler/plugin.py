@@ -23,6 +23,7 @@ from handoff_dask.scheduler.gate import Gate
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.lifecycle import Lifecycle
+from handoff_dask.scheduler.measurements import Measurements
 from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import UnitRecord
@@ -31,7 +32,7 @@ from handoff_dask.scheduler.runs import Runs
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
-from handoff_dask.wire.messages import Stop
+from handoff_dask.wire.messages import RunSpec, Stop
 from handoff_dask.wire.run_events import Recorded
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
@@ -65,8 +66,16 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.endings = Endings(engine)
         self.registry = Registry(scheduler, engine, self._worker_joined, self._worker_left)
         self.runs = Runs(
-            scheduler, engine, self.endings, self._emit, self._end, self._cancel_member, self._ask
+            scheduler,
+            engine,
+            self.endings,
+            self._emit,
+            self._end,
+            self._cancel_member,
+            self._learned_seconds,
+            self._ask,
         )
+        self.measurements = Measurements(self.runs, engine.questions, self._claim_again)
         self.bundles = Bundles(scheduler, engine, self.runs, self._ask)
         self.functions = self.runs.functions
         self.foreign = Foreign(scheduler, engine, self.registry.names, self._ask)
@@ -84,6 +93,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.inputs,
             self.inquiries,
             self.bundles,
+            self.measurements,
             self._ask,
         )
         self.decider = Decider(
@@ -107,6 +117,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.inquiries,
             self.reasons,
             self.bundles,
+            self.measurements,
             self.uninstall,
         )
         self.history = dashboard.History(self.runs)
@@ -121,10 +132,10 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.endings.counts,
         )
         dashboard.install(self.overview)
-        self._listeners += [self.history, EventStream(scheduler, self.runs)]
+        self._listeners += [self.history, EventStream(scheduler, self.runs), self.measurements]
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
-            scheduler, self.runs.cancelled, self.runs.check_retried
+            scheduler, self.runs.cancelled, self.runs.check_retried, self.bundles.let_go
         )
         self._remove_handlers = compat.install_handlers(
             scheduler,
@@ -179,6 +190,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         """Stop."""
         for part in (self.history, self.inputs, self.inquiries, self.decider, self.runs):
             part.close()
+        await self.measurements.close()
         self._unwatch()
         if self._limit is not None:
             self._limit.stop()
@@ -236,6 +248,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         for ts in ws.processing:
             if ts.key not in self.functions:
                 self.foreign.follow(ts.key, "processing")
+        self.measurements.workers_changed()
         self._ask()
 
     def _worker_left(self, worker: str) -> None:
@@ -245,6 +258,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.engine.worker_removed(worker, lost_at)
             self.endings.worker_removed(worker)
             self.inquiries.worker_removed(worker)
+            self.measurements.workers_changed()
             self._ask()
 
     def _portion(self, client: str, run_id: str, portion: bytes) -> None:
@@ -256,6 +270,13 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _cancel_member(self, key: Any) -> UnitRecord | None:
         member = self.bundles.member(key)
         return None if member is None or self.bundles.cancel(*member) else member[0]
+
+    def _learned_seconds(self, spec: RunSpec, prefix: str) -> float | None:
+        return self.measurements.seconds(spec, prefix)
+
+    def _claim_again(self, record: UnitRecord) -> None:
+        self.lifecycle.lives.claim_again(record, time.monotonic())
+        self._ask()
 
     def _emit(self, event: Recorded) -> None:
         for listener in self._listeners:

@@ -34,10 +34,14 @@ class Reasons:
         """Say what functions of a run are held for: how many, what they cost, and why."""
         # The engine does not know those whose last attempt is being asked about.
         return [
-            (number, dict(self.functions[key].cost), self._completed(why))
-            for key, number, why in self.engine.questions.holds(run.spec.run_id)
+            (
+                sum(self.functions[key].size for key in keys),
+                dict(self.functions[keys[0]].cost),
+                self._completed(why),
+            )
+            for keys, why in self.engine.questions.holds(run.spec.run_id)
         ] + [
-            (1, dict(record.cost), self.why(record))
+            (record.size, dict(record.cost), self.why(record))
             for record in run.units
             if isinstance(record.state, Asking) and record.state.ready
         ]

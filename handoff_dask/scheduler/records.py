@@ -16,6 +16,7 @@ from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.members import CANCELLED, DONE, ENDS, FAILED, Members
 from handoff_dask.attempts.states import STATES, UNENDED, State
 from handoff_dask.errors import AllocationError
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.events import Finding
 from handoff_dask.wire.keys import BUNDLE, Key, node_key
@@ -73,6 +74,11 @@ class UnitRecord(Life):
         context = f"retry.escalate asked for {dict(self.cost)}: " if escalated else ""
         return allocation_error(self.row.label, self.cost, finding, context)
 
+    @property
+    def size(self) -> int:
+        """How many functions it would run."""
+        return 1
+
     def attempts_to_come(self) -> Iterator[tuple[int, int]]:
         """Yield (node, number of its next attempt) for each function that it would run."""
         yield self.index, len(self.entries) + 1
@@ -129,6 +135,11 @@ class BundleRecord(UnitRecord):
         self.members = Members(len(bundle.members))
         #: Attempts of them that succeeded.
         self.blocks: list[Block] = []
+
+    @property
+    def size(self) -> int:
+        """How many functions it would run."""
+        return self.members.open_count
 
     def position(self, index: int) -> int:
         """Return the position of a node."""
@@ -314,13 +325,18 @@ class RunRecord:
         position = self.bundles[home].position(index)
         return self._members[number][first + position]
 
+    def prefix_of(self, index: int) -> str:
+        """Return the name of a node's code."""
+        if index in self.records:
+            return self.records[index].row.prefix
+        bundle = self.bundles[self.homes[index]]
+        return bundle.bundle.prefix(bundle.position(index))
+
     def key_of(self, index: int) -> Key:
         """Return the key of the task that has a node's result by itself."""
         if index in self.records:
             return cast("Key", self.records[index].key)
-        bundle = self.bundles[self.homes[index]]
-        prefix = bundle.bundle.prefix(bundle.position(index))
-        return node_key(prefix, self.spec.run_id, index)
+        return node_key(self.prefix_of(index), self.spec.run_id, index)
 
     def unit_key(self, index: int) -> Any:
         """Return the key of what is placed when a node is; None if it has not come."""
@@ -339,6 +355,11 @@ class RunRecord:
     def maker_of(self, index: int) -> str | None:
         """Return the worker that made a node's result."""
         return (self.bundle_of(index) or self.records[index]).worker
+
+    def first_start(self, index: int, attempt: Attempt) -> float:
+        """Return when the first attempt of a node started, given its latest (s since epoch)."""
+        entries = self.records[index].entries if index in self.records else ()
+        return entries[0].started if entries else attempt.started
 
     def attempt_ended(self, index: int, entry: Entry) -> None:
         """Announce the end of an attempt."""

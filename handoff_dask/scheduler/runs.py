@@ -79,6 +79,8 @@ class Runs(Mapping[str, RunRecord]):
     #: Cancels a function in a bundle, given the key of its result; if it cannot be cancelled alone,
     #: its bundle is returned.
     cancel_member: Callable[[Any], UnitRecord | None]
+    #: Returns how long a code of a run, given by its name, takes (s), if that was learned.
+    learned_seconds: Callable[[RunSpec, str], float | None]
     #: Has the engine decide soon.
     ask: Callable[[], None]
 
@@ -146,14 +148,18 @@ class Runs(Mapping[str, RunRecord]):
         finally:
             self.engine.run_closed(run_id)
 
-    def seconds_of(self, prefixes: Iterable[str]) -> dict[str, float]:
-        """Return how long functions of some codes take, as far as that is known (s)."""
+    def seconds_of(self, spec: RunSpec, prefixes: Iterable[str]) -> dict[str, float]:
+        """Return how long functions of some codes of a run take, as far as that is known (s)."""
         seconds = self.engine.questions.seconds_of(prefixes)
         known = self.scheduler.task_prefixes
         for name in prefixes:
+            if name in seconds:
+                continue
             # What Dask measured of the same code, whatever ran it.
-            if name not in seconds and name in known and known[name].duration_average >= 0:
+            if name in known and known[name].duration_average >= 0:
                 seconds[name] = known[name].duration_average
+            elif (learned := self.learned_seconds(spec, name)) is not None:
+                seconds[name] = learned
         return seconds
 
     def maker(self, key: Any) -> tuple[str, str] | None:
@@ -209,7 +215,7 @@ class Runs(Mapping[str, RunRecord]):
             first += len(bundle.members)
             key = bundle_key(run_id, bundle.number)
             run.bundles.append(BundleRecord(key, run, bundle))
-        expected = self.seconds_of({row.prefix for row in rows})
+        expected = self.seconds_of(run.spec, {row.prefix for row in rows})
         specs = function_specs(rows, run.unit_key, expected)
         specs += [bundle_spec(bundle, run_id, run.unit_key) for bundle in portion.bundles]
         self.engine.functions_added(run_id, specs)

@@ -17,6 +17,7 @@ from handoff_dask.attempts.states import PLACED, Waiting
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
+from handoff_dask.scheduler.measurements import Measurements
 from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import BundleRecord, RunRecord, UnitRecord
@@ -46,6 +47,7 @@ class Service:
     inquiries: Inquiries
     reasons: Reasons
     bundles: Bundles
+    measurements: Measurements
     #: Takes everything of Handoff off the cluster.
     uninstall_all: Callable[[], Awaitable[None]]
 
@@ -60,9 +62,10 @@ class Service:
     async def open(self, spec: bytes) -> bytes:
         """Record a run; the answer is an :class:`Opened`, pickled."""
         await self.registry.settled()
+        await self.measurements.open(RunSpec.unpacked(spec).learned)
         refused, run = self.runs.open(spec)
         if run is None:
-            return pickle.dumps(Opened(refused, {}, {}, {}, False))
+            return pickle.dumps(Opened(refused, {}, {}, {}, None, False))
         if not run.spec.nodes:  # no graph will follow, and nothing to tell its end by
             if run.kept:
                 run.arrived.set()
@@ -72,11 +75,15 @@ class Service:
 
     def _opened(self, spec: RunSpec) -> Opened:
         questions = self.engine.questions
-        seconds = self.runs.seconds_of(spec.prefixes)
+        seconds = self.runs.seconds_of(spec, spec.codes)
         threads = {row.index: questions.threads(row.cost) for row in spec.kinds if not row.pin}
         longer = questions.longer(seconds)
         nannies = all(ws.nanny for ws in self.scheduler.workers.values())
-        return Opened(None, seconds, longer, threads, nannies)
+        unavailable = None
+        if spec.isolated is not None and (problems := self.registry.unavailable):
+            worker, problem = next(iter(problems.items()))
+            unavailable = spec.isolated, f"worker {worker} cannot do that: {problem}"
+        return Opened(None, seconds, longer, threads, unavailable, nannies)
 
     async def learned(self, run_id: str, prefixes: list[str], portions: int) -> dict[str, float]:
         """Return how long codes take (s), as soon as that is known well, or more is wanted.
@@ -88,7 +95,7 @@ class Service:
             if all(map(settled, prefixes)) or self.runs.is_low(run, portions):
                 break
             await asyncio.sleep(LOOK)
-        return self.runs.seconds_of(prefixes)
+        return {} if run is None else self.runs.seconds_of(run.spec, prefixes)
 
     async def explain(self, spec: bytes) -> bytes:
         """Return which workers could run each node of a run that is not to be started.

@@ -34,7 +34,7 @@ class Stalls:
         self._questions = engine.questions
         self._runs = runs
         #: {run: [(key of a held function, how many are held for the same, why)]}
-        self._holds: dict[str, list[tuple[Any, int, Waiting]]] = {}
+        self._holds: dict[str, list[tuple[list[Any], Waiting]]] = {}
         #: The runs that functions wait for: {key: (function, its runs)}.
         self._nested = self._find_nested()
         while True:
@@ -71,11 +71,11 @@ class Stalls:
         if any(record.key not in self._nested for record in running):
             return False
         holds = self._holds_of(run)
-        if any(self._may_run(key, why) for key, _, why in holds):
+        if any(self._may_run(keys[0], why) for keys, why in holds):
             return False
         return bool(running or holds)
 
-    def _holds_of(self, run: RunRecord) -> list[tuple[Any, int, Waiting]]:
+    def _holds_of(self, run: RunRecord) -> list[tuple[list[Any], Waiting]]:
         run_id = run.spec.run_id
         if run_id not in self._holds:
             self._holds[run_id] = self._questions.holds(run_id)
@@ -98,7 +98,8 @@ class Stalls:
         return {name: needs for name, needs in cost.items() if needs > free.get(name, 0) + 1e-9}
 
     def _reasons(self, run: RunRecord) -> Iterator[str]:
-        for key, number, why in self._holds_of(run):
+        for keys, why in self._holds_of(run):
+            key, number = keys[0], sum(self._runs.functions[key].size for key in keys)
             who = _name(self._runs.functions[key]) + (f" and {number - 1} more" * (number > 1))
             if why.reason == "no workers":
                 yield self._without_workers()

@@ -175,6 +175,23 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows with aligned columns: the first to the left, the others to the right.
+
+    Examples
+    --------
+    >>> print(aligned([("worker", "cpu"), ("a", "16")]))
+    worker  cpu
+    a        16
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
 def render(template: str, /, **values: object) -> Html:
     """Fill in a template; values that are not `Html` are escaped."""
     return Html(_TEMPLATES.get_template(template).render(values))

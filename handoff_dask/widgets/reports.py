@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from handoff_dask.learning.advice import CodeAdvice
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, PLAIN, STATE_COLOURS, Html, seconds
@@ -205,6 +206,39 @@ def report(
     remark = f"and {rest:,} functions more" if rest else ""
     inner = markup.table(("functions", "number", *head), cells, f" r{right}", remark)
     return markup.panel(title, summary, inner)
+
+
+def advice_table(rows: Sequence[CodeAdvice]) -> list[tuple[str, ...]]:
+    """Return what functions declared, used and should declare, by code, below a head."""
+    memory = ("declared MB", "median", "95 %", "most", "advised MB")
+    table: list[tuple[str, ...]] = [
+        ("code", "attempts", *memory, "declared cpu", "used", "advised cpu")
+    ]
+    for row in rows:
+        spread = row.memory or (None, None, None)
+        cells = (
+            row.declared.get("memory"),
+            *spread,
+            row.advised.get("memory"),
+            row.declared.get("cpu"),
+            row.cores,
+            row.advised.get("cpu"),
+        )
+        table.append((row.code, f"{row.count:,}", *map(_figure, cells)))
+    return table
+
+
+def _figure(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def advice(rows: Sequence[CodeAdvice], summary: str) -> str:
+    """Return what functions should declare, as a table."""
+    head, *body = advice_table(rows[:MOST_ROWS])
+    rest = f"{len(rows) - MOST_ROWS:,} codes more" if len(rows) > MOST_ROWS else ""
+    return markup.panel("Advice", summary, markup.table(head, body, " " + "r" * 9, rest))
 
 
 def yes_no(good: bool, word: str) -> Html:

@@ -60,12 +60,24 @@ class EndedColumns:
     #: Seconds since the epoch.
     started: array[float] = field(default_factory=lambda: array("d"))
     stopped: array[float] = field(default_factory=lambda: array("d"))
+    #: Seconds that they kept a processor busy, and bytes of their results.
+    cpu_time: array[float] = field(default_factory=lambda: array("f"))
+    result_bytes: array[int] = field(default_factory=lambda: array("Q"))
 
-    def add(self, position: int, started: float, stopped: float) -> None:
+    def add(
+        self,
+        position: int,
+        started: float,
+        stopped: float,
+        cpu_time: float = 0.0,
+        result_bytes: int = 0,
+    ) -> None:
         """Append an attempt."""
         self.positions.append(position)
         self.started.append(started)
         self.stopped.append(stopped)
+        self.cpu_time.append(cpu_time)
+        self.result_bytes.append(result_bytes)
 
     def of(self, places: Sequence[int]) -> EndedColumns:
         """Return the attempts at some places of the columns."""
@@ -73,18 +85,23 @@ class EndedColumns:
             return self
         chosen = EndedColumns()
         for place in places:
-            chosen.add(self.positions[place], self.started[place], self.stopped[place])
+            for own, other in zip(chosen._columns, self._columns, strict=True):
+                own.append(other[place])
         return chosen
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __iter__(self) -> Iterator[tuple[int, float, float]]:
-        return zip(self.positions, self.started, self.stopped, strict=True)
+    @property
+    def _columns(self) -> tuple[array[Any], ...]:
+        return self.positions, self.started, self.stopped, self.cpu_time, self.result_bytes
+
+    def __iter__(self) -> Iterator[tuple[int, float, float, float, int]]:
+        return zip(*self._columns, strict=True)
 
     def pack(self) -> bytes:
         """Return them as they travel."""
-        return pickle.dumps((self.positions, self.started, self.stopped), protocol=5)
+        return pickle.dumps(self._columns, protocol=5)
 
     @classmethod
     def unpack(cls, data: bytes) -> EndedColumns:
@@ -105,6 +122,13 @@ class MemberFailure(NamedTuple):
     final: bool
     #: The exception, pickled, if this is final.
     exception: bytes | None
+    #: Seconds that it kept a processor busy.
+    cpu_time: float | None = None
+
+
+def size_of(value: Any) -> int:
+    """Return the size of a value in bytes, as Dask estimates it."""
+    return getsizeof(value) if type(value) in _PLAIN else safe_sizeof(value)
 
 
 class Values(Mapping[int, Any]):
@@ -225,5 +249,5 @@ def _problem(what: str, error: BaseException) -> str:
 def _sizeof(values: Values) -> int:
     size = getsizeof(values.errors) + sum(map(len, values.errors.values()))
     for value in values.values():
-        size += getsizeof(value) if type(value) in _PLAIN else safe_sizeof(value)
+        size += size_of(value)
     return size

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.errors import AllocationError
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Usage
 from handoff_dask.model.expansion import Node
 from handoff_dask.model.function import FunctionType
 from handoff_dask.model.retry import RetryPolicy
@@ -77,6 +77,8 @@ class FunctionRow(NamedTuple):
     wanted: bool = False
     #: Whether the run waits for its end: it is wanted, or runs only for its effects.
     awaited: bool = False
+    #: Whether it also claims memory, as much as others of its code have used.
+    learns_memory: bool = False
 
     @property
     def is_grouped(self) -> bool:
@@ -196,8 +198,12 @@ class RunSpec:
     nodes: int = 0
     functions: int = 0
     awaited: int = 0
-    #: The names of the codes of its functions.
-    prefixes: tuple[str, ...] = ()
+    #: {name of a code of its functions: what identifies that code in other runs as well}.
+    codes: Mapping[str, str] = field(default_factory=dict)
+    #: A node that is isolated, if any is.
+    isolated: int | None = None
+    #: Where to read and keep what is learned of them: a path or URL.
+    learned: str | None = None
     #: The DAG's id as the user has it, pickled. The scheduler does not open it.
     own_id: bytes = b""
     strategy: str = "packed"
@@ -243,6 +249,8 @@ class Opened(NamedTuple):
     longer: Mapping[tuple[str, str], float]
     #: How many threads could run each of the kinds at once, by the index of its node.
     threads: Mapping[int, int]
+    #: A node that is isolated, and why workers cannot do that.
+    unavailable: tuple[int, str] | None
     #: Whether all workers have nannies, which know what they had started when they died.
     nannies: bool
 
@@ -306,6 +314,9 @@ class Block(NamedTuple):
     #: Seconds since the epoch.
     started: array[float]
     stopped: array[float]
+    #: Seconds that they kept a processor busy, and bytes of their results.
+    cpu_time: array[float]
+    result_bytes: array[int]
 
     def entry(self, number: int, place: int) -> Entry:
         """Return the attempt at a place of the columns, as the `number`-th of its function."""
@@ -319,6 +330,7 @@ class Block(NamedTuple):
             None,
             self.cost,
             False,
+            Usage(self.cpu_time[place], None, self.result_bytes[place]),
         )
 
 

@@ -14,6 +14,17 @@ from distributed.diagnostics import nvml
 _EPSILON = 1e-9
 
 
+def visible_devices(
+    indices: tuple[int, ...], environ: Mapping[str, str] = os.environ
+) -> tuple[str, ...]:
+    """Return what CUDA_VISIBLE_DEVICES calls devices that this process counts from 0."""
+    named = environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return tuple(map(str, indices))
+    entries = list(dict.fromkeys(filter(None, map(str.strip, named.split(",")))))
+    return tuple(entries[index] for index in indices if index < len(entries))
+
+
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> int:
     """Count the GPUs that this process may use: those NVML finds and CUDA_VISIBLE_DEVICES names."""
     count: int = nvml.device_get_count()

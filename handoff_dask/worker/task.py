@@ -7,6 +7,7 @@ unpickles them at each start.
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import threading
 import time
@@ -16,11 +17,14 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from distributed import Client
 
+from handoff_dask.attempts.retries import Verdict
 from handoff_dask.compat import worker as compat
+from handoff_dask.errors import OutOfMemoryError, ProcessDiedError
+from handoff_dask.model.attempt import Outcome, Usage
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.packed_errors import packed
-from handoff_dask.standins import for_a_log, type_of
+from handoff_dask.packed_errors import PackedError, packed
+from handoff_dask.standins import Verbatim, for_a_log, type_of
 from handoff_dask.wire.payload import Name, opened
 from handoff_dask.worker.current import (
     Running,
@@ -30,6 +34,8 @@ from handoff_dask.worker.current import (
     running,
     running_here,
 )
+from handoff_dask.worker.devices import visible_devices
+from handoff_dask.worker.isolation.calls import Kind, Request, World
 from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
@@ -110,7 +116,7 @@ def refuse(problem: bytes, *values: Any) -> None:
 
 
 class Terms(NamedTuple):
-    """How to run a function that has a time limit, a policy with code, or devices."""
+    """How to run a function that asks for more than to be called."""
 
     #: Seconds it may take; None is no limit.
     timeout: float | None
@@ -120,13 +126,74 @@ class Terms(NamedTuple):
     keep: bool
     #: Whether it may claim devices.
     gpus: bool
+    #: How messages name the function and its DAG, if it runs in a process of its own; else None.
+    isolated: tuple[str, str] | None = None
 
 
 def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Evaluate a pickled call on terms."""
-    with _devices(terms.gpus):
+    with _devices(terms.gpus) as gpus:
+        if terms.isolated is not None:
+            return _run_isolated(terms, gpus, terms.isolated, names, call, values)
         result = _run(terms.policy, names, call, values, terms.timeout)
         return result if terms.keep else None
+
+
+def _run_isolated(
+    terms: Terms,
+    gpus: tuple[int, ...],
+    label: tuple[str, str],
+    names: tuple[Name, ...],
+    call: bytes,
+    values: tuple[Any, ...],
+) -> Any:
+    task = compat.this_task()
+    if task is None or task.plugin is None:
+        raise RuntimeError(f"function {label[0]} is isolated, and its worker cannot do that")
+    started, cost, timeout = time.time(), cost_of(task.facts), terms.timeout
+    attempt = task.facts.get("handoff", {}).get("attempt", 1)
+    policy = terms.policy
+    kind: Kind = "call" if terms.keep else "discard"
+    address = compat.worker_address()
+    request = Request(names, call, values, kind, (None, None), policy, attempt, cost, address)
+    width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
+    world = World(visible_devices(gpus), width)
+    with compat.started() as check:
+        pool = task.plugin.processes()
+        check()
+        late = f"it ran longer than its timeout of {timeout} s"
+        timer = threading.Timer(
+            min(timeout or 0.0, threading.TIMEOUT_MAX), pool.kill, args=(task.key, late)
+        )
+        timer.daemon = True
+        if timeout is not None:
+            timer.start()
+        try:
+            ended = pool.run(request, world, limit=cost.get("memory"), key=task.key)
+        finally:
+            timer.cancel()
+    if ended.outcome == "ok":
+        task.note(ended.usage)
+        return ended.value
+    outcome: Outcome = "error"
+    verdict = None
+    error: BaseException
+    if ended.outcome == "error":
+        error, verdict = ended.value, ended.verdict
+    elif ended.outcome == "out-of-memory":
+        outcome = "out-of-memory"
+        claim, peak = cost.get("memory", 0.0), ended.usage.peak_memory or 0.0
+        error = OutOfMemoryError(label[0], claim, peak, ended.detail)
+    elif ended.outcome == "process-died":
+        outcome = "process-died"
+        error = ProcessDiedError(label[0], ended.detail, ended.output)
+    elif ended.detail == late:
+        outcome, error = "timeout", TimeoutError(late)
+    else:  # it was given up: whether it runs again is not decided here
+        raise compat.Reschedule
+    identity = Verbatim(label[0]), Verbatim(label[1])
+    text = ended.detail or None
+    raise _reported(error, started, policy, identity, outcome, ended.usage, verdict, text)
 
 
 def _run(
@@ -181,17 +248,17 @@ def run_transform(policy: bytes | None, names: tuple[Name, ...], call: bytes, *v
 
 
 @contextmanager
-def _devices(needed: bool) -> Iterator[None]:
-    """Give the function of this thread the devices that it claims."""
+def _devices(needed: bool) -> Iterator[tuple[int, ...]]:
+    """Give the function of this thread the devices that it claims; yield their indices."""
     task = compat.this_task() if needed else None
     amount = 0.0 if task is None else cost_of(task.facts).get("gpu", 0)
     if task is None or task.plugin is None or not amount:
-        yield
+        yield ()
         return
     with task.plugin.devices.held(amount) as gpus:
         token = held_gpus.set(gpus)
         try:
-            yield
+            yield gpus
         finally:
             held_gpus.reset(token)
 
@@ -233,7 +300,14 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
 
 
 def _reported(
-    error: BaseException, started: float, policy: bytes | None, identity: _Identity | None
+    error: BaseException,
+    started: float,
+    policy: bytes | None,
+    identity: _Identity | None,
+    outcome: Outcome = "error",
+    usage: Usage | None = None,
+    verdict: Verdict | None = None,
+    text: str | None = None,
 ) -> BaseException:
     """Report a failed attempt to the scheduler, before Dask's message; return what to raise.
 
@@ -243,8 +317,10 @@ def _reported(
     task = compat.this_task()
     if task is None:
         return error
-    failure = packed(error)
-    message = _failure(error, failure.message, started, policy, task.facts)
+    failure = error if isinstance(error, PackedError) else packed(error)
+    message = _failure(error, text or failure.message, started, policy, task.facts, verdict)
+    message["outcome"] = outcome
+    message["usage"] = tuple(usage or Usage(*task.noted))
     task.log(TOPIC, {"action": "attempt-failed", **message})
     if compat.silence_failure():
         _log_attempt(identity or (task.key, None), message, task.facts)
@@ -277,16 +353,22 @@ def log_failure(
 
 
 def _failure(
-    error: BaseException, text: str, started: float, policy: bytes | None, facts: Mapping[str, Any]
+    error: BaseException,
+    text: str,
+    started: float,
+    policy: bytes | None,
+    facts: Mapping[str, Any],
+    verdict: Verdict | None = None,
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
-    attempt = facts.get("handoff", {}).get("attempt", 1)
-    verdict = {} if policy is None else judge(error, policy, attempt, cost_of(facts))._asdict()
+    if verdict is None and policy is not None:
+        attempt = facts.get("handoff", {}).get("attempt", 1)
+        verdict = judge(error, policy, attempt, cost_of(facts))
     return {
         "started": started,
         "stopped": time.time(),
-        "error_type": type_of(error),
+        "error_type": error.type_name if isinstance(error, PackedError) else type_of(error),
         "message": text,
         "retry": True,
-        **verdict,
+        **({} if verdict is None else verdict._asdict()),
     }

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import os
 import pickle
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask.system import CPU_COUNT
 from distributed import Scheduler, Status, Worker
@@ -24,11 +25,15 @@ from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.wire.bundles import WITHDRAW_MEMBER
 from handoff_dask.wire.offers import Declaration, Declarations, offered
+from handoff_dask.worker import isolation
 from handoff_dask.worker.devices import Devices, visible_gpus
 from handoff_dask.worker.fetches import Fetches
 from handoff_dask.worker.nanny_plugin import VARIABLE, HandoffNannyPlugin
 from handoff_dask.worker.starts import Starts, StartsFile
 from handoff_dask.worker.task import TOPIC
+
+if TYPE_CHECKING:
+    from handoff_dask.worker.isolation.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +62,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Declare what the worker has and its operator did not declare."""
         self.worker = worker
         self.devices = Devices()
+        self._pool: Pool | None = None
+        self._pool_lock = threading.Lock()
         self.fetches = Fetches(worker)
         self.declarations = Declarations()
         #: By number: set when the message to withdraw declarations has arrived.
@@ -76,6 +83,15 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self._set(self.declarations.detect(total, find_capabilities(worker)))
         await self.declare(again)
         self._report_given_up()
+
+    def processes(self) -> Pool:
+        """Return the processes of isolated functions; any thread may call this."""
+        from handoff_dask.worker.isolation.pool import Pool  # not everywhere
+
+        with self._pool_lock:
+            if self._pool is None:
+                self._pool = Pool(self.worker.state.nthreads)
+            return self._pool
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -110,6 +126,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             version=__version__,
             ours=declarations.ours,
             returns=bool(self.worker.lifetime and self.worker.lifetime_restart),
+            unavailable=isolation.unavailable(),
         )
         return offer
 
@@ -194,6 +211,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         """Tell the scheduler when a function gives up its thread, for good or while it waits."""
         super().transition(key, start, finish, **kwargs)
         self.fetches.follow(key, start, finish)
+        if self._pool is not None and self.given_up(key):
+            self._pool.kill(key, "it was given up")
         if finish == "long-running":
             ts = self.worker.state.tasks[key]
             if "handoff" in (ts.annotations or {}):
@@ -238,8 +257,11 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.fetches.close()
         for name in self.stream_handlers:
             worker.stream_handlers.pop(name, None)
+        pool, self._pool = self._pool, None
         if self.starts is not None and worker.status not in WORKER_ANY_RUNNING:
             self._last_word(self.starts)
+        if pool is not None:
+            await asyncio.to_thread(pool.close)
         self.starts = None
         self._leave()
         bootstrap.remove()

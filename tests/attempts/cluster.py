@@ -208,14 +208,13 @@ class Cluster:
         sent.over = True
         self.lives.succeeded(sent.life, sent.worker, self.departure(sent, reported=True))
 
-    def fail(self, sent, outcome):
-        """An attempt fails; after a timeout, its thread goes on."""
+    def fail(self, sent, outcome, *, late=False):
+        """An attempt fails; if it is late, its thread goes on."""
         self.charge(sent)
-        failure = Failure(outcome, sent.started, self.now, "Error", "it failed", True)
+        failure = Failure(outcome, sent.started, self.now, "Error", "it failed", True, late=late)
         again = self.lives.failure_reported(sent.life, failure)
-        timed_out = outcome == "timeout"
-        sent.over, sent.given_up, sent.promised = not timed_out, True, timed_out
-        departure = self.departure(sent, reported=not timed_out)
+        sent.over, sent.given_up, sent.promised = not late, True, late
+        departure = self.departure(sent, reported=not late)
         if again:
             assert self.lives.returned(sent.life, departure) is None
             self.due.append(sent.life)

@@ -74,10 +74,15 @@ class Lives(RuleBasedStateMachine):
         if some := self.attempts(running=True, given_up=False):
             self.cluster.succeed(some[i % len(some)])
 
-    @rule(i=pick, outcome=st.sampled_from(["error", "timeout"]))
+    @rule(i=pick, outcome=st.sampled_from(["error", "timeout", "process-died"]))
     def an_attempt_fails(self, i, outcome):
         if some := self.attempts(running=True, given_up=False):
             self.cluster.fail(some[i % len(some)], outcome)
+
+    @rule(i=pick)
+    def an_attempt_takes_too_long(self, i):
+        if some := self.attempts(running=True, given_up=False):
+            self.cluster.fail(some[i % len(some)], "timeout", late=True)
 
     @rule(i=pick)
     def an_attempt_secedes(self, i):

@@ -104,10 +104,10 @@ async def test_holds(c, s, a, b):
     run = await submit(dag_of(*functions), max_concurrency=3)
     await started.wait()
     engine, (key,) = s.plugins["handoff"].engine, s.plugins["handoff"].runs
-    found = engine.questions.holds(key)
-    assert sorted(number for _, number, _ in found) in ([4], [1, 3])
-    assert {why.reason for _, _, why in found} == {"resources"}
-    assert engine.questions.holds(key) == found
+    held = engine.questions.holds(key)
+    assert sorted(len(keys) for keys, _ in held) in ([4], [1, 3])
+    assert {why.reason for _, why in held} == {"resources"}
+    assert engine.questions.holds(key) == held
     await go.set()
     await run.result()
     assert engine.questions.holds(key) == []

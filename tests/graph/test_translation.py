@@ -32,6 +32,7 @@ from handoff_dask.model.expansion import expand
 from handoff_dask.model.function import Argument, Function
 from handoff_dask.model.refs import Ref
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.wire.payload import open_call
 
 RUN = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
@@ -376,6 +377,75 @@ def test_what_codes_share_is_pickled_once(make):
     graph = translator.graph(0, dict(enumerate(packed)), range(9))
     values = dask_get(dict(graph), [translator.key(i) for i in range(9)])
     assert [value[0] for value in values] == list(range(9))
+
+
+class Adder:
+    def __init__(self):
+        self.calls = []
+
+    def add(self, number):
+        self.calls.append(number)
+        return self.calls
+
+
+def closures(first, second):
+    def call(third=second):
+        call.calls = getattr(call, "calls", 0) + 1
+        return first, third, call.calls
+
+    return call
+
+
+def defaults(i):
+    """Return a closure without variables, of parameters with defaults."""
+    return lambda first=i, second=(i, i): (first, second)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda i: functools.partial(accept, i, key=i), lambda i: (i,)),
+        (lambda i: functools.partial(functools.partial(divmod, i), 3), lambda i: divmod(i, 3)),
+        (lambda i: functools.partial(lambda a, b=i: (a, b), -i), lambda i: (-i, i)),
+        (lambda i: functools.partial(ADDER.add, i), lambda i: [i]),
+        (lambda i: closures(i, str(i)), lambda i: (i, str(i), 1)),
+        (lambda i: closures([i], i), lambda i: ([i], i, 1)),
+        (defaults, lambda i: (i, (i, i))),
+    ],
+    ids=["partial", "nested", "of closures", "of methods", "closure", "not plain", "defaults"],
+)
+def test_codes_that_differ_in_what_they_fixed(make, expected):
+    """Each has its own values, name and text, and at each start its own objects."""
+    codes = [make(i) for i in range(6)]
+    translation = translated(*(Function(i, code=code) for i, code in enumerate(codes)))
+    for _ in range(2):
+        values = list(dask_get(dict(translation.graph), list(translation.keys)))
+        assert values == [expected(i) for i in range(6)]
+
+
+ADDER = Adder()
+
+
+def test_closures_keep_their_names():
+    """What a closure says of itself is the same on a worker."""
+
+    def named(i):
+        def whoami(depth=i):
+            """Tell."""
+            return i, sys._getframe().f_code.co_name, depth
+
+        return whoami
+
+    def describe(code):
+        return code.__name__, code.__qualname__, code.__doc__, code.__module__, code()
+
+    functions = [Function(i, code=named(i)) for i in range(3)]
+    translator = Translator(expand(by_id(*functions)), RUN)
+    packed = [translator.packed(i) for i in range(3)]
+    assert len(packed[2][1]) < 60
+    for i, (names, pickled) in enumerate(packed):
+        _, call = open_call(pickled, {n: translator._pack.content(n) for n in names})
+        assert describe(call.code) == describe(functions[i].code)
 
 
 def test_arguments_beside_a_template():

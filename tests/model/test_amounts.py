@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import datetime
+import pickle
 from datetime import timedelta
 
 import numpy
 import pytest
 
-from handoff_dask import Function, InvalidFunctionError, RetryPolicy
+from handoff_dask import DAG, Function, InvalidFunctionError, RetryPolicy
 from handoff_dask.cli.connect import parse_worker
 from handoff_dask.client.options import RunOptions
 from handoff_dask.model.amounts import as_amount, as_seconds
@@ -158,3 +161,43 @@ def test_ids_of_units_do_not_collide():
     """A minute is no millisecond, a megabyte no mebibyte."""
     assert as_seconds("1m") == 60 and as_seconds("1ms") == 0.001
     assert as_amount("memory", "1m") == 1 and as_amount("memory", "1mi") == 1.048576
+
+
+def test_equal_costs_are_one_object():
+    """However many functions have the same cost, it is in memory once."""
+    costs = [Function(i, code=int, cost={"cpu": 1, "memory": "2 GB"}).cost for i in range(3)]
+    assert all(cost is costs[0] for cost in costs)
+    assert pickle.loads(pickle.dumps(costs[0])) is copy.deepcopy(costs[0]) is costs[0]
+    assert costs[0] == {"cpu": 1, "memory": 2000}
+    assert repr(costs[0]) == "{'cpu': 1, 'memory': 2000.0}"
+    assert list(Function(0, code=int, cost={"memory": 2000.0, "cpu": 1}).cost) == ["memory", "cpu"]
+
+
+@pytest.mark.parametrize("cost", [{"cpu": True}, {"cpu": [1]}, {"cpu": float("nan")}, {1: 1}])
+def test_wrong_costs_stay_as_they_are(cost):
+    """What is no cost is reported as it was written, whatever it equals."""
+    assert Function("fine", code=int, cost={"cpu": 1}).cost == {"cpu": 1}
+    (amount,) = Function("f", code=int, cost=cost).cost.values()
+    assert amount is next(iter(cost.values()))
+    with pytest.raises(InvalidFunctionError, match="cost"):
+        DAG(functions=[Function("f", code=int, cost=cost)]).validate()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cost: cost.update(cpu=2),
+        lambda cost: cost.__setitem__("cpu", 2),
+        lambda cost: cost.pop("cpu"),
+        lambda cost: cost.__ior__({"cpu": 2}),
+        lambda cost: cost.clear(),
+    ],
+)
+def test_costs_cannot_be_changed(change):
+    """A change to the cost of one function would be a change to that of others."""
+    function = Function("f", code=int, cost={"cpu": 1})
+    with pytest.raises(TypeError, match="replace"):
+        change(function.cost)
+    assert function.cost == {"cpu": 1}
+    assert function.cost | {"cpu": 2} == {"cpu": 2}
+    assert dataclasses.replace(function, cost={"cpu": 2}).cost == {"cpu": 2}

@@ -218,7 +218,7 @@ def test_every_kind_of_function_keeps_off_excluded_workers(drive, kind: str) -> 
     assert d.poll() == [] and d.poll(after=1e6) == []
     assert d.engine.questions.why("f") == Waiting("excluded", ("a",))
     assert "an earlier attempt still runs on a" in str(d.engine.questions.why("f"))
-    assert d.engine.questions.holds("run") == [("f", 1, Waiting("excluded", ("a",)))]
+    assert d.engine.questions.holds("run") == [(["f"], Waiting("excluded", ("a",)))]
     d.join("b", {"cpu": 2})
     assert d.poll() == []
     if kind in ("collocated", "bound"):  # the group stays where it is

@@ -475,6 +475,22 @@ async def test_a_future_that_is_cancelled(c, s, a, b):
     assert (await run.status())["cancelled"] == 1
 
 
+@on_cluster()
+async def test_what_held_functions_wait_for(c, s, a, b):
+    """The progress display counts functions, whether they are held alone or in bundles."""
+    blocked = [doing(("held", i), did, args=["first"], cost={"slot": 1}) for i in range(COUNT)]
+    await register_node(a.address, {"slot": 1})
+    holding = await submit(dag_of(doing("holding", wait_for, "go", cost={"slot": 1})))
+    await until(lambda: "go" in DID)
+    run, record = await begin(s, dag_of(doing("first", int), *blocked), ("held", 0))
+    await until(lambda: record.counts["held"] == COUNT)
+    (held,) = s.plugins["handoff"].reasons.holds(record)
+    assert (held[0], held[2].reason) == (COUNT, "resources")
+    GO.set()
+    await run
+    await holding
+
+
 # Time
 
 
@@ -496,6 +512,25 @@ async def test_misjudged_durations(c, s, a, b):
     assert record.left
     on = {result.allocations[i] for i in range(6)}
     assert on == {a.address, b.address}
+
+
+def sleep_with(_, seconds, name):
+    return sleep(seconds, name)
+
+
+@on_cluster()
+async def test_inputs_of_what_is_given_back(c, s, a, b):
+    """They are still there for the functions that a bundle gives back; nothing runs twice."""
+    dag = dag_of(
+        Function("first", [], did, extra_args=["first"]),
+        # The last ones: no other bundle needs the input any more.
+        *(doing(i, sleep_with, 0.3 * (i >= COUNT - 8), i, args=["first"]) for i in range(COUNT)),
+    )
+    run, record = await begin(s, dag, *range(8), results=list(range(COUNT)))
+    result = await run
+    assert record.left
+    assert DID.count("first") == 1
+    check_attempts(result, COUNT + 1)
 
 
 @on_cluster()

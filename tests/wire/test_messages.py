@@ -154,8 +154,24 @@ def test_attempts_in_columns():
     """Attempts of functions in bundles count on from those that did not succeed."""
     failed = Entry(1, "tcp://a", 1.0, 2.0, "error", "ValueError", "no", {}, counts=True)
     blocks = [
-        Block("tcp://a", {}, array("I", [3, 4]), array("d", [3.0, 5.0]), array("d", [4.0, 6.0])),
-        Block("tcp://b", {}, array("I", [4]), array("d", [7.0]), array("d", [8.0])),
+        Block(
+            "tcp://a",
+            {},
+            array("I", [3, 4]),
+            array("d", [3.0, 5.0]),
+            array("d", [4.0, 6.0]),
+            array("f", [0, 0]),
+            array("Q", [8, 8]),
+        ),
+        Block(
+            "tcp://b",
+            {},
+            array("I", [4]),
+            array("d", [7.0]),
+            array("d", [8.0]),
+            array("f", [0]),
+            array("Q", [8]),
+        ),
     ]
     workers = {"tcp://a": ("a", "host"), "tcp://b": ("b", "host")}
     report = RunReport({3: (failed,)}, blocks, workers)

@@ -32,6 +32,7 @@ def log(monkeypatch):
     class Task:
         facts = {}  # noqa: RUF012 - read only
         plugin = None
+        noted = ()
 
         def log(self, *event):
             events.append(event)

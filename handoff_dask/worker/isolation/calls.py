@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from handoff_dask.attempts.retries import Verdict
+from handoff_dask.model.attempt import Usage
 from handoff_dask.wire.payload import Name
 from handoff_dask.worker.isolation.segments import Place
 
@@ -41,17 +42,6 @@ class Request(NamedTuple):
     cost: Mapping[str, float] = {}
     #: The worker's address.
     address: str = "local"
-
-
-class Usage(NamedTuple):
-    """What a call used; None if that is unknown."""
-
-    #: Seconds, of the child and those of its own children that have ended.
-    cpu_time: float | None = None
-    #: The most memory of the child and its children at one time, without its inputs (MB).
-    peak_memory: float | None = None
-    #: Size of the pickled result.
-    result_bytes: int | None = None
 
 
 class Ended(NamedTuple):

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from handoff_dask.attempts.retries import Verdict
+from handoff_dask.model.attempt import Usage
 from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.packed_errors import packed
 from handoff_dask.wire.payload import opened
@@ -29,7 +30,6 @@ from handoff_dask.worker.isolation.calls import (
     Reply,
     Request,
     Start,
-    Usage,
     World,
     environment,
 )

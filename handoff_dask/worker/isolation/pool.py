@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from handoff_dask.model.attempt import Usage
 from handoff_dask.packed_errors import PackedError, packed
 from handoff_dask.tracebacks import traceback_of
 from handoff_dask.worker.isolation.calls import (
@@ -20,7 +21,6 @@ from handoff_dask.worker.isolation.calls import (
     Reply,
     Request,
     Surroundings,
-    Usage,
     World,
     environment,
 )

@@ -1,0 +1,1 @@
+"""What functions of a code use, learned from those that ended. Pure."""

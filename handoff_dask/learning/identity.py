@@ -1,0 +1,89 @@
+"""Which functions count as the same code, in every process and from one day to the next."""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import CodeType
+from typing import Any
+
+import toolz
+
+#: Flags that say how a function is called and what it is: variadic, a generator, a coroutine.
+_FLAGS = 0x2AC
+
+
+def code_identity(code: Callable[..., Any]) -> str:
+    """Return a text that is the same for functions of the same code.
+
+    It has the module and the qualified name of what is called in the end: below partial calls,
+    bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
+    in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
+    of what they do follows. Comments, docstrings, line numbers and files do not change it.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> import json
+    >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
+    ('json.dumps', 'json.dumps')
+    >>> code_identity(", ".join)
+    'builtins.str.join'
+    >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
+    True
+    """
+    inner = _innermost(code)
+    name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None)
+    source = getattr(inner, "__code__", None)
+    if name is None:
+        inner = type(inner)
+        name = inner.__qualname__
+        source = getattr(inner.__call__, "__code__", None)
+    module = getattr(inner, "__module__", None) or "builtins"
+    identity = f"{module}.{name}"
+    if isinstance(source, CodeType) and (module == "__main__" or "<" in name):
+        identity += f"#{_fingerprint(source)}"
+    return identity
+
+
+def _innermost(code: Any) -> Any:
+    """Return what a callable calls in the end."""
+    seen: set[int] = set()
+    while id(code) not in seen:  # a function may claim to wrap itself
+        seen.add(id(code))
+        if isinstance(code, partial | toolz.curry):
+            code = code.func
+        else:
+            code = getattr(code, "__func__", code)
+            code = getattr(code, "__wrapped__", code)
+    return code
+
+
+def _fingerprint(code: CodeType) -> str:
+    parts = "\n".join(_parts(code)).encode(errors="backslashreplace")
+    return hashlib.sha256(parts).hexdigest()[:12]
+
+
+def _parts(code: CodeType) -> Iterator[str]:
+    """Yield what a code object does; nested ones are part of their constants.
+
+    Instructions refer to constants and names by value instead of by number: a new docstring
+    renumbers the constants.
+    """
+    yield f"{code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount}"
+    yield f"{code.co_flags & _FLAGS} {code.co_varnames}"
+    for instruction in dis.get_instructions(code):
+        yield f"{instruction.opname} {_stable(instruction.argval)}"
+
+
+def _stable(value: Any) -> str:
+    """Return a text for what an instruction refers to, the same in every process."""
+    if isinstance(value, CodeType):
+        return f"code({' '.join(_parts(value))})"
+    if isinstance(value, tuple):
+        return f"tuple({', '.join(map(_stable, value))})"
+    if isinstance(value, frozenset):  # in the order of its hashes
+        return f"frozenset({', '.join(sorted(map(_stable, value)))})"
+    return repr(value)

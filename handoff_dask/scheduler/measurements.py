@@ -1,0 +1,177 @@
+"""What functions have used, by code: measured, kept in files, and turned into claims."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from handoff_dask.attempts.states import Held
+from handoff_dask.learning.uses import Uses
+from handoff_dask.model.attempt import Attempt
+from handoff_dask.placement.questions import Questions
+from handoff_dask.scheduler.learned_file import LearnedFile
+from handoff_dask.scheduler.records import FunctionRecord, RunRecord, UnitRecord
+from handoff_dask.wire.messages import Block, RunSpec
+from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, Recorded, RunClosed
+
+#: Seconds between two times that a file is written while runs go on.
+PAUSE = 10.0
+#: What a function claims (MB) while no worker is known that could run it.
+_NOTHING = 1.0
+
+#: Where a code is kept, and what identifies it.
+_Code = tuple[str | None, str]
+
+
+@dataclass(eq=False)
+class Measurements:
+    """Learns from the attempts of all runs; runs that name the same file share what it holds."""
+
+    runs: Mapping[str, RunRecord]
+    questions: Questions
+    #: Has a held function claim what has been learned by now.
+    claim_again: Callable[[UnitRecord], None]
+
+    def __post_init__(self) -> None:
+        #: By the path or URL of the file; None: in memory only.
+        self._uses: dict[str | None, Uses] = {None: Uses()}
+        self._files: dict[str, LearnedFile] = {}
+        #: The functions that wait with a learned claim, and the latest claim of each code.
+        self._held: defaultdict[_Code, set[FunctionRecord]] = defaultdict(set)
+        self._claims: dict[_Code, float | None] = {}
+        #: The files with unsaved measurements, when each was saved, and the saves under way.
+        self._unsaved: set[str] = set()
+        self._saved: dict[str, float] = {}
+        self._saves: dict[str, asyncio.Task[None]] = {}
+
+    # Files
+
+    async def open(self, url: str | None) -> None:
+        """Read a file, unless that has been done."""
+        if url is None or url in self._files:
+            return
+        file = LearnedFile(url)
+        uses = await asyncio.to_thread(file.open)
+        if url not in self._files:  # another run may have been faster
+            self._files[url], self._uses[url] = file, uses
+
+    async def close(self) -> None:
+        """Save what has not been saved."""
+        await asyncio.gather(*self._saves.values(), return_exceptions=True)
+        await asyncio.gather(*map(self._save, list(self._unsaved)))
+
+    def _save_soon(self, url: str, *, at_once: bool) -> None:
+        self._unsaved.add(url)
+        due = time.monotonic() - self._saved.get(url, -PAUSE) >= PAUSE
+        if (due or at_once) and url not in self._saves:
+            self._saved[url] = time.monotonic()
+            task = self._saves[url] = asyncio.create_task(self._save(url))
+            task.add_done_callback(lambda _: self._saves.pop(url, None))
+
+    async def _save(self, url: str) -> None:
+        self._unsaved.discard(url)
+        await asyncio.to_thread(self._files[url].save, self._uses[url].copy())
+
+    # Measurements
+
+    def __call__(self, event: Recorded) -> None:
+        """Learn from the end of an attempt; save what was learned when a run closes."""
+        run = self.runs.get(event.run_id)
+        if run is None:
+            return
+        if isinstance(event, AttemptEnded):
+            assert isinstance(event.function, int)
+            self._ended(run, event.function, event.attempt)
+        elif isinstance(event, AttemptsEnded):
+            self._block_ended(run, event.block)
+        elif isinstance(event, RunClosed):
+            url = run.spec.learned
+            if url in self._unsaved:
+                self._save_soon(url, at_once=True)
+
+    def _ended(self, run: RunRecord, index: int, attempt: Attempt) -> None:
+        url, peak = run.spec.learned, attempt.usage.peak_memory
+        code = run.spec.codes.get(run.row(index).prefix)
+        if code is None or (url is None and peak is None):
+            return  # the engine has learned how long it takes
+        uses = self._uses[url]
+        if attempt.outcome == "ok":
+            first = run.first_start(index, attempt)
+            uses.record(code, started=first, seconds=attempt.duration, peak=peak)
+        elif attempt.outcome == "out-of-memory":
+            exceeded = max(attempt.cost.get("memory", 0.0), peak or 0.0)
+            uses.record_kill(code, exceeded=exceeded)
+        else:
+            return
+        if url is not None:
+            self._save_soon(url, at_once=False)
+        if self._held.get((url, code)):
+            self._revise((url, code))
+
+    def _block_ended(self, run: RunRecord, block: Block) -> None:
+        """Record the average of functions that travelled together: each alone would cost too much.
+
+        They are of one code, or else it is not known which of them took how long.
+        """
+        url = run.spec.learned
+        codes = {run.prefix_of(index) for index in block.indices}
+        code = run.spec.codes.get(codes.pop()) if len(codes) == 1 else None
+        if url is None or code is None:
+            return
+        seconds = fmean(map(float.__sub__, block.stopped, block.started))
+        self._uses[url].record(code, started=block.started[0], seconds=seconds)
+        self._save_soon(url, at_once=False)
+
+    def seconds(self, spec: RunSpec, prefix: str) -> float | None:
+        """Return how long functions of a code take (s), if that was learned."""
+        code = spec.codes.get(prefix)
+        return None if code is None else self._uses[spec.learned].seconds(code)
+
+    # Claims
+
+    def claim(self, record: FunctionRecord) -> float | None:
+        """Return how much memory the next attempt of a function claims (MB).
+
+        None if no worker has more than it is known to need.
+        """
+        spec = record.run.spec
+        code = spec.learned, spec.codes[record.row.prefix]
+        claim = self._claim(code, record)
+        if not record.exceeded:
+            self._held[code].add(record)
+            self._claims[code] = claim
+        return claim
+
+    def _claim(self, code: _Code, record: FunctionRecord) -> float | None:
+        row = record.row
+        worker = self.questions.roomiest("memory", row.cost, row.pin)
+        if worker is None:
+            return max(_NOTHING, record.exceeded)
+        cpu = row.cost.get("cpu", 0.0)
+        share = cpu / worker["cpu"] if cpu and worker.get("cpu") else 1 / worker["threads"]
+        return self._uses[code[0]].claim(
+            code[1],
+            worker_memory=worker["memory"],
+            cpu_share=min(share, 1.0),
+            exceeded=record.exceeded,
+        )
+
+    def workers_changed(self) -> None:
+        """Have functions claim what fits the workers that there are now."""
+        for code in list(self._held):
+            self._revise(code)
+
+    def _revise(self, code: _Code) -> None:
+        """Have held functions claim what was learned meanwhile, if that has changed."""
+        held = {record for record in self._held[code] if isinstance(record.state, Held)}
+        if not held:
+            del self._held[code]
+            return
+        self._held[code] = held
+        if self._claim(code, next(iter(held))) != self._claims.get(code):
+            for record in held:
+                self.claim_again(record)
