@@ -9,7 +9,7 @@ import sys
 def unavailable() -> str | None:
     """Return why functions cannot be isolated on this machine; None if they can.
 
-    The other modules of this package can be imported only where they can.
+    Only there, modules of this package other than ``calls`` can be imported.
     """
     if not sys.platform.startswith("linux"):
         return f"isolated functions need Linux, and this is {sys.platform}"

@@ -1,4 +1,7 @@
-"""What a worker and the processes of isolated functions tell each other."""
+"""What a worker and the processes of isolated functions tell each other.
+
+Unlike the rest of this package, this module can be imported on every system.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.model.attempt import Usage
 from handoff_dask.wire.payload import Name
-from handoff_dask.worker.isolation.segments import Place
 
 Kind = Literal["call", "discard", "transform"]
 Outcome = Literal["ok", "error", "out-of-memory", "process-died", "killed"]
@@ -57,6 +59,14 @@ class Ended(NamedTuple):
     detail: str = ""
     #: What the request's policy says about the error.
     verdict: Verdict | None = None
+
+
+class Place(NamedTuple):
+    """Where the content of a buffer is: in which segment of the message."""
+
+    segment: int
+    offset: int
+    size: int
 
 
 class Surroundings(NamedTuple):

@@ -116,6 +116,7 @@ class ChildHandle:
             while self._settles:
                 content = pickle.loads(self._channel.receive().facts)
                 if isinstance(content, bool):
+                    self._settles = False
                     return content
                 _log(content)
         except (EOFError, ConnectionError):

@@ -332,6 +332,23 @@ def test_calls_that_must_not_start(pool):
     assert value(run(pool, os.getpid)) == pid
 
 
+def test_calls_that_must_not_start_after_large_ones(pool):
+    """The same for a child that had to give memory back first."""
+
+    def keep():
+        sys.kept = bytearray(b"x" * 150_000_000)
+        return os.getpid()
+
+    pid = value(run(pool, keep))
+
+    def refuse():
+        raise LookupError("withdrawn")
+
+    with pytest.raises(LookupError, match="withdrawn"):
+        pool.run(request_for(lambda: 1), World(), key="it", on_start=refuse)
+    assert value(run(pool, os.getpid)) == pid
+
+
 def test_workers_that_fork(pool):
     """A copy of the worker that ends leaves the pool to the worker."""
     pid = value(run(pool, os.getpid))
