@@ -317,7 +317,7 @@ def _reported(
     task = compat.this_task()
     if task is None:
         return error
-    failure = error if isinstance(error, PackedError) else packed(error)
+    failure = error if issubclass(type(error), PackedError) else packed(error)
     message = _failure(error, text or failure.message, started, policy, task.facts, verdict)
     message["outcome"] = outcome
     message["usage"] = tuple(usage or Usage(*task.noted))
@@ -367,7 +367,7 @@ def _failure(
     return {
         "started": started,
         "stopped": time.time(),
-        "error_type": error.type_name if isinstance(error, PackedError) else type_of(error),
+        "error_type": error.type_name if issubclass(type(error), PackedError) else type_of(error),
         "message": text,
         "retry": True,
         **({} if verdict is None else verdict._asdict()),

@@ -18,7 +18,7 @@ from distributed import get_worker
 
 from handoff_dask import DAG, Function, RetryPolicy, collocated, current
 from handoff_dask.wire.keys import is_bundle
-from handoff_dask.worker import task as running
+from handoff_dask.worker.current import running_here
 
 COSTLY = ("cpu", "memory", "gpu")
 COSTS = [None, {"cpu": 1}, {"cpu": 0.5, "memory": 200}, {"cpu": 2}, {"gpu": 1}, {"memory": 600}]
@@ -37,7 +37,7 @@ class Stubborn(Exception):
 
 def act(root, deeds, *inputs):
     """Record the start, then do what is planned for this attempt."""
-    me, worker, task = current(), get_worker(), running._running.get().task
+    me, worker, task = current(), get_worker(), running_here.get().task
     folder = Path(root, str(os.getpid()))
     folder.mkdir(exist_ok=True)
     _, start = worker.plugins["handoff"].starts._started[task.run_id]

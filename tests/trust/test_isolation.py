@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -59,20 +60,20 @@ def client(cluster):
         before = pids(client)
         yield client
         assert pids(client) == before, "the worker was lost"
-        assert client.run_on_scheduler(left_behind) == {}
+        assert client.run_on_scheduler(left_behind) == []
 
 
 def pids(client):
     return client.run(os.getpid)
 
 
-def left_behind(dask_scheduler):
+async def left_behind(dask_scheduler):
     """Return what of ours is on the scheduler although no run is."""
     plugin = dask_scheduler.plugins.get("handoff")
     deadline = time.monotonic() + 10
     while plugin is not None and plugin.functions and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return {} if plugin is None else dict(plugin.functions)
+        await asyncio.sleep(0.01)
+    return [] if plugin is None else list(plugin.functions)
 
 
 def isolated(id, code, *args, **fields):
@@ -325,7 +326,9 @@ def test_the_limit_is_the_claim(client):
 
 def test_retries_on_out_of_memory_alone(client):
     """Policies can tell the ends apart; another end is not retried then."""
-    policy = RetryPolicy(max_retries=2, retry_on=(OutOfMemoryError,), escalate=grow("memory", factor=4))
+    policy = RetryPolicy(
+        max_retries=2, retry_on=(OutOfMemoryError,), escalate=grow("memory", factor=4)
+    )
     dag = dag_of(
         isolated("grows", hog, 600, cost={"memory": 60}, retry=policy),
         isolated("dies", leave, retry=policy),
