@@ -593,6 +593,14 @@ def test_the_environment_of_the_worker(pool, monkeypatch, tmp_path):
         sys.path.remove("the last")
 
 
+def test_modules_in_the_working_directory(pool, monkeypatch, tmp_path):
+    """A file that is named like a module of Python is not taken for it."""
+    (tmp_path / "pickle.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", ".")])
+    assert value(run(pool, lambda: 1)) == 1
+
+
 def test_idle_children_are_few(pool):
     """Only so many children wait for calls, those that were used last."""
 
