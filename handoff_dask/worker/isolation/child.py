@@ -107,7 +107,8 @@ class _Child:
     def run(self, message: Message) -> None:
         """Run a call."""
         order: Order = pickle.loads(message.facts)
-        logging.root.setLevel(order.log_level)
+        if logging.root.level != order.log_level:  # setting it empties caches
+            logging.root.setLevel(order.log_level)
         inputs = sum(place.size for place in order.places)
         self._meter.start(inputs)
         evaluated = contextvars.copy_context().run(self._evaluate, order, message)

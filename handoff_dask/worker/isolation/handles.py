@@ -24,10 +24,11 @@ from handoff_dask.worker.isolation.server import END, FORK, ORDER, WORD, Server
 KEPT = 1 << 16
 #: Seconds that a child gets to end by itself.
 _PATIENCE = 0.5
-#: What the server's interpreter runs: it finds the package where this process does.
+#: What the server's interpreter runs: it finds the package where this process does, and nothing in
+#: the working directory, which comes first with ``-c``.
 _BOOTSTRAP = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
-    "pickle.load(sys.stdin.buffer).main()"
+    "import sys; sys.path[:] = filter(None, sys.path); import pickle;"
+    "sys.path[:] = pickle.load(sys.stdin.buffer); pickle.load(sys.stdin.buffer).main()"
 )
 
 

@@ -186,20 +186,18 @@ class Watcher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                due = self._next()
-                while not due:
+                while (now := time.monotonic()) < self._next():
                     if self._closed:
                         return
-                    self._wakes = min((w.due for w in self._watches), default=math.inf)
-                    now = time.monotonic()
+                    self._wakes = self._next()
                     self._changed.wait(None if self._wakes == math.inf else self._wakes - now)
-                    due = self._next()
+                # Those that are due soon as well, because waking up takes longer than a look.
+                due = [watch for watch in self._watches if watch.due <= now + _SOONEST]
             for watch in due:
                 watch.look()
 
-    def _next(self) -> list[Watch]:
-        now = time.monotonic()
-        return [watch for watch in self._watches if watch.due <= now]
+    def _next(self) -> float:
+        return min((watch.due for watch in self._watches), default=math.inf)
 
 
 def memory_of(root: int, inputs: Mapping[int, float]) -> float:

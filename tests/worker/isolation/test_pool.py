@@ -576,6 +576,21 @@ def test_widths(pool, width):
     assert value(run(pool, multiply, world=World(width=width))) <= width
 
 
+def test_widths_of_libraries_that_heed_no_variable(pool):
+    """Where threadpoolctl is in use, each call tells it the width."""
+
+    def use():
+        from types import ModuleType
+
+        module = sys.modules["threadpoolctl"] = ModuleType("threadpoolctl")
+        module.widths = []
+        module.threadpool_limits = module.widths.append
+
+    value(run(pool, use, world=World(width=3)))
+    widths = value(run(pool, lambda: sys.modules["threadpoolctl"].widths, world=World(width=3)))
+    assert widths == [3]
+
+
 def test_the_environment_of_the_worker(pool, monkeypatch, tmp_path):
     """Functions find the worker's environment, path and folder as they are now."""
 
@@ -591,6 +606,14 @@ def test_the_environment_of_the_worker(pool, monkeypatch, tmp_path):
         assert value(run(pool, seen)) == ("1", str(tmp_path), "the last")
     finally:
         sys.path.remove("the last")
+
+
+def test_modules_in_the_working_directory(pool, monkeypatch, tmp_path):
+    """A file that is named like a module of Python is not taken for it."""
+    (tmp_path / "pickle.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", ".")])
+    assert value(run(pool, lambda: 1)) == 1
 
 
 def test_idle_children_are_few(pool):
@@ -629,7 +652,7 @@ def test_dask_inside(pool, name):
         import dask
         import distributed  # noqa: F401
 
-        return dask.delayed(sum)([1, 2]).compute(scheduler="threads")
+        return dask.delayed(sum)([1, 2]).compute()
 
     assert value(run(pool, compute)) == 3
 
