@@ -42,10 +42,12 @@ def validate(**target: Any) -> None:
     size = markup.count(len(dag), "function") + (f" ({inline} inline)" if inline else "")
     click.echo(f"{dag.id}: valid, {size}, {edges} dependencies")
     for name in sorted({name for f in functions for name in f.cost or {}}):
-        amounts = [(f.cost or {}).get(name, 0) for f in functions]
-        most = max((a for a in amounts if isinstance(a, int | float)), default=0)
-        learned = ", or what is learned," if AUTO in amounts else ""
-        click.echo(f"  {name}: at most {most:g}{learned} by one function")
+        amounts = [f.cost[name] for f in functions if f.cost and name in f.cost]
+        numbers = [amount for amount in amounts if isinstance(amount, int | float)]
+        parts = [f"at most {max(numbers):g} by one function"] if numbers else []
+        if learned := amounts.count(AUTO):
+            parts.append(f"{AUTO} for {markup.count(learned, 'function')}")
+        click.echo(f"  {name}: {', '.join(parts)}")
 
 
 @command(

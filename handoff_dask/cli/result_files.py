@@ -21,7 +21,7 @@ from handoff_dask.cli.exit_codes import Problem
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model import jsonable
 from handoff_dask.model.amounts import Seconds
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Usage
 from handoff_dask.standins import text_of
 
 #: Most characters of a result that is printed, and most items of each list or dict in it.
@@ -196,7 +196,7 @@ def read_durations(
         document = pickle.loads(data) if path.suffix in (".pkl", ".pickle") else json.loads(data)
         attempts = document.get("attempts") if isinstance(document, dict) else None
         if isinstance(attempts, dict):
-            document = {id_: tuple(Attempt(**a) for a in tried) for id_, tried in attempts.items()}
+            document = {id_: tuple(map(_attempt, tried)) for id_, tried in attempts.items()}
     except OSError as error:
         raise Problem(f"{path}: {error.strerror or error}") from None
     except Exception:
@@ -207,3 +207,8 @@ def read_durations(
     # A pickle has the ids themselves, JSON their text.
     values = {known.get(k, k) if isinstance(k, str) else k: v for k, v in document.items()}
     return ExecutionResult(None, {}, attempts=values) if isinstance(attempts, dict) else values
+
+
+def _attempt(fields: Mapping[str, Any]) -> Attempt:
+    """Return an attempt from a file, which may be older than what attempts use was recorded."""
+    return Attempt(**{**fields, "usage": Usage(**fields.get("usage", {}))})

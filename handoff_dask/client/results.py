@@ -156,7 +156,10 @@ class ExecutionResult(Comparable):
             "results": dict(self.results),
             "allocations": dict(self.allocations),
             "attempts": {
-                id_: [dataclasses.asdict(attempt) for attempt in attempts]
+                id_: [
+                    {**dataclasses.asdict(attempt), "usage": attempt.usage._asdict()}
+                    for attempt in attempts
+                ]
                 for id_, attempts in self.attempts.items()
             },
             "errors": {id_: jsonable.text(error) for id_, error in self.errors.items()},

@@ -30,6 +30,20 @@ def test_validate(handoff, folder):
     assert done.returncode == 0
 
 
+def test_validate_with_learned_memory(handoff, folder):
+    """Amounts that are learned are counted apart."""
+    (folder / "learned.py").write_text(
+        "from handoff_dask import AUTO, DAG\n"
+        "dag = DAG('learned')\n"
+        "dag.map(int, range(2), cost={'memory': AUTO, 'cpu': 1})\n"
+        "dag.add(float, cost={'memory': 500})\n"
+    )
+    assert handoff("validate", "learned.py:dag").stdout.splitlines()[1:] == [
+        "  cpu: at most 1 by one function",
+        "  memory: at most 500 by one function, AUTO for 2 functions",
+    ]
+
+
 def test_validate_finds_mistakes(handoff):
     """Exit code 2, and the whole cycle."""
     done = handoff("validate", "pipeline.py:cyclic")
