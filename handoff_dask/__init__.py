@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     )
     from handoff_dask.graph.collection import DAG as DAG
     from handoff_dask.learning.advice import CodeAdvice as CodeAdvice, Spread as Spread
-    from handoff_dask.model.amounts import AUTO as AUTO
+    from handoff_dask.model.amounts import AUTO as AUTO, Auto as Auto
     from handoff_dask.model.attempt import Attempt as Attempt, Usage as Usage
     from handoff_dask.model.function import (
         Argument as Argument,
@@ -134,7 +134,7 @@ _EXPORTS = {
     ),
     "graph.collection": ("DAG",),
     "learning.advice": ("CodeAdvice", "Spread"),
-    "model.amounts": ("AUTO",),
+    "model.amounts": ("AUTO", "Auto"),
     "model.attempt": ("Attempt", "Usage"),
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
     "model.marking": ("function",),

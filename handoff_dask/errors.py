@@ -367,7 +367,7 @@ class WorkerLostError(HandoffError, RuntimeError):
         return f"{times} while function {self.function_id!r} ran: {_list(deaths)}"
 
 
-class OutOfMemoryError(HandoffError, MemoryError):
+class OutOfMemoryError(HandoffError, RuntimeError):
     """An isolated function used more memory than it claims: the cause of a ``FunctionFailedError``.
 
     Its process was killed; the worker, its results and its other functions are not affected.
@@ -383,6 +383,9 @@ class OutOfMemoryError(HandoffError, MemoryError):
     problem
         What happened, in a sentence.
     """
+
+    # As of `WorkerLostError`.
+    out_of_memory = True
 
     def __init__(self, function_id: Hashable, claim: float, peak: float, problem: str = "") -> None:
         super().__init__(function_id, claim, peak, problem)

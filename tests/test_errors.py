@@ -110,6 +110,20 @@ EXAMPLES = [
         ["'a'", "2 times", "tcp://a (alice) exited with status 1, tcp://b (bob) died"],
     ),
     (
+        errors.OutOfMemoryError("a", 100.0, 170.5, "its process used 170 MB"),
+        {"function_id": "a", "claim": 100.0, "peak": 170.5, "problem": "its process used 170 MB"},
+        ["its process used 170 MB"],
+    ),
+    (
+        errors.ProcessDiedError("a", "its process was killed by SIGSEGV", "line 1\nline 2\n"),
+        {
+            "function_id": "a",
+            "problem": "its process was killed by SIGSEGV",
+            "output": "line 1\nline 2\n",
+        },
+        ["killed by SIGSEGV", "line 2"],
+    ),
+    (
         errors.TransferError("a", "generator", "the result of 'a' cannot be sent"),
         {
             "producer": "a",
@@ -226,6 +240,8 @@ def test_a_failure_without_cause():
         ("FunctionFailedError", [RuntimeError]),
         ("WorkerLostError", [RuntimeError]),
         ("TransferError", [RuntimeError]),
+        ("OutOfMemoryError", [RuntimeError]),
+        ("ProcessDiedError", [RuntimeError]),
         ("ClusterLostError", [RuntimeError]),
         ("RunCancelledError", [RuntimeError]),
         ("RunTimeoutError", [TimeoutError]),

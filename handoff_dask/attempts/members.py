@@ -37,13 +37,19 @@ class Members:
         #: The latest placement of which a report came, and when the latest start in it ended.
         self._number = -1
         self._stopped = 0.0
-        #: (number of the placement, position) of starts that are charged already.
+        #: (number of the placement, position) of starts that are charged already, or whose end was
+        #: reported after the placement was lost.
         self._charged: set[tuple[int, int]] = set()
 
     @property
     def open(self) -> list[int]:
         """Those that are to run."""
         return [position for position, state in enumerate(self.states) if state == OPEN]
+
+    @property
+    def untried(self) -> bool:
+        """Whether all are to run, and none has run before."""
+        return self.open_count == len(self.states) and not any(self.tries)
 
     def having(self, state: int) -> list[int]:
         """Return those in a state."""
@@ -88,6 +94,10 @@ class Members:
         charged = self._charged
         return [p for p, position in enumerate(positions) if (number, position) not in charged]
 
+    def late(self, number: int, positions: Iterable[int]) -> None:
+        """Record ends that were reported after their placement was lost: it charges no more."""
+        self._charged.update((number, position) for position in positions)
+
     @property
     def has_charged(self) -> bool:
         """Whether :meth:`uncharged` may leave something out."""
@@ -106,13 +116,13 @@ class Members:
             return Losses([], set())
         died = lost.worker_gone and lost.died
         if end.started is None:
-            unknown = self.open
+            unknown = self._unreported(lost.number)
             return Losses([self._charge(lost, p, due) for p in unknown], set(unknown))
         position, started = end.started[lost.number][-1]
         had_ended = position < -1
         position = -2 - position if had_ended else position
         # A worker that is there reports the ends itself.
-        unreported = [p for p in self.open if p < position] if lost.worker_gone else []
+        unreported = [p for p in self._unreported(lost.number) if p < position and lost.worker_gone]
         since = max(lost.placed, self._stopped) if lost.number == self._number else lost.placed
         until = lost.lost if had_ended else started
         step = max(0.0, until - since) / max(1, len(unreported))
@@ -128,6 +138,10 @@ class Members:
             return Losses(charges, set())  # its end was reported
         charges.append(self._charge(lost, position, due))
         return Losses(charges, {position} if died and self.states[position] == OPEN else set())
+
+    def _unreported(self, number: int) -> list[int]:
+        """Return those that are to run and are not in the ledger for a placement."""
+        return [position for position in self.open if (number, position) not in self._charged]
 
     def _charge(self, lost: Lost, position: int, due: Charge) -> tuple[int, Charge]:
         self._charged.add((lost.number, position))

@@ -20,7 +20,12 @@ from handoff_dask.client.results import Attempts, ExecutionResult
 from handoff_dask.client.sending import Sender
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.units import Unit, Units
-from handoff_dask.errors import ClusterLostError, HandoffError, RunCancelledError
+from handoff_dask.errors import (
+    ClusterLostError,
+    HandoffError,
+    InvalidFunctionError,
+    RunCancelledError,
+)
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Waiting
 from handoff_dask.wire.messages import Opened, RunReport, allocation_error
@@ -105,6 +110,11 @@ class Follower:
                 index, finding = opened.refused
                 node = self.outline.nodes[index]
                 raise allocation_error(node.function.id, node.cost, finding)
+            if opened.unavailable is not None:
+                index, problem = opened.unavailable
+                raise InvalidFunctionError(
+                    self.outline.nodes[index].function.id, "isolate", problem
+                )
             if self._stopped is not None:  # cancelled meanwhile
                 raise self._stopped
             if self.outline.nodes:

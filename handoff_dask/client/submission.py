@@ -165,6 +165,7 @@ class Submission:
             functions=sum(node.kind == "function" for node in nodes),
             awaited=len(outline.awaited),
             codes=self._codes(),
+            isolated=next((node.index for node in nodes if node.isolated), None),
             learned=options.learned,
             own_id=cloudpickle.dumps(outline.dag_id),
             strategy=strategy if isinstance(strategy, str) else "packed",

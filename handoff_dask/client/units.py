@@ -75,6 +75,8 @@ class Units:
         self._alone: set[int] = set()
         self._unfetched: list[Unit] = []
         self._fetching = asyncio.Lock()
+        #: Whether functions may have left bundles whose values are here since ``adopt``.
+        self._left_since = False
         #: Futures of single functions.
         self.by_function = Futures(outline, client)
         #: {function id: value} of the results that are here.
@@ -104,6 +106,7 @@ class Units:
 
         Return the futures of those that are new.
         """
+        self._left_since = False
         nodes, awaited = self._outline.nodes, self._outline.awaited
         new = [
             index
@@ -144,6 +147,8 @@ class Units:
             elif index in values.problems:
                 problem = TypeError(f"the value {values.problems[index]}")
                 self.problems[nodes[index].function.id] = problem
+            elif index not in values.errors and index not in self._alone:
+                self._left_since = True
 
     def _store(self, place: dict[Hashable, Any], indices: Iterable[int], value: Any) -> None:
         for index in indices:
@@ -151,8 +156,9 @@ class Units:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that did not fail is here."""
-        return all(unit.future.status in ("error", "cancelled") for unit in self._unfetched)
+        """Whether everything that did not fail is here, as far as is known from ``adopt``."""
+        ended = all(unit.future.status in ("error", "cancelled") for unit in self._unfetched)
+        return ended and not self._left_since
 
     def release(self) -> None:
         """Release the results; others who hold them keep them.

@@ -285,17 +285,20 @@ def watch_clients(
     scheduler: Scheduler,
     cancel: Callable[[list[Any], str, bool], list[Any]],
     check_retry: Callable[[list[Any]], None],
+    released: Callable[[Iterable[Any]], None],
 ) -> Callable[[], None]:
-    """Intercept the keys that clients cancel or retry; return what stops that.
+    """Intercept the keys that clients cancel, retry or release; return what stops that.
 
     When Dask cancels, it follows dependents, and raises on one that no client wants. The client
     that cancelled then loses its stream, and with it everything that it has on the cluster.
 
     `cancel` is called with the keys, the client's id, and whether to cancel what other clients
     want, too; it returns the keys that Dask shall cancel. `check_retry` is called with the keys
-    that a client retries, and may raise.
+    that a client retries, and may raise. `released` is called with the keys that a client has
+    released: a failed task that others depend on does not change its state then.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
+    release = scheduler.client_releases_keys
 
     def stimulus_cancel(
         keys: Iterable[Any], client: str, force: bool = False, **kwargs: Any
@@ -307,14 +310,21 @@ def watch_clients(
         check_retry(list(keys))
         return retry(keys=keys, client=client)
 
-    def install(cancelling: Any, retrying: Any) -> None:
+    def client_releases_keys(keys: Iterable[Any], client: str, **kwargs: Any) -> None:
+        keys = list(keys)
+        release(keys, client, **kwargs)
+        released(keys)
+
+    def install(cancelling: Any, retrying: Any, releasing: Any) -> None:
         # For dependents, Dask calls itself through the attribute.
         scheduler.stimulus_cancel = cancelling  # type: ignore[method-assign]
         scheduler.stream_handlers["cancel-keys"] = cancelling
         scheduler.handlers["retry"] = retrying
+        scheduler.client_releases_keys = releasing  # type: ignore[method-assign]
+        scheduler.stream_handlers["client-releases-keys"] = releasing
 
-    install(stimulus_cancel, stimulus_retry)
-    return lambda: install(inner, retry)
+    install(stimulus_cancel, stimulus_retry, client_releases_keys)
+    return lambda: install(inner, retry, release)
 
 
 def keep_unrunnable(scheduler: Scheduler, mark: str) -> PeriodicCallback | None:

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from handoff_dask.learning.ladder import ENOUGH, LIFETIME, next_claim, rungs
@@ -19,6 +20,9 @@ from handoff_dask.learning.ladder import ENOUGH, LIFETIME, next_claim, rungs
 #: How many durations and how many peaks are kept for a code.
 _DURATIONS = 32
 _PEAKS = 256
+#: The duration of how many of its functions is kept one by one, and from which duration on (s).
+_FUNCTIONS = 2_000
+_SHORT = 0.01
 #: How many codes are kept: those that were measured last.
 _CODES = 10_000
 
@@ -36,6 +40,8 @@ class _Measured:
 
     durations: list[Measurement] = field(default_factory=list)
     peaks: list[Measurement] = field(default_factory=list)
+    #: The latest duration of single functions, by digests: those measured last come last.
+    functions: dict[str, Measurement] = field(default_factory=dict)
     #: The most that a function needed more than (MB).
     exceeded: float = 0.0
     #: Ladders by the memory of the worker and the share of its cores. They are discarded when so
@@ -64,7 +70,17 @@ class _Measured:
             self.ladders[worker_memory, cpu_share] = ladder
         return ladder
 
+    def add_function(self, name: str, duration: Measurement) -> None:
+        self.functions.pop(name, None)
+        self.functions[name] = duration
+        if len(self.functions) > _FUNCTIONS:
+            del self.functions[next(iter(self.functions))]
+
     def merge(self, other: _Measured) -> None:
+        for name, duration in other.functions.items():
+            self.functions[name] = max(duration, self.functions.get(name, duration))
+        latest = sorted(self.functions.items(), key=lambda item: (item[1], item[0]))
+        self.functions = dict(latest[-_FUNCTIONS:])
         self.durations = sorted({*self.durations, *other.durations})[-_DURATIONS:]
         self.peaks = sorted({*self.peaks, *other.peaks})[-_PEAKS:]
         self.exceeded = max(self.exceeded, other.exceeded)
@@ -111,7 +127,13 @@ class Uses:
     __hash__ = None  # type: ignore[assignment]
 
     def record(
-        self, code: str, *, started: float, seconds: float, peak: float | None = None
+        self,
+        code: str,
+        *,
+        started: float,
+        seconds: float,
+        peak: float | None = None,
+        function: str | None = None,
     ) -> None:
         """Record a function that succeeded.
 
@@ -125,6 +147,9 @@ class Uses:
             How long its last attempt took.
         peak
             The most memory that it used (MB), if that was measured.
+        function
+            What tells it from others of the code, also tomorrow. Its own duration is then kept,
+            too, under a digest: the name may contain what is nobody's business.
         """
         # Short numbers make short files, and read back they are the same.
         started = round(started, 6)
@@ -132,6 +157,9 @@ class Uses:
         _insert(measured.durations, Measurement(started, round(seconds, 6)), _DURATIONS)
         if peak is not None:
             measured.add_peak(Measurement(started, round(peak, 1)))
+        if function is not None and seconds >= _SHORT:
+            duration = Measurement(started, round(seconds, 3))
+            measured.add_function(_digest(function), duration)
 
     def record_kill(self, code: str, *, exceeded: float) -> None:
         """Record a function that was killed because it needed more memory than this (MB)."""
@@ -192,6 +220,14 @@ class Uses:
             return None
         return math.fsum(d.value for d in measured.durations) / len(measured.durations)
 
+    def seconds_of(self, code: str, function: str) -> float | None:
+        """Return how long one of the functions of a code took (s), if that is known."""
+        measured = self._codes.get(code)
+        if measured is None or not measured.functions:
+            return None
+        duration = measured.functions.get(_digest(function))
+        return None if duration is None else duration.value
+
     def merge(self, other: Uses) -> None:
         """Include the measurements of another."""
         for code, measured in other._codes.items():
@@ -211,6 +247,7 @@ class Uses:
             code: {
                 "durations": list(map(list, measured.durations)),
                 "peaks": list(map(list, measured.peaks)),
+                "functions": {n: list(d) for n, d in measured.functions.items()},
                 "exceeded": measured.exceeded,
             }
             for code, measured in self._codes.items()
@@ -229,12 +266,22 @@ class Uses:
         for code, values in _mapping(data).items():
             values = _mapping(values)
             measured = _Measured(exceeded=_number(values.get("exceeded")))
+            functions = _mapping(values.get("functions", {}))
+            durations = _window(list(functions.values()))
             measured.merge(
-                _Measured(_window(values.get("durations")), _window(values.get("peaks")))
+                _Measured(
+                    _window(values.get("durations")),
+                    _window(values.get("peaks")),
+                    dict(zip(functions, durations, strict=True)),
+                )
             )
             uses._codes[code] = measured
         uses.merge(cls())
         return uses
+
+
+def _digest(name: str) -> str:
+    return blake2b(name.encode(errors="backslashreplace"), digest_size=6).hexdigest()
 
 
 def _mapping(data: Any) -> Mapping[str, Any]:

@@ -11,17 +11,6 @@ from numbers import Integral, Real
 from typing import Any, NoReturn, Union
 from weakref import WeakValueDictionary
 
-#: What users may write for seconds.
-Seconds = Union[float, str, timedelta]  # noqa: UP007 - evaluated at run time, on Python 3.10 too
-#: What they may write for a cost, or for what a worker offers.
-Amounts = Mapping[str, Union[float, str, "Auto"]]
-
-#: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
-TOO_LARGE = 2**63
-
-#: What a time must be, in errors.
-TIME = "a number of seconds, a timedelta or text like '5 min'"
-
 
 class Auto:
     """See :data:`AUTO`."""
@@ -36,6 +25,18 @@ class Auto:
 #: In the ``memory`` of a cost: learned from what functions of the same code have used. It implies
 #: ``isolate=True``, because only a process of its own can be measured and limited.
 AUTO = Auto()
+
+#: What users may write for seconds.
+Seconds = Union[float, str, timedelta]  # noqa: UP007 - evaluated at run time, on Python 3.10 too
+#: What they may write for a cost, or for what a worker offers.
+Amounts = Mapping[str, Union[float, str, Auto]]  # noqa: UP007
+
+#: The smallest whole number that a Dask message cannot hold; sending one breaks the connection.
+TOO_LARGE = 2**63
+
+#: What a time must be, in errors.
+TIME = "a number of seconds, a timedelta or text like '5 min'"
+
 
 _QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z]+)", re.IGNORECASE)
 

@@ -165,7 +165,7 @@ class Grow:
         }
 
 
-def grow(resource: str = "memory", factor: float = 2.0, most: float | str = math.inf) -> Grow:
+def grow(resource: str = "memory", factor: float = 2.0, most: float | str = math.inf) -> Escalate:
     """Return an `escalate` for a :class:`RetryPolicy`: more of a resource after out of memory.
 
     It multiplies what the function declares after an attempt that was out of memory: an isolated

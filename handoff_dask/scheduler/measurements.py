@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.learned_file import LearnedFile
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord, UnitRecord
-from handoff_dask.wire.messages import Block, RunSpec
+from handoff_dask.wire.messages import Block, FunctionRow, RunSpec
 from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, Recorded, RunClosed
 
 #: Seconds between two times that a file is written while runs go on.
@@ -101,7 +101,8 @@ class Measurements:
         uses = self._uses[url]
         if attempt.outcome == "ok":
             first = run.first_start(index, attempt)
-            uses.record(code, started=first, seconds=attempt.duration, peak=peak)
+            label = run.row(index).label
+            uses.record(code, started=first, seconds=attempt.duration, peak=peak, function=label)
         elif attempt.outcome == "out-of-memory":
             exceeded = max(attempt.cost.get("memory", 0.0), peak or 0.0)
             uses.record_kill(code, exceeded=exceeded)
@@ -130,6 +131,18 @@ class Measurements:
         """Return how long functions of a code take (s), if that was learned."""
         code = spec.codes.get(prefix)
         return None if code is None else self._uses[spec.learned].seconds(code)
+
+    def expecting(self, spec: RunSpec, rows: Sequence[FunctionRow]) -> Sequence[FunctionRow]:
+        """Return functions of a run with how long they take, as far as that was learned."""
+        if spec.learned is None:
+            return rows
+        uses = self._uses[spec.learned]
+        return [
+            row
+            if row.expected is not None
+            else row._replace(expected=uses.seconds_of(spec.codes.get(row.prefix, ""), row.label))
+            for row in rows
+        ]
 
     # Claims
 

@@ -30,7 +30,7 @@ from handoff_dask.scheduler.runs import Runs
 from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpacked
 from handoff_dask.wire.keys import index_of, is_collected, run_of
 from handoff_dask.wire.messages import Block, function_specs
-from handoff_dask.worker.bundle_task import collect, take
+from handoff_dask.worker.bundle_task import collect, run_bundle, take
 from handoff_dask.worker.task import run, run_and_discard
 
 if TYPE_CHECKING:
@@ -55,16 +55,29 @@ class Bundles:
     # What workers report
 
     def reported(
-        self, key: Any, number: int, ended: bytes, failures: list[Any], worker: str, **_: Any
+        self,
+        key: Any,
+        number: int,
+        ended: bytes,
+        failures: list[Any],
+        worker: str,
+        gave_back: bool = False,
+        **_: Any,
     ) -> None:
-        """Record which members have ended on a worker, as far as it has got."""
+        """Record which members have ended on a worker, as far as it has got.
+
+        If it gives the others back, they leave at once: when the task of the bundle has ended, Dask
+        drops its inputs, which they need.
+        """
         record = self.runs.functions.get(key)
         if not isinstance(record, BundleRecord):
             return  # its run is forgotten
         self._done(record, number, worker, EndedColumns.unpack(ended))
         for fields in failures:
             self._failed(record, number, worker, MemberFailure(*fields))
-        if isinstance(record.state, Running) and record.members.open_count:
+        if gave_back and self._is_current(record, number):
+            self.leave(record, record.members.open)
+        elif isinstance(record.state, Running) and record.members.open_count:
             self.ask()
 
     def _done(
@@ -96,6 +109,8 @@ class Bundles:
         self._learn(record, positions, block)
         if self._is_current(record, number):
             record.end((p for p in positions if members.states[p] == OPEN), DONE)
+        else:
+            members.late(number, positions)
 
     def _is_current(self, record: BundleRecord, number: int) -> bool:
         """Whether a placement is the one that is under way."""
@@ -134,6 +149,7 @@ class Bundles:
         if not failure.final or record.members.states[position] != OPEN:
             return
         if not self._is_current(record, number):
+            record.members.late(number, [position])
             return
         # What depends on it in the bundle does not run.
         reached = with_dependents({position}, self._sources(record))
@@ -189,6 +205,7 @@ class Bundles:
             leave = set(record.members.open)
         if leave and record.key in self.runs.functions:
             self.leave(record, leave)
+            self._empty(record)
 
     def ended(self, record: BundleRecord) -> None:
         """Have what a bundle gave back travel alone, after the transition that is under way."""
@@ -204,6 +221,18 @@ class Bundles:
         record.doom = None
         record.cost = {}
         self.leave(record, record.members.open)
+        self._empty(record)
+
+    def _empty(self, record: BundleRecord) -> None:
+        """Have a bundle that nothing is left of end at once: it needs no inputs, which may fail."""
+        ts = self.scheduler.tasks[record.key]
+        if record.members.open_count or record.members.having(DONE):
+            return
+        if ts.state not in ("waiting", "no-worker"):
+            return
+        spec = Task(record.key, run_bundle, compat.arguments(ts)[0], ())
+        compat.put_task(self.scheduler, record.key, spec, ts, ts.annotations or {})
+        self._start([record.key])
 
     def reopen(self, record: BundleRecord) -> None:
         """Have members run again whose results were lost and that somebody needs."""
@@ -234,14 +263,20 @@ class Bundles:
 
     # A placement
 
+    def _failures(self, record: BundleRecord, position: int) -> int:
+        """Return how many attempts of a member count against its `max_retries`."""
+        entries = record.run.entries.get(record.bundle.members[position], ())
+        return sum(entry.counts for entry in entries)
+
     def mark(self, record: BundleRecord, ts: TaskState) -> Mapping[str, Any]:
         """Return what the worker is told of a placement of a bundle."""
         members = record.members
         mark: dict[str, Any] = {"patience": record.bundle.patience}
-        if members.open_count == len(members.states) and not record.run.entries:
+        if members.untried:
             return mark
         mark["positions"] = members.open
-        mark["attempts"] = {p: members.tries[p] for p in members.open if members.tries[p]}
+        tried = [p for p in members.open if members.tries[p]]
+        mark["attempts"] = {p: (members.tries[p], self._failures(record, p)) for p in tried}
         errors = record.run.errors
         if errors:
             failed = {p: record.bundle.members[p] for p in members.having(FAILED)}
@@ -364,6 +399,14 @@ class Bundles:
         if row.awaited:
             # Until the bundle is released, or the client has a future of it.
             self.scheduler.client_desires_keys([own.key], run_.spec.keeper)
+
+    def let_go(self, keys: Iterable[Any]) -> None:
+        """Release what left failed bundles that no client wants any more."""
+        for key in keys:
+            record, ts = self.runs.functions.get(key), self.scheduler.tasks.get(key)
+            if isinstance(record, BundleRecord) and ts is not None and ts.state == "erred":
+                if not ts.who_wants:
+                    self.released(record)
 
     def released(self, record: BundleRecord) -> None:
         """Release what left a bundle that nobody wants, after the transition that is under way."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin, Status
@@ -32,7 +32,7 @@ from handoff_dask.scheduler.runs import Runs
 from handoff_dask.scheduler.service import Service
 from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
-from handoff_dask.wire.messages import RunSpec, Stop
+from handoff_dask.wire.messages import FunctionRow, RunSpec, Stop
 from handoff_dask.wire.run_events import Recorded
 from handoff_dask.worker.task import TOPIC
 from handoff_dask.worker.worker_plugin import send_plugins, take_plugins_back
@@ -73,6 +73,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self._end,
             self._cancel_member,
             self._learned_seconds,
+            self._expecting,
             self._ask,
         )
         self.measurements = Measurements(self.runs, engine.questions, self._claim_again)
@@ -135,7 +136,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._listeners += [self.history, EventStream(scheduler, self.runs), self.measurements]
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
-            scheduler, self.runs.cancelled, self.runs.check_retried
+            scheduler, self.runs.cancelled, self.runs.check_retried, self.bundles.let_go
         )
         self._remove_handlers = compat.install_handlers(
             scheduler,
@@ -273,6 +274,9 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def _learned_seconds(self, spec: RunSpec, prefix: str) -> float | None:
         return self.measurements.seconds(spec, prefix)
+
+    def _expecting(self, spec: RunSpec, rows: Sequence[FunctionRow]) -> Sequence[FunctionRow]:
+        return self.measurements.expecting(spec, rows)
 
     def _claim_again(self, record: UnitRecord) -> None:
         self.lifecycle.lives.claim_again(record, time.monotonic())

@@ -74,6 +74,8 @@ class Registry:
         self._returning: set[str] = set()
         #: {address: version} of workers whose version is not the scheduler's.
         self.strangers: dict[str, str] = {}
+        #: {address: why} of workers that cannot isolate functions.
+        self.unavailable: dict[str, str] = {}
         #: {address: why} of workers whose copy of this package cannot be used.
         self.unusable: dict[str, str] = {}
         self._news = asyncio.Event()
@@ -119,12 +121,13 @@ class Registry:
         version: str,
         ours: Mapping[str, Iterable[Any]] = MappingProxyType({}),
         returns: bool = False,
+        unavailable: str | None = None,
     ) -> None:
         """Record what a worker offers; from then on it is given functions.
 
         `capabilities` is what counts of what it declares, under its own names, and `ours` what it
         declares on our behalf. `returns` says whether it starts anew whenever its lifetime is
-        over.
+        over, and `unavailable` why it cannot isolate functions.
         """
         ws = self.scheduler.workers.get(worker)
         if ws is None:
@@ -136,6 +139,8 @@ class Registry:
         self._remember(ws, self.ours[worker])
         if returns:
             self._returning.add(worker)
+        if unavailable is not None:
+            self.unavailable[worker] = unavailable
         leaving: Mapping[str, Declaration] = {}
         if withdrawal := Withdrawal.of(self.scheduler):
             withdrawal.keep(worker, self.ours[worker])
@@ -197,6 +202,7 @@ class Registry:
         """Forget a worker; the answer is whether it was given functions."""
         self.strangers.pop(worker, None)
         self.unusable.pop(worker, None)
+        self.unavailable.pop(worker, None)
         self._retiring.discard(worker)
         self._returning.discard(worker)
         self.ours.pop(worker, None)

@@ -28,6 +28,7 @@ from handoff_dask.wire.keys import (
     run_of,
 )
 from handoff_dask.wire.messages import (
+    FunctionRow,
     Portion,
     RunReport,
     RunSpec,
@@ -81,6 +82,8 @@ class Runs(Mapping[str, RunRecord]):
     cancel_member: Callable[[Any], UnitRecord | None]
     #: Returns how long a code of a run, given by its name, takes (s), if that was learned.
     learned_seconds: Callable[[RunSpec, str], float | None]
+    #: Returns functions of a run with how long they take, as far as that was learned.
+    expecting: Callable[[RunSpec, Sequence[FunctionRow]], Sequence[FunctionRow]]
     #: Has the engine decide soon.
     ask: Callable[[], None]
 
@@ -218,7 +221,7 @@ class Runs(Mapping[str, RunRecord]):
             key = bundle_key(run_id, bundle.number)
             run.bundles.append(BundleRecord(key, run, bundle))
         expected = self.seconds_of(run.spec, {row.prefix for row in rows})
-        specs = function_specs(rows, run.unit_key, expected)
+        specs = function_specs(self.expecting(run.spec, rows), run.unit_key, expected)
         specs += [bundle_spec(bundle, run_id, run.unit_key) for bundle in portion.bundles]
         self.engine.functions_added(run_id, specs)
 

@@ -65,7 +65,7 @@ class Service:
         await self.measurements.open(RunSpec.unpacked(spec).learned)
         refused, run = self.runs.open(spec)
         if run is None:
-            return pickle.dumps(Opened(refused, {}, {}, {}, False))
+            return pickle.dumps(Opened(refused, {}, {}, {}, None, False))
         if not run.spec.nodes:  # no graph will follow, and nothing to tell its end by
             if run.kept:
                 run.arrived.set()
@@ -79,7 +79,11 @@ class Service:
         threads = {row.index: questions.threads(row.cost) for row in spec.kinds if not row.pin}
         longer = questions.longer(seconds)
         nannies = all(ws.nanny for ws in self.scheduler.workers.values())
-        return Opened(None, seconds, longer, threads, nannies)
+        unavailable = None
+        if spec.isolated is not None and (problems := self.registry.unavailable):
+            worker, problem = next(iter(problems.items()))
+            unavailable = spec.isolated, f"worker {worker} cannot do that: {problem}"
+        return Opened(None, seconds, longer, threads, unavailable, nannies)
 
     async def learned(self, run_id: str, prefixes: list[str], portions: int) -> dict[str, float]:
         """Return how long codes take (s), as soon as that is known well, or more is wanted.

@@ -187,8 +187,8 @@ def ticks(length: float, most: int = 8) -> Iterable[float]:
     power = 10 ** math.floor(math.log10(rough))
     steps = [power * n for n in (1, 2, 5, 10)]
     if rough > 10:
-        steps = [n * u for u in (1, 60, 3600) for n in (10, 15, 30, 60)]
-        steps += [86400 * 2**n for n in range(40)]
+        steps = [10, 15, 30, *(60 * n for n in (1, 2, 5, 10, 15, 30))]
+        steps += [3600 * n for n in (1, 2, 3, 6, 12)] + [86400 * 2**n for n in range(40)]
     step = next(step for step in steps if step >= rough * (1 - 1e-9))
     for i in range(int(length / step * (1 + 1e-9)) + 1):
         yield i * step

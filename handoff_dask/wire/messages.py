@@ -200,6 +200,8 @@ class RunSpec:
     awaited: int = 0
     #: {name of a code of its functions: what identifies that code in other runs as well}.
     codes: Mapping[str, str] = field(default_factory=dict)
+    #: A node that is isolated, if any is.
+    isolated: int | None = None
     #: Where to read and keep what is learned of them: a path or URL.
     learned: str | None = None
     #: The DAG's id as the user has it, pickled. The scheduler does not open it.
@@ -247,6 +249,8 @@ class Opened(NamedTuple):
     longer: Mapping[tuple[str, str], float]
     #: How many threads could run each of the kinds at once, by the index of its node.
     threads: Mapping[int, int]
+    #: A node that is isolated, and why workers cannot do that.
+    unavailable: tuple[int, str] | None
     #: Whether all workers have nannies, which know what they had started when they died.
     nannies: bool
 

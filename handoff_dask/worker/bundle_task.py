@@ -38,7 +38,7 @@ def run_bundle(members: bytes, names: tuple[Name, ...], *values: Any) -> Values:
 
     - ``positions``: the members that run; None: all,
     - ``keep``: the members whose values are returned; None: as each says,
-    - ``attempts``: {position: number of earlier attempts},
+    - ``attempts``: {position: (number of earlier attempts, how many of them use up a retry)},
     - ``errors``: {position: pickled exception} of members that failed in earlier placements,
     - ``patience``: seconds after which the bundle gives back those that have not started.
 
@@ -119,7 +119,7 @@ class _Bundle:
         positions, keep = mark.get("positions"), mark.get("keep")
         self._positions: Sequence[int] = range(len(members)) if positions is None else positions
         self._keep = {p for p in self._positions if members[p].keep} if keep is None else set(keep)
-        self._attempts: Mapping[int, int] = mark.get("attempts") or {}
+        self._attempts: Mapping[int, tuple[int, int]] = mark.get("attempts") or {}
         self._patience: float | None = mark.get("patience")
         #: {position: how many members still need its value}
         self._users = Counter(-1 - s for p in self._positions for s in members[p].sources if s < 0)
@@ -135,6 +135,8 @@ class _Bundle:
         self._place: int | None = None
         #: The first position that does not run.
         self._next = 0
+        #: Whether some that have not ended are left to another placement.
+        self._gave_back = False
 
     def run(self) -> Values:
         """Run the members; return the values that somebody still needs."""
@@ -143,6 +145,7 @@ class _Bundle:
         try:
             for position in self._positions:
                 if self._place is not None and self._gives_back():
+                    self._gave_back = True
                     break
                 self._next = position + 1
                 self._run(position)
@@ -151,7 +154,7 @@ class _Bundle:
                 self._starts.end(self._place, self._next)
         if self._place is None and self._withdrawn():
             raise compat.NotStarted
-        self._report.send()
+        self._report.send(self._gave_back)
         # What depends on a failed member fails with its error.
         self._errors.update((p, self._errors[because]) for p, because in self._failed.items())
         members = self._members
@@ -176,17 +179,19 @@ class _Bundle:
             if source < 0 and -1 - source not in self._values:
                 self._leave_out(position, -1 - source)
                 return
-        attempt = self._attempts.get(position, 0) + 1
+        tried, failures = self._attempts.get(position, (0, 0))
         while self._starts_now(position):
-            if self._attempt(position, attempt):
+            tried += 1
+            if self._attempt(position, tried, failures >= member.max_retries):
                 self._release(member)
                 return
             if self._gives_back():
+                self._gave_back = True
                 return
-            attempt += 1
+            failures += 1
 
-    def _attempt(self, position: int, attempt: int) -> bool:
-        """Start a member once; return whether it succeeded or no attempt is left."""
+    def _attempt(self, position: int, attempt: int, last: bool) -> bool:
+        """Start a member once; return whether it succeeded or that was its last attempt."""
         member = self._members[position]
         started, cpu = time.time(), time.thread_time()
         identity = None
@@ -206,8 +211,8 @@ class _Bundle:
                 time.time(),
                 type_of(error),
                 packed_error.message,
-                attempt > member.max_retries,
-                pickle.dumps(packed_error) if attempt > member.max_retries else None,
+                last,
+                pickle.dumps(packed_error) if last else None,
                 time.thread_time() - cpu,
             )
         else:
@@ -284,23 +289,24 @@ class _Report:
             self._failures.append(failure)
             self._send()
 
-    def send(self) -> None:
-        """Send what was added since the last time."""
+    def send(self, gave_back: bool) -> None:
+        """Send what was added since the last time, and whether what has not ended is given back."""
         with self._lock:
-            self._send()
+            self._send(gave_back)
 
     def _send_late(self) -> None:
         with self._lock:
             self._scheduled = False
             self._send()
 
-    def _send(self) -> None:
-        if self._task is not None and (self._ended or self._failures):
+    def _send(self, gave_back: bool = False) -> None:
+        if self._task is not None and (self._ended or self._failures or gave_back):
             self._task.send(
                 MEMBERS,
                 {
                     "ended": self._ended.pack(),
                     "failures": [tuple(failure) for failure in self._failures],
+                    "gave_back": gave_back,
                 },
             )
         self._clear()

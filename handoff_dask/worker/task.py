@@ -36,7 +36,6 @@ from handoff_dask.worker.current import (
 )
 from handoff_dask.worker.devices import visible_devices
 from handoff_dask.worker.isolation.calls import Kind, Request, World
-from handoff_dask.worker.isolation.pool import Pool
 from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def _run_isolated(
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
     with compat.started() as check:
-        pool: Pool = task.plugin.processes()
+        pool = task.plugin.processes()
         check()
         late = f"it ran longer than its timeout of {timeout} s"
         timer = threading.Timer(
@@ -318,7 +317,7 @@ def _reported(
     task = compat.this_task()
     if task is None:
         return error
-    failure = error if isinstance(error, PackedError) else packed(error)
+    failure = error if issubclass(type(error), PackedError) else packed(error)
     message = _failure(error, text or failure.message, started, policy, task.facts, verdict)
     message["outcome"] = outcome
     message["usage"] = tuple(usage or Usage(*task.noted))
@@ -368,7 +367,7 @@ def _failure(
     return {
         "started": started,
         "stopped": time.time(),
-        "error_type": error.type_name if isinstance(error, PackedError) else type_of(error),
+        "error_type": error.type_name if issubclass(type(error), PackedError) else type_of(error),
         "message": text,
         "retry": True,
         **({} if verdict is None else verdict._asdict()),

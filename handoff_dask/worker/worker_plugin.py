@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask.system import CPU_COUNT
 from distributed import Scheduler, Status, Worker
@@ -25,12 +25,15 @@ from handoff_dask.shipping import bootstrap
 from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.wire.bundles import WITHDRAW_MEMBER
 from handoff_dask.wire.offers import Declaration, Declarations, offered
+from handoff_dask.worker import isolation
 from handoff_dask.worker.devices import Devices, visible_gpus
 from handoff_dask.worker.fetches import Fetches
-from handoff_dask.worker.isolation.pool import Pool
 from handoff_dask.worker.nanny_plugin import VARIABLE, HandoffNannyPlugin
 from handoff_dask.worker.starts import Starts, StartsFile
 from handoff_dask.worker.task import TOPIC
+
+if TYPE_CHECKING:
+    from handoff_dask.worker.isolation.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
 
     def processes(self) -> Pool:
         """Return the processes of isolated functions; any thread may call this."""
+        from handoff_dask.worker.isolation.pool import Pool  # not everywhere
+
         with self._pool_lock:
             if self._pool is None:
                 self._pool = Pool(self.worker.state.nthreads)
@@ -121,6 +126,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             version=__version__,
             ours=declarations.ours,
             returns=bool(self.worker.lifetime and self.worker.lifetime_restart),
+            unavailable=isolation.unavailable(),
         )
         return offer
 

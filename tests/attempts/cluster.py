@@ -67,7 +67,12 @@ class Cluster:
         self.paused: set[str] = set()
         self.names = count(1)
         self.functions = [
-            Life(i, SimpleNamespace(label=str(i), cost=COSTS[i % len(COSTS)], policy=policy))
+            Life(
+                i,
+                SimpleNamespace(
+                    label=str(i), cost=COSTS[i % len(COSTS)], policy=policy, learns_memory=False
+                ),
+            )
             for i, policy in enumerate(self.policies)
         ]
         self.engine.run_opened("run", placement_timeout=1e9)

@@ -28,7 +28,12 @@ OWN = {"cpu": 1.0}
 
 
 def life(policy=None, **fields):
-    new = Life("f", SimpleNamespace(label="'f'", cost=OWN, policy=policy or RetryPolicy(2)))
+    new = Life(
+        "f",
+        SimpleNamespace(
+            label="'f'", cost=OWN, policy=policy or RetryPolicy(2), learns_memory=False
+        ),
+    )
     for name, value in fields.items():
         setattr(new, name, value)
     return new

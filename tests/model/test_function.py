@@ -62,6 +62,7 @@ def test_defaults():
         "results": None,
         "priority": 0,
         "allow_other_workers": False,
+        "isolate": None,
     }
 
 

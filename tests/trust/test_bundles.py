@@ -514,6 +514,25 @@ async def test_misjudged_durations(c, s, a, b):
     assert on == {a.address, b.address}
 
 
+def sleep_with(_, seconds, name):
+    return sleep(seconds, name)
+
+
+@on_cluster()
+async def test_inputs_of_what_is_given_back(c, s, a, b):
+    """They are still there for the functions that a bundle gives back; nothing runs twice."""
+    dag = dag_of(
+        Function("first", [], did, extra_args=["first"]),
+        # The last ones: no other bundle needs the input any more.
+        *(doing(i, sleep_with, 0.3 * (i >= COUNT - 8), i, args=["first"]) for i in range(COUNT)),
+    )
+    run, record = await begin(s, dag, *range(8), results=list(range(COUNT)))
+    result = await run
+    assert record.left
+    assert DID.count("first") == 1
+    check_attempts(result, COUNT + 1)
+
+
 @on_cluster()
 async def test_what_ended_is_seen(c, s, a, b):
     """Members that ended are reported while the next one takes long."""

@@ -16,6 +16,7 @@ from handoff_dask import (
     Function,
     FunctionFailedError,
     RunCancelledError,
+    current,
     execute,
     forget,
     get_result,
@@ -33,7 +34,9 @@ from tests.trust.test_bundles import (
     check_attempts,
     did,
     doing,
+    last,
     learn,
+    made_by,
     on_cluster,
     ones,
     quick,
@@ -83,6 +86,29 @@ def test_a_death_without_a_nanny(without_nannies, tmp_path):
         alone = execute(dag_of(*(doing(i, int, i, max_retries=0) for i in range(COUNT))))
         assert alone.tasks == COUNT
         assert execute(dag_of(*quick())).tasks < COUNT
+
+
+def fail_second(name):
+    DID.append(name)
+    assert current().attempt == DID.count(name)
+    if DID.count(name) == 2:
+        raise ValueError("not now")
+    return name
+
+
+@on_cluster()
+async def test_what_is_lost_uses_up_no_retry(c, s, a, b):
+    """A member that runs again because its result was lost has all its retries left."""
+    dag = dag_of(*quick(), doing("again", fail_second, "again", max_retries=1), last())
+    run, record = await begin(s, dag, "again", placement_timeout=60)
+    await until(lambda: record.counts["done"] == COUNT + 1)
+    at, other = (a, b) if made_by(record, COUNT) == a.address else (b, a)
+    await at.close()
+    await register_node(other.address, {"token": 1})
+    result = await asyncio.wait_for(run, 60)
+    assert result.results["again"] == "again"
+    assert [x.outcome for x in result.attempts["again"]] == ["ok", "error", "ok"]
+    assert [x.number for x in result.attempts["again"]] == [1, 2, 3]
 
 
 # What workers offer

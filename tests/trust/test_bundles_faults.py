@@ -10,7 +10,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from handoff_dask import FunctionFailedError, WorkerLostError, execute
+from handoff_dask import FunctionFailedError, WorkerLostError, current, execute
 from tests.support import dag_of
 from tests.trust.test_bundles import COUNT, doing
 
@@ -107,3 +107,24 @@ def test_several_of_them(client, tmp_path):
         assert [a.outcome for a in attempts[:count]] == ["worker-lost"] * count
         assert attempts[-1].outcome == "ok"
     check_neighbours(result, "one", "two", "three")
+
+
+def fail_and_die():
+    """Raise, then end the process, then end well; there is no time for a report between."""
+    if current().attempt <= 3:
+        raise ValueError("not yet")
+    if current().attempt == 4:
+        os._exit(3)
+    return "alive"
+
+
+def test_an_attempt_before_the_one_that_ends_its_worker(client):
+    """Every attempt is recorded, and counts, though its worker could not report it."""
+    dag = dag_of(
+        *(doing(i, int, i, max_retries=0) for i in range(COUNT)),
+        doing("bad", fail_and_die, max_retries=4),
+    )
+    result = execute(dag)
+    assert result.results["bad"] == "alive"
+    assert [a.outcome for a in result.attempts["bad"]] == ["error"] * 3 + ["worker-lost", "ok"]
+    check_neighbours(result, "bad")

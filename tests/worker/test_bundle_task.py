@@ -186,7 +186,7 @@ def fail_twice(*_):
 
 def test_retries_in_place(task, caplog):
     """A failed member is retried at once; each attempt is reported and logged in one line."""
-    task.mark(attempts={1: 1})
+    task.mark(attempts={1: (1, 1)})
     members = bundle(member(int), member(fail_twice, retries=3), member(int))
     values = run_bundle(members, ())
     assert values[101] == "at last" and not values.errors
@@ -209,9 +209,17 @@ def test_retries_in_place(task, caplog):
     ]
 
 
+def test_attempts_that_do_not_count(task):
+    """A member has all its retries, however often its results were lost."""
+    task.mark(attempts={0: (5, 0)})
+    values = run_bundle(bundle(member(fail_twice, retries=2)), ())
+    assert values[100] == "at last"
+    assert NOTES == [6, 7, 8]
+
+
 def test_a_failure_for_good(task):
     """Members that depend on it do not run, however far away; the others do."""
-    task.mark(attempts={0: 1})
+    task.mark(attempts={0: (1, 1)})
     members = bundle(
         member(fail, retries=2),
         member(note, sources=(-1,)),
@@ -301,7 +309,7 @@ def test_starts_share_nothing(task):
 
 def test_current(task):
     """current() tells which member runs, its attempt, and what it claims."""
-    task.mark(attempts={1: 2})
+    task.mark(attempts={1: (2, 0)})
     values = run_bundle(bundle(member(current), member(current)), ())
     for position, attempt in ((0, 1), (1, 3)):
         me = values[100 + position]
@@ -449,7 +457,13 @@ async def test_taking_values_out(c, s, a):
 async def test_what_the_scheduler_asks_for(c, s, a):
     """A worker gets the annotations of a placement as the scheduler made them."""
     members = bundle(*(member(current) for _ in range(3)))
-    mark = {"positions": [0, 2], "keep": [2], "attempts": {2: 4}, "patience": 60, "cost": {"x": 1}}
+    mark = {
+        "positions": [0, 2],
+        "keep": [2],
+        "attempts": {2: (4, 0)},
+        "patience": 60,
+        "cost": {"x": 1},
+    }
     values = await (await send_bundle(c, "bundle", members, **mark))
     assert {index: (me.id, me.attempt, me.cost) for index, me in values.items()} == {
         102: (2, 5, {"x": 1})

@@ -1,14 +1,17 @@
-"""What a worker and the processes of isolated functions tell each other."""
+"""What a worker and the processes of isolated functions tell each other.
+
+Unlike the rest of this package, this module can be imported on every system.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.model.attempt import Usage
 from handoff_dask.wire.payload import Name
-from handoff_dask.worker.isolation.segments import Place
 
 Kind = Literal["call", "discard", "transform"]
 Outcome = Literal["ok", "error", "out-of-memory", "process-died", "killed"]
@@ -58,12 +61,26 @@ class Ended(NamedTuple):
     verdict: Verdict | None = None
 
 
+class Place(NamedTuple):
+    """Where the content of a buffer is: in which segment of the message."""
+
+    segment: int
+    offset: int
+    size: int
+
+
 class Surroundings(NamedTuple):
     """What a child has in common with its worker."""
 
-    environ: Mapping[str, str]
+    environ: Mapping[bytes, bytes]
     path: tuple[str, ...]
     folder: str
+
+
+def environment() -> dict[bytes, bytes]:
+    """Return a copy of this process' environment."""
+    # Its own mapping, because going through ``os.environb`` takes a hundred times as long.
+    return dict(getattr(os.environb, "_data", os.environb))
 
 
 class Start(NamedTuple):

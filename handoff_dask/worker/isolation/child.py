@@ -25,7 +25,14 @@ from handoff_dask.model.expansion import evaluate, finish
 from handoff_dask.packed_errors import packed
 from handoff_dask.wire.payload import opened
 from handoff_dask.worker.current import isolate, refuse_isolated, running
-from handoff_dask.worker.isolation.calls import Order, Reply, Request, Start, World
+from handoff_dask.worker.isolation.calls import (
+    Order,
+    Reply,
+    Request,
+    Start,
+    World,
+    environment,
+)
 from handoff_dask.worker.isolation.channel import Channel, Message
 from handoff_dask.worker.isolation.libc import (
     adopt_orphans,
@@ -86,18 +93,22 @@ class _Child:
         self._surroundings = surroundings
         self._pid = os.getpid()
         self._meter = Meter()
+        #: Kept mapped while a call runs, so that the meter can tell how much of them was read.
+        self._inputs: Any = None
         logging.root.handlers[:] = [_Forwarding(channel)]
         for name, level in start.log_levels.items():
             logging.getLogger(name).setLevel(level)
         self._handlers = tuple(logging.root.handlers)
         #: MB that it had when idle: after its first call, and when it last tidied up.
         self._first: float | None = None
-        self._idle = self._meter.now()
+        idle = self._meter.stop()
+        self._idle, self._signals = idle.now, idle.signals
 
     def run(self, message: Message) -> None:
         """Run a call."""
         order: Order = pickle.loads(message.facts)
-        logging.root.setLevel(order.log_level)
+        if logging.root.level != order.log_level:  # setting it empties caches
+            logging.root.setLevel(order.log_level)
         inputs = sum(place.size for place in order.places)
         self._meter.start(inputs)
         evaluated = contextvars.copy_context().run(self._evaluate, order, message)
@@ -108,11 +119,12 @@ class _Child:
                 stream.flush()
         result = evaluated.result
         size = None if result is None or order.request.kind == "discard" else result.size
-        cpu_time, peak, now = self._meter.stop()
-        settles = now > self._idle + _TIDY
+        used = self._meter.stop()
+        self._inputs = None
+        settles = used.now > self._idle + _TIDY
         reply = Reply(
             () if result is None else result.places,
-            Usage(cpu_time, peak, size),
+            Usage(used.cpu_time, used.peak, size),
             _is_alone(),
             settles,
             evaluated.failure,
@@ -125,12 +137,13 @@ class _Child:
             self._channel.send(facts, result.data, result.fds)
             result.close()
         del message, evaluated, result
-        self._surroundings.restore()
+        self._surroundings.restore(signals=used.signals != self._signals)
         logging.root.handlers[:] = self._handlers
+        self._meter.forget()
         if settles:
             self._channel.send(pickle.dumps(self._settle()))
         elif self._first is None:
-            self._first = now
+            self._first = used.now
 
     def _evaluate(self, order: Order, message: Message) -> _Evaluated:
         """Evaluate a call as a worker's thread does; what it raises becomes a failure."""
@@ -144,6 +157,7 @@ class _Child:
     def _value(self, order: Order, message: Message) -> Any:
         request = order.request
         values = unpack(message.data, order.places, message.fds, shared=False)
+        self._inputs = values
         identity, call, results = opened(request.names, request.call, values)
         if self._width is not None and (limits := sys.modules.get("threadpoolctl")):
             limits.threadpool_limits(self._width)  # for libraries that heed no variable
@@ -170,7 +184,7 @@ class _Child:
         """Give memory back; return whether the child can go on."""
         gc.collect()
         return_free_memory()
-        self._idle = self._meter.now()
+        self._idle = self._meter.stop().now
         if self._first is None:
             self._first = self._idle
         return self._idle < self._first + _GROWN
@@ -209,20 +223,21 @@ class _Surroundings:
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         faulthandler.enable(stderr)
 
-    def restore(self) -> None:
-        """Make everything as it was when the child started."""
+    def restore(self, *, signals: bool = True) -> None:
+        """Make everything as it was when the child started; `signals`: those, too."""
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            for number, handler in self._handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
         os.umask(self._mask)
         with suppress(OSError):
             os.chdir(self._folder)
-        if os.environ != self._environ:
-            os.environ.clear()
-            os.environ.update(self._environ)
+        if environment() != self._environ:
+            os.environb.clear()
+            os.environb.update(self._environ)
         for number, output in enumerate(self._outputs, 1):
             os.dup2(output, number)
         if (sys.stdout, sys.stderr) != self._streams or any(s.closed for s in self._streams):
@@ -235,13 +250,13 @@ def _stream(fd: int) -> io.TextIOWrapper:
     return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _variables(world: World) -> dict[str, str]:
+def _variables(world: World) -> dict[bytes, bytes]:
     variables = {}
     if world.devices is not None:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(world.devices)
     if world.width is not None:
         variables.update(dict.fromkeys(_WIDTHS, str(world.width)))
-    return variables
+    return {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
 
 
 class _Forwarding(logging.Handler):

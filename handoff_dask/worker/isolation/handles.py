@@ -24,11 +24,16 @@ from handoff_dask.worker.isolation.server import END, FORK, ORDER, WORD, Server
 KEPT = 1 << 16
 #: Seconds that a child gets to end by itself.
 _PATIENCE = 0.5
-#: What the server's interpreter runs: it finds the package where this process does.
+#: What the server's interpreter runs: it finds the package where this process does, and nothing in
+#: the working directory, which comes first with ``-c``.
 _BOOTSTRAP = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
-    "pickle.load(sys.stdin.buffer).main()"
+    "import sys; sys.path[:] = filter(None, sys.path); import pickle;"
+    "sys.path[:] = pickle.load(sys.stdin.buffer); pickle.load(sys.stdin.buffer).main()"
 )
+
+
+class NoProcessError(RuntimeError):
+    """No process can be started: the system has too many, or their server has ended."""
 
 
 class ServerHandle:
@@ -96,7 +101,7 @@ class ChildHandle:
         pid = self._word()
         if pid is None:
             self.close()
-            raise RuntimeError("the process that starts those of isolated functions has ended")
+            raise NoProcessError("no process could be started for an isolated function")
         self.pid = pid
         levels = {
             name: logger.level
@@ -109,8 +114,12 @@ class ChildHandle:
     def ready(self) -> bool:
         """Whether it can run a call; this may wait until it has tidied up."""
         try:
-            if self._settles:
-                return bool(pickle.loads(self._channel.receive().facts))
+            while self._settles:
+                content = pickle.loads(self._channel.receive().facts)
+                if isinstance(content, bool):
+                    self._settles = False
+                    return content
+                _log(content)
         except (EOFError, ConnectionError):
             return False
         return not any(fd == self._channel.fileno() for fd, _ in self._poll.poll(0))

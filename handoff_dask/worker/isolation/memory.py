@@ -26,26 +26,39 @@ _KIB = 1024 / 1e6
 
 
 class _Status(NamedTuple):
-    """Memory of a process (MB)."""
+    """Memory of a process (MB), without files."""
 
-    #: Now, without files and inputs.
+    #: Now, without inputs.
     now: float
-    #: The most since the last call began.
-    peak: float
+    #: Inputs that are mapped now.
+    inputs: float
+    #: The most since the last call began, with inputs.
+    most: float
 
 
 def _status(content: bytes, inputs: float) -> _Status:
     """Read ``/proc/PID/status``; `inputs`: MB of shared memory that is not the function's."""
     shared = _field(content, b"RssShmem:")
-    others = min(shared, inputs)
-    now = _field(content, b"RssAnon:") + shared - others
-    most = _field(content, b"VmHWM:") - _field(content, b"RssFile:") - others
-    return _Status(now, max(now, most))
+    mapped = min(shared, inputs)
+    now = _field(content, b"RssAnon:") + shared - mapped
+    return _Status(now, mapped, _field(content, b"VmHWM:") - _field(content, b"RssFile:"))
 
 
 def _field(content: bytes, name: bytes) -> float:
     at = content.find(name)
     return int(content[at + len(name) :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
+
+
+class Used(NamedTuple):
+    """What a call used, and how it left the process."""
+
+    #: Seconds.
+    cpu_time: float
+    #: The most memory, and that at the end (MB).
+    peak: float
+    now: float
+    #: The signals that are blocked, ignored and handled.
+    signals: bytes
 
 
 class Meter:
@@ -60,25 +73,24 @@ class Meter:
         self._inputs = 0.0
         self._began = 0.0
 
-    def now(self) -> float:
-        """Return the memory in use now (MB)."""
-        return self._status().now
-
     def start(self, inputs: int) -> None:
         """Begin a call that has so many bytes of inputs in shared memory."""
         self._inputs = inputs / 1e6
-        if self._reset is not None:
-            os.pwrite(self._reset, b"5", 0)  # resets VmHWM
+        self.forget()
         self._began = _cpu_time()
 
-    def stop(self) -> tuple[float, float, float]:
-        """Return CPU time (s), the most memory (MB) and the memory now (MB) of a call."""
-        status = self._status()
-        peak = status.now if self._reset is None else status.peak
-        return _cpu_time() - self._began, peak, status.now
+    def forget(self) -> None:
+        """Forget how much memory there was: what the worker sees of it begins anew."""
+        if self._reset is not None:
+            os.pwrite(self._reset, b"5", 0)  # resets VmHWM
 
-    def _status(self) -> _Status:
-        return _status(os.pread(self._file, 4096, 0), self._inputs)
+    def stop(self) -> Used:
+        """Return what the call used."""
+        content = os.pread(self._file, 4096, 0)
+        status = _status(content, self._inputs)
+        peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
+        signals = content[content.find(b"SigBlk:") : content.find(b"CapInh:")]
+        return Used(_cpu_time() - self._began, peak, status.now, signals)
 
 
 def _cpu_time() -> float:
@@ -130,7 +142,8 @@ class Watch:
         # Pages that the processes share count several times so far, but exact figures take longer.
         if len(statuses) > 1 and now > self.peak:
             now = sum(_share_of(pid, self.inputs) for pid in members)
-        self.peak = max(self.peak, now, statuses[0].peak)
+        # Inputs that were mapped at that time may be gone by now.
+        self.peak = max(self.peak, now, statuses[0].most - self.inputs)
         return now
 
 
@@ -173,20 +186,18 @@ class Watcher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                due = self._next()
-                while not due:
+                while (now := time.monotonic()) < self._next():
                     if self._closed:
                         return
-                    self._wakes = min((w.due for w in self._watches), default=math.inf)
-                    now = time.monotonic()
+                    self._wakes = self._next()
                     self._changed.wait(None if self._wakes == math.inf else self._wakes - now)
-                    due = self._next()
+                # Those that are due soon as well, because waking up takes longer than a look.
+                due = [watch for watch in self._watches if watch.due <= now + _SOONEST]
             for watch in due:
                 watch.look()
 
-    def _next(self) -> list[Watch]:
-        now = time.monotonic()
-        return [watch for watch in self._watches if watch.due <= now]
+    def _next(self) -> float:
+        return min((watch.due for watch in self._watches), default=math.inf)
 
 
 def memory_of(root: int, inputs: Mapping[int, float]) -> float:

@@ -22,8 +22,9 @@ from handoff_dask.worker.isolation.calls import (
     Request,
     Surroundings,
     World,
+    environment,
 )
-from handoff_dask.worker.isolation.handles import ChildHandle, ServerHandle
+from handoff_dask.worker.isolation.handles import ChildHandle, NoProcessError, ServerHandle
 from handoff_dask.worker.isolation.memory import Watch, Watcher, memory_of
 from handoff_dask.worker.isolation.segments import Packed, pack, unpack
 from handoff_dask.worker.verdicts import judge
@@ -32,15 +33,6 @@ from handoff_dask.worker.verdicts import judge
 GRACE = 64.0
 #: Calls after which a child is replaced.
 CALLS = 100
-
-
-def available() -> str | None:
-    """Return why functions cannot be isolated on this system; None if they can."""
-    if not sys.platform.startswith("linux"):
-        return f"processes of their own need Linux, and this is {sys.platform}"
-    if not os.path.exists("/proc/self/status"):
-        return "processes of their own need the /proc file system"
-    return None
 
 
 class Pool:
@@ -61,6 +53,7 @@ class Pool:
         self._running: dict[Hashable, _Running] = {}
         self._watcher = Watcher()
         self._closed = False
+        self._pid = os.getpid()
         atexit.register(self.close)
 
     def run(
@@ -85,7 +78,8 @@ class Pool:
         key
             Its name for :meth:`kill`.
         on_start
-            Called just before the process gets the call.
+            Called just before the process gets the call; if it raises, so does this, and the call
+            has not started.
         """
         running = _Running(limit)
         with self._lock:
@@ -97,6 +91,11 @@ class Pool:
                 return _not_sent(request, error)
             try:
                 return self._run(running, self._child(world), request, values, on_start)
+            except NoProcessError:
+                if running.stopped is None:
+                    raise
+                outcome, detail = running.stopped
+                return Ended(outcome, detail=detail)
             finally:
                 values.close()
         finally:
@@ -113,7 +112,7 @@ class Pool:
         return running is not None and running.stop("killed", reason)
 
     def memory(self) -> float:
-        """Return the memory that all processes use now (MB)."""
+        """Return the memory that all processes use now (MB), without inputs."""
         with self._lock:
             server = self._server
             watches = [r.watch for r in self._running.values() if r.watch is not None]
@@ -124,6 +123,8 @@ class Pool:
     def close(self) -> None:
         """Kill all processes and wait until they have ended."""
         atexit.unregister(self.close)
+        if os.getpid() != self._pid:
+            return  # a copy of the worker, made by a function that forks, is ending
         with self._lock:
             self._closed = True
             server, self._server = self._server, None
@@ -139,14 +140,14 @@ class Pool:
 
     def _child(self, world: World) -> ChildHandle:
         """Return a child in a world: an idle one, or else a new one."""
-        place = world, Surroundings(dict(os.environ), tuple(sys.path), _folder())
+        place = world, Surroundings(environment(), tuple(sys.path), _folder())
         while child := self._idle_child(place):
             if child.ready():
                 return child
             child.retire()
         with self._lock:
             if self._closed:
-                raise RuntimeError("the processes of isolated functions have been closed")
+                raise NoProcessError("the processes of isolated functions have been closed")
             if self._server is None or not self._server.alive:
                 if self._server is not None:
                     self._server.close()
@@ -173,11 +174,15 @@ class Pool:
         inputs = sum(place.size for place in values.places)
         watch = Watch(child.pid, inputs, running.limit, running.exceed)
         answer = None
+        try:
+            if on_start is not None:
+                on_start()
+        except BaseException:
+            self._keep(child)
+            raise
         if running.begin(child, watch):
             self._watcher.add(watch)
             try:
-                if on_start is not None:
-                    on_start()
                 order = Order(request._replace(values=()), values.places, logging.root.level)
                 answer = child.ask(pickle.dumps(order), values)
             except (EOFError, ConnectionError):
@@ -207,7 +212,11 @@ class Pool:
         if not reply.reusable:
             # What the function left behind still uses what it claimed.
             child.retire(wait=True)
-            return
+        else:
+            self._keep(child)
+
+    def _keep(self, child: ChildHandle) -> None:
+        """Keep an idle child for the next call, unless there are enough or it has done enough."""
         surplus: ChildHandle | None = child
         if child.calls < CALLS:
             with self._lock:

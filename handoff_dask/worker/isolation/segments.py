@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from cloudpickle import list_registry_pickle_by_value
 
 from handoff_dask.pickling import dumps
+from handoff_dask.worker.isolation.calls import Place
 from handoff_dask.worker.isolation.channel import MOST_FDS
 from handoff_dask.worker.isolation.libc import address_of, mapped, memory_file
 
@@ -27,14 +28,6 @@ LARGE = 1 << 20
 KEPT = 128
 #: Buffers start at multiples of this in their segment.
 _ALIGNED = 64
-
-
-class Place(NamedTuple):
-    """Where the content of a buffer is: in which segment of the message."""
-
-    segment: int
-    offset: int
-    size: int
 
 
 class Packed(NamedTuple):

@@ -118,14 +118,20 @@ class Server(Shipped):
     def _fork(self, fds: list[int]) -> _Ends | None:
         """Fork a child; return its ends in the child, and None in the server."""
         *ends, status = fds
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # too many processes: the worker sees that there is none
+            pid = -1
         if not pid:
             os.close(status)
             return _Ends(*ends)
         for end in ends:
             os.close(end)
-        self._children[pid] = status
-        _tell(status, pid)
+        if pid < 0:
+            os.close(status)
+        else:
+            self._children[pid] = status
+            _tell(status, pid)
         return None
 
     def _end_late_ones(self) -> None:

@@ -1,0 +1,248 @@
+"""Memory that is claimed as AUTO: learned by code, exact in the ledger, kept beyond a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import dask
+import numpy
+import pytest
+from distributed import Client, LocalCluster
+from distributed.utils_test import gen_cluster
+
+from handoff_dask import (
+    AUTO,
+    DAG,
+    Function,
+    FunctionFailedError,
+    InvalidFunctionError,
+    OutOfMemoryError,
+    RetryPolicy,
+    current,
+    execute,
+    execute_local,
+    explain,
+    plan,
+    submit,
+)
+from handoff_dask.worker.isolation import unavailable
+from tests.support import dag_of
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
+
+
+def need(mb, seconds=0.0):
+    """Use some memory; return what the function claims."""
+    block = numpy.ones(int(mb * 125_000))
+    time.sleep(seconds)
+    return current().cost["memory"] if block.sum() else None
+
+
+@pytest.fixture
+def cluster():
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=4,
+        processes=True,
+        memory_limit="1GB",
+        dashboard_address=":0",
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with Client(cluster) as client:
+        yield client
+
+
+def needing(sizes, **fields):
+    dag = DAG("d")
+    dag.map(need, sizes, cost={"memory": AUTO}, id="f", **fields)
+    return dag
+
+
+def outcomes(result):
+    return {id: [a.outcome for a in attempts] for id, attempts in result.attempts.items()}
+
+
+def test_two_kinds_of_one_code(client):
+    """All succeed without a retry; each kill is in the ledger, and the next claim is higher."""
+    sizes = [20] * 27 + [400] * 3
+    result = execute(needing(sizes, max_retries=0), client=client)
+    assert len(result.results) == 30
+    for (_, i), attempts in result.attempts.items():
+        assert [a.number for a in attempts] == list(range(1, len(attempts) + 1))
+        assert [a.outcome for a in attempts[:-1]] == ["out-of-memory"] * (len(attempts) - 1)
+        assert attempts[-1].outcome == "ok"
+        claims = [a.cost["memory"] for a in attempts]
+        assert claims == sorted(set(claims))
+        assert claims[-1] + 64 >= sizes[i]
+        assert all(claim <= 1000 for claim in claims)
+        assert result.results["f", i] == claims[-1]
+    assert any(len(attempts) > 1 for attempts in result.attempts.values())
+
+
+def test_claims_come_down(client):
+    """What waits claims what the first have taught; so do later runs, from the start."""
+    first = execute(needing([150] * 12), client=client)
+    second = execute(needing([150] * 12), client=client)
+    assert set(second.results.values()) < {*range(166, 260)}
+    assert min(first.results.values()) < 260
+    at_once = {id: a[-1] for id, a in second.attempts.items()}
+    assert len(at_once) == 12
+
+
+def test_more_than_any_worker_has(client):
+    """It fails when a whole worker was not enough, with every attempt on record."""
+    dag = needing([5000], max_retries=0)
+    with pytest.raises(FunctionFailedError, match="claim of 1,000 MB") as caught:
+        execute(dag, client=client)
+    assert isinstance(caught.value.__cause__, OutOfMemoryError)
+    claims = [a.cost["memory"] for a in caught.value.attempts]
+    assert claims[-1] == 1000
+    assert claims == sorted(set(claims))
+    assert {a.outcome for a in caught.value.attempts} == {"out-of-memory"}
+
+
+def test_other_failures_are_charged(client):
+    """Only out of memory is not the function's fault; a policy still escalates the rest."""
+
+    def fail(mb):
+        need(mb)
+        raise ValueError(mb)
+
+    policy = RetryPolicy(max_retries=1, escalate=lambda n, cost, error: {**cost, "slots": 0})
+    dag = DAG()
+    dag.add(fail, 300, id="f", cost={"memory": AUTO, "cpu": 1}, retry=policy)
+    with pytest.raises(FunctionFailedError) as caught:
+        execute(dag, client=client)
+    ends = [a.outcome for a in caught.value.attempts]
+    assert ends.count("error") == 2
+    assert set(ends) <= {"error", "out-of-memory"}
+
+
+def test_beside_what_is_declared(client):
+    """Learned and declared claims share the worker: together they never exceed it."""
+    dag = needing([100] * 10)
+    dag.map(need, [300] * 4, [0.1] * 4, cost={"memory": 400}, isolate=True, id="g")
+    result = execute(dag, client=client)
+    attempts = [a for tried in result.attempts.values() for a in tried]
+    for at in [a.started + 0.01 for a in attempts]:  # Dask's clock of a worker is not so exact
+        claimed = sum(a.cost["memory"] for a in attempts if a.started < at < a.stopped - 0.01)
+        assert claimed <= 1000 + 1e-6
+
+
+def test_the_next_cluster_knows(tmp_path):
+    """A new cluster starts with what the last one learned; the file names codes only by name."""
+    path = tmp_path / "learned.json"
+    claims = []
+    for _ in range(2):
+        with (
+            dask.config.set({"handoff.learned": str(path)}),
+            LocalCluster(
+                n_workers=1, threads_per_worker=4, memory_limit="1GB", dashboard_address=":0"
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            result = execute(needing([150] * 8, seconds=0.05), client=client)
+            claims.append(set(result.results.values()))
+    assert max(claims[1]) < 260
+    content = json.loads(path.read_text())
+    assert f"{__name__}.need" in str(content)
+
+
+def test_durations_are_kept(tmp_path):
+    """The next cluster knows how long each function takes before it has run any."""
+    path = tmp_path / "learned.json"
+    dag = DAG("d")
+    dag.map(time.sleep, [0.02, 0.3, 0.02])
+
+    async def expected(s):
+        await asyncio.sleep(0)
+        functions = s.plugins["handoff"].engine._functions
+        return sorted(round(f.expected or 0, 1) for f in functions.values())
+
+    @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+    async def first(c, s, a):
+        await execute(dag)
+
+    @gen_cluster(client=True, nthreads=[])
+    async def second(c, s):
+        run = await submit(dag, placement_timeout=60, bundle=False)
+        while not (known := await expected(s)):
+            await asyncio.sleep(0.01)
+        assert known == [0.0, 0.0, 0.3]
+        await run.cancel()
+
+    with dask.config.set({"handoff.learned": str(path)}):
+        first()
+        second()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}'])
+def test_a_damaged_file(content, tmp_path, caplog):
+    """It is renamed, with one warning; the run goes on and a new file is written."""
+    path = tmp_path / "learned.json"
+    path.write_text(content)
+    with (
+        dask.config.set({"handoff.learned": str(path)}),
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        assert execute(dag_of(Function("f", code=time.sleep, extra_args=[0.02])), client=client)
+    assert "format" in json.loads(path.read_text())
+    assert sum("learned" in record.message for record in caplog.records) == 1
+
+
+def test_a_place_that_cannot_be_written(tmp_path, caplog):
+    """The run goes on without it."""
+    with (
+        dask.config.set({"handoff.learned": "no-such-protocol://x/y"}),
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        result = execute(dag_of(Function("f", code=time.sleep, extra_args=[0.02])), client=client)
+        assert result.results == {"f": None}
+    assert "no-such-protocol" in caplog.text
+
+
+@gen_cluster(client=True, nthreads=[])
+async def test_workers_that_come_later(c, s):
+    """Without workers, nothing is claimed; the first one to come decides."""
+    from distributed import Worker
+
+    run = await submit(needing([10] * 3), placement_timeout=60)
+    async with Worker(s.address, nthreads=2, memory_limit="800MB"):
+        result = await run
+        assert set(result.results.values()) == {400}
+    del run
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"cost": {"cpu": AUTO}}, "only that of memory"),
+        ({"cost": {"memory": AUTO}, "isolate": False}, "must not be False"),
+        ({"isolate": "yes"}, "True, False or None"),
+    ],
+)
+def test_mistakes(fields, problem):
+    """They are reported when the DAG is validated."""
+    with pytest.raises(InvalidFunctionError, match=problem):
+        dag_of(Function("f", code=int, **fields)).validate()
+
+
+def test_without_running():
+    """What never runs ignores what would be learned."""
+    dag = needing([1, 2])
+    assert plan(dag, {"w": {"cpu": 2}}, dict.fromkeys(dag, 1.0)).makespan == 1.0
+    dag = DAG()
+    dag.add(int, cost={"memory": AUTO})
+    assert execute_local(dag).results == {"int": 0}
+    assert repr(dag["int"].cost) == "{'memory': AUTO}"
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+        with Client(cluster) as client:
+            assert explain(dag, client=client).possible
