@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 from distributed.utils_test import gen_cluster
 
 from handoff_dask import (
@@ -24,6 +24,7 @@ from handoff_dask import (
     submit,
 )
 from handoff_dask.cli.result_files import OutputFile, read_result, write_result
+from handoff_dask.worker.isolation import unavailable
 
 WORKERS = {"tcp://a": {"cpu": 4, "memory": 8000, "threads": 4}}
 
@@ -171,3 +172,24 @@ async def test_on_a_cluster(c, s, a, b):
     async with Client(s.address, asynchronous=True) as other:
         check(await (await get_run("d", client=other)).result(), workers)
     check(await execute(dag), await discover_nodes())
+
+
+def fill(megabytes):
+    return len(bytearray(megabytes * 1_000_000))
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
+def test_of_isolated_functions():
+    """Advised is what their processes used and some headroom, whatever they declared."""
+    with (
+        LocalCluster(
+            1, threads_per_worker=2, memory_limit="2GB", dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        dag = DAG("fills")
+        dag.map(fill, [100, 150, 200], cost={"memory": 1500}, isolate=True)
+        advice = execute(dag, client=client).advice()
+    (row,) = advice.rows
+    assert 200 <= row.memory.most <= row.advised["memory"] < 600
+    assert advice.advised_makespan < advice.makespan
