@@ -49,12 +49,12 @@ class Advice:
     @property
     def _remarks(self) -> list[str]:
         remarks = []
-        if self.makespan is not None and self.advised_makespan is not None:
-            before, after = map(markup.seconds, (self.makespan, self.advised_makespan))
-            remarks.append(
-                f"predicted makespan: {before} with the declared costs, "
-                f"{after} with the advised ones"
-            )
+        if self.makespan is not None:
+            before = markup.seconds(self.makespan)
+            after = "no worker could hold the advised ones"
+            if self.advised_makespan is not None:
+                after = f"{markup.seconds(self.advised_makespan)} with the advised ones"
+            remarks.append(f"predicted makespan: {before} with the declared costs, {after}")
         if self.rows and all(row.memory is None for row in self.rows):
             remarks.append("memory was not measured: only that of isolated functions is")
         return remarks

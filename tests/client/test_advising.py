@@ -122,6 +122,14 @@ def test_without_a_prediction():
         assert advice.rows[0].advised["memory"] == 2200
 
 
+def test_advice_that_no_worker_could_follow():
+    """The advice says so."""
+    result = result_of(*loads(cost={"cpu": 1}), peaks=[20_000] * 4)
+    assert str(result.advice()).endswith(
+        "predicted makespan: 1 s with the declared costs, no worker could hold the advised ones"
+    )
+
+
 def test_memory_that_was_not_measured():
     """The advice says why, in text and in notebooks."""
     advice = execute_local(DAG().add_function(Function("f", [], list))).advice()
