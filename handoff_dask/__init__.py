@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from handoff_dask.client.advising import Advice as Advice
     from handoff_dask.client.completion import AsCompleted as AsCompleted
     from handoff_dask.client.computing import compute as compute, persist as persist
     from handoff_dask.client.execution import execute as execute, submit as submit
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         WorkerLostError as WorkerLostError,
     )
     from handoff_dask.graph.collection import DAG as DAG
+    from handoff_dask.learning.advice import CodeAdvice as CodeAdvice, Spread as Spread
     from handoff_dask.model.amounts import AUTO as AUTO, Auto as Auto
     from handoff_dask.model.attempt import Attempt as Attempt, Usage as Usage
     from handoff_dask.model.function import (
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
 
 #: What a user may import, by the module that defines it. Type checkers read the imports above.
 _EXPORTS = {
+    "client.advising": ("Advice",),
     "client.completion": ("AsCompleted",),
     "client.computing": ("compute", "persist"),
     "client.execution": ("execute", "submit"),
@@ -131,6 +134,7 @@ _EXPORTS = {
         "WorkerLostError",
     ),
     "graph.collection": ("DAG",),
+    "learning.advice": ("CodeAdvice", "Spread"),
     "model.amounts": ("AUTO", "Auto"),
     "model.attempt": ("Attempt", "Usage"),
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
