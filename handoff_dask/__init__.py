@@ -6,12 +6,14 @@ isolated function, does not pay for Dask.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from handoff_dask.client.advising import Advice as Advice
     from handoff_dask.client.completion import AsCompleted as AsCompleted
     from handoff_dask.client.computing import compute as compute, persist as persist
     from handoff_dask.client.execution import execute as execute, submit as submit
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         WorkerLostError as WorkerLostError,
     )
     from handoff_dask.graph.collection import DAG as DAG
+    from handoff_dask.learning.advice import CodeAdvice as CodeAdvice, Spread as Spread
     from handoff_dask.model.amounts import AUTO as AUTO, Auto as Auto
     from handoff_dask.model.attempt import Attempt as Attempt, Usage as Usage
     from handoff_dask.model.function import (
@@ -90,6 +93,7 @@ if TYPE_CHECKING:
 
 #: What a user may import, by the module that defines it. Type checkers read the imports above.
 _EXPORTS = {
+    "client.advising": ("Advice",),
     "client.completion": ("AsCompleted",),
     "client.computing": ("compute", "persist"),
     "client.execution": ("execute", "submit"),
@@ -130,6 +134,7 @@ _EXPORTS = {
         "WorkerLostError",
     ),
     "graph.collection": ("DAG",),
+    "learning.advice": ("CodeAdvice", "Spread"),
     "model.amounts": ("AUTO", "Auto"),
     "model.attempt": ("Attempt", "Usage"),
     "model.function": ("Argument", "Collocated", "Function", "collocated"),
@@ -155,6 +160,9 @@ __all__ = sorted([*_MODULES, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
+        if not name.startswith("_"):
+            with suppress(ModuleNotFoundError):  # `import handoff_dask` makes its modules usable
+                return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from handoff_dask.cli.command import (
 from handoff_dask.cli.connect import Where, cluster_options, connected
 from handoff_dask.cli.dag_loader import load
 from handoff_dask.cli.exit_codes import IMPOSSIBLE, Problem
-from handoff_dask.cli.result_files import is_stdout, read_durations
+from handoff_dask.cli.result_files import is_stdout, read_durations, read_result
 from handoff_dask.client.explaining import explain as explain_dag
 from handoff_dask.client.nodes import discover_nodes
 from handoff_dask.client.planning import plan as plan_dag
@@ -42,10 +43,12 @@ def validate(**target: Any) -> None:
     size = markup.count(len(dag), "function") + (f" ({inline} inline)" if inline else "")
     click.echo(f"{dag.id}: valid, {size}, {edges} dependencies")
     for name in sorted({name for f in functions for name in f.cost or {}}):
-        amounts = [(f.cost or {}).get(name, 0) for f in functions]
-        most = max((a for a in amounts if isinstance(a, int | float)), default=0)
-        learned = ", or what is learned," if AUTO in amounts else ""
-        click.echo(f"  {name}: at most {most:g}{learned} by one function")
+        amounts = [f.cost[name] for f in functions if f.cost and name in f.cost]
+        numbers = [amount for amount in amounts if isinstance(amount, int | float)]
+        parts = [f"at most {max(numbers):g} by one function"] if numbers else []
+        if learned := amounts.count(AUTO):
+            parts.append(f"{AUTO} for {markup.count(learned, 'function')}")
+        click.echo(f"  {name}: {', '.join(parts)}")
 
 
 @command(
@@ -121,6 +124,20 @@ def plan(
                 click.echo(f"  {slot.start:10.3f} s to {slot.stop:10.3f} s  {slot.id}")
 
 
+@command("advise result.json", "advise result.json --json")
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table.")
+def advise(result: Path, as_json: bool) -> None:
+    """Show what functions should declare, by what they used in a run.
+
+    RESULT is the --output of `dask handoff run`. The table has a row for each code and cost: what
+    was declared, what was used (the median, the 95th percentile and the maximum), and what to
+    declare. Memory is only known of isolated functions.
+    """
+    advice = read_result(result).advice()
+    click.echo(json.dumps(advice.as_dict(), indent=1) if as_json else str(advice))
+
+
 @command("visualize pipeline.py:dag", "visualize trace.json --output trace.png")
 @target_options
 @output_option(
@@ -153,4 +170,4 @@ def nodes(where: Where) -> None:
     print_table(rows)
 
 
-COMMANDS = (validate, explain, plan, visualize, nodes)
+COMMANDS = (validate, explain, plan, advise, visualize, nodes)

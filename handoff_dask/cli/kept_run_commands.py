@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -18,6 +20,7 @@ from handoff_dask.cli.result_files import OutputFile
 from handoff_dask.client import kept_runs
 from handoff_dask.client.kept_runs import RunInfo
 from handoff_dask.model import jsonable
+from handoff_dask.model.attempt import Attempt, Usage
 from handoff_dask.widgets import markup
 
 
@@ -70,6 +73,8 @@ def status(where: Where, dag_id: str) -> None:
         explanation = run.explain()
     click.echo(f"{info.dag_id}: started {_started(info)}")
     click.echo("  " + ", ".join(f"{facts[state]} {state}" for state in STATES))
+    if used := markup.usage(_used(chain.from_iterable(facts["attempts"].values()))):
+        click.echo(f"  used: {used}")
     for id_, attempts in facts["attempts"].items():
         if failed := [a for a in attempts if a.outcome not in ("ok", "cancelled")]:
             last = failed[-1]
@@ -77,6 +82,19 @@ def status(where: Where, dag_id: str) -> None:
             click.echo(f"  {id_}: {len(failed)} of {len(attempts)} attempts failed, last {reason}")
     if explanation:
         click.echo(str(explanation))
+
+
+def _used(attempts: Iterable[Attempt]) -> Usage:
+    """Return what attempts used: the sums of time and sizes, and the largest peak of memory."""
+    usages = [attempt.usage for attempt in attempts]
+    cpu_time = [u.cpu_time for u in usages if u.cpu_time is not None]
+    peaks = [u.peak_memory for u in usages if u.peak_memory is not None]
+    sizes = [u.result_bytes for u in usages if u.result_bytes is not None]
+    return Usage(
+        sum(cpu_time) if cpu_time else None,
+        max(peaks, default=None),
+        sum(sizes) if sizes else None,
+    )
 
 
 @command(

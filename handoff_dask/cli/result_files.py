@@ -1,4 +1,4 @@
-"""Files with the outcome of a run: writing them, and reading durations from them."""
+"""Files with the outcome of a run: writing them, and reading what later runs can learn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ import cloudpickle
 
 from handoff_dask.cli.dag_loader import ids_by_name
 from handoff_dask.cli.exit_codes import Problem
+from handoff_dask.client.describing import from_facts
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model import jsonable
 from handoff_dask.model.amounts import Seconds
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Usage
 from handoff_dask.standins import text_of
 
 #: Most characters of a result that is printed, and most items of each list or dict in it.
@@ -167,8 +168,25 @@ def as_json(result: ExecutionResult) -> tuple[dict[str, Any], list[Hashable]]:
         "tasks": facts["tasks"],
         "makespan": facts["makespan"],
         **{part: {names[id_]: v for id_, v in values.items()} for part, values in parts.items()},
+        "functions": {
+            names[id_]: jsonable.loose(_labelled(function, names))
+            for id_, function in facts["functions"].items()
+        },
+        "capabilities": jsonable.loose(facts["capabilities"]),
     }
     return document, list(left_out)
+
+
+def _labelled(function: Mapping[str, Any], names: Mapping[Hashable, str]) -> dict[str, Any]:
+    """Return the facts about a function with the text of each id that they refer to."""
+
+    def label(id_: Hashable) -> str:
+        return names.get(id_) or jsonable.text(id_)
+
+    node = function["node"]
+    if isinstance(node, dict):
+        node = {"collocated": label(node["collocated"])}
+    return {**function, "args": list(map(label, function["args"])), "node": node}
 
 
 def labels(ids: Iterable[Hashable]) -> dict[Hashable, str]:
@@ -191,19 +209,55 @@ def read_durations(
     path: Path, ids: Iterable[Hashable]
 ) -> Mapping[Hashable, Seconds] | ExecutionResult:
     """Read how long functions take: ``{id: seconds}`` in JSON, or a run's attempts."""
-    try:
-        data = path.read_bytes()
-        document = pickle.loads(data) if path.suffix in (".pkl", ".pickle") else json.loads(data)
-        attempts = document.get("attempts") if isinstance(document, dict) else None
-        if isinstance(attempts, dict):
-            document = {id_: tuple(Attempt(**a) for a in tried) for id_, tried in attempts.items()}
-    except OSError as error:
-        raise Problem(f"{path}: {error.strerror or error}") from None
-    except Exception:
-        raise Problem(f"{path} is neither JSON nor the output of a run") from None
+    document = _read(path)
+    attempts = document.get("attempts") if isinstance(document, dict) else None
+    if isinstance(attempts, dict):
+        document = _attempts(path, attempts)
     if not isinstance(document, dict):
         raise Problem(f"{path} is neither a JSON object of seconds by function nor a run's output")
     known = ids_by_name(ids)
     # A pickle has the ids themselves, JSON their text.
     values = {known.get(k, k) if isinstance(k, str) else k: v for k, v in document.items()}
     return ExecutionResult(None, {}, attempts=values) if isinstance(attempts, dict) else values
+
+
+def read_result(path: Path) -> ExecutionResult:
+    """Read what a run left, except its results and errors, for :meth:`ExecutionResult.advice`."""
+    document = _read(path)
+    if not isinstance(document, dict) or not isinstance(document.get("attempts"), dict):
+        raise Problem(f"{path} is not the output of a run")
+    if not isinstance(document.get("functions"), dict):
+        raise Problem(f"{path} does not say what the functions cost: an older version wrote it")
+    try:
+        functions = {id_: from_facts(id_, facts) for id_, facts in document["functions"].items()}
+        return ExecutionResult(
+            document["dag_id"],
+            {},
+            attempts=_attempts(path, document["attempts"]),
+            dag_functions=functions,
+            capabilities=document["capabilities"],
+        )
+    except (LookupError, TypeError, ValueError):
+        raise Problem(f"{path} is not the output of a run") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+        return pickle.loads(data) if path.suffix in (".pkl", ".pickle") else json.loads(data)
+    except OSError as error:
+        raise Problem(f"{path}: {error.strerror or error}") from None
+    except Exception:
+        raise Problem(f"{path} is neither JSON nor the output of a run") from None
+
+
+def _attempts(path: Path, document: Mapping[Hashable, Any]) -> dict[Hashable, tuple[Attempt, ...]]:
+    try:
+        return {id_: tuple(map(_attempt, tried)) for id_, tried in document.items()}
+    except Exception:
+        raise Problem(f"{path} is neither JSON nor the output of a run") from None
+
+
+def _attempt(fields: Mapping[str, Any]) -> Attempt:
+    """Return an attempt from a file; older ones do not have what it used."""
+    return Attempt(**{**fields, "usage": Usage(**fields.get("usage", {}))})

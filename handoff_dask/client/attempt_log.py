@@ -14,7 +14,13 @@ from handoff_dask.wire.run_events import AttemptEnded, Event, FunctionEnded, Fun
 
 logger = logging.getLogger("handoff_dask")
 
-_VERBS = {"error": "failed on", "timeout": "timed out on", "worker-lost": "was lost with"}
+_VERBS = {
+    "error": "failed on",
+    "timeout": "timed out on",
+    "worker-lost": "was lost with",
+    "out-of-memory": "ran out of memory on",
+    "process-died": "lost its process on",
+}
 
 
 class AttemptLog:
@@ -55,7 +61,15 @@ class AttemptLog:
         which = self._which(function_id, attempt.number)
         if attempt.outcome not in _VERBS:
             took = markup.seconds(attempt.duration)
-            logger.debug("%s on %s: %s after %s", which, attempt.worker, attempt.outcome, took)
+            used = markup.usage(attempt.usage)
+            logger.debug(
+                "%s on %s: %s after %s%s",
+                which,
+                attempt.worker,
+                attempt.outcome,
+                took,
+                f" ({used})" if used else "",
+            )
             return
         reason = ": ".join(filter(None, (attempt.error_type, attempt.message)))
         logger.info(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +12,17 @@ import cloudpickle
 
 from handoff_dask import pickling
 from handoff_dask.client.options import OnError
+from handoff_dask.learning.identity import code_identity
+from handoff_dask.model.amounts import AUTO
 from handoff_dask.model.expansion import Call, Node, NodeKind
-from handoff_dask.model.function import Function, claims, dependency_ids, time_limit
+from handoff_dask.model.function import (
+    Collocated,
+    Function,
+    claims,
+    collocated,
+    dependency_ids,
+    time_limit,
+)
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.bundling import companions
 from handoff_dask.wire.keys import Key, bundle_key, node_key
@@ -144,6 +153,54 @@ def packed_outlines(functions: Iterable[Function]) -> bytes:
     return packed
 
 
+def identities(functions: Iterable[Function]) -> Iterator[str]:
+    """Yield what identifies the code of each function in other runs as well."""
+    # Many functions share few codes. These are kept alive here, so that no two have the same id.
+    known: dict[int, tuple[Any, str]] = {}
+    for function in functions:
+        code = function.code
+        if id(code) not in known:
+            own = code.identity if isinstance(code, Elsewhere) else code_identity(code)
+            known[id(code)] = code, own
+        yield known[id(code)][1]
+
+
+def as_facts(functions: Mapping[Hashable, Function]) -> dict[Hashable, dict[str, Any]]:
+    """Return functions as plain dicts: what they depend on, their code, cost, pin and type."""
+    facts = {}
+    for (id_, function), code in zip(
+        functions.items(), identities(functions.values()), strict=True
+    ):
+        node, cost = function.node, function.cost
+        facts[id_] = {
+            "args": dependency_ids(function),
+            "code": code,
+            "cost": None
+            if cost is None
+            else {n: str(AUTO) if amount is AUTO else amount for n, amount in cost.items()},
+            "node": {"collocated": node.id}
+            if isinstance(node, Collocated)
+            else list(node)
+            if isinstance(node, tuple)
+            else node,
+            "type": function.type,
+        }
+    return facts
+
+
+def from_facts(id_: Hashable, facts: Mapping[str, Any]) -> Function:
+    """Return a function from what :func:`as_facts` returned, without its code."""
+    node, cost, code = facts["node"], facts["cost"], facts["code"]
+    return Function(
+        id_,
+        facts["args"],
+        Elsewhere(code),
+        cost=cost and {n: AUTO if a == str(AUTO) else a for n, a in cost.items()},
+        node=collocated(node["collocated"]) if isinstance(node, dict) else node,
+        type=facts["type"],
+    )
+
+
 @dataclass(frozen=True)
 class Outline:
     """What a client needs to know of a run to follow it, whoever submitted it."""
@@ -187,16 +244,24 @@ class Outline:
             if portion.members:
                 rows.update((row.index, row) for row in unpacked_rows(portion.members))
             outlines += (FunctionOutline(*fields) for fields in pickle.loads(portion.functions))
-        functions = {
-            o.id: Function(o.id, o.args, Elsewhere(o.code), cost=o.cost, node=o.node, type=o.type)
-            for o in outlines
-        }
         complete = len(rows) == spec.nodes
         in_order = [rows[index] for index in sorted(rows)]
         ids = [o.id for o in outlines if o.type == "regular"]
         named = dict(
             zip((row.index for row in rows.values() if row.source is None), ids, strict=True)
         )
+        identities = {id_: spec.codes.get(rows[index].prefix) for index, id_ in named.items()}
+        functions = {
+            o.id: Function(
+                o.id,
+                o.args,
+                Elsewhere(o.code, identities.get(o.id)),
+                cost=o.cost,
+                node=o.node,
+                type=o.type,
+            )
+            for o in outlines
+        }
         nodes = [
             _UNSENT
             if row is None
@@ -241,10 +306,14 @@ _UNSENT = Node(-1, "serializer", Function(None), _NO_CALL, (), {})
 
 
 class Elsewhere:
-    """Stands for the code of a function that another client submitted."""
+    """Stands for the code of a function that another client submitted.
 
-    def __init__(self, name: str) -> None:
+    `identity` is what :func:`code_identity` returns for that code; None if it is not known.
+    """
+
+    def __init__(self, name: str, identity: str | None = None) -> None:
         self.__qualname__ = self.__name__ = name
+        self.identity = identity or name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise: there is nothing to call."""

@@ -15,7 +15,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from itertools import count
 from random import random
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from distributed import Future
@@ -36,7 +36,7 @@ from handoff_dask.client.outcomes import described, result_of
 from handoff_dask.client.results import ExecutionResult, select
 from handoff_dask.errors import HandoffError, InvalidFunctionError
 from handoff_dask.model.amounts import Seconds
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 from handoff_dask.model.contents import Replacing
 from handoff_dask.model.dag import DAG, functions_of, require_dag
 from handoff_dask.model.expansion import Call, Node, evaluate, expand, map_given, node_policy
@@ -44,6 +44,7 @@ from handoff_dask.model.function import time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.standins import text_of, type_of
 from handoff_dask.tracebacks import without_ours
+from handoff_dask.wire.bundles import size_of
 from handoff_dask.wire.messages import RunReport, Stop
 from handoff_dask.wire.run_events import (
     AttemptEnded,
@@ -224,8 +225,8 @@ class _LocalRun:
             started = time.time()
             who = running(node.function.id, self._outline.dag_id, number, cost)
             work = partial(_evaluated, who, call, arguments)
-            value, error, outcome = self._attempted(work, limit)
-            self._record(node, number, started, cost, outcome, error)
+            value, error, outcome, usage = self._attempted(work, limit)
+            self._record(node, number, started, cost, outcome, error, usage)
             if error is None:
                 self._values[node.index] = value
                 self._announce(node, FunctionEnded, "done")
@@ -257,10 +258,10 @@ class _LocalRun:
 
     def _attempted(
         self, work: Callable[[], Any], limit: float
-    ) -> tuple[Any, BaseException | None, Outcome]:
-        """Call something; return its value or its error, and the outcome."""
+    ) -> tuple[Any, BaseException | None, Outcome, Usage]:
+        """Call something; return its value or its error, the outcome, and what it used."""
         remaining = self._remaining()
-        call: futures.Future[Any] = futures.Future()
+        call: futures.Future[_Ended] = futures.Future()
         endless = math.isinf(min(limit, remaining))
         if endless:
             _fulfil(call, work)
@@ -272,14 +273,16 @@ class _LocalRun:
             if not call.done():
                 if remaining <= limit:
                     raise _OutOfTimeError
-                return None, TimeoutError(f"it ran longer than its timeout of {limit} s"), "timeout"
-        error = call.exception()
+                late = TimeoutError(f"it ran longer than its timeout of {limit} s")
+                return None, late, "timeout", UNKNOWN
+        value, error, cpu_time = call.result()
         if error is None:
-            return call.result(), None, "ok"
+            return value, None, "ok", Usage(cpu_time, None, size_of(value))
         # `quit` in the debugger, or Ctrl-C, which interrupts the main thread only.
         if isinstance(error, BdbQuit) or (endless and isinstance(error, KeyboardInterrupt)):
             raise error
-        return None, error.with_traceback(without_ours(error.__traceback__)), "error"
+        error = error.with_traceback(without_ours(error.__traceback__))
+        return None, error, "error", Usage(cpu_time)
 
     def _result_of(self, future: Future[Any]) -> Any:
         """Wait for a future among the arguments of a function; return its result."""
@@ -303,6 +306,7 @@ class _LocalRun:
         cost: Mapping[str, float],
         outcome: Outcome,
         error: BaseException | None,
+        usage: Usage,
     ) -> None:
         """Record an attempt."""
         error_type, message = (None, None) if error is None else (type_of(error), text_of(error))
@@ -316,6 +320,7 @@ class _LocalRun:
             message,
             cost,
             error is not None,
+            usage,
         )
         self._attempts[node.index] = (*self._attempts.get(node.index, ()), entry)
         self._announce(node, AttemptEnded, entry.attempt(self._workers))
@@ -344,9 +349,20 @@ def _evaluated(who: AbstractContextManager[None], call: Call, arguments: Sequenc
         return evaluate(call, arguments, lambda: HERE)
 
 
-def _fulfil(call: futures.Future[Any], work: Callable[[], Any]) -> None:
-    """Call something, and have a future hold what it returned or raised."""
+class _Ended(NamedTuple):
+    """What a call returned or raised, and the seconds that it kept a processor busy."""
+
+    value: Any
+    error: BaseException | None
+    cpu_time: float
+
+
+def _fulfil(call: futures.Future[_Ended], work: Callable[[], Any]) -> None:
+    """Call something, and have a future hold how that ended."""
+    begun = time.thread_time()
     try:
-        call.set_result(work())
+        value = work()
     except BaseException as error:
-        call.set_exception(error)
+        call.set_result(_Ended(None, error, time.thread_time() - begun))
+    else:
+        call.set_result(_Ended(value, None, time.thread_time() - begun))

@@ -92,6 +92,7 @@ def result_of(
         },
         tasks=report.tasks,
         dag_functions=outline.functions,
+        capabilities=report.capabilities,
     )
     error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
     if error is None and stop is not None and stop.kind == "failed":

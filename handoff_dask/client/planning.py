@@ -7,13 +7,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from handoff_dask.client.describing import Rows
 from handoff_dask.client.options import RunOptions, StrategyName, bundle_work, seconds
-from handoff_dask.client.results import ExecutionResult
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Node, expand, node_policy
 from handoff_dask.model.retry import RetryPolicy
@@ -37,6 +37,14 @@ _PLACED, _SIMULATIONS = 5000, 15
 _JITTER, _DIGITS = 1e-9, 6
 #: The assumed size of results: the engine prefers workers that have the inputs, as on a cluster.
 _RESULT_BYTES = 64.0
+
+
+class Tried(Protocol):
+    """What has attempts by function, such as an :class:`ExecutionResult`."""
+
+    @property
+    def attempts(self) -> Mapping[Hashable, Sequence[Attempt]]:
+        """{function id: its attempts}."""
 
 
 class Slot(NamedTuple):
@@ -105,7 +113,7 @@ class Plan:
 def plan(
     dag: DAG,
     capabilities: Mapping[str, Amounts],
-    durations: Mapping[Hashable, Seconds] | ExecutionResult,
+    durations: Mapping[Hashable, Seconds] | Tried,
     *,
     allocation_strategy: StrategyName = "packed",
     max_concurrency: int | None = None,
@@ -171,7 +179,7 @@ def plan(
     RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
     nodes = expand(dag.functions)
     prefixes = code_prefixes(nodes)
-    if isinstance(durations, ExecutionResult):
+    if not isinstance(durations, Mapping) and hasattr(durations, "attempts"):
         durations = _learned(nodes, prefixes, durations)
     elif not isinstance(durations, Mapping):
         raise ValueError(
@@ -242,7 +250,7 @@ def _worker(name: str, capabilities: Amounts) -> WorkerSpec:
 
 
 def _learned(
-    nodes: Sequence[Node], prefixes: Sequence[str], result: ExecutionResult
+    nodes: Sequence[Node], prefixes: Sequence[str], result: Tried
 ) -> dict[Hashable, float]:
     """Return the seconds that functions take, as learned from a run."""
     codes = {

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from handoff_dask.client.advising import Advice, advise_on
+from handoff_dask.client.describing import as_facts
 from handoff_dask.client.options import ResultSelection
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable
@@ -48,6 +50,9 @@ class ExecutionResult(Comparable):
         How many Dask tasks the functions were. There are fewer of them than functions where short
         functions were sent together; functions that left the others count again. Transforms of
         arguments count, too.
+    capabilities : dict
+        {worker address: {resource: amount}}: what the workers of the cluster offered when the run
+        ended, with their ``"threads"``, as :func:`plan` takes it; empty without a cluster.
     makespan : float
         Seconds from the first start to the last end.
     """
@@ -60,6 +65,7 @@ class ExecutionResult(Comparable):
     tasks: int = 0
     #: The functions as the user wrote them.
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
+    capabilities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __getitem__(self, function_id: Hashable) -> Any:
         """Return the result of a function, given by its id or by a :class:`Ref`.
@@ -145,21 +151,54 @@ class ExecutionResult(Comparable):
             return 0.0
         return max(stop for _, stop in spans) - min(start for start, _ in spans)
 
+    def advice(self) -> Advice:
+        """Return what functions should declare, by what they used.
+
+        Functions of the same code and cost share a row. Memory is only known of isolated functions;
+        cores, of others, are those of the thread that called the function. The advice also says how
+        long :func:`plan` expects the run to take with the costs as declared and as advised, on the
+        workers in `capabilities`, under the strategy ``"packed"``. ``AUTO`` stands for what was
+        claimed in the end.
+
+        Returns
+        -------
+        Advice
+            A table where it is printed or shown in a notebook.
+
+        Examples
+        --------
+        >>> from handoff_dask import DAG, execute_local
+        >>> dag = DAG("sums")
+        >>> refs = dag.map(sum, [range(100_000)] * 3, cost={"cpu": 8})
+        >>> (row,) = execute_local(dag).advice().rows
+        >>> row.code, row.count, row.declared, row.memory is None
+        ('builtins.sum', 3, {'cpu': 8}, True)
+        """
+        return advise_on(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain dicts and lists.
 
         What Handoff's ``execute`` returns, ``dag_id``, ``results`` and ``allocations``, comes
-        first.
+        first. ``functions`` has the ``args``, ``code``, ``cost``, ``node`` and ``type`` of each
+        function.
         """
         return {
             "dag_id": self.dag_id,
             "results": dict(self.results),
             "allocations": dict(self.allocations),
             "attempts": {
-                id_: [dataclasses.asdict(attempt) for attempt in attempts]
+                id_: [
+                    {**dataclasses.asdict(attempt), "usage": attempt.usage._asdict()}
+                    for attempt in attempts
+                ]
                 for id_, attempts in self.attempts.items()
             },
             "errors": {id_: jsonable.text(error) for id_, error in self.errors.items()},
+            "functions": as_facts(self.dag_functions),
+            "capabilities": {
+                worker: dict(offered) for worker, offered in self.capabilities.items()
+            },
             "tasks": self.tasks,
             "makespan": self.makespan,
         }

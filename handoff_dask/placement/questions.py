@@ -112,6 +112,13 @@ class Questions:
         """Return what a worker declares."""
         return dict(self._fleet.worker(worker).spec_capacity)
 
+    def offers(self) -> dict[str, dict[str, float]]:
+        """Return what each worker declares and, as ``"threads"``, how many slots it has."""
+        return {
+            address: {**worker.spec_capacity, "threads": worker.slots}
+            for address, worker in self._fleet.workers.items()
+        }
+
     def slots(self, worker: str) -> tuple[int, int]:
         """Return how many slots of a worker are free, and how many it has."""
         registered = self._fleet.worker(worker)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
@@ -102,8 +102,8 @@ class FunctionRecord(UnitRecord):
             run.unended += (not ended) - (left in UNENDED)
         if ended:
             problem = run.failed.get(self.index)
-            run.latest = now = time.time()
-            run.emit(FunctionEnded(run.spec.run_id, now, self.index, entered, problem))
+            run.ended_now()
+            run.emit(FunctionEnded(run.spec.run_id, run.latest, self.index, entered, problem))
 
     def recorded(self, entry: Entry, replaced: Entry | None) -> None:
         """Announce the end of an attempt."""
@@ -180,7 +180,7 @@ class BundleRecord(UnitRecord):
         run.counts[name] += len(positions)
         awaited = self.bundle.awaited
         run.unended -= sum(awaited[position] for position in positions)
-        run.latest = time.time()
+        run.ended_now()
         run.members_ended(self, positions, name)
 
     def reopen(self, positions: Collection[int]) -> None:
@@ -240,6 +240,8 @@ class RunRecord:
     opening: bytes
     #: Hears of what happens in it.
     emit: Callable[[Recorded], None]
+    #: Returns what the cluster's workers offer: {address: {resource: amount}}.
+    offers: Callable[[], Mapping[str, Mapping[str, float]]]
     #: By index: the nodes that travel alone.
     records: dict[int, FunctionRecord] = field(default_factory=dict)
     bundles: list[BundleRecord] = field(default_factory=list)
@@ -283,6 +285,8 @@ class RunRecord:
     opened: float = field(default_factory=time.time)
     #: When the latest of its functions ended (s since epoch).
     latest: float = 0.0
+    #: What they offered when it was over.
+    capabilities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     #: Whether it was logged that others changed where its functions may run.
     overruled: bool = False
     #: Why it was stopped, if it was.
@@ -384,6 +388,12 @@ class RunRecord:
                 problem = self.failed.get(index)
                 self.emit(FunctionEnded(run_id, now, index, how, problem))
 
+    def ended_now(self) -> None:
+        """Record that functions have just ended and, if nothing is waited for, the workers."""
+        self.latest = time.time()
+        if self.over and not self.capabilities:
+            self.capabilities = self.offers()
+
     @property
     def fate(self) -> str:
         """How it ended, as in "a run that timed out"."""
@@ -407,6 +417,7 @@ class RunRecord:
             },
             blocks=[block for record in self.bundles for block in record.blocks],
             workers=dict(self.workers),
+            capabilities=self.capabilities,
             failed=dict(self.failed),
             counts=self.counted(),
             stop=self.stop,

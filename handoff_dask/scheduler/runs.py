@@ -113,7 +113,9 @@ class Runs(Mapping[str, RunRecord]):
         """
         described = RunSpec.unpacked(opening)
         spec = replace(described, kinds=())
-        run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit)
+        run = self._runs[spec.run_id] = RunRecord(
+            spec, opening, self.emit, self.engine.questions.offers
+        )
         self.engine.run_opened(
             spec.run_id,
             priority=spec.priority,

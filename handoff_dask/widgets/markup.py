@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from handoff_dask.model.amounts import AUTO, Auto
+from handoff_dask.model.attempt import Usage
 from handoff_dask.widgets import templates
 
 #: Colours that colour-blind people can tell apart, on white and on black.
@@ -17,6 +19,8 @@ OUTCOME_COLOURS: dict[str, str] = {
     "error": "#d55e00",
     "worker-lost": "#cc79a7",
     "timeout": "#e69f00",
+    "out-of-memory": "#0072b2",
+    "process-died": "#99336b",
     "cancelled": "#8f959b",
 }
 STATE_COLOURS = {
@@ -35,6 +39,10 @@ FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif)"
 
 #: Characters that XML cannot contain.
 _UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+#: Between the parts of a line.
+_SEPARATOR = " \N{MIDDLE DOT} "
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 _DIGITS = re.compile("([0-9]+)")
 
@@ -135,26 +143,69 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(text)]
 
 
-def cost(amounts: Mapping[str, float]) -> str:
+def size(value: float) -> str:
+    """Return a size, given in bytes, in readable units.
+
+    Examples
+    --------
+    >>> size(28), size(1_234_567), size(1_500_000_000)
+    ('28 B', '1.23 MB', '1.5 GB')
+    """
+    unit, name = next((u, n) for u, n in _SIZES if value >= 0.9995 * u or u == 1)
+    return f"{value / unit:.3g} {name}"
+
+
+def usage(used: Usage) -> str:
+    """Return what an attempt used as one line, as far as it is known.
+
+    Examples
+    --------
+    >>> usage(Usage(cpu_time=2.5, result_bytes=28))
+    'cpu time 2.5 s · result 28 B'
+    """
+    return _SEPARATOR.join(f"{name} {value}" for name, value in used_by(used).items() if value)
+
+
+def used_by(used: Usage) -> dict[str, str]:
+    """Return the readable values of what an attempt used; empty where that is unknown."""
+    cpu_time, peak, result = used
+    return {
+        "cpu time": "" if cpu_time is None else seconds(cpu_time),
+        "peak memory": "" if peak is None else f"{number(round(peak, 1))} MB",
+        "result": "" if result is None else size(result),
+    }
+
+
+def cost(amounts: Mapping[str, float | Auto]) -> str:
     """Return a cost as one line."""
-    return " \N{MIDDLE DOT} ".join(_amount(name, number(n)) for name, n in amounts.items())
+    return cost_range([amounts])
 
 
-def cost_range(costs: Iterable[Mapping[str, float]]) -> str:
-    """Return the costs of many functions as one line of ranges."""
-    ends: dict[str, tuple[float, float]] = {}
+def cost_range(costs: Iterable[Mapping[str, float | Auto]]) -> str:
+    """Return the costs of many functions as one line of ranges.
+
+    Examples
+    --------
+    >>> cost_range([{"cpu": 1, "memory": AUTO}, {"cpu": 1, "memory": 500}])
+    'cpu 1 · memory 500 MB or AUTO'
+    """
+    amounts: dict[str, set[float | Auto]] = {}
     for each in costs:
         for name, amount in each.items():
-            low, high = ends.get(name, (amount, amount))
-            ends[name] = min(low, amount), max(high, amount)
-    return " \N{MIDDLE DOT} ".join(
-        _amount(name, number(low) if low == high else f"{number(low)}\N{EN DASH}{number(high)}")
-        for name, (low, high) in ends.items()
-    )
+            amounts.setdefault(name, set()).add(amount)
+    return _SEPARATOR.join(f"{name} {_range(name, values)}" for name, values in amounts.items())
 
 
-def _amount(name: str, amount: str) -> str:
-    return f"{name} {amount}" + (" MB" if name == "memory" else "")
+def _range(name: str, amounts: set[float | Auto]) -> str:
+    numbers = sorted(amount for amount in amounts if not isinstance(amount, Auto))
+    words = []
+    if numbers:
+        low, high = number(numbers[0]), number(numbers[-1])
+        unit = " MB" if name == "memory" else ""
+        words.append((low if low == high else f"{low}\N{EN DASH}{high}") + unit)
+    if AUTO in amounts:
+        words.append(str(AUTO))
+    return " or ".join(words)
 
 
 def names(ids: Sequence[object], shown: int = 3) -> str:

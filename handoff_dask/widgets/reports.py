@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from handoff_dask.learning.advice import CodeAdvice
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import UNKNOWN, Attempt
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, PLAIN, STATE_COLOURS, Html, seconds
 from handoff_dask.widgets.timeline import Bar, draw
@@ -33,8 +33,7 @@ def attempt_bars(attempts: Attempts) -> tuple[dict[str, list[Bar]], float]:
         label = name if a.number == 1 else f"{name} #{a.number}"
         head = f"{label}: {a.outcome}, {seconds(a.duration)}"
         tooltip = [head, f"on {a.worker_name} {a.worker}"]
-        if a.cost:
-            tooltip.append(markup.cost(a.cost))
+        tooltip += filter(None, [markup.cost(a.cost), markup.usage(a.usage)])
         if a.message:
             tooltip.append(f"{a.error_type}: {a.message}")
         bar = Bar(
@@ -95,12 +94,20 @@ def _attempt_table(attempts: Attempts, errors: Mapping[Hashable, BaseException])
     few = len(ids) <= MOST_ROWS
     shown = sorted(ids, key=start) if few else sorted(ids, key=urgency)[:MOST_ROWS]
     rows = [_attempt_row(id_, attempts.get(id_, ()), errors.get(id_), origin) for id_ in shown]
-    head = ("function", "worker", "attempts", "start", "duration", "outcome", "error")
+    used = tuple(markup.used_by(UNKNOWN))
+    head = ("function", "worker", "attempts", "start", "duration", *used, "outcome", "error")
+    # A run that measured nothing has no columns for it.
+    columns = [i for i, name in enumerate(head) if name not in used or any(row[i] for row in rows)]
     remark = ""
     if len(ids) > len(shown):
         rest = f"{len(ids) - len(shown):,} functions more"
         remark = f"{rest}; failed, retried and slow ones come first"
-    inner = markup.table(head, rows, "  rrr", remark)
+    inner = markup.table(
+        [head[i] for i in columns],
+        [[row[i] for i in columns] for row in rows],
+        "  " + "r" * (len(columns) - 4),
+        remark,
+    )
     title, opened = markup.count(len(ids), "function"), len(shown) <= _OPEN
     return markup.render("folded", title=title, inner=inner, opened=opened)
 
@@ -111,7 +118,8 @@ def _attempt_row(
     name = markup.escaped(id_, 80)
     why = "" if error is None else f"{type(error).__name__}: {error}"
     if not tried:
-        return name, "", "0", "", "", markup.dot(STATE_COLOURS["cancelled"], "not run"), why
+        outcome = markup.dot(STATE_COLOURS["cancelled"], "not run")
+        return name, "", "0", "", "", *markup.used_by(UNKNOWN).values(), outcome, why
     last = tried[-1]
     failures = [f"{a.error_type}: {a.message}" for a in tried if a.message]
     return (
@@ -120,6 +128,7 @@ def _attempt_row(
         f"{len(tried):,}",
         seconds(max(last.started - origin, 0.0)),
         seconds(last.duration),
+        *markup.used_by(last.usage).values(),
         markup.dot(OUTCOME_COLOURS[last.outcome], last.outcome),
         why or (failures[-1] if failures else ""),
     )

@@ -345,6 +345,8 @@ class RunReport:
     blocks: Sequence[Block] = ()
     #: {address: (name, host)} of every worker that ran something.
     workers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    #: {address: {resource: amount}}: what the cluster's workers offered when the run was over.
+    capabilities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     #: {index: problem} of the nodes that failed for good by themselves.
     failed: Mapping[int, str] = field(default_factory=dict)
     #: How many functions are in which state.

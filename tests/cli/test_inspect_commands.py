@@ -15,8 +15,8 @@ from tests.support import write_trace
 
 WORKERS = ("--worker", "cpu=2,memory=1000", "--worker", "name=big,cpu=4,memory=2000")
 COMMANDS = (
-    "cancel", "explain", "forget", "nodes", "plan", "result", "run", "runs", "status", "validate",
-    "visualize",
+    "advise", "cancel", "explain", "forget", "nodes", "plan", "result", "run", "runs", "status",
+    "validate", "visualize",
 )  # fmt: skip
 
 
@@ -30,11 +30,56 @@ def test_validate(handoff, folder):
     assert done.returncode == 0
 
 
+def test_validate_with_learned_memory(handoff, folder):
+    """Amounts that are learned are counted apart."""
+    (folder / "learned.py").write_text(
+        "from handoff_dask import AUTO, DAG\n"
+        "dag = DAG('learned')\n"
+        "dag.map(int, range(2), cost={'memory': AUTO, 'cpu': 1})\n"
+        "dag.add(float, cost={'memory': 500})\n"
+    )
+    assert handoff("validate", "learned.py:dag").stdout.splitlines()[1:] == [
+        "  cpu: at most 1 by one function",
+        "  memory: at most 500 by one function, AUTO for 2 functions",
+    ]
+
+
 def test_validate_finds_mistakes(handoff):
     """Exit code 2, and the whole cycle."""
     done = handoff("validate", "pipeline.py:cyclic")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: the dependencies form a cycle: ")
+
+
+def test_advise(handoff, folder):
+    """Tells from a run's output what was declared, used and should be declared."""
+    workers = ("--worker", "cpu=4,memory=8000")
+    done = handoff("run", "pipeline.py:dag", *workers, "--output", "out.json")
+    assert done.returncode == 0, done.stderr
+    done = handoff("advise", "out.json")
+    assert done.returncode == 0, done.stderr
+    head, *rows, last = done.stdout.splitlines()
+    assert head.startswith("code ") and len(rows) >= 3
+    assert last == "memory was not measured: only that of isolated functions is"
+    advice = json.loads(handoff("advise", "out.json", "--json").stdout)
+    assert [row["count"] for row in advice["codes"]] == [1, 1, 1]
+    assert advice["makespan"] > 0 and advice["advised_makespan"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[1]", "out.json is not the output of a run"),
+        ('{"attempts": {}}', "does not say what the functions cost: an older version wrote it"),
+        ('{"attempts": {}, "functions": {"f": {}}}', "out.json is not the output of a run"),
+    ],
+)
+def test_advise_about_other_files(handoff, folder, content, problem):
+    """The file is named, and the exit code is 2."""
+    (folder / "out.json").write_text(content)
+    done = handoff("advise", "out.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr
 
 
 @pytest.fixture(params=["embedded", "separate"])

@@ -48,6 +48,7 @@ def test_a_run_outlives_its_command(handoff, detached, on):
     status = handoff("status", "three", *on).stdout.splitlines()
     assert status[0].startswith("three: started ")
     assert "3 done" in status[1]
+    assert status[2].startswith("  used: cpu time ") and " · result " in status[2]
     done = handoff("forget", "three", *on)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert handoff("runs", *on).stdout == "no runs\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from handoff_dask import DAG, Function, execute_local
+from handoff_dask import DAG, Function, Usage, execute_local
 from handoff_dask.cli.exit_codes import Problem
 from handoff_dask.cli.result_files import (
     OutputFile,
@@ -35,6 +35,8 @@ def test_the_document():
     assert document["left_out"] == {"bad": "list"} and left_out == ["bad"]
     assert document["allocations"] == {"good": "local", "bad": "local"}
     assert document["dag_id"] == "a dag"
+    (attempt,) = document["attempts"]["good"]
+    assert set(attempt["usage"]) == {"cpu_time", "peak_memory", "result_bytes"}
     json.dumps(document, allow_nan=False)
 
 
@@ -116,6 +118,15 @@ def test_durations_of_an_earlier_run(tmp_path, name):
     write_result(OutputFile(tmp_path / name), result)
     durations = read_durations(tmp_path / name, dag.functions)
     assert durations.attempts == result.attempts
+
+
+def test_a_file_from_before_usage_was_recorded(tmp_path):
+    """Is read like any other."""
+    document, _ = as_json(result_of(a=1))
+    for attempt in document["attempts"]["a"]:
+        del attempt["usage"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    assert read_durations(tmp_path / "old.json", ["a"]).attempts["a"][0].usage == Usage()
 
 
 def test_durations_by_hand(tmp_path):

@@ -57,6 +57,16 @@ OTHER = "next on another worker, if there is one"
             "attempt 1 of 4 of function 'alone' failed on tcp://w (ValueError: no); next",
         ),
         (
+            ended(1, "out-of-memory", "OutOfMemoryError", "it used 900 MB"),
+            "attempt 1 of 4 of function 'f' ran out of memory on tcp://w (OutOfMemoryError: it "
+            f"used 900 MB); {OTHER}",
+        ),
+        (
+            ended(1, "process-died", "ProcessDiedError", "killed by signal 11"),
+            "attempt 1 of 4 of function 'f' lost its process on tcp://w (ProcessDiedError: killed "
+            f"by signal 11); {OTHER}",
+        ),
+        (
             ended(1, "worker-lost", None, "killed by signal 9"),
             "attempt 1 of 4 of function 'f' was lost with tcp://w (killed by signal 9); " + OTHER,
         ),

@@ -8,6 +8,7 @@ import contextvars
 import enum
 import operator
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -441,3 +442,20 @@ def test_long_chain():
 def test_empty_dag():
     """Nothing to do is done at once."""
     assert (run().results, run().errors, run().makespan) == ({}, {}, 0)
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_what_attempts_use(timeout):
+    """Processor time and the size of the result are measured, also in a thread of their own."""
+
+    def spin():
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return b"x" * 1000
+
+    dag = dag_of(Function("f", [], spin, timeout=timeout))
+    cpu_time, peak_memory, result_bytes = execute_local(dag).attempts["f"][0].usage
+    assert 0.02 <= cpu_time < 10
+    assert peak_memory is None
+    assert 1000 <= result_bytes < 1100

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from handoff_dask import DAG, Argument, Function, collocated
+from handoff_dask import AUTO, DAG, Argument, Function, collocated
 from handoff_dask.errors import DAGError
 from handoff_dask.graph.translation import code_names
 from handoff_dask.widgets import boxes
@@ -242,3 +242,12 @@ def test_what_is_wrong_with_a_large_dag():
     image = pictured(circle)
     assert {box.title for box in image.boxes if box.wrong} == {"max", "min"}
     assert sum(line.wrong for line in image.lines.values()) == 2
+
+
+def test_memory_that_is_learned():
+    """Boxes of one function and of many say AUTO, as do pictures in files."""
+    dag = DAG("learned").add_function(Function("f", [], int, cost={"memory": AUTO, "cpu": 1}))
+    assert "memory AUTO · cpu 1" in dag._repr_html_()
+    dag.map(float, range(500), cost={"memory": AUTO})
+    dag.map(float, range(500), cost={"memory": 500}, id="fixed")
+    assert "memory 500 MB or AUTO" in dag._repr_html_()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from handoff_dask import DAG, Explanation, Function, RunExplanation, execute_local, plan
 from handoff_dask.client.explaining import Unready
 from handoff_dask.client.results import ExecutionResult
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Outcome, Usage
 from handoff_dask.placement.events import Finding, Waiting
 from handoff_dask.widgets import reports
 from handoff_dask.widgets.markup import OUTCOME_COLOURS
@@ -75,6 +77,26 @@ def test_the_table_of_a_result():
     ]
     summary = "3 functions, 6 s on 2 workers, 2 further attempts, 2 failed or not run"
     assert summary in "".join(parsed(RESULT._repr_html_()).itertext())
+
+
+def test_what_attempts_used_is_shown():
+    """Tooltips and the table have what is known: unknown columns are left out."""
+    used = replace(attempt(), usage=Usage(0.5, 812.25, 1_200_000))
+    killed = replace(attempt(1, 0, 1, "out-of-memory"), usage=Usage(peak_memory=2000.0))
+    html = result_of({"a": (used,), "b": (killed,)})._repr_html_()
+    tips = [bar[0].text for bar in parsed(html).iter(f"{SVG}rect")]
+    assert tips[0].endswith("cpu time 500 ms · peak memory 812.2 MB · result 1.2 MB")
+    head, *rows = table(html)
+    assert head[5:9] == ["cpu time", "peak memory", "result", "outcome"]
+    assert rows[0][5:9] == ["500 ms", "812.2 MB", "1.2 MB", "ok"]
+    assert rows[1][5:9] == ["", "2,000 MB", "", "out-of-memory"]
+    assert "cpu time" not in RESULT._repr_html_()
+
+
+def test_each_outcome_has_a_colour():
+    """No two outcomes look the same."""
+    assert set(OUTCOME_COLOURS) == set(get_args(Outcome))
+    assert len(set(OUTCOME_COLOURS.values())) == len(OUTCOME_COLOURS)
 
 
 def test_users_text_in_a_result():

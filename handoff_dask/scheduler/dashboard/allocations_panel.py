@@ -23,7 +23,7 @@ from handoff_dask.scheduler.dashboard.history import ATTEMPTS, AttemptId, Attemp
 from handoff_dask.scheduler.dashboard.overview import Overview
 from handoff_dask.scheduler.dashboard.panel import Panel, name_axis, scrolled_figure, short, write
 from handoff_dask.widgets.lanes import Lanes
-from handoff_dask.widgets.markup import OUTCOME_COLOURS, STATE_COLOURS
+from handoff_dask.widgets.markup import OUTCOME_COLOURS, STATE_COLOURS, usage
 
 #: Seconds that are shown.
 WINDOW = 60.0
@@ -51,6 +51,12 @@ class Bar(NamedTuple):
 
     attempt: AttemptView
     lane: int
+
+
+def _tooltip(attempt: AttemptView) -> str:
+    what = f"{short(attempt.label)} of {short(attempt.dag_id)}, attempt {attempt.id[-1]}"
+    used = usage(attempt.usage)
+    return f"{what}: {attempt.state}" + (f" ({used})" if used else "")
 
 
 class AllocationsPanel(Panel):
@@ -180,10 +186,7 @@ class AllocationsPanel(Panel):
             "left": np.array([a.started for a in attempts]),
             "right": np.array([a.stopped for a in attempts]),
             "code": np.array(codes, dtype="int32"),
-            "what": [
-                f"{short(a.label)} of {short(a.dag_id)}, attempt {a.id[-1]}: {a.state}"
-                for a in attempts
-            ],
+            "what": list(map(_tooltip, attempts)),
             **self._heights(bars),
         }
 

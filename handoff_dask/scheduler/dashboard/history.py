@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 from weakref import WeakValueDictionary
 
-from handoff_dask.model.attempt import Outcome
+from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 from handoff_dask.scheduler.records import RunRecord
 from handoff_dask.wire.messages import Block, FunctionRow
 from handoff_dask.wire.run_events import (
@@ -46,6 +47,7 @@ class AttemptView:
     stopped: float
     #: Its outcome; ``"assigned"`` or ``"running"`` until it has ended.
     state: str
+    usage: Usage = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,17 @@ class History:
         self.late_results: Counter[Outcome] = Counter()
         #: Attempts that ended and were not the first of their function.
         self.retries = 0
+        #: What attempts that ended kept processors busy for, as far as it is known (s).
+        self.cpu_seconds = 0.0
         self._attempts: dict[AttemptId, AttemptView] = {}
         #: Attempts of functions that travelled together, which are looked at only if somebody asks.
         self._blocks: deque[tuple[RunRecord, Block]] = deque()
         #: The latest runs that the scheduler has forgotten.
         self.closed_runs: deque[RunView] = deque(maxlen=RUNS)
         self._runs = runs
-        #: By run: how attempts ended that a late result may still correct, by function and number.
-        self._unsuccessful: dict[str, dict[tuple[int, int], Outcome]] = {}
+        #: By run: how attempts ended that a late result may still correct, and the CPU seconds that
+        #: were counted of them, by function and number.
+        self._unsuccessful: dict[str, dict[tuple[int, int], tuple[Outcome, float]]] = {}
         # How an attempt on a lost worker ended may be known only after its run has closed. Until
         # then, what asks about it refers to the run.
         self._known: WeakValueDictionary[str, RunRecord] = WeakValueDictionary()
@@ -124,6 +129,7 @@ class History:
                     block.started[place],
                     block.stopped[place],
                     "ok",
+                    block.entry(1, place).usage,
                 )
         self._drop_oldest()
         return self._attempts
@@ -164,18 +170,28 @@ class History:
         unsuccessful = self._unsuccessful.get(event.run_id, {})
         first = unsuccessful.pop((index, attempt.number), None)
         id_ = event.run_id, index, attempt.number
+        cpu_time = attempt.usage.cpu_time or 0.0
         if first is None:
             self.outcomes[attempt.outcome] += 1
             self.retries += attempt.number > 1
+            self.cpu_seconds += cpu_time
             if attempt.outcome != "ok":
-                unsuccessful[index, attempt.number] = attempt.outcome
+                unsuccessful[index, attempt.number] = attempt.outcome, cpu_time
         else:
-            self.late_results[first] += 1
+            outcome, counted = first
+            self.late_results[outcome] += 1
+            self.cpu_seconds += max(cpu_time - counted, 0.0)
             if id_ not in self._attempts:
                 return  # forgotten since
-        started, stopped = attempt.started, attempt.stopped
         self._attempts[id_] = AttemptView(
-            id_, run.spec.dag_id, label(row), attempt.worker, started, stopped, attempt.outcome
+            id_,
+            run.spec.dag_id,
+            label(row),
+            attempt.worker,
+            attempt.started,
+            attempt.stopped,
+            attempt.outcome,
+            attempt.usage,
         )
         self._drop_oldest()
 
@@ -184,6 +200,7 @@ class History:
         if run is None:
             return
         self.outcomes["ok"] += len(block.indices)
+        self.cpu_seconds += math.fsum(block.cpu_time)
         self._blocks.append((run, block))
         newer = sum(len(other.indices) for _, other in self._blocks)
         while newer - len(self._blocks[0][1].indices) >= ATTEMPTS:

@@ -68,6 +68,11 @@ class Collector:
             "outcome",
             {outcome: history.late_results[outcome] for outcome in OUTCOMES if outcome != "ok"},
         )
+        yield CounterMetricFamily(
+            compat.metric_name("cpu_seconds"),
+            "Seconds that attempts that ended kept processors busy, as far as it was measured",
+            value=history.cpu_seconds,
+        )
         for name, attribute, text in (
             ("capacity", "declared", "What workers declare"),
             ("claims", "claimed", "What is claimed by functions and by tasks of others"),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import UNKNOWN, Attempt, Usage
 from handoff_dask.scheduler.dashboard.history import ATTEMPTS, History
 from handoff_dask.wire.run_events import AttemptEnded, FunctionPlaced, RunClosed, RunOpened
 
@@ -44,8 +44,8 @@ def history(runs):
     return history
 
 
-def ended(function, number, outcome, stopped=2.0):
-    attempt = Attempt(number, "tcp://a", "a", "host", 1.0, stopped, {}, outcome)
+def ended(function, number, outcome, stopped=2.0, usage=UNKNOWN):
+    attempt = Attempt(number, "tcp://a", "a", "host", 1.0, stopped, {}, outcome, usage=usage)
     return AttemptEnded("run", stopped, function, attempt)
 
 
@@ -82,6 +82,17 @@ def test_a_late_result_is_counted_once(between):
     shown = history.attempts.get(("run", 0, 2))
     assert between or (shown.state, shown.stopped) == ("ok", 9.0)
     assert len(history.attempts) == min(ATTEMPTS, 1 + between)
+
+
+def test_processor_time(history):
+    """It is summed over attempts, once for each: what a late result adds to it, it adds."""
+    history(ended(0, 1, "timeout", usage=Usage(cpu_time=2.0)))
+    history(ended(1, 1, "ok", usage=Usage(cpu_time=0.5)))
+    history(ended(0, 1, "ok", stopped=9.0, usage=Usage(cpu_time=3.0)))
+    assert history.cpu_seconds == 3.5
+    history(ended(1, 2, "worker-lost"))
+    assert history.cpu_seconds == 3.5
+    assert history.attempts["run", 0, 1].usage == Usage(cpu_time=3.0)
 
 
 def test_runs(history, runs):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import dask
 import pytest
 from distributed import Event
 
 from handoff_dask import DAG, Function, RetryPolicy, current, execute, submit, uninstall
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, Outcome
 from handoff_dask.scheduler.dashboard.metrics import COLLECTOR
 from handoff_dask.wire.run_events import AttemptEnded
 from tests.scheduler.dashboard.viewing import get, on_cluster
@@ -63,6 +64,8 @@ async def test_metrics(c, s, a, b):
     metrics = await scrape(s)
     assert metrics["functions", "done"] == metrics["runs",] == 0
     assert metrics["attempts_total", "ok"] == 2
+    assert {name[1] for name in metrics if name[0] == "attempts_total"} == set(get_args(Outcome))
+    assert metrics["cpu_seconds_total",] > 0
 
 
 @on_cluster()
