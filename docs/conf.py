@@ -52,7 +52,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!handoff_dask).*"),
     # Types that users see but do not write.
-    (r"py:class", r"handoff_dask\.(client\.explaining\.Verdict|model\.function\.Collocated)"),
+    (r"py:class", r"handoff_dask\.client\.(explaining\.Verdict|planning\.Tried)"),
+    (r"py:class", r"handoff_dask\.model\.function\.Collocated"),
     # The class of the DAG itself.
     (r"py:class", r"handoff_dask\.model\.dag\.Self"),
     # A value, or an awaitable of one.
