@@ -184,6 +184,14 @@ class ThisTask:
             and self.worker.status is Status.running
         )
 
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it any more."""
+        ts = self.worker.state.tasks.get(self.key)
+        return (
+            ts is None or ts.run_id != self.run_id or ts.state not in ("executing", "long-running")
+        )
+
     def note(self, usage: tuple[Any, ...]) -> None:
         """Send something with Dask's message about its end, if that is a good one."""
         self.worker.state.tasks[self.key].metadata[TaskEnds.name] = list(usage)

@@ -39,6 +39,7 @@ from handoff_dask.wire.messages import ONE_ATTEMPT
 from handoff_dask.wire.payload import Name
 from handoff_dask.worker.bundle_task import collect, run_bundle, run_collector, take
 from handoff_dask.worker.task import (
+    Isolated,
     Terms,
     refuse,
     run,
@@ -190,8 +191,12 @@ class Translator:
             ):
                 keep = index not in self._discard
                 gpus = "gpu" in node.cost or own.escalate is not None
-                label = (repr(node.function.id), repr(self._dag_id)) if node.isolated else None
-                terms = Terms(time_limit(node.function), judge, keep, gpus, label)
+                isolated = None
+                if node.isolated:
+                    isolated = Isolated(
+                        repr(node.function.id), repr(self._dag_id), node.learns_memory
+                    )
+                terms = Terms(time_limit(node.function), judge, keep, gpus, isolated)
                 runner, fixed = run_on_terms, (terms, names, call)
             else:
                 runner = run_and_discard if index in self._discard else run

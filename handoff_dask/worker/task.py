@@ -115,6 +115,16 @@ def refuse(problem: bytes, *values: Any) -> None:
     raise _reported(error, started, _NEVER, None)
 
 
+class Isolated(NamedTuple):
+    """What a worker has to know of a function that it does not open itself."""
+
+    #: How messages name the function and its DAG.
+    label: str
+    dag_label: str
+    #: Whether it claims memory as others of its code have used: then it gets more after a kill.
+    learns_memory: bool
+
+
 class Terms(NamedTuple):
     """How to run a function that asks for more than to be called."""
 
@@ -126,8 +136,8 @@ class Terms(NamedTuple):
     keep: bool
     #: Whether it may claim devices.
     gpus: bool
-    #: How messages name the function and its DAG, if it runs in a process of its own; else None.
-    isolated: tuple[str, str] | None = None
+    #: Set if it runs in a process of its own.
+    isolated: Isolated | None = None
 
 
 def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
@@ -142,14 +152,14 @@ def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: An
 def _run_isolated(
     terms: Terms,
     gpus: tuple[int, ...],
-    label: tuple[str, str],
+    isolated: Isolated,
     names: tuple[Name, ...],
     call: bytes,
     values: tuple[Any, ...],
 ) -> Any:
     task = compat.this_task()
     if task is None or task.plugin is None:
-        raise RuntimeError(f"function {label[0]} is isolated, and its worker cannot do that")
+        raise RuntimeError(f"function {isolated.label} is isolated, and its worker cannot do that")
     started, cost, timeout = time.time(), cost_of(task.facts), terms.timeout
     attempt = task.facts.get("handoff", {}).get("attempt", 1)
     policy = terms.policy
@@ -159,8 +169,14 @@ def _run_isolated(
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
     with compat.started() as check:
+
+        def begin() -> None:
+            # From here on, the plugin kills the call if it is given up.
+            check()
+            if task.given_up:
+                raise compat.NotStarted
+
         pool = task.plugin.processes()
-        check()
         late = f"it ran longer than its timeout of {timeout} s"
         timer = threading.Timer(
             min(timeout or 0.0, threading.TIMEOUT_MAX), pool.kill, args=(task.key, late)
@@ -169,7 +185,7 @@ def _run_isolated(
         if timeout is not None:
             timer.start()
         try:
-            ended = pool.run(request, world, limit=cost.get("memory"), key=task.key)
+            ended = pool.run(request, world, limit=cost.get("memory"), key=task.key, on_start=begin)
         finally:
             timer.cancel()
     if ended.outcome == "ok":
@@ -183,17 +199,18 @@ def _run_isolated(
     elif ended.outcome == "out-of-memory":
         outcome = "out-of-memory"
         claim, peak = cost.get("memory", 0.0), ended.usage.peak_memory or 0.0
-        error = OutOfMemoryError(label[0], claim, peak, ended.detail)
+        error = OutOfMemoryError(isolated.label, claim, peak, ended.detail)
     elif ended.outcome == "process-died":
         outcome = "process-died"
-        error = ProcessDiedError(label[0], ended.detail, ended.output)
+        error = ProcessDiedError(isolated.label, ended.detail, ended.output)
     elif ended.detail == late:
         outcome, error = "timeout", TimeoutError(late)
     else:  # it was given up: whether it runs again is not decided here
         raise compat.Reschedule
-    identity = Verbatim(label[0]), Verbatim(label[1])
+    identity = Verbatim(isolated.label), Verbatim(isolated.dag_label)
     text = ended.detail or None
-    raise _reported(error, started, policy, identity, outcome, ended.usage, verdict, text)
+    silent = isolated.learns_memory and outcome == "out-of-memory"
+    raise _reported(error, started, policy, identity, outcome, ended.usage, verdict, text, silent)
 
 
 def _run(
@@ -308,6 +325,7 @@ def _reported(
     usage: Usage | None = None,
     verdict: Verdict | None = None,
     text: str | None = None,
+    silent: bool = False,
 ) -> BaseException:
     """Report a failed attempt to the scheduler, before Dask's message; return what to raise.
 
@@ -317,12 +335,17 @@ def _reported(
     task = compat.this_task()
     if task is None:
         return error
-    failure = error if issubclass(type(error), PackedError) else packed(error)
+    # Not isinstance(), which believes an object's __class__.
+    is_packed = issubclass(type(error), PackedError)
+    failure = cast("PackedError", error) if is_packed else packed(error)
     message = _failure(error, text or failure.message, started, policy, task.facts, verdict)
+    if is_packed:
+        message["error_type"] = failure.type_name
     message["outcome"] = outcome
     message["usage"] = tuple(usage or Usage(*task.noted))
     task.log(TOPIC, {"action": "attempt-failed", **message})
-    if compat.silence_failure():
+    # A claim that was learned and too low is nobody's failure.
+    if compat.silence_failure() and not silent:
         _log_attempt(identity or (task.key, None), message, task.facts)
     return failure
 
@@ -367,7 +390,7 @@ def _failure(
     return {
         "started": started,
         "stopped": time.time(),
-        "error_type": error.type_name if issubclass(type(error), PackedError) else type_of(error),
+        "error_type": type_of(error),
         "message": text,
         "retry": True,
         **({} if verdict is None else verdict._asdict()),

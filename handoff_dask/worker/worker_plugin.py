@@ -261,7 +261,10 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         if self.starts is not None and worker.status not in WORKER_ANY_RUNNING:
             self._last_word(self.starts)
         if pool is not None:
-            await asyncio.to_thread(pool.close)
+            try:
+                await asyncio.to_thread(pool.close)
+            except RuntimeError:  # the interpreter ends, and starts no more threads
+                pool.close()
         self.starts = None
         self._leave()
         bootstrap.remove()

@@ -165,11 +165,14 @@ def test_durations_are_kept(tmp_path):
         functions = s.plugins["handoff"].engine._functions
         return sorted(round(f.expected or 0, 1) for f in functions.values())
 
-    @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+    # Dask's test tools replace the configuration.
+    learned = {"handoff.learned": str(path)}
+
+    @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], config=learned)
     async def first(c, s, a):
         await execute(dag)
 
-    @gen_cluster(client=True, nthreads=[])
+    @gen_cluster(client=True, nthreads=[], config=learned)
     async def second(c, s):
         run = await submit(dag, placement_timeout=60, bundle=False)
         while not (known := await expected(s)):
@@ -177,9 +180,8 @@ def test_durations_are_kept(tmp_path):
         assert known == [0.0, 0.0, 0.3]
         await run.cancel()
 
-    with dask.config.set({"handoff.learned": str(path)}):
-        first()
-        second()
+    first()
+    second()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}'])

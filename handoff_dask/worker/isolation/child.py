@@ -99,6 +99,8 @@ class _Child:
         for name, level in start.log_levels.items():
             logging.getLogger(name).setLevel(level)
         self._handlers = tuple(logging.root.handlers)
+        #: Threads that modules started when they were imported: no function left them.
+        self._threads: set[threading.Thread] = {threading.main_thread()}
         #: MB that it had when idle: after its first call, and when it last tidied up.
         self._first: float | None = None
         idle = self._meter.stop()
@@ -125,7 +127,7 @@ class _Child:
         reply = Reply(
             () if result is None else result.places,
             Usage(used.cpu_time, used.peak, size),
-            _is_alone(),
+            self._is_alone(),
             settles,
             evaluated.failure,
             evaluated.verdict,
@@ -159,6 +161,8 @@ class _Child:
         values = unpack(message.data, order.places, message.fds, shared=False)
         self._inputs = values
         identity, call, results = opened(request.names, request.call, values)
+        if threading.active_count() > 1:
+            self._threads = set(threading.enumerate())
         if self._width is not None and (limits := sys.modules.get("threadpoolctl")):
             limits.threadpool_limits(self._width)  # for libraries that heed no variable
         with running(*identity, request.attempt, request.cost):
@@ -180,6 +184,19 @@ class _Child:
                 f"{error}"
             ) from error
 
+    def _is_alone(self) -> bool:
+        """Whether the function left neither processes nor threads that keep one from ending."""
+        if threading.active_count() > 1:
+            left = set(threading.enumerate()) - self._threads
+            if any(not thread.daemon for thread in left):
+                return False
+        try:
+            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        return False
+
     def _settle(self) -> bool:
         """Give memory back; return whether the child can go on."""
         gc.collect()
@@ -188,20 +205,6 @@ class _Child:
         if self._first is None:
             self._first = self._idle
         return self._idle < self._first + _GROWN
-
-
-def _is_alone() -> bool:
-    """Whether the function left neither processes nor threads that keep a process from ending."""
-    if threading.active_count() > 1:
-        main = threading.main_thread()
-        if any(not thread.daemon for thread in threading.enumerate() if thread is not main):
-            return False
-    try:
-        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
 
 
 class _Surroundings:

@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -198,12 +198,6 @@ class Watcher:
 
     def _next(self) -> float:
         return min((watch.due for watch in self._watches), default=math.inf)
-
-
-def memory_of(root: int, inputs: Mapping[int, float]) -> float:
-    """Return the memory of a process and its descendants (MB), without the inputs of some."""
-    statuses = (_status_of(pid, inputs.get(pid, 0.0)) for pid in tree_of(root))
-    return sum(status.now for status in statuses if status)
 
 
 def _status_of(pid: int, inputs: float) -> _Status | None:

@@ -25,7 +25,7 @@ from handoff_dask.worker.isolation.calls import (
     environment,
 )
 from handoff_dask.worker.isolation.handles import ChildHandle, NoProcessError, ServerHandle
-from handoff_dask.worker.isolation.memory import Watch, Watcher, memory_of
+from handoff_dask.worker.isolation.memory import Watch, Watcher
 from handoff_dask.worker.isolation.segments import Packed, pack, unpack
 from handoff_dask.worker.verdicts import judge
 
@@ -110,15 +110,6 @@ class Pool:
         with self._lock:
             running = self._running.get(key)
         return running is not None and running.stop("killed", reason)
-
-    def memory(self) -> float:
-        """Return the memory that all processes use now (MB), without inputs."""
-        with self._lock:
-            server = self._server
-            watches = [r.watch for r in self._running.values() if r.watch is not None]
-        if server is None:
-            return 0.0
-        return memory_of(server.pid, {watch.pid: watch.inputs for watch in watches})
 
     def close(self) -> None:
         """Kill all processes and wait until they have ended."""

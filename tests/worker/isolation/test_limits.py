@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import threading
 import time
 
 import pytest
 
-from handoff_dask.worker.isolation.calls import World
 from handoff_dask.worker.isolation.pool import GRACE
-from tests.worker.isolation.calling import DEADLINE, alive, request_for, run, until, value
+from tests.worker.isolation.calling import alive, run, value
 
 
 def test_what_a_call_uses(pool):
@@ -151,21 +149,3 @@ def test_inputs_do_not_count(pool):
     ended = run(pool, read, pickle.PickleBuffer(array), limit=100)
     assert value(ended) == 0
     assert ended.usage.peak_memory < 50
-
-
-def test_memory_of_all(pool):
-    """What all processes use now is known while they run."""
-
-    def hold(seconds):
-        big = bytearray(b"x" * 200_000_000)
-        time.sleep(seconds)
-        return len(big)
-
-    call = threading.Thread(
-        target=lambda: pool.run(request_for(lambda: hold(100)), World(), key="it")
-    )
-    call.start()
-    until(lambda: pool.memory() > 200)
-    assert pool.kill("it", "seen")
-    call.join(DEADLINE)
-    assert pool.memory() < 100

@@ -787,3 +787,27 @@ def test_ten_thousand_calls(pool):
         assert pool.run(request, World(), key=number).outcome == "ok"
     assert len(os.listdir("/proc/self/fd")) <= fds
     until(lambda: len(tree_of(os.getpid())) <= before)
+
+
+def test_threads_of_modules(pool, tmp_path, monkeypatch):
+    """A module that starts a thread when it is imported does not cost a process for each call."""
+    (tmp_path / "starts_a_thread.py").write_text(
+        "import os, threading\n"
+        "threading.Thread(target=threading.Event().wait, args=[100]).start()\n"
+        "def pid(): return os.getpid()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = b"cstarts_a_thread\npid\n."
+    call = pickle.dumps((("f", "d"), _Named(code), (), (), {}, ()))
+    pids = {pool.run(Request((), call, ()), World(), key=i).value for i in range(3)}
+    assert len(pids) == 1
+
+
+class _Named:
+    """Pickles as something else, which cannot be imported here."""
+
+    def __init__(self, pickled):
+        self.pickled = pickled
+
+    def __reduce__(self):
+        return pickle.loads, (self.pickled,)
