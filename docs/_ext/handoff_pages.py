@@ -94,7 +94,8 @@ def _reference(name: str, how: str = "", members: str = "") -> list[str]:
     """Return the reStructuredText that documents a name."""
     thing = attrgetter(name)(handoff_dask)
     if not inspect.isclass(thing):
-        return [f".. autofunction:: handoff_dask.{name}"]
+        kind = "function" if callable(thing) else "data"
+        return [f".. auto{kind}:: handoff_dask.{name}"]
     kind = "exception" if issubclass(thing, BaseException) else "class"
     lines = [f".. auto{kind}:: handoff_dask.{name}"]
     if how != "alone":

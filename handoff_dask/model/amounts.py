@@ -13,7 +13,11 @@ from weakref import WeakValueDictionary
 
 
 class Auto:
-    """See :data:`AUTO`."""
+    """An amount of memory that is learned from what functions of the same code have used.
+
+    In a cost: ``{"memory": AUTO}``. It implies ``isolate=True``, because only a process of its own
+    can be measured and limited.
+    """
 
     def __repr__(self) -> str:
         return "AUTO"
@@ -22,8 +26,6 @@ class Auto:
         return "AUTO"
 
 
-#: In the ``memory`` of a cost: learned from what functions of the same code have used. It implies
-#: ``isolate=True``, because only a process of its own can be measured and limited.
 AUTO = Auto()
 
 #: What users may write for seconds.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
+
 import pytest
 from dask.system import CPU_COUNT
 from distributed import Worker
 from distributed.system import MEMORY_LIMIT
 from distributed.utils_test import gen_cluster
 
-from handoff_dask import DAG, Function, discover_nodes, execute, register_node
+from handoff_dask import DAG, Function, discover_nodes, execute, register_node, submit
 from handoff_dask.wire.offers import check_capabilities
-from tests.support import assert_clean, where
+from handoff_dask.worker.isolation import unavailable
+from handoff_dask.worker.worker_plugin import HandoffWorkerPlugin
+from tests.support import assert_clean, dag_of, where
 
 
 @gen_cluster(nthreads=[("127.0.0.1", 3, {"memory_limit": 0})], client=True)
@@ -57,3 +63,29 @@ def test_capabilities_that_are_none(capabilities):
     """Capabilities map names to finite numbers >= 0; the error names anything else."""
     with pytest.raises(ValueError, match="capabilities"):
         check_capabilities(capabilities)
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_cancel_before_it_starts(c, s, a):
+    """What is given up while its process is being prepared never starts."""
+    waiting, go = threading.Event(), threading.Event()
+
+    def processes():
+        waiting.set()
+        go.wait(60)
+        return HandoffWorkerPlugin.processes(plugin)
+
+    await execute(dag_of(Function("first", code=int)))
+    plugin = a.plugins["handoff"]
+    plugin.processes = processes
+    run = await submit(dag_of(Function("hang", code=time.sleep, extra_args=[1000], isolate=True)))
+    await asyncio.to_thread(waiting.wait)
+    await run.cancel()
+    while any(ts.state == "executing" for ts in a.state.tasks.values()):
+        await asyncio.sleep(0.01)
+    go.set()
+    del plugin.processes
+    result = await execute(dag_of(Function("next", code=int, isolate=True)))
+    assert result.results == {"next": 0}
+    del run
