@@ -18,7 +18,7 @@ import cloudpickle
 
 from handoff_dask.cli.dag_loader import ids_by_name
 from handoff_dask.cli.exit_codes import Problem
-from handoff_dask.client.describing import from_facts
+from handoff_dask.client.function_facts import from_facts
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.model import jsonable
 from handoff_dask.model.amounts import Seconds

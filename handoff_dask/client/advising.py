@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from handoff_dask.client.describing import identities
+from handoff_dask.client.function_facts import identities
 from handoff_dask.client.planning import Tried, plan
 from handoff_dask.errors import HandoffError
 from handoff_dask.learning.advice import CodeAdvice, Use, advise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,17 +12,8 @@ import cloudpickle
 
 from handoff_dask import pickling
 from handoff_dask.client.options import OnError
-from handoff_dask.learning.identity import code_identity
-from handoff_dask.model.amounts import AUTO
 from handoff_dask.model.expansion import Call, Node, NodeKind
-from handoff_dask.model.function import (
-    Collocated,
-    Function,
-    claims,
-    collocated,
-    dependency_ids,
-    time_limit,
-)
+from handoff_dask.model.function import Function, claims, dependency_ids, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.bundling import companions
 from handoff_dask.wire.keys import Key, bundle_key, node_key
@@ -151,54 +142,6 @@ def packed_outlines(functions: Iterable[Function]) -> bytes:
         outlines.append((f.id, args, code, cost, f.node, f.type))
     packed: bytes = cloudpickle.dumps(outlines)
     return packed
-
-
-def identities(functions: Iterable[Function]) -> Iterator[str]:
-    """Yield what identifies the code of each function in other runs as well."""
-    # Many functions share few codes. These are kept alive here, so that no two have the same id.
-    known: dict[int, tuple[Any, str]] = {}
-    for function in functions:
-        code = function.code
-        if id(code) not in known:
-            own = code.identity if isinstance(code, Elsewhere) else code_identity(code)
-            known[id(code)] = code, own
-        yield known[id(code)][1]
-
-
-def as_facts(functions: Mapping[Hashable, Function]) -> dict[Hashable, dict[str, Any]]:
-    """Return functions as plain dicts: what they depend on, their code, cost, pin and type."""
-    facts = {}
-    for (id_, function), code in zip(
-        functions.items(), identities(functions.values()), strict=True
-    ):
-        node, cost = function.node, function.cost
-        facts[id_] = {
-            "args": dependency_ids(function),
-            "code": code,
-            "cost": None
-            if cost is None
-            else {n: str(AUTO) if amount is AUTO else amount for n, amount in cost.items()},
-            "node": {"collocated": node.id}
-            if isinstance(node, Collocated)
-            else list(node)
-            if isinstance(node, tuple)
-            else node,
-            "type": function.type,
-        }
-    return facts
-
-
-def from_facts(id_: Hashable, facts: Mapping[str, Any]) -> Function:
-    """Return a function from what :func:`as_facts` returned, without its code."""
-    node, cost, code = facts["node"], facts["cost"], facts["code"]
-    return Function(
-        id_,
-        facts["args"],
-        Elsewhere(code),
-        cost=cost and {n: AUTO if a == str(AUTO) else a for n, a in cost.items()},
-        node=collocated(node["collocated"]) if isinstance(node, dict) else node,
-        type=facts["type"],
-    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from handoff_dask.client.describing import Rows
 from handoff_dask.client.options import RunOptions, StrategyName, bundle_work, seconds
 from handoff_dask.graph.translation import code_prefixes
 from handoff_dask.model.amounts import Amounts, Seconds
-from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.expansion import Node, expand, node_policy
 from handoff_dask.model.retry import RetryPolicy
@@ -43,8 +42,8 @@ class Tried(Protocol):
     """What has attempts by function, such as an :class:`ExecutionResult`."""
 
     @property
-    def attempts(self) -> Mapping[Hashable, Sequence[Attempt]]:
-        """{function id: its attempts}."""
+    def attempts(self) -> reports.Attempts:
+        """The attempts of each function."""
 
 
 class Slot(NamedTuple):
@@ -179,8 +178,9 @@ def plan(
     RunOptions(allocation_strategy=allocation_strategy, max_concurrency=max_concurrency)
     nodes = expand(dag.functions)
     prefixes = code_prefixes(nodes)
-    if not isinstance(durations, Mapping) and hasattr(durations, "attempts"):
-        durations = _learned(nodes, prefixes, durations)
+    attempts = getattr(durations, "attempts", None)
+    if isinstance(attempts, Mapping):
+        durations = _learned(nodes, prefixes, attempts)
     elif not isinstance(durations, Mapping):
         raise ValueError(
             f"durations must be {{function id: seconds}} or an ExecutionResult, not {durations!r}"
@@ -250,7 +250,7 @@ def _worker(name: str, capabilities: Amounts) -> WorkerSpec:
 
 
 def _learned(
-    nodes: Sequence[Node], prefixes: Sequence[str], result: Tried
+    nodes: Sequence[Node], prefixes: Sequence[str], attempts: reports.Attempts
 ) -> dict[Hashable, float]:
     """Return the seconds that functions take, as learned from a run."""
     codes = {
@@ -262,7 +262,7 @@ def _learned(
     # A failed attempt might have gone on: the longest says most.
     longest: dict[Hashable, float] = {}
     for id_ in codes:
-        tried = result.attempts.get(id_, ())
+        tried = attempts.get(id_, ())
         if ended_well := [a.duration for a in tried if a.outcome == "ok"]:
             good[id_] = mean(ended_well)
         elif tried:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from handoff_dask.client.advising import Advice, advise_on
-from handoff_dask.client.describing import as_facts
+from handoff_dask.client.function_facts import as_facts
 from handoff_dask.client.options import ResultSelection
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable

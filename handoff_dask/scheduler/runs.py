@@ -90,6 +90,7 @@ class Runs(Mapping[str, RunRecord]):
     def __post_init__(self) -> None:
         self._runs: dict[str, RunRecord] = {}
         self._sparing = collector.Sparing(self._large)
+        self._offers: Mapping[str, Mapping[str, float]] = {}
         #: Every node that Dask knows, by key.
         self.functions: dict[Any, UnitRecord] = {}
         #: By run_id: those that were stopped and have no tasks left, the latest last.
@@ -113,9 +114,7 @@ class Runs(Mapping[str, RunRecord]):
         """
         described = RunSpec.unpacked(opening)
         spec = replace(described, kinds=())
-        run = self._runs[spec.run_id] = RunRecord(
-            spec, opening, self.emit, self.engine.questions.offers
-        )
+        run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit, self._offered)
         self.engine.run_opened(
             spec.run_id,
             priority=spec.priority,
@@ -443,6 +442,13 @@ class Runs(Mapping[str, RunRecord]):
         )
 
     # What is remembered
+
+    def _offered(self) -> Mapping[str, Mapping[str, float]]:
+        """Return what workers offer; one object for all runs in which that was the same."""
+        offers = self.engine.questions.offers()
+        if offers != self._offers:
+            self._offers = offers
+        return self._offers
 
     def _remember(self, run: RunRecord) -> None:
         assert run.stop is not None

@@ -10,9 +10,11 @@ from distributed import Client
 
 from handoff_dask import (
     DAG,
+    Advice,
     Argument,
     Attempt,
     AttemptEnded,
+    CodeAdvice,
     ExecutionResult,
     Explanation,
     Fetching,
@@ -160,12 +162,17 @@ def synchronous(client: Client) -> None:
     finding: Finding = explanation["source"]
     waiting: Waiting | Unready | Fetching = why["source"]
     planned: Plan = plan(dag, discover_nodes(), result)
+    planned = plan(dag, result.capabilities, result)
+    advice: Advice = result.advice()
+    row: CodeAdvice = advice.rows[0]
     offers: dict[str, float] = register_node("worker", {"licence": 1})
     declared: dict[str, float] = register_local_node({"licence": 1})
     free: bool = resources_available("worker", {"cpu": 1})
     uninstall(force=True)
     print(makespan, local, counts, attempts, remaining, why, infos, number, explanation, planned)
-    print(offers, declared, free, current(), source, missing, finding, waiting, planned.timeline)
+    print(
+        offers, declared, free, current(), source, missing, finding, waiting, planned.timeline, row
+    )
 
 
 async def asynchronous(client: Client) -> None:
