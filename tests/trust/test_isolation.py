@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,6 +34,17 @@ from handoff_dask import (
 )
 from handoff_dask.worker.isolation import unavailable
 from tests.support import dag_of
+from tests.trust.isolated_calls import (
+    coroutine,
+    grandchildren,
+    hang,
+    hog,
+    kill,
+    leave,
+    segfault,
+    slow,
+    where,
+)
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
 
@@ -87,10 +97,6 @@ def outcomes(result, id):
 
 
 # What a function finds
-
-
-def where():
-    return os.getpid(), os.getppid(), os.environ.get("OMP_NUM_THREADS"), current()
 
 
 def test_a_process_of_its_own(client):
@@ -214,10 +220,6 @@ def test_arguments_with_transforms(client):
     assert execute(dag_of(*functions), client=client).results["user"] == "CBA!"
 
 
-async def coroutine():
-    return os.getpid()
-
-
 def test_coroutines(client):
     """The coroutine of a coroutine function is run to its end, there."""
     result = execute(dag_of(isolated("f", coroutine)), client=client)
@@ -225,40 +227,6 @@ def test_coroutines(client):
 
 
 # What ends it
-
-
-def segfault():
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def leave():
-    os._exit(3)
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def raise_exit():
-    raise SystemExit(4)
-
-
-def hog(mb=1_000):
-    blocks = []
-    for _ in range(mb):
-        blocks.append(numpy.ones(125_000))
-    return len(blocks)
-
-
-def hang():
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while True:
-        pass
-
-
-def grandchildren():
-    subprocess.Popen(["sleep", "100"], start_new_session=True)
-    hang()
 
 
 @pytest.mark.parametrize(
@@ -408,11 +376,6 @@ def test_a_worker_that_is_retired():
         client.retire_workers([where_])
         result = run.result(timeout=60)
         assert result.allocations["f"] != where_
-
-
-def slow():
-    time.sleep(2)
-    return os.getpid()
 
 
 def test_a_worker_that_is_killed(tmp_path):

@@ -7,7 +7,6 @@ import json
 import time
 
 import dask
-import numpy
 import pytest
 from distributed import Client, LocalCluster
 from distributed.utils_test import gen_cluster
@@ -20,7 +19,6 @@ from handoff_dask import (
     InvalidFunctionError,
     OutOfMemoryError,
     RetryPolicy,
-    current,
     execute,
     execute_local,
     explain,
@@ -29,15 +27,9 @@ from handoff_dask import (
 )
 from handoff_dask.worker.isolation import unavailable
 from tests.support import dag_of
+from tests.trust.isolated_calls import need, using
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
-
-
-def need(mb, seconds=0.0):
-    """Use some memory; return what the function claims."""
-    block = numpy.ones(int(mb * 125_000))
-    time.sleep(seconds)
-    return current().cost["memory"] if block.sum() else None
 
 
 @pytest.fixture
@@ -124,12 +116,6 @@ def test_other_failures_are_charged(client):
     assert set(ends) <= {"error", "out-of-memory"}
 
 
-def using(mb):
-    """Use some memory; return what is claimed, and from when to when."""
-    started = time.monotonic()
-    return need(mb, 0.05), started, time.monotonic()
-
-
 def test_beside_what_is_declared(client):
     """Learned and declared claims share the worker: together they never exceed it."""
     dag = DAG()
@@ -156,7 +142,7 @@ def test_the_next_cluster_knows(tmp_path):
             claims.append(set(result.results.values()))
     assert max(claims[1]) < 260
     content = json.loads(path.read_text())
-    assert f"{__name__}.need" in str(content)
+    assert "isolated_calls.need" in str(content)
 
 
 def test_durations_are_kept(tmp_path):
