@@ -174,7 +174,8 @@ def _run_isolated(
             # From here on, the plugin kills the call if it is given up.
             check()
             if task.given_up:
-                raise compat.NotStarted
+                compat.silence_failure()
+                raise RuntimeError("it was given up")  # nobody hears of it
 
         pool = task.plugin.processes()
         late = f"it ran longer than its timeout of {timeout} s"
@@ -205,7 +206,10 @@ def _run_isolated(
         error = ProcessDiedError(isolated.label, ended.detail, ended.output)
     elif ended.detail == late:
         outcome, error = "timeout", TimeoutError(late)
-    else:  # it was given up: whether it runs again is not decided here
+    elif task.given_up:
+        compat.silence_failure()
+        raise RuntimeError(ended.detail)  # nobody hears of it
+    else:  # whether it runs again is not decided here
         raise compat.Reschedule
     identity = Verbatim(isolated.label), Verbatim(isolated.dag_label)
     text = ended.detail or None
