@@ -313,6 +313,11 @@ class Engine:
         """Record how long a function took elsewhere, for functions added from now on."""
         self._durations.know(token, seconds)
 
+    def duration_remembered(self, token: Hashable, seconds: float) -> None:
+        """Record how long a function took on another cluster, unless it has been measured here."""
+        if self._durations.of_token(token) is None:
+            self._durations.know(token, seconds)
+
     def duration_learned(self, code: str, seconds: float) -> None:
         """Record how long functions of a code took that were not placed one by one."""
         self._durations.learn(None, code, seconds)

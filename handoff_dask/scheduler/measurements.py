@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -132,17 +132,16 @@ class Measurements:
         code = spec.codes.get(prefix)
         return None if code is None else self._uses[spec.learned].seconds(code)
 
-    def expecting(self, spec: RunSpec, rows: Sequence[FunctionRow]) -> Sequence[FunctionRow]:
-        """Return functions of a run with how long they take, as far as that was learned."""
-        if spec.learned is None:
-            return rows
-        uses = self._uses[spec.learned]
-        return [
-            row
-            if row.expected is not None
-            else row._replace(expected=uses.seconds_of(spec.codes.get(row.prefix, ""), row.label))
-            for row in rows
-        ]
+    def remembered(
+        self, spec: RunSpec, rows: Iterable[FunctionRow]
+    ) -> Iterator[tuple[FunctionRow, float]]:
+        """Yield each function of a run of which it is known how long it takes (s)."""
+        if spec.learned is not None:
+            uses = self._uses[spec.learned]
+            for row in rows:
+                seconds = uses.seconds_of(spec.codes.get(row.prefix, ""), row.label)
+                if seconds is not None:
+                    yield row, seconds
 
     # Claims
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from distributed import SchedulerPlugin, Status
@@ -73,7 +73,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self._end,
             self._cancel_member,
             self._learned_seconds,
-            self._expecting,
+            self._remembered,
             self._ask,
         )
         self.measurements = Measurements(self.runs, engine.questions, self._claim_again)
@@ -275,8 +275,10 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _learned_seconds(self, spec: RunSpec, prefix: str) -> float | None:
         return self.measurements.seconds(spec, prefix)
 
-    def _expecting(self, spec: RunSpec, rows: Sequence[FunctionRow]) -> Sequence[FunctionRow]:
-        return self.measurements.expecting(spec, rows)
+    def _remembered(
+        self, spec: RunSpec, rows: Iterable[FunctionRow]
+    ) -> Iterable[tuple[FunctionRow, float]]:
+        return self.measurements.remembered(spec, rows)
 
     def _claim_again(self, record: UnitRecord) -> None:
         self.lifecycle.lives.claim_again(record, time.monotonic())

@@ -82,8 +82,8 @@ class Runs(Mapping[str, RunRecord]):
     cancel_member: Callable[[Any], UnitRecord | None]
     #: Returns how long a code of a run, given by its name, takes (s), if that was learned.
     learned_seconds: Callable[[RunSpec, str], float | None]
-    #: Returns functions of a run with how long they take, as far as that was learned.
-    expecting: Callable[[RunSpec, Sequence[FunctionRow]], Sequence[FunctionRow]]
+    #: Returns functions of a run with how long they take (s), as far as that was learned.
+    remembered: Callable[[RunSpec, Iterable[FunctionRow]], Iterable[tuple[FunctionRow, float]]]
     #: Has the engine decide soon.
     ask: Callable[[], None]
 
@@ -220,7 +220,9 @@ class Runs(Mapping[str, RunRecord]):
             key = bundle_key(run_id, bundle.number)
             run.bundles.append(BundleRecord(key, run, bundle))
         expected = self.seconds_of(run.spec, {row.prefix for row in rows})
-        specs = function_specs(self.expecting(run.spec, rows), run.unit_key, expected)
+        for row, seconds in self.remembered(run.spec, rows):
+            self.engine.duration_remembered((row.prefix, row.label), seconds)
+        specs = function_specs(rows, run.unit_key, expected)
         specs += [bundle_spec(bundle, run_id, run.unit_key) for bundle in portion.bundles]
         self.engine.functions_added(run_id, specs)
 

@@ -154,7 +154,7 @@ def test_durations_are_kept(tmp_path):
     async def expected(s):
         await asyncio.sleep(0)
         functions = s.plugins["handoff"].engine._functions
-        return sorted(round(f.expected or 0, 1) for f in functions.values())
+        return sorted(round(f.seconds or 0, 1) for f in functions.values())
 
     # Dask's test tools replace the configuration.
     learned = {"handoff.learned": str(path)}
