@@ -56,8 +56,8 @@ class Surroundings(Protocol):
     def worker_lost(self, life: Life) -> WorkerLostError:
         """Return the error of a function that is out of attempts because workers died."""
 
-    def escalate(self, life: Life) -> Mapping[str, Any]:
-        """Ask a policy with code what to claim after a worker's death: `cost` or `problem`."""
+    def escalate(self, life: Life) -> retries.Verdict:
+        """Ask a policy with code what to claim after a worker's death."""
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""
@@ -127,10 +127,13 @@ class Lives:
 
     def claim_again(self, life: Life, now: float) -> None:
         """Have a held function claim what has been learned by now."""
-        if isinstance(life.state, Held) and life.untried:
+        if isinstance(life.state, Held):
             before = life.cost
-            terms = self._terms(life, now)
-            if life.cost != before:
+            terms = dict(self._terms(life, now))
+            if life.cost != before or life.doom is not None:
+                why = self.engine.questions.why(life.key)
+                if why is not None and why.reason == "delay":
+                    terms["not_before"] = why.until
                 self._offer(life, now, terms)
 
     def _terms(self, life: Life, now: float) -> Mapping[str, Any]:
@@ -332,19 +335,14 @@ class Lives:
             failure.error_type,
             failure.usage,
         )
-        self._change_terms(life, failure.cost, failure.problem)
+        self._change_terms(life, failure)
 
-    def _change_terms(
-        self,
-        life: Life,
-        cost: Mapping[str, float] | None = None,
-        problem: tuple[str, str] | None = None,
-        retry: bool = True,
-    ) -> None:
-        if cost is not None:
-            life.cost = cost
-        if problem is not None:
-            life.doom = InvalidFunctionError(life.row.label, *problem)
+    def _change_terms(self, life: Life, said: Failure | retries.Verdict) -> None:
+        """Apply what a policy with code says about the next attempt."""
+        if said.cost is not None:
+            life.cost = said.cost
+        if said.problem is not None:
+            life.doom = InvalidFunctionError(life.row.label, *said.problem)
 
     def settled(self, life: Life, lost: Lost, end: End, now: float) -> None:
         """Charge a lost attempt, once it is known what its worker had started, and go on."""
@@ -368,7 +366,7 @@ class Lives:
         else:
             life.record(lost.worker, *due)
             if due.counts:
-                self._change_terms(life, **self.surroundings.escalate(life))
+                self._change_terms(life, self.surroundings.escalate(life))
         state = life.state
         if isinstance(state, Asking):
             retry = due is not None and due.counts

@@ -122,7 +122,7 @@ def _without_trend(peaks: Sequence[float]) -> Sequence[float]:
 
 
 def next_claim(
-    ladder: Sequence[float], *, worker_memory: float, exceeded: float = 0.0, critical: bool = False
+    ladder: Sequence[float], *, worker_memory: float, exceeded: float = 0.0
 ) -> float | None:
     """Return what the next attempt of a function claims (MB).
 
@@ -135,9 +135,6 @@ def next_claim(
     exceeded
         The most that earlier attempts are known to have needed more than (MB): their claims, and
         what they used when they were killed. 0 if none ran out of memory.
-    critical
-        Whether others wait for the function, so that a kill costs more than a claim that is too
-        high: it starts on the highest rung.
 
     Returns
     -------
@@ -146,7 +143,7 @@ def next_claim(
     """
     if exceeded >= worker_memory:
         return None
-    for claim in ladder[-1:] if critical else ladder:
+    for claim in ladder:
         if claim > exceeded:
             return min(claim, worker_memory)
     return min(2 * exceeded, worker_memory)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -186,7 +186,6 @@ class Uses:
         worker_memory: float,
         cpu_share: float = 0.0,
         exceeded: float = 0.0,
-        critical: bool = False,
     ) -> float | None:
         """Return how much memory the next attempt of a function claims (MB).
 
@@ -196,7 +195,7 @@ class Uses:
             The identity of its code.
         worker_memory, cpu_share
             See :func:`~handoff_dask.learning.ladder.rungs`.
-        exceeded, critical
+        exceeded
             See :func:`~handoff_dask.learning.ladder.next_claim`.
 
         Returns
@@ -206,12 +205,7 @@ class Uses:
         """
         measured = self._codes.get(code) or _Measured()
         ladder = measured.ladder(worker_memory, cpu_share)
-        return next_claim(ladder, worker_memory=worker_memory, exceeded=exceeded, critical=critical)
-
-    def is_learned(self, code: str) -> bool:
-        """Whether enough peaks of a code were measured to learn its claims from them."""
-        measured = self._codes.get(code)
-        return measured is not None and len(measured.peaks) >= ENOUGH
+        return next_claim(ladder, worker_memory=worker_memory, exceeded=exceeded)
 
     def seconds(self, code: str) -> float | None:
         """Return how long functions of a code take on average (s), if any was measured."""
@@ -238,7 +232,17 @@ class Uses:
     def copy(self) -> Uses:
         """Return the same measurements, independent of these."""
         copy = Uses()
-        copy.merge(self)
+        # Not merged, because that takes seconds if there are many.
+        copy._codes = {
+            code: replace(
+                m,
+                durations=[*m.durations],
+                peaks=[*m.peaks],
+                functions={**m.functions},
+                ladders={},
+            )
+            for code, m in self._codes.items()
+        }
         return copy
 
     def as_dict(self) -> dict[str, Any]:

@@ -312,19 +312,17 @@ class Lifecycle:
         reasons = [entry.message or "" for entry in deaths]
         return WorkerLostError(life.row.label, workers, names, reasons)
 
-    def escalate(self, life: Life) -> Mapping[str, Any]:
-        """Ask a policy with code what to claim after a worker's death: `cost` or `problem`."""
+    def escalate(self, life: Life) -> Verdict:
+        """Ask a policy with code what to claim after a worker's death."""
         assert isinstance(life, UnitRecord)
         if life.row.escalation is None or life.failures > life.row.policy.max_retries:
-            return {}
+            return Verdict(retry=True)
         try:
             policy = pickle.loads(life.row.escalation)
         except BaseException as error:  # unpickling runs the user's code
             problem = f"cannot be loaded on the scheduler: {text_of(error)}"
-            verdict = Verdict(False, problem=("retry.escalate", problem))
-        else:
-            verdict = escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
-        return verdict._asdict()
+            return Verdict(False, problem=("retry.escalate", problem))
+        return escalated(policy, len(life.entries), life.cost, self.worker_lost(life))
 
     def died_unstarted(self, life: Life, lost: Lost, reason: str) -> None:
         """Learn that a worker died before a function could start there."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any, TypeVar
 
 from handoff_dask.attempts.states import Held
 from handoff_dask.learning.uses import Uses
@@ -18,8 +22,14 @@ from handoff_dask.scheduler.records import FunctionRecord, RunRecord, UnitRecord
 from handoff_dask.wire.messages import Block, FunctionRow, RunSpec
 from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, Recorded, RunClosed
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 #: Seconds between two times that a file is written while runs go on.
 PAUSE = 10.0
+#: Seconds that a run waits for its file, and the end of the scheduler for what is saved.
+PATIENCE = 30.0
 #: What a function claims (MB) while no worker is known that could run it.
 _NOTHING = 1.0
 
@@ -40,11 +50,15 @@ class Measurements:
         #: By the path or URL of the file; None: in memory only.
         self._uses: dict[str | None, Uses] = {None: Uses()}
         self._files: dict[str, LearnedFile] = {}
-        #: The functions that wait with a learned claim, and the latest claim of each code.
-        self._held: defaultdict[_Code, set[FunctionRecord]] = defaultdict(set)
-        self._claims: dict[_Code, float | None] = {}
-        #: The files with unsaved measurements, when each was saved, and the saves under way.
+        #: The functions that wait with a learned claim, of each code by what decides about it;
+        #: those that wait no more are removed when they are noticed.
+        self._held: defaultdict[_Code, defaultdict[Any, set[FunctionRecord]]] = defaultdict(
+            lambda: defaultdict(set)
+        )
+        #: The files with unsaved measurements, those of them that should not wait for the next
+        #: pause, when each was saved, and the saves under way.
         self._unsaved: set[str] = set()
+        self._urgent: set[str] = set()
         self._saved: dict[str, float] = {}
         self._saves: dict[str, asyncio.Task[None]] = {}
 
@@ -55,31 +69,51 @@ class Measurements:
         if url is None or url in self._files:
             return
         file = LearnedFile(url)
-        uses = await asyncio.to_thread(file.open)
-        if url not in self._files:  # another run may have been faster
-            self._files[url], self._uses[url] = file, uses
+        opening = _in_thread(file.open)
+        await asyncio.wait([opening], timeout=PATIENCE)
+        if url in self._files:  # another run may have been faster
+            return
+        if not opening.done():
+            logger.warning("Reading what was learned takes too long; the run starts without it")
+        # What the file has gets lost in no case: saving merges it.
+        self._files[url] = file
+        self._uses[url] = opening.result() if opening.done() else Uses()
 
     async def close(self) -> None:
         """Save what has not been saved."""
-        await asyncio.gather(*self._saves.values(), return_exceptions=True)
-        await asyncio.gather(*map(self._save, list(self._unsaved)))
+        for url in self._unsaved:
+            self._save_soon(url, at_once=True)
+        if self._saves:
+            _, late = await asyncio.wait(self._saves.values(), timeout=PATIENCE)
+            if late:
+                logger.warning("Saving what was learned takes too long; some of it is lost")
 
     def _save_soon(self, url: str, *, at_once: bool) -> None:
         self._unsaved.add(url)
+        if at_once:
+            self._urgent.add(url)
         due = time.monotonic() - self._saved.get(url, -PAUSE) >= PAUSE
         if (due or at_once) and url not in self._saves:
-            self._saved[url] = time.monotonic()
-            task = self._saves[url] = asyncio.create_task(self._save(url))
-            task.add_done_callback(lambda _: self._saves.pop(url, None))
+            self._saves[url] = asyncio.create_task(self._save(url))
 
     async def _save(self, url: str) -> None:
-        self._unsaved.discard(url)
-        await asyncio.to_thread(self._files[url].save, self._uses[url].copy())
+        while True:
+            self._unsaved.discard(url)
+            self._urgent.discard(url)
+            self._saved[url] = time.monotonic()
+            await _in_thread(self._files[url].save, self._uses[url].copy())
+            if url not in self._urgent:
+                break
+        del self._saves[url]
 
     # Measurements
 
     def __call__(self, event: Recorded) -> None:
         """Learn from the end of an attempt; save what was learned when a run closes."""
+        if isinstance(event, RunClosed):
+            for url in list(self._unsaved):
+                self._save_soon(url, at_once=True)
+            return
         run = self.runs.get(event.run_id)
         if run is None:
             return
@@ -88,10 +122,6 @@ class Measurements:
             self._ended(run, event.function, event.attempt)
         elif isinstance(event, AttemptsEnded):
             self._block_ended(run, event.block)
-        elif isinstance(event, RunClosed):
-            url = run.spec.learned
-            if url in self._unsaved:
-                self._save_soon(url, at_once=True)
 
     def _ended(self, run: RunRecord, index: int, attempt: Attempt) -> None:
         url, peak = run.spec.learned, attempt.usage.peak_memory
@@ -150,13 +180,11 @@ class Measurements:
 
         None if no worker has more than it is known to need.
         """
-        spec = record.run.spec
-        code = spec.learned, spec.codes[record.row.prefix]
-        claim = self._claim(code, record)
-        if not record.exceeded:
-            self._held[code].add(record)
-            self._claims[code] = claim
-        return claim
+        row, spec = record.row, record.run.spec
+        code = spec.learned, spec.codes[row.prefix]
+        kind = tuple(row.cost.items()), row.pin, record.exceeded
+        self._held[code][kind].add(record)
+        return self._claim(code, record)
 
     def _claim(self, code: _Code, record: FunctionRecord) -> float | None:
         row = record.row
@@ -179,11 +207,30 @@ class Measurements:
 
     def _revise(self, code: _Code) -> None:
         """Have held functions claim what was learned meanwhile, if that has changed."""
-        held = {record for record in self._held[code] if isinstance(record.state, Held)}
-        if not held:
+        for kind, records in list(self._held[code].items()):
+            while records and not isinstance((sample := next(iter(records))).state, Held):
+                records.discard(sample)
+            if not records:
+                del self._held[code][kind]
+            elif self._claim(code, sample) != sample.cost.get("memory"):
+                for record in list(records):
+                    self.claim_again(record)
+        if not self._held[code]:
             del self._held[code]
-            return
-        self._held[code] = held
-        if self._claim(code, next(iter(held))) != self._claims.get(code):
-            for record in held:
-                self.claim_again(record)
+
+
+def _in_thread(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+    """Call a function that raises nothing in a thread that keeps no process from ending.
+
+    The threads of asyncio do, so a file system that hangs would keep a scheduler alive.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def call() -> None:
+        result = function(*args)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(future.set_result, result)
+
+    threading.Thread(target=call, name="handoff-learned", daemon=True).start()
+    return future

@@ -35,7 +35,7 @@ from handoff_dask.worker.current import (
     running_here,
 )
 from handoff_dask.worker.devices import visible_devices
-from handoff_dask.worker.isolation.calls import Kind, Request, World
+from handoff_dask.worker.isolation.calls import Request, World
 from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
@@ -163,9 +163,8 @@ def _run_isolated(
     started, cost, timeout = time.time(), cost_of(task.facts), terms.timeout
     attempt = task.facts.get("handoff", {}).get("attempt", 1)
     policy = terms.policy
-    kind: Kind = "call" if terms.keep else "discard"
     address = compat.worker_address()
-    request = Request(names, call, values, kind, (None, None), policy, attempt, cost, address)
+    request = Request(names, call, values, terms.keep, policy, attempt, cost, address)
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
     with compat.started() as check:

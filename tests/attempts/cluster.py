@@ -10,6 +10,7 @@ from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.lives import Departure, Lives
 from handoff_dask.attempts.losses import End
+from handoff_dask.attempts.retries import Verdict
 from handoff_dask.attempts.states import PLACED, Asking, Failing, Failure, Placement
 from handoff_dask.errors import WorkerLostError
 from handoff_dask.model.retry import RetryPolicy
@@ -100,7 +101,7 @@ class Cluster:
         return WorkerLostError(life.row.label, [entry.worker for entry in life.deaths])
 
     def escalate(self, life):
-        return {}
+        return Verdict(retry=True)
 
     def died_unstarted(self, life, lost, reason):
         assert not any(s.number == lost.number and s.started for s in self.sent)

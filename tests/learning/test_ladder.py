@@ -59,16 +59,12 @@ def test_no_ladder_is_cheaper(peaks: list[int], share: float) -> None:
     assert expected(ladder) == pytest.approx(best)
 
 
-@given(PEAKS, WORKER, SHARE, st.booleans())
-def test_claims_rise_to_a_whole_worker(
-    peaks: list[float], worker: float, share: float, critical: bool
-) -> None:
+@given(PEAKS, WORKER, SHARE)
+def test_claims_rise_to_a_whole_worker(peaks: list[float], worker: float, share: float) -> None:
     """A function that always runs out of memory claims more each time, ends at a whole worker."""
     ladder = rungs(peaks, worker_memory=worker, cpu_share=share)
     claims = [0.0]
-    while (
-        claim := next_claim(ladder, worker_memory=worker, exceeded=claims[-1], critical=critical)
-    ) is not None:
+    while (claim := next_claim(ladder, worker_memory=worker, exceeded=claims[-1])) is not None:
         assert claims[-1] < claim <= worker
         claims.append(claim)
     assert claims[-1] == worker
@@ -88,11 +84,6 @@ def test_what_was_used_when_killed_counts() -> None:
     assert next_claim((100, 200, 300), worker_memory=800, exceeded=210) == 300
     assert next_claim((100, 200, 300), worker_memory=800, exceeded=310) == 620
     assert next_claim((100, 200, 300), worker_memory=800, exceeded=500) == 800
-
-
-def test_critical_functions_start_high() -> None:
-    """A function that others wait for starts on the highest rung."""
-    assert next_claim((100, 200, 300), worker_memory=800, critical=True) == 300
 
 
 def test_cores_that_limit_make_claims_wide() -> None:

@@ -140,7 +140,7 @@ def test_codes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_durations_without_peaks() -> None:
     """Functions in threads teach durations only, and nothing is known of other codes."""
     uses = made([("code", 1, 2.0, None)] * 5)
-    assert uses.seconds("code") == 2.0 and not uses.is_learned("code")
+    assert uses.seconds("code") == 2.0
     assert uses.seconds("other") is None
     assert uses.claim("code", worker_memory=800) == uses.claim("other", worker_memory=800) == 100
 
@@ -156,7 +156,7 @@ def test_the_first_kill_spares_the_next() -> None:
     assert uses.claim("code", worker_memory=800, exceeded=800) is None
     for at in range(3):
         uses.record("code", started=at, seconds=1, peak=10)
-    assert uses.is_learned("code") and uses.claim("code", worker_memory=800) == 11
+    assert uses.claim("code", worker_memory=800) == 11
 
 
 def test_claims_change_rarely() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 
 import dask
@@ -25,6 +26,8 @@ from handoff_dask import (
     plan,
     submit,
 )
+from handoff_dask.scheduler import measurements
+from handoff_dask.scheduler.learned_file import LearnedFile
 from handoff_dask.worker.isolation import unavailable
 from tests.support import dag_of
 from tests.trust.isolated_calls import need, using
@@ -212,6 +215,101 @@ async def test_workers_that_come_later(c, s):
         result = await run
         assert set(result.results.values()) == {400}
     del run
+
+
+@gen_cluster(client=True, nthreads=[], timeout=60)
+async def test_a_worker_that_leaves_after_a_kill(c, s):
+    """What ran out of memory and waits for a larger worker claims what those that stay have."""
+    from distributed import Worker
+
+    async with (
+        Worker(s.address, nthreads=8, memory_limit="1GB", name="small"),
+        Worker(s.address, nthreads=8, memory_limit="4GB", name="large") as large,
+    ):
+        dag = needing([700], seconds=0.1)
+        for name, memory in (("small", 900), ("large", 3300)):
+            dag.add(time.sleep, 5, id=name, cost={"memory": memory}, node=name, max_retries=0)
+        run = await submit(dag, placement_timeout=20, on_error="continue")
+        functions = s.plugins["handoff"].functions
+        while not any(
+            record.row.learns_memory and record.exceeded for record in functions.values()
+        ):
+            await asyncio.sleep(0.01)
+        await large.close()
+        result = await run
+        assert result.results["f", 0] == 1000
+
+
+@gen_cluster(client=True, nthreads=[], timeout=60)
+async def test_a_worker_that_leaves_beside_pins(c, s):
+    """Functions of one code that different workers can run claim what theirs have."""
+    from distributed import Worker
+
+    async with (
+        Worker(s.address, nthreads=2, memory_limit="400MB", name="small"),
+        Worker(s.address, nthreads=2, memory_limit="4GB", name="large") as large,
+    ):
+        dag = DAG("d")
+        for name, memory in (("small", 390), ("large", 3900)):
+            dag.add(time.sleep, 2, id=name, cost={"memory": memory}, node=name, max_retries=0)
+        for i in range(8):
+            fields = {"node": "small"} if i % 2 else {}
+            dag.add(need, 10, id=("f", i), cost={"memory": AUTO}, **fields)
+        run = await submit(dag, placement_timeout=20, on_error="continue")
+        while (await run.status())["running"] < 2:
+            await asyncio.sleep(0.01)
+        await large.close()
+        result = await run
+        assert {id for id in dag if id in result.results} >= {("f", i) for i in range(8)}
+
+
+def test_all_is_saved_when_a_run_closes(tmp_path, monkeypatch):
+    """So it is if it closes while an earlier save goes on."""
+    path = tmp_path / "learned.json"
+    save = LearnedFile.save
+
+    def slow(file, uses):
+        time.sleep(0.3)
+        save(file, uses)
+
+    monkeypatch.setattr(LearnedFile, "save", slow)
+
+    @gen_cluster(client=True, nthreads=[("", 1)], config={"handoff.learned": str(path)})
+    async def runs(c, s, a):
+        dag = DAG("d")
+        dag.map(time.sleep, [0.02] * 5)
+        await execute(dag, bundle=False)
+        while not path.exists() or len(durations()) < 5:
+            await asyncio.sleep(0.01)
+
+    def durations():
+        return json.loads(path.read_text())["codes"]["time.sleep"]["durations"]
+
+    runs()
+
+
+@pytest.mark.parametrize("method", ["open", "save"])
+def test_a_file_system_that_hangs(method, tmp_path, monkeypatch, caplog):
+    """The run goes on without the file, and the scheduler closes."""
+    hanging = threading.Event()
+    monkeypatch.setattr(LearnedFile, method, lambda *_: hanging.wait())
+    monkeypatch.setattr(measurements, "PATIENCE", 0.2)
+
+    @gen_cluster(
+        client=True,
+        nthreads=[("", 1)],
+        config={"handoff.learned": str(tmp_path / "learned.json")},
+        clean_kwargs={"threads": False},
+    )
+    async def runs(c, s, a):
+        dag = dag_of(Function("f", code=time.sleep, extra_args=[0.02]))
+        assert (await execute(dag)).results == {"f": None}
+
+    try:
+        runs()
+    finally:
+        hanging.set()
+    assert "takes too long" in caplog.text
 
 
 @pytest.mark.parametrize(

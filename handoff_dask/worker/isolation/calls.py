@@ -13,7 +13,6 @@ from handoff_dask.attempts.retries import Verdict
 from handoff_dask.model.attempt import Usage
 from handoff_dask.wire.payload import Name
 
-Kind = Literal["call", "discard", "transform"]
 Outcome = Literal["ok", "error", "out-of-memory", "process-died", "killed"]
 
 
@@ -33,10 +32,8 @@ class Request(NamedTuple):
     names: tuple[Name, ...]
     call: bytes
     values: tuple[Any, ...]
-    #: What to return: the result, nothing, or the result of a transform.
-    kind: Kind = "call"
-    #: For a transform, the workers of producer and consumer.
-    ends: tuple[Any, Any] = (None, None)
+    #: Whether to return the result.
+    keep: bool = True
     #: The retry policy, pickled, if it contains users' code.
     policy: bytes | None = None
     #: What ``current()`` says.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.model.attempt import Usage
-from handoff_dask.model.expansion import evaluate, finish
+from handoff_dask.model.expansion import evaluate
 from handoff_dask.packed_errors import packed
 from handoff_dask.wire.payload import opened
 from handoff_dask.worker.current import isolate, refuse_isolated, running
@@ -120,7 +120,7 @@ class _Child:
             with suppress(Exception):
                 stream.flush()
         result = evaluated.result
-        size = None if result is None or order.request.kind == "discard" else result.size
+        size = None if result is None or not order.request.keep else result.size
         used = self._meter.stop()
         self._inputs = None
         settles = used.now > self._idle + _TIDY
@@ -166,14 +166,11 @@ class _Child:
         if self._width is not None and (limits := sys.modules.get("threadpoolctl")):
             limits.threadpool_limits(self._width)  # for libraries that heed no variable
         with running(*identity, request.attempt, request.cost):
-            if request.kind != "transform":
-                return evaluate(call, results, lambda: request.address)
-            (data,) = results
-            return finish(call.code(data, *request.ends, *call.extra_args))
+            return evaluate(call, results, lambda: request.address)
 
     @staticmethod
     def _pack(request: Request, value: Any) -> Packed:
-        if request.kind == "discard":
+        if not request.keep:
             value = None
         try:
             return pack(value)

@@ -79,15 +79,8 @@ def test_coroutines(pool):
 
 def test_discarded_results(pool):
     """A result that nobody needs is not sent, so it need not be one that can be."""
-    ended = run(pool, lambda: (i for i in range(3)), kind="discard")
+    ended = run(pool, lambda: (i for i in range(3)), keep=False)
     assert (value(ended), ended.usage.result_bytes) == (None, None)
-
-
-def test_transforms(pool):
-    """A transform gets the data, its ends and its static arguments."""
-    call = dumps((("f", "a dag"), lambda *args: args, (0,), (7, 8), {}))
-    request = Request((), call, ("data",), kind="transform", ends=("a", "b"))
-    assert value(pool.run(request, World(), key=0)) == ("data", "a", "b", 7, 8)
 
 
 def test_exceptions(pool):
