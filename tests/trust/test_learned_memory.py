@@ -205,7 +205,11 @@ def test_a_place_that_cannot_be_written(tmp_path, caplog):
     assert "no-such-protocol" in caplog.text
 
 
-@gen_cluster(client=True, nthreads=[])
+#: The process of the tests may use more memory than their workers have.
+UNPAUSED = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause")}
+
+
+@gen_cluster(client=True, nthreads=[], config=UNPAUSED)
 async def test_workers_that_come_later(c, s):
     """Without workers, nothing is claimed; the first one to come decides."""
     from distributed import Worker
@@ -217,7 +221,7 @@ async def test_workers_that_come_later(c, s):
     del run
 
 
-@gen_cluster(client=True, nthreads=[], timeout=60)
+@gen_cluster(client=True, nthreads=[], config=UNPAUSED, timeout=60)
 async def test_a_worker_that_leaves_after_a_kill(c, s):
     """What ran out of memory and waits for a larger worker claims what those that stay have."""
     from distributed import Worker
@@ -240,7 +244,7 @@ async def test_a_worker_that_leaves_after_a_kill(c, s):
         assert result.results["f", 0] == 1000
 
 
-@gen_cluster(client=True, nthreads=[], timeout=60)
+@gen_cluster(client=True, nthreads=[], config=UNPAUSED, timeout=60)
 async def test_a_worker_that_leaves_beside_pins(c, s):
     """Functions of one code that different workers can run claim what theirs have."""
     from distributed import Worker
