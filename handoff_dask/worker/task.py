@@ -170,11 +170,13 @@ def _run_isolated(
     with compat.started() as check:
 
         def begin() -> None:
-            # From here on, the plugin kills the call if it is given up.
+            # From here on, the pool knows the call: it can be killed.
             check()
             if task.given_up:
                 compat.silence_failure()
                 raise RuntimeError("it was given up")  # nobody hears of it
+            if timeout is not None:
+                timer.start()
 
         pool = task.plugin.processes()
         late = f"it ran longer than its timeout of {timeout} s"
@@ -182,8 +184,6 @@ def _run_isolated(
             min(timeout or 0.0, threading.TIMEOUT_MAX), pool.kill, args=(task.key, late)
         )
         timer.daemon = True
-        if timeout is not None:
-            timer.start()
         try:
             ended = pool.run(request, world, limit=cost.get("memory"), key=task.key, on_start=begin)
         finally:

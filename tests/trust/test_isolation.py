@@ -237,12 +237,13 @@ def test_coroutines(client):
         (kill, {}, "process-died", ProcessDiedError, "SIGKILL"),
         (hog, {"cost": {"memory": 100}}, "out-of-memory", OutOfMemoryError, "claim of 100 MB"),
         (hang, {"timeout": 0.3}, "timeout", TimeoutError, "timeout of 0.3 s"),
+        (hang, {"timeout": 1e-6}, "timeout", TimeoutError, "timeout of 1e-06 s"),
         (grandchildren, {"timeout": 0.3}, "timeout", TimeoutError, "timeout of 0.3 s"),
         (lambda: 1 / 0, {}, "error", ZeroDivisionError, "division"),
         (lambda: open, {}, None, None, None),
         (lambda: (i for i in ()), {}, "error", TypeError, "generator"),
     ],
-    ids="segfault exit kill memory timeout sleepers error fine unpicklable".split(),
+    ids="segfault exit kill memory timeout at-once sleepers error fine unpicklable".split(),
 )
 def test_ends(code, fields, outcome, cause, text, client):
     """Each end has its outcome and cause; its neighbours and plain tasks never notice."""
