@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, TypeVar
 
 from handoff_dask.attempts.states import Held
@@ -19,8 +18,8 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.learned_file import LearnedFile
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord, UnitRecord
-from handoff_dask.wire.messages import Block, FunctionRow, RunSpec
-from handoff_dask.wire.run_events import AttemptEnded, AttemptsEnded, Recorded, RunClosed
+from handoff_dask.wire.messages import FunctionRow, RunSpec
+from handoff_dask.wire.run_events import AttemptEnded, Recorded, RunClosed
 
 logger = logging.getLogger(__name__)
 
@@ -115,24 +114,21 @@ class Measurements:
                 self._save_soon(url, at_once=True)
             return
         run = self.runs.get(event.run_id)
-        if run is None:
-            return
-        if isinstance(event, AttemptEnded):
+        if run is not None and isinstance(event, AttemptEnded):
             assert isinstance(event.function, int)
             self._ended(run, event.function, event.attempt)
-        elif isinstance(event, AttemptsEnded):
-            self._block_ended(run, event.block)
 
     def _ended(self, run: RunRecord, index: int, attempt: Attempt) -> None:
         url, peak = run.spec.learned, attempt.usage.peak_memory
-        code = run.spec.codes.get(run.row(index).prefix)
-        if code is None or (url is None and peak is None):
+        if url is None and peak is None:
             return  # the engine has learned how long it takes
-        uses = self._uses[url]
+        row = run.row(index)
+        code, uses = run.spec.codes[row.prefix], self._uses[url]
         if attempt.outcome == "ok":
             first = run.first_start(index, attempt)
-            label = run.row(index).label
-            uses.record(code, started=first, seconds=attempt.duration, peak=peak, function=label)
+            uses.record(
+                code, started=first, seconds=attempt.duration, peak=peak, function=row.label
+            )
         elif attempt.outcome == "out-of-memory":
             exceeded = max(attempt.cost.get("memory", 0.0), peak or 0.0)
             uses.record_kill(code, exceeded=exceeded)
@@ -143,19 +139,15 @@ class Measurements:
         if self._held.get((url, code)):
             self._revise((url, code))
 
-    def _block_ended(self, run: RunRecord, block: Block) -> None:
+    def bundled(self, run: RunRecord, prefix: str, seconds: float, started: float) -> None:
         """Record the average of functions that travelled together: each alone would cost too much.
 
-        They are of one code, or else it is not known which of them took how long.
+        `prefix` names their code, and `started` is when the first started (s since the epoch).
         """
         url = run.spec.learned
-        codes = {run.prefix_of(index) for index in block.indices}
-        code = run.spec.codes.get(codes.pop()) if len(codes) == 1 else None
-        if url is None or code is None:
-            return
-        seconds = fmean(map(float.__sub__, block.stopped, block.started))
-        self._uses[url].record(code, started=block.started[0], seconds=seconds)
-        self._save_soon(url, at_once=False)
+        if url is not None:
+            self._uses[url].record(run.spec.codes[prefix], started=started, seconds=seconds)
+            self._save_soon(url, at_once=False)
 
     def seconds(self, spec: RunSpec, prefix: str) -> float | None:
         """Return how long functions of a code take (s), if that was learned."""

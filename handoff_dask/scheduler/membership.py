@@ -49,6 +49,9 @@ class Bundles:
     scheduler: Scheduler
     engine: Engine
     runs: Runs
+    #: Records how long functions of a code, given by its name in a run, took on average (s), and
+    #: when the first of them started.
+    measured: Callable[[RunRecord, str, float, float], None]
     #: Has the engine decide soon.
     ask: Callable[[], None]
 
@@ -126,6 +129,7 @@ class Bundles:
         for code, measured in seconds.items():
             mean = sum(measured) / len(measured)
             self.engine.duration_learned(code, mean)
+            self.measured(record.run, code, mean, block.started[0])
             longest = max(measured)
             if longest > bundle.patience:
                 index = block.indices[measured.index(longest)] if len(seconds) == 1 else None

@@ -77,7 +77,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self._ask,
         )
         self.measurements = Measurements(self.runs, engine.questions, self._claim_again)
-        self.bundles = Bundles(scheduler, engine, self.runs, self._ask)
+        self.bundles = Bundles(scheduler, engine, self.runs, self.measurements.bundled, self._ask)
         self.functions = self.runs.functions
         self.foreign = Foreign(scheduler, engine, self.registry.names, self._ask)
         self.gate = Gate(scheduler, self.registry, self.functions, self.bundles.mark)

@@ -329,18 +329,13 @@ class RunRecord:
         position = self.bundles[home].position(index)
         return self._members[number][first + position]
 
-    def prefix_of(self, index: int) -> str:
-        """Return the name of a node's code."""
-        if index in self.records:
-            return self.records[index].row.prefix
-        bundle = self.bundles[self.homes[index]]
-        return bundle.bundle.prefix(bundle.position(index))
-
     def key_of(self, index: int) -> Key:
         """Return the key of the task that has a node's result by itself."""
         if index in self.records:
             return cast("Key", self.records[index].key)
-        return node_key(self.prefix_of(index), self.spec.run_id, index)
+        bundle = self.bundles[self.homes[index]]
+        prefix = bundle.bundle.prefix(bundle.position(index))
+        return node_key(prefix, self.spec.run_id, index)
 
     def unit_key(self, index: int) -> Any:
         """Return the key of what is placed when a node is; None if it has not come."""
