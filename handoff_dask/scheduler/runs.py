@@ -107,12 +107,13 @@ class Runs(Mapping[str, RunRecord]):
 
     # How a run begins
 
-    def open(self, opening: bytes) -> tuple[tuple[int, Finding] | None, RunRecord | None]:
-        """Record a run, given the message that opens it.
+    def open(
+        self, described: RunSpec, opening: bytes
+    ) -> tuple[tuple[int, Finding] | None, RunRecord | None]:
+        """Record a run, given the message that opens it, unpacked and as it came.
 
         The answer is a node that no worker can hold and why, or the run.
         """
-        described = RunSpec.unpacked(opening)
         spec = replace(described, kinds=())
         run = self._runs[spec.run_id] = RunRecord(spec, opening, self.emit, self._offered)
         self.engine.run_opened(

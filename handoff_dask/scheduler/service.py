@@ -62,8 +62,9 @@ class Service:
     async def open(self, spec: bytes) -> bytes:
         """Record a run; the answer is an :class:`Opened`, pickled."""
         await self.registry.settled()
-        await self.measurements.open(RunSpec.unpacked(spec).learned)
-        refused, run = self.runs.open(spec)
+        described = RunSpec.unpacked(spec)
+        await self.measurements.open(described.learned)
+        refused, run = self.runs.open(described, spec)
         if run is None:
             return pickle.dumps(Opened(refused, {}, {}, {}, None, False))
         if not run.spec.nodes:  # no graph will follow, and nothing to tell its end by
@@ -71,7 +72,7 @@ class Service:
                 run.arrived.set()
             else:
                 self.runs.forget(run)
-        return pickle.dumps(self._opened(RunSpec.unpacked(spec)))
+        return pickle.dumps(self._opened(described))
 
     def _opened(self, spec: RunSpec) -> Opened:
         questions = self.engine.questions

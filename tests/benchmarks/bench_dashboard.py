@@ -52,7 +52,7 @@ class World:
             ]
             run_id = f"{number:032x}"
             spec = RunSpec(run_id, f"dag-{number}", "client", nodes=count, functions=count)
-            _, run = self.plugin.runs.open(spec.packed())
+            _, run = self.plugin.runs.open(spec, spec.packed())
             self.plugin.runs.portion_arrived(run_id, Portion(run_id, 0, True, rows).packed())
             run.arrived.set()
             for record in run.records.values():
