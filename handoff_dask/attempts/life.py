@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.losses import Lost
-from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, State, check
+from handoff_dask.attempts.states import PLACED, WAITING, Asking, Ended, Failure, State, check
 from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 from handoff_dask.model.retry import RetryPolicy
 
@@ -76,6 +76,10 @@ class Life:
     def whose(self) -> str:
         """Whose it is, in words."""
         return ""
+
+    def claimed_too_little(self, failure: Failure) -> bool:
+        """Whether an attempt failed because of what it claimed by others' use: not its fault."""
+        return self.row.learns_memory and failure.outcome == "out-of-memory"
 
     # What subclasses may react to
 

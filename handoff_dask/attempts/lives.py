@@ -215,8 +215,7 @@ class Lives:
         """Record what a worker reports of a failed attempt; return whether another follows."""
         state = life.state
         assert isinstance(state, (Assigned, Running))
-        if life.row.learns_memory and failure.outcome == "out-of-memory":
-            # It claimed too little, which is not its fault.
+        if life.claimed_too_little(failure):
             peak = failure.usage.peak_memory or 0.0
             life.exceeded = max(life.exceeded, life.cost.get("memory", 0.0), peak)
             again = self.surroundings.learned_claim(life) is not None
@@ -324,14 +323,13 @@ class Lives:
         """Record a failed attempt, and what it means for the next one."""
         state = life.state
         assert isinstance(state, Failing)
-        underclaimed = life.row.learns_memory and failure.outcome == "out-of-memory"
         life.record(
             state.placement.worker,
             failure.started,
             failure.stopped,
             failure.outcome,
             failure.message,
-            not underclaimed,
+            not life.claimed_too_little(failure),
             failure.error_type,
             failure.usage,
         )
