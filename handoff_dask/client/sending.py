@@ -16,6 +16,7 @@ from handoff_dask.client.describing import function_label, packed_outlines
 from handoff_dask.client.options import Allocator
 from handoff_dask.client.submission import PIECE, Submission
 from handoff_dask.client.units import Unit
+from handoff_dask.compat import client_side as compat
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.graph.translation import BundledNodes, PackedCall
 from handoff_dask.placement.bundling import (
@@ -236,9 +237,8 @@ class Sender:
         # What later portions need is kept until these have arrived.
         lent = [] if last else self._lendable(chosen, inside, graph)
         keys = [unit_key for unit_key, _, _ in units] + lent
-        self._client._send_to_scheduler(
-            {"op": "handoff-portion", "run_id": portion.run_id, "portion": portion.packed()}
-        )
+        message = {"op": "handoff-portion", "run_id": portion.run_id, "portion": portion.packed()}
+        compat.send(self._client, message)
         get = partial(
             self._client.get,
             graph,

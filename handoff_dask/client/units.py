@@ -10,6 +10,7 @@ from distributed import Client, Future
 
 from handoff_dask.client import gathering
 from handoff_dask.client.describing import Outline
+from handoff_dask.compat import client_side as compat
 
 
 class Unit(NamedTuple):
@@ -41,9 +42,8 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
         index = self._outline.awaited[function_id]
         if index not in self._known:
             self._known[index] = Future(self._outline.key(index), self._client)
-            self._client._send_to_scheduler(
-                {"op": "handoff-take", "run_id": self._outline.run_id, "indices": [index]}
-            )
+            message = {"op": "handoff-take", "run_id": self._outline.run_id, "indices": [index]}
+            compat.send(self._client, message)
         return self._known[index]
 
     def __iter__(self) -> Iterator[Hashable]:

@@ -24,6 +24,11 @@ def settle_future(future: Future[Any], state: str) -> None:
         future_state.set_error(RuntimeError("its error could not be read"), None)
 
 
+def send(client: Client, message: dict[str, Any]) -> None:
+    """Send a message on a client's stream, behind what it has sent before."""
+    client._send_to_scheduler(message)
+
+
 def handle_events(client: Client, topic: str, handler: Callable[[Any], None]) -> None:
     """Set what a client does with the events of a topic to which the scheduler subscribed it."""
     client._event_handlers[topic] = handler
