@@ -20,7 +20,7 @@ from distributed import Client
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.compat import worker as compat
 from handoff_dask.errors import OutOfMemoryError, ProcessDiedError
-from handoff_dask.model.attempt import Outcome, Usage
+from handoff_dask.model.attempt import Usage
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.packed_errors import PackedError, packed
@@ -35,7 +35,7 @@ from handoff_dask.worker.current import (
     running_here,
 )
 from handoff_dask.worker.devices import visible_devices
-from handoff_dask.worker.isolation.calls import Request, World
+from handoff_dask.worker.isolation.calls import Ended, Request, World
 from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
@@ -191,29 +191,25 @@ def _run_isolated(
     if ended.outcome == "ok":
         task.note(ended.usage)
         return ended.value
-    outcome: Outcome = "error"
-    verdict = None
     error: BaseException
     if ended.outcome == "error":
-        error, verdict = ended.value, ended.verdict
+        error = ended.value
     elif ended.outcome == "out-of-memory":
-        outcome = "out-of-memory"
         claim, peak = cost.get("memory", 0.0), ended.usage.peak_memory or 0.0
         error = OutOfMemoryError(isolated.label, claim, peak, ended.detail)
     elif ended.outcome == "process-died":
-        outcome = "process-died"
         error = ProcessDiedError(isolated.label, ended.detail, ended.output)
     elif ended.detail == late:
-        outcome, error = "timeout", TimeoutError(late)
+        error = TimeoutError(late)
     elif task.given_up:
         compat.silence_failure()
         raise RuntimeError(ended.detail)  # nobody hears of it
     else:  # whether it runs again is not decided here
         raise compat.Reschedule
     identity = Verbatim(isolated.label), Verbatim(isolated.dag_label)
-    text = ended.detail or None
-    silent = isolated.learns_memory and outcome == "out-of-memory"
-    raise _reported(error, started, policy, identity, outcome, ended.usage, verdict, text, silent)
+    # A claim that was learned and too low is nobody's failure.
+    silent = isolated.learns_memory and ended.outcome == "out-of-memory"
+    raise _reported(error, started, policy, identity, ended, silent=silent)
 
 
 def _run(
@@ -324,13 +320,13 @@ def _reported(
     started: float,
     policy: bytes | None,
     identity: _Identity | None,
-    outcome: Outcome = "error",
-    usage: Usage | None = None,
-    verdict: Verdict | None = None,
-    text: str | None = None,
+    ended: Ended | None = None,
+    *,
     silent: bool = False,
 ) -> BaseException:
     """Report a failed attempt to the scheduler, before Dask's message; return what to raise.
+
+    `ended` is how it ended in a process of its own; `silent` keeps it out of the log.
 
     Whatever a function raises is its failure, even if Dask, asyncio or Python treat the type
     specially.
@@ -341,13 +337,15 @@ def _reported(
     # Not isinstance(), which believes an object's __class__.
     is_packed = issubclass(type(error), PackedError)
     failure = cast("PackedError", error) if is_packed else packed(error)
-    message = _failure(error, text or failure.message, started, policy, task.facts, verdict)
+    if ended is None:
+        ended = Ended("error", usage=Usage(*task.noted))
+    text = ended.detail or failure.message
+    message = _failure(error, text, started, policy, task.facts, ended.verdict)
     if is_packed:
         message["error_type"] = failure.type_name
-    message["outcome"] = outcome
-    message["usage"] = tuple(usage or Usage(*task.noted))
+    message["outcome"] = "timeout" if ended.outcome == "killed" else ended.outcome
+    message["usage"] = tuple(ended.usage)
     task.log(TOPIC, {"action": "attempt-failed", **message})
-    # A claim that was learned and too low is nobody's failure.
     if compat.silence_failure() and not silent:
         _log_attempt(identity or (task.key, None), message, task.facts)
     return failure
