@@ -30,14 +30,24 @@ class Lost:
     inputs: Sequence[Any] = ()
 
 
+class KnownStart(NamedTuple):
+    """A start in a placement."""
+
+    #: Of the function in its bundle; -1 for a function that travels alone. If the placement has
+    #: ended: -2 - the first position that did not run.
+    position: int
+    #: Seconds since the epoch.
+    at: float
+    #: Which attempt of a bundle's function it is, the first is 1.
+    attempt: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """What a worker had started."""
 
-    #: {number of the placement: ((position in its bundle, s since epoch), ...)}, in order; None if
-    #: this is not known. A function that travels alone has position -1. If the placement has ended,
-    #: the position is -2 - the first position that did not run.
-    started: Mapping[int, tuple[tuple[int, float], ...]] | None = None
+    #: {number of the placement: starts, in order}; None if this is not known.
+    started: Mapping[int, tuple[KnownStart, ...]] | None = None
     #: The placements whose threads have not ended.
     busy: frozenset[int] = frozenset()
     #: How the worker ended, if it did and that is known.
@@ -45,12 +55,12 @@ class End:
 
 
 def by_placement(
-    starts: Iterable[tuple[int, int, float]],
-) -> dict[int, tuple[tuple[int, float], ...]]:
-    """Arrange starts, given in order as (placement, position, s since epoch), as in ``End``."""
-    arranged: defaultdict[int, tuple[tuple[int, float], ...]] = defaultdict(tuple)
-    for number, position, started in starts:
-        arranged[number] += ((position, started),)
+    starts: Iterable[tuple[int, int, float, int]],
+) -> dict[int, tuple[KnownStart, ...]]:
+    """Arrange starts, given in order as (placement, fields of ``KnownStart``), as in ``End``."""
+    arranged: defaultdict[int, tuple[KnownStart, ...]] = defaultdict(tuple)
+    for number, position, at, attempt in starts:
+        arranged[number] += (KnownStart(position, at, attempt),)
     return dict(arranged)
 
 
@@ -78,10 +88,10 @@ def charge(lost: Lost, end: End) -> Charge | None:
         return None
     position, started = -1, lost.placed
     if end.started is not None:
-        position, started = end.started[lost.number][-1]
+        position, started, _ = end.started[lost.number][-1]
     # What started there since may have ended the worker, rather than this.
     had_ended = position < -1 and any(
-        starts[-1][1] > started for starts in (end.started or {}).values()
+        starts[-1].at > started for starts in (end.started or {}).values()
     )
     message: str | None = None
     if lost.worker_gone:

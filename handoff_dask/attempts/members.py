@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from handoff_dask.attempts.losses import Charge, End, Lost, charge
+from handoff_dask.model.attempt import Outcome
 
 #: States of a member: it is to run; it ended well, failed for good or was cancelled; or it travels
 #: alone.
@@ -108,8 +109,9 @@ class Members:
 
         What was running is charged, and travels alone if that killed its worker. Those behind it
         had not started. Those before it had ended: if that was not reported and their worker is
-        gone, they are in the ledger, and do not count. If nobody knows what had started, each whose
-        end was not reported is charged once, and all of these travel alone.
+        gone, they are in the ledger, and do not count. Earlier attempts of what was running had
+        failed. If nobody knows what had started, each whose end was not reported is charged once,
+        and all of these travel alone.
         """
         due = charge(lost, end)
         if due is None:
@@ -118,23 +120,28 @@ class Members:
         if end.started is None:
             unknown = self._unreported(lost.number)
             return Losses([self._charge(lost, p, due) for p in unknown], set(unknown))
-        position, started = end.started[lost.number][-1]
+        position, started, attempt = end.started[lost.number][-1]
         had_ended = position < -1
         position = -2 - position if had_ended else position
         # A worker that is there reports the ends itself.
         unreported = [p for p in self._unreported(lost.number) if p < position and lost.worker_gone]
+        if lost.worker_gone and not had_ended:
+            unreported += [position] * (attempt - 1 - self.tries[position])
         since = max(lost.placed, self._stopped) if lost.number == self._number else lost.placed
         until = lost.lost if had_ended else started
         step = max(0.0, until - since) / max(1, len(unreported))
         charges = []
         for place, other in enumerate(unreported):
             begun = until - step * (len(unreported) - place)
-            ended = Charge(begun, begun + step, "worker-lost", _ENDED, False)
+            failed = other == position
+            outcome: Outcome = "error" if failed else "worker-lost"
+            message = _FAILED if failed else _ENDED
+            ended = Charge(begun, begun + step, outcome, message, failed)
             charges.append(self._charge(lost, other, ended))
         if had_ended:
             # The result of one of them may have ended the worker.
             return Losses(charges, set(unreported) if died else set())
-        if lost.number == self._number and started < self._stopped:
+        if attempt <= self.tries[position]:
             return Losses(charges, set())  # its end was reported
         charges.append(self._charge(lost, position, due))
         return Losses(charges, {position} if died and self.states[position] == OPEN else set())
@@ -149,7 +156,8 @@ class Members:
         return position, due
 
 
-#: What is said of an attempt that ended shortly before its worker.
+#: What is said of attempts that ended shortly before their worker.
+_FAILED = "it had failed, and its error was lost with its worker"
 _ENDED = "it had ended, and its result was lost with its worker; this does not count"
 
 

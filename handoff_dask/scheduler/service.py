@@ -242,7 +242,7 @@ class Service:
         if run := self.runs.get(run_id):
             self.runs.stop(run, Stop(kind, problem))
 
-    def last_word(self, worker: str, started: list[tuple[int, int, float]]) -> None:
+    def last_word(self, worker: str, started: list[tuple[int, int, float, int]]) -> None:
         """Record the last word of a worker that closes: what it has started."""
         self.inquiries.worker_spoke(worker, End(by_placement(started)))
 

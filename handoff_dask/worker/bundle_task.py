@@ -180,7 +180,7 @@ class _Bundle:
                 self._leave_out(position, -1 - source)
                 return
         tried, failures = self._attempts.get(position, (0, 0))
-        while self._starts_now(position):
+        while self._starts_now(position, tried + 1):
             tried += 1
             if self._attempt(position, tried, failures >= member.max_retries):
                 self._release(member)
@@ -230,11 +230,11 @@ class _Bundle:
             self._failed[position] = position
         return failure.final
 
-    def _starts_now(self, position: int) -> bool:
-        """Record that a member starts; return False if it must not."""
+    def _starts_now(self, position: int, attempt: int) -> bool:
+        """Record that an attempt of a member starts; return False if it must not."""
         place = -1
         if self._starts is not None:
-            begun = self._starts.begin(self._number, position)
+            begun = self._starts.begin(self._number, position, attempt)
             if begun is None:
                 return False
             place = begun

@@ -19,10 +19,11 @@ import psutil
 
 #: The file's head: process id, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qq128s")
-#: Each place in it: position, seconds since the epoch, the placement's number plus 1 (0 is none).
+#: Each place in it: position, seconds since the epoch, attempt, the placement's number plus 1 (0 is
+#: none).
 #: The number is written last: a process that is killed halfway leaves wrong facts only about a
 #: placement that has ended.
-_START = struct.Struct("<qdq")
+_START = struct.Struct("<qdqq")
 _POSITION = struct.Struct("<q")
 
 
@@ -35,6 +36,8 @@ class Start(NamedTuple):
     position: int
     #: Seconds since the epoch.
     started: float
+    #: Which attempt of a bundle's function it is, the first is 1.
+    attempt: int
 
 
 class Starts:
@@ -76,7 +79,7 @@ class Starts:
         if self._memory is not None:
             _HEAD.pack_into(self._memory, 0, os.getpid(), self._lost, self._owner)
 
-    def begin(self, number: int, position: int = -1) -> int | None:
+    def begin(self, number: int, position: int = -1, attempt: int = 1) -> int | None:
         """Record that a function of a placement starts; return the place, to be passed to `end`.
 
         None if the function must not start. Each function of a bundle gets the same place.
@@ -89,10 +92,10 @@ class Starts:
                 place = self._started[number][0]
             else:
                 place = self._place(number)
-            self._started[number] = place, Start(number, position, now)
+            self._started[number] = place, Start(number, position, now, attempt)
             if place >= 0 and self._memory is not None:
                 offset = _HEAD.size + place * _START.size
-                _START.pack_into(self._memory, offset, position, now, number + 1)
+                _START.pack_into(self._memory, offset, position, now, attempt, number + 1)
             return place
 
     def _place(self, number: int) -> int:

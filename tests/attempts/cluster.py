@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.lives import Departure, Lives
-from handoff_dask.attempts.losses import End
+from handoff_dask.attempts.losses import End, KnownStart
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.attempts.states import PLACED, Asking, Failing, Failure, Placement
 from handoff_dask.errors import WorkerLostError
@@ -255,7 +255,7 @@ class Cluster:
                 sent.over = True  # it never will be
             sent.promised = sent.running
         end = End(
-            {sent.number: ((-1, sent.started),)} if sent.started is not None else {},
+            {sent.number: (KnownStart(-1, sent.started),)} if sent.started is not None else {},
             frozenset([sent.number] if sent.running else []),
         )
         if not known:

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from handoff_dask.attempts.life import Life
-from handoff_dask.attempts.losses import End, Lost, by_placement, charge, ending_of_process
+from handoff_dask.attempts.losses import (
+    End,
+    KnownStart,
+    Lost,
+    by_placement,
+    charge,
+    ending_of_process,
+)
 from handoff_dask.attempts.retries import may_retry, terms
 from handoff_dask.attempts.states import (
     DONE,
@@ -140,32 +147,32 @@ def lost(**fields):
 def test_an_attempt_that_had_not_started_costs_nothing():
     """A worker dies or closes before a function starts: the ledger does not hear of it."""
     assert charge(lost(), End({})) is None
-    assert charge(lost(died=False), End({8: ((-1, 2.0),)})) is None
+    assert charge(lost(died=False), End({8: (KnownStart(-1, 2.0),)})) is None
 
 
 def test_a_death_uses_up_an_attempt_of_what_had_started():
     """What a dead worker had started is charged, with the time of its start and the reason."""
-    due = charge(lost(), End({7: ((-1, 2.0),)}, reason="killed by signal 9 (SIGKILL)"))
+    due = charge(lost(), End({7: (KnownStart(-1, 2.0),)}, reason="killed by signal 9 (SIGKILL)"))
     assert due == (2.0, 5.0, "worker-lost", "killed by signal 9 (SIGKILL)", True)
 
 
 def test_starts_by_placement():
     """Starts are arranged by placement, in order; a function that travels alone has one."""
-    starts = [(7, -1, 1.0), (8, 0, 2.0), (9, -1, 3.0), (8, 1, 4.0)]
+    starts = [(7, -1, 1.0, 1), (8, 0, 2.0, 1), (9, -1, 3.0, 1), (8, 1, 4.0, 2)]
     assert by_placement(starts) == {
-        7: ((-1, 1.0),),
-        8: ((0, 2.0), (1, 4.0)),
-        9: ((-1, 3.0),),
+        7: (KnownStart(-1, 1.0),),
+        8: (KnownStart(0, 2.0), KnownStart(1, 4.0, 2)),
+        9: (KnownStart(-1, 3.0),),
     }
 
 
 def test_an_orderly_end_is_recorded_but_uses_up_nothing():
     """A worker that closes in order costs no attempt; nor does Dask, when it takes a task back."""
-    due = charge(lost(died=False), End({7: ((-1, 2.0),)}))
+    due = charge(lost(died=False), End({7: (KnownStart(-1, 2.0),)}))
     assert due is not None
     assert (due.outcome, due.counts) == ("worker-lost", False)
     assert "does not count" in due.message
-    due = charge(lost(worker_gone=False, died=False), End({7: ((-1, 2.0),)}))
+    due = charge(lost(worker_gone=False, died=False), End({7: (KnownStart(-1, 2.0),)}))
     assert due is not None
     assert (due.outcome, due.message, due.counts) == ("cancelled", None, False)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handoff_dask.attempts.losses import End, Lost
+from handoff_dask.attempts.losses import End, KnownStart, Lost
 from handoff_dask.attempts.members import DONE, OPEN, Members, with_dependents, with_sources
 
 COUNT = 6
@@ -49,7 +49,8 @@ class Bundle:
             return
         starts = {}
         if running:
-            starts[number] = ((running[0], at + 2 * positions.index(running[0])),)
+            begun = at + 2 * positions.index(running[0])
+            starts[number] = (KnownStart(running[0], begun, self.starts[running[0]]),)
         losses = members.lost(
             lost(number, at + 100, gone=how != "taken back", died=how == "died"),
             End(starts if known else None),
@@ -109,16 +110,30 @@ def test_a_failure_that_was_reported():
     """A start whose failure was reported is not charged once more."""
     members = Members(3)
     members.reported(1, [0], 1005.0)
-    losses = members.lost(lost(1, 1100.0), End({1: ((0, 1001.0),)}))
+    losses = members.lost(lost(1, 1100.0), End({1: (KnownStart(0, 1001.0, 1),)}))
     assert losses == ([], set())
-    losses = members.lost(lost(1, 1100.0), End({1: ((0, 1006.0),)}))
+    losses = members.lost(lost(1, 1100.0), End({1: (KnownStart(0, 1006.0, 2),)}))
     assert [position for position, _ in losses.charges] == [0] and losses.leave == {0}
+
+
+def test_failures_that_were_not_reported():
+    """Attempts that failed just before the one that ended their worker count, each once."""
+    members = Members(3)
+    members.reported(1, [0, 1], 1005.0)
+    members.end([0], DONE)
+    losses = members.lost(lost(1, 1100.0), End({1: (KnownStart(1, 1011.0, 4),)}))
+    assert [(p, due[:3], due.counts) for p, due in losses.charges] == [
+        (1, (1005.0, 1008.0, "error"), True),
+        (1, (1008.0, 1011.0, "error"), True),
+        (1, (1011.0, 1100.0, "worker-lost"), True),
+    ]
+    assert losses.leave == {1} and list(members.tries) == [1, 4, 0]
 
 
 def test_a_bundle_that_had_ended():
     """Nothing in it counts; as its result may have ended the worker, all of them travel alone."""
     members = Members(4)
-    losses = members.lost(lost(1, 1100.0), End({1: ((-2 - 3, 1050.0),)}))
+    losses = members.lost(lost(1, 1100.0), End({1: (KnownStart(-2 - 3, 1050.0),)}))
     assert [(p, due.counts) for p, due in losses.charges] == [(0, False), (1, False), (2, False)]
     assert losses.leave == {0, 1, 2} and members.states[3] == OPEN
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from handoff_dask import Function, FunctionFailedError, RunCancelledError, submit
-from handoff_dask.attempts.losses import End, Lost
+from handoff_dask.attempts.losses import End, KnownStart, Lost
 from handoff_dask.attempts.members import CANCELLED, DONE, FAILED, LEFT, OPEN
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.wire.bundles import EndedColumns, MemberFailure
@@ -126,7 +126,7 @@ async def test_the_member_that_ran(c, s, a, b):
     after = [doing(("after", i), did, i, args=[i]) for i in range(COUNT)]
     plugin, run, record, bundle = await waiting(s, *members(), *after)
     record.workers[a.address] = ("a", "host")
-    plugin.bundles.lost(bundle, lost_of(a), End({1: ((2, 15.0),)}, reason="boom"))
+    plugin.bundles.lost(bundle, lost_of(a), End({1: (KnownStart(2, 15.0),)}, reason="boom"))
     states = bundle.members.states
     left = {p for p, state in enumerate(states) if state == LEFT}
     sources = plugin.bundles._sources(bundle)
@@ -157,7 +157,7 @@ def test_reports_between_a_loss_and_its_charge(known):
         plugin, run, record, bundle = await waiting(s, *members())
         record.workers[a.address] = ("a", "host")
         plugin.bundles.reported(bundle.key, 1, columns(0, 1), [], a.address)
-        plugin.bundles.lost(bundle, lost_of(a), End({1: ((3, 15.0),)} if known else None))
+        plugin.bundles.lost(bundle, lost_of(a), End({1: (KnownStart(3, 15.0),)} if known else None))
         result = await ended(run)
         own = [result.attempts[index - 1] for index in bundle.bundle.members[:4]]
         outcomes = [[x.outcome for x in attempts] for attempts in own]

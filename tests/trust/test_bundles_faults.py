@@ -8,7 +8,7 @@ import time
 
 import dask
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 
 from handoff_dask import FunctionFailedError, WorkerLostError, current, execute
 from tests.support import dag_of
@@ -109,8 +109,13 @@ def test_several_of_them(client, tmp_path):
     check_neighbours(result, "one", "two", "three")
 
 
-def fail_and_die():
-    """Raise, then end the process, then end well; there is no time for a report between."""
+def fail_and_die(blocked):
+    """Raise, then end the process, then end well; there is no time for a report between.
+
+    If it blocks the worker's loop, there is none at all.
+    """
+    if blocked and current().attempt == 1:
+        get_worker().loop.add_callback(time.sleep, 3)
     if current().attempt <= 3:
         raise ValueError("not yet")
     if current().attempt == 4:
@@ -118,13 +123,16 @@ def fail_and_die():
     return "alive"
 
 
-def test_an_attempt_before_the_one_that_ends_its_worker(client):
+@pytest.mark.parametrize("blocked", [False, True])
+def test_an_attempt_before_the_one_that_ends_its_worker(client, blocked):
     """Every attempt is recorded, and counts, though its worker could not report it."""
+    bad = ("bad", blocked)  # another name each time: one that took long travels alone
     dag = dag_of(
         *(doing(i, int, i, max_retries=0) for i in range(COUNT)),
-        doing("bad", fail_and_die, max_retries=4),
+        doing(bad, fail_and_die, blocked, max_retries=4),
     )
-    result = execute(dag)
-    assert result.results["bad"] == "alive"
-    assert [a.outcome for a in result.attempts["bad"]] == ["error"] * 3 + ["worker-lost", "ok"]
-    check_neighbours(result, "bad")
+    result = execute(dag, durations={id: "1 ms" for id in dag.functions})
+    assert result.tasks < COUNT
+    assert result.results[bad] == "alive"
+    assert [a.outcome for a in result.attempts[bad]] == ["error"] * 3 + ["worker-lost", "ok"]
+    check_neighbours(result, bad)

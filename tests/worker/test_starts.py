@@ -99,6 +99,15 @@ def test_the_functions_of_a_bundle_use_one_place(file):
     starts.end(other)
 
 
+def test_the_attempt_is_known(file):
+    """A function that is retried in its bundle leaves the number of its latest attempt."""
+    starts = Starts(4, file.address)
+    for attempt in (1, 2, 3):
+        starts.begin(7, 5, attempt)
+    for left in (file.read().started, starts.withdraw([7])):
+        assert [(start.position, start.attempt) for start in left] == [(5, 3)]
+
+
 def test_a_bundle_without_a_place():
     """A bundle that finds no place counts as one start that the file lacks."""
     starts = Starts(1)
