@@ -475,3 +475,11 @@ class RunCancelledError(_RunEndedError, RuntimeError):
 
 class RunTimeoutError(_RunEndedError, TimeoutError):
     """The run did not end within its time limit."""
+
+
+class StoreError(HandoffError):
+    pass
+
+
+class StoredResultMissing(StoreError):
+    pass

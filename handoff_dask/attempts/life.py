@@ -133,7 +133,8 @@ class Life:
     def has_result_of(self, worker: str, started: float) -> bool:
         """Whether an attempt is known as the one that made the result."""
         return any(
-            e.outcome == "ok" and e.worker == worker and e.started == started for e in self.entries
+            e.outcome in ("ok", "stored") and e.worker == worker and e.started == started
+            for e in self.entries
         )
 
     def record(

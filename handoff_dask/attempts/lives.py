@@ -34,7 +34,7 @@ from handoff_dask.errors import (
     OutOfMemoryError,
     WorkerLostError,
 )
-from handoff_dask.model.attempt import UNKNOWN, Usage
+from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 from handoff_dask.placement.engine import Engine
 
 #: How often an attempt that had ended may be lost with its worker without being charged.
@@ -90,6 +90,8 @@ class Departure(NamedTuple):
     #: What had to be brought to the worker.
     inputs: tuple[object, ...] = ()
     usage: Usage = UNKNOWN
+    #: Whether the result was read from the store.
+    stored: bool = False
 
 
 @dataclass(eq=False)
@@ -237,13 +239,16 @@ class Lives:
         self.engine.attempt_ended(
             life.key,
             departure.now,
-            duration=None if span is None or life.is_bundle else span[1] - span[0],
+            duration=None
+            if span is None or life.is_bundle or departure.stored
+            else span[1] - span[0],
             done=True,
         )
         # Without a start of its own, the worker had the result already, and Dask did not know.
         if span is not None and not life.has_result_of(worker, span[0]):
             if placed or life.lost is not None or not life.entries:
-                life.record(worker, *span, usage=departure.usage)
+                outcome: Outcome = "stored" if departure.stored else "ok"
+                life.record(worker, *span, outcome, usage=departure.usage)
             else:
                 life.correct(*span, departure.usage)
         life.enter("succeeded" if placed else "result arrived", DONE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,8 @@ from handoff_dask.model.expansion import Call, Node, NodeKind
 from handoff_dask.model.function import Function, claims, dependency_ids, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.bundling import companions
+from handoff_dask.store.entries import StoredResult
+from handoff_dask.store.store import Store
 from handoff_dask.wire.keys import Key, bundle_key, node_key
 from handoff_dask.wire.messages import (
     ONE_ATTEMPT,
@@ -110,12 +113,12 @@ class Rows:
             node.learns_memory,
         )
 
-    def kinds(self) -> list[FunctionRow]:
+    def kinds(self, indices: Iterable[int]) -> list[FunctionRow]:
         """Return the rows of one node of each cost and pin, and of all that depend on others."""
         grouped = companions(self._nodes)
         kinds: dict[Any, int] = {}
         costs: dict[int, Any] = {}
-        for node in self._nodes:
+        for node in map(self._nodes.__getitem__, indices):
             kind: Any = node.index
             if node.kind == "function" and node.collocated is None and node.index not in grouped:
                 # Costs are interned.
@@ -145,6 +148,28 @@ def packed_outlines(functions: Iterable[Function]) -> bytes:
 
 
 @dataclass(frozen=True)
+class InStore:
+    """The results of a run that were in a store when it was submitted, and what is not kept there.
+
+    They are those that are asked for, or that functions of the run need.
+    """
+
+    store: Store | None = None
+    #: {index of the node: result}.
+    results: Mapping[int, StoredResult] = field(default_factory=dict)
+    #: {function id: why its result is not stored}.
+    unnamed: Mapping[Hashable, str] = field(default_factory=dict)
+
+    def packed(self, functions: Iterable[Function]) -> bytes:
+        """Return it pickled, given the functions that have these results."""
+        if not self.results:
+            return b""
+        # Each client that follows the run reads the values from the store.
+        results = {index: stored.without_value() for index, stored in self.results.items()}
+        return pickle.dumps((self.store, results, packed_outlines(functions)))
+
+
+@dataclass(frozen=True)
 class Outline:
     """What a client needs to know of a run to follow it, whoever submitted it."""
 
@@ -165,6 +190,13 @@ class Outline:
     units: Sequence[tuple[Key, Sequence[int], bool]] = ()
     #: Whether the cluster has been sent all of it.
     complete: bool = True
+    stored: InStore = field(default_factory=InStore)
+
+    @cached_property
+    def stored_ids(self) -> Mapping[Hashable, StoredResult]:
+        """{function id: result} of those that were in the store."""
+        nodes = self.nodes
+        return {nodes[i].function.id: stored for i, stored in self.stored.results.items()}
 
     @classmethod
     def of(cls, spec: RunSpec, portions: Iterable[Portion]) -> Outline:
@@ -187,26 +219,18 @@ class Outline:
             if portion.members:
                 rows.update((row.index, row) for row in unpacked_rows(portion.members))
             outlines += (FunctionOutline(*fields) for fields in pickle.loads(portion.functions))
-        complete = len(rows) == spec.nodes
+        complete = len(rows) == spec.running
         in_order = [rows[index] for index in sorted(rows)]
         ids = [o.id for o in outlines if o.type == "regular"]
         named = dict(
             zip((row.index for row in rows.values() if row.source is None), ids, strict=True)
         )
         identities = {id_: spec.codes.get(rows[index].prefix) for index, id_ in named.items()}
-        functions = {
-            o.id: Function(
-                o.id,
-                o.args,
-                Elsewhere(o.code, identities.get(o.id)),
-                cost=o.cost,
-                node=o.node,
-                type=o.type,
-            )
-            for o in outlines
-        }
+        functions = {o.id: _elsewhere(o, identities.get(o.id)) for o in outlines}
+        stored, stored_nodes = _opened_stored(spec.own_stored)
+        functions.update((node.function.id, node.function) for node in stored_nodes.values())
         nodes = [
-            _UNSENT
+            stored_nodes.get(index, _UNSENT)
             if row is None
             else Node(
                 row.index,
@@ -218,7 +242,7 @@ class Outline:
                 source=row.source,
                 target=row.target,
             )
-            for row in map(rows.get, range(spec.nodes))
+            for index, row in enumerate(map(rows.get, range(spec.nodes)))
         ]
         wanted = spec.order
         if wanted is None or not complete:
@@ -234,7 +258,31 @@ class Outline:
             on_error="raise" if spec.stops_at_failure else "continue",
             units=units,
             complete=complete,
+            stored=stored,
         )
+
+
+def _elsewhere(outline: FunctionOutline, identity: str | None) -> Function:
+    return Function(
+        outline.id,
+        outline.args,
+        Elsewhere(outline.code, identity),
+        cost=outline.cost,
+        node=outline.node,
+        type=outline.type,
+    )
+
+
+def _opened_stored(packed: bytes) -> tuple[InStore, Mapping[int, Node]]:
+    """Return what :meth:`InStore.packed` packed, and the nodes that have these results."""
+    if not packed:
+        return InStore(), {}
+    store, results, outlines = pickle.loads(packed)
+    nodes = {
+        index: Node(index, "function", _elsewhere(FunctionOutline(*fields), None), _NO_CALL, (), {})
+        for index, fields in zip(results, pickle.loads(outlines), strict=True)
+    }
+    return InStore(store, results), nodes
 
 
 def _kind(row: FunctionRow) -> NodeKind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, Literal, cast
@@ -28,6 +29,7 @@ from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.retry import RetryPolicy
+from handoff_dask.store.store import Store
 from handoff_dask.wire.run_events import Event
 from handoff_dask.worker.task import waiting_task
 
@@ -50,6 +52,7 @@ def execute(
     bundle: Seconds | Literal[False] | None = None,
     isolate: bool | None = None,
     durations: Mapping[Hashable, Seconds] | ExecutionResult | None = None,
+    store: str | os.PathLike[str] | Store | Literal[False] | None = None,
 ) -> ExecutionResultAnswer:
     """Run a DAG and wait for it (``Handoff.DistributedExecutor.execute``).
 
@@ -104,6 +107,10 @@ def execute(
         How long functions take, as far as that is known: {id: seconds, text such as ``"5 ms"``, or
         a timedelta}, or the result of an earlier run. Without it, a new cluster learns this from
         the functions that it runs first.
+    store
+        Where results are kept beyond the run, and looked up before anything runs: a path, a URL
+        that fsspec knows, or a :class:`Store`. None takes the setting ``handoff.store`` (none);
+        False is none.
 
     Returns
     -------
@@ -219,6 +226,7 @@ def submit(
     bundle: Seconds | Literal[False] | None = None,
     isolate: bool | None = None,
     durations: Mapping[Hashable, Seconds] | ExecutionResult | None = None,
+    store: str | os.PathLike[str] | Store | Literal[False] | None = None,
 ) -> RunAnswer:
     """Run a DAG without waiting for it.
 
@@ -230,7 +238,7 @@ timeout, placement_timeout, priority
     detach
         Whether the run goes on when its client is closed, and its results are kept on the cluster
         until :func:`forget` is called.
-    on_event, bundle, isolate, durations
+    on_event, bundle, isolate, durations, store
         As for :func:`execute`.
 
     Returns

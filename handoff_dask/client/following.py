@@ -117,7 +117,7 @@ class Follower:
                 )
             if self._stopped is not None:  # cancelled meanwhile
                 raise self._stopped
-            if self.outline.nodes:
+            if submission.order:
                 self._sender = Sender(client, submission, opened, self._ask, self.units.add)
         except BaseException:
             await self._give_up()
@@ -184,12 +184,12 @@ class Follower:
         """Count the functions by state, and return the attempts."""
         report, _ = await self.report()
         counts = {**dict.fromkeys(STATES, 0), **report.counts}
-        return {**counts, "attempts": dict(Attempts(report, self.outline.nodes))}
+        return {**counts, "attempts": dict(Attempts(report, self.outline.nodes, self.outline.stored))}
 
     async def attempts(self) -> dict[Hashable, tuple[Attempt, ...]]:
         """Return the attempts that have ended, by function."""
         report, _ = await self.report()
-        return dict(Attempts(report, self.outline.nodes))
+        return dict(Attempts(report, self.outline.nodes, self.outline.stored))
 
     async def progress(self) -> Progress:
         """Ask how far the run is."""

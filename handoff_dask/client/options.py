@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import iscoroutinefunction
@@ -14,6 +15,7 @@ from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
 from handoff_dask.model.validation import limit_problems
 from handoff_dask.placement.strategies import STRATEGIES
+from handoff_dask.store.store import Store
 from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]
@@ -90,6 +92,20 @@ def _durations(given: Any) -> Mapping[Hashable, float]:
     return known
 
 
+def as_store(store: Any) -> Store | None:
+    """Return a store, given by itself or by its URL; None is the setting ``handoff.store``."""
+    name = "store"
+    if store is None:
+        name, store = "the setting handoff.store", config.get("store")
+    if not store:  # the setting is empty, or False switches it off
+        return None
+    if isinstance(store, Store):
+        return store
+    if isinstance(store, (str, os.PathLike)):
+        return Store(os.fspath(store))
+    raise ValueError(f"{name} must be a URL, a path or a Store, not {store!r}")
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
@@ -110,6 +126,8 @@ class RunOptions:
     isolate: bool | None = None
     #: {function id: seconds}, or the result of an earlier run.
     durations: Any = None
+    #: A store or its URL; False: none.
+    store: Any = None
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_concurrency"):
@@ -151,6 +169,7 @@ class RunOptions:
                 f"not {strategy!r}"
             )
         object.__setattr__(self, "durations", _durations(self.durations))
+        object.__setattr__(self, "store", as_store(self.store))
         object.__setattr__(self, "bundle", bundle_work(self.bundle))
         for name, problem in problems.items():
             if problem:
@@ -166,6 +185,11 @@ class RunOptions:
     def expected(self) -> Mapping[Hashable, float]:
         """How long functions take, as far as the user says: {function id: s}."""
         return cast("Mapping[Hashable, float]", self.durations)
+
+    @property
+    def stored_in(self) -> Store | None:
+        """The store in which results are looked up and kept."""
+        return cast("Store | None", self.store)
 
     @property
     def learned(self) -> str | None:

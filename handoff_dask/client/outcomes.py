@@ -76,7 +76,7 @@ def result_of(
         if stop.kind in ("cancelled", "abandoned"):
             raise stopped or RunCancelledError(outline.dag_id, stop.problem)
     failed = {index: failure(nodes, index, causes, report) for index in causes}
-    attempts = Attempts(report, nodes)
+    attempts = Attempts(report, nodes, outline.stored)
     unfetched = {
         id_: _unfetched(id_, problem, attempts.get(id_, ())) for id_, problem in problems.items()
     }
@@ -120,7 +120,7 @@ def failure_of(
     """Return why a function that ended has no result; `problem` is what fetching it raised."""
     nodes = outline.nodes
     if problem is not None:
-        return _unfetched(function_id, problem, Attempts(report, nodes).get(function_id, ()))
+        return _unfetched(function_id, problem, Attempts(report, nodes, outline.stored).get(function_id, ()))
     # Of the function itself or of what it depends on; else of the one that ended the run.
     ahead, seen = [outline.awaited[function_id]], set()
     while ahead:

@@ -119,7 +119,7 @@ class Bar(Lines):
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Draw the bar."""
-        self._text, self._bar.pos = "", counts["done"]
+        self._text, self._bar.pos = "", counts["done"] + counts["stored"]
         # A line that is wider than the terminal could not be overwritten.
         room = shutil.get_terminal_size().columns - len(self._bar.format_progress_line()) - 3
         text = summary(counts, len(self.ids), why, left)
@@ -166,7 +166,9 @@ class Cell(Display):
     def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Draw the outcome."""
         if result is not None:
-            self._counts = {"done": len(result.allocations), "failed": len(result.errors)}
+            stored = sum(a.earlier for tried in result.attempts.values() for a in tried)
+            done = {"done": len(result.allocations), "stored": stored}
+            self._counts = {**done, "failed": len(result.errors)}
         problem = "" if failure is None else f"{type(failure).__name__}: {failure}"
         self._handle.update(self._drawing(problem or f"ended after {markup.seconds(self.seconds)}"))
 

@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from handoff_dask.client.advising import Advice, advise_on
+from handoff_dask.client.describing import InStore
 from handoff_dask.client.function_facts import as_facts
 from handoff_dask.client.options import ResultSelection
+from handoff_dask.client.stored_results import attempt_of
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable
 from handoff_dask.model.attempt import Attempt
@@ -40,7 +42,8 @@ class ExecutionResult(Comparable):
     allocations : dict
         {function id: address of the worker that ran it}.
     attempts : dict
-        {function id: tuple of Attempt}, every start of every function.
+        {function id: tuple of Attempt}, every start of every function. Where nothing ran because
+        the result was in the store, one of outcome ``"stored"``.
     errors : dict
         {function id: exception} of the functions that failed or were not run because of one that
         did; empty unless ``on_error="continue"``.
@@ -146,7 +149,8 @@ class ExecutionResult(Comparable):
     @cached_property
     def makespan(self) -> float:
         """Seconds from the first start to the last end."""
-        spans = [(a.started, a.stopped) for attempts in self.attempts.values() for a in attempts]
+        tried = (a for attempts in self.attempts.values() for a in attempts)
+        spans = [(a.started, a.stopped) for a in tried if not a.earlier]
         if not spans:
             return 0.0
         return max(stop for _, stop in spans) - min(start for start, _ in spans)
@@ -261,8 +265,11 @@ def select(dag: DAG, nodes: Sequence[Node], results: ResultSelection) -> list[Ha
 class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
     """The attempts of each function, made from a report on first use."""
 
-    def __init__(self, report: RunReport, nodes: Sequence[Node]) -> None:
+    def __init__(
+        self, report: RunReport, nodes: Sequence[Node], stored: InStore | None = None
+    ) -> None:
         self._source: tuple[RunReport, Sequence[Node]] | None = report, nodes
+        self._stored = stored or InStore()
         self._made: dict[Hashable, tuple[Attempt, ...]] = {}
 
     @property
@@ -274,6 +281,9 @@ class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
                 for i in report.tried
                 if nodes[i].kind == "function"
             }
+            for i, result in self._stored.results.items():
+                own = attempt_of(result, self._stored.store)
+                self._made[nodes[i].function.id] = (own,)
             self._source = None
         return self._made
 

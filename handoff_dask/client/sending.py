@@ -84,21 +84,22 @@ class Sender:
         #: The calls that are to be sent next, in order.
         self._calls: dict[int, PackedCall | InvalidFunctionError] = {}
         #: How many nodes are still to come.
-        self._left = len(submission.outline.nodes)
+        self._left = len(submission.order)
         self._portions = self._bundles = 0
         #: Whether it waits for the cluster to learn durations.
         self._learning = False
         nodes = submission.outline.nodes
+        running = [nodes[index] for index in submission.order]
         # A user's allocator decides for each function.
         own = isinstance(submission.options.allocation_strategy, Allocator)
         self._worth = 0.0 if own else submission.options.worth
         self._short = self._may_be_short() if self._worth else frozenset()
         #: How many nodes need each node, in all and of those that were sent.
-        self._users = Counter(i for node in nodes for i in node.dependencies)
+        self._users = Counter(i for node in running for i in node.dependencies)
         self._users_sent: Counter[int] = Counter()
         #: By node: the collectors that need it.
         self._collectors: dict[int, list[int]] = {}
-        for node in filter(is_collector, nodes):
+        for node in filter(is_collector, running):
             for i in node.dependencies:
                 self._collectors.setdefault(i, []).append(node.index)
         #: How many groups of values are taken together.

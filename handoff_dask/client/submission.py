@@ -14,6 +14,7 @@ from handoff_dask.client.attempt_log import AttemptLog
 from handoff_dask.client.describing import Outline, Rows, dag_label
 from handoff_dask.client.options import Allocator, RunOptions
 from handoff_dask.client.results import select
+from handoff_dask.client.stored_results import StoredResults
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
 from handoff_dask.graph.translation import PackedCall, Translator
 from handoff_dask.learning.identity import code_identity
@@ -58,9 +59,26 @@ class Submission:
         discard = frozenset(
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
+        awaited = {
+            n.function.id: n.index
+            for n in regular
+            if n.function.id in wanted or n.index in discard
+        }
+        stored = StoredResults.look(options.stored_in, nodes, awaited.values())
+        nodes, runs = stored.without(nodes), stored.runs
+        #: The nodes that run, in an order in which each comes after those that it needs.
+        self.order = _dependencies_first(nodes)
+        if len(runs) < len(nodes):
+            self.order = [index for index in self.order if index in runs]
         run_id = uuid4().hex
         self.translator = translator = Translator(
-            nodes, run_id, dag_id=dag.id, policy=options.policy, discard=discard
+            nodes,
+            run_id,
+            dag_id=dag.id,
+            policy=options.policy,
+            discard=discard,
+            runs=self.order,
+            stored=stored.places(nodes, dag.id),
         )
         self.outline = Outline(
             run_id=run_id,
@@ -69,20 +87,15 @@ class Submission:
             nodes=nodes,
             key=translator.key,
             wanted=selected,
-            awaited={
-                n.function.id: n.index
-                for n in regular
-                if n.function.id in wanted or n.index in discard
-            },
+            awaited={id_: index for id_, index in awaited.items() if index in runs},
             on_error=options.on_error,
+            stored=stored.known(nodes),
         )
-        #: The nodes whose results are asked for, and those that the run waits for.
-        self.wanted = frozenset(n.index for n in regular if n.function.id in wanted)
+        #: The nodes that run whose results are asked for, and those that the run waits for.
         self.awaited = frozenset(self.outline.awaited.values())
-        #: The nodes, in an order in which each comes after those that it needs.
-        self.order = _dependencies_first(nodes)
+        self.wanted = self.awaited - discard
         #: Whether where some functions run depends on others: then all are sent together.
-        self.whole = any(node.collocated is not None for node in nodes)
+        self.whole = any(nodes[index].collocated is not None for index in self.order)
         self._piece = len(nodes) if self.whole else PIECE
         #: The packed calls of the first of them. What cannot be pickled raises here; of the others,
         #: it fails its function alone.
@@ -124,7 +137,8 @@ class Submission:
         """
         allocator = self.options.allocation_strategy
         assert isinstance(allocator, Allocator)
-        regular = [f for f in self.outline.functions.values() if f.type == "regular"]
+        nodes = map(self.outline.nodes.__getitem__, self.order)
+        regular = [node.function for node in nodes if node.kind == "function"]
         answer = dict(allocator.allocate(regular, capabilities))
         for function in regular:
             if function.id not in answer:
@@ -155,17 +169,24 @@ class Submission:
             outline.awaited,
             options.expected,
         )
-        in_order = None if isinstance(options.results, str) else outline.wanted
+        usual = isinstance(options.results, str) and not outline.stored.results
+        in_order = None if usual else outline.wanted
+        indices = {node.function.id: node.index for node in nodes if node.kind == "function"}
         return RunSpec(
             run_id=outline.run_id,
             dag_id=dag_label(outline.dag_id),
             client=client,
-            kinds=self.rows.kinds(),
+            kinds=self.rows.kinds(self.order),
             nodes=len(nodes),
-            functions=sum(node.kind == "function" for node in nodes),
+            functions=sum(nodes[index].kind == "function" for index in self.order),
             awaited=len(outline.awaited),
             codes=self._codes(),
-            isolated=next((node.index for node in nodes if node.isolated), None),
+            isolated=next((index for index in self.order if nodes[index].isolated), None),
+            running=len(self.order),
+            stored=len(outline.stored.results),
+            own_stored=outline.stored.packed(
+                nodes[index].function for index in outline.stored.results
+            ),
             learned=options.learned,
             own_id=cloudpickle.dumps(outline.dag_id),
             strategy=strategy if isinstance(strategy, str) else "packed",
@@ -174,7 +195,7 @@ class Submission:
             priority=options.priority,
             detach=options.detach,
             timeout=cast("float | None", options.timeout),
-            order=None if in_order is None else tuple(outline.awaited[id_] for id_ in in_order),
+            order=None if in_order is None else tuple(map(indices.__getitem__, in_order)),
             stops_at_failure=options.on_error == "raise",
             within=within,
             events=self.has_listeners,
@@ -183,9 +204,10 @@ class Submission:
     def _codes(self) -> dict[str, str]:
         """Return what identifies each code in other runs as well, by its name in this one."""
         codes: dict[str, str] = {}
-        for prefix, node in zip(self.translator.prefixes, self.outline.nodes, strict=True):
+        for index in self.order:
+            prefix = self.translator.prefixes[index]
             if prefix not in codes:
-                codes[prefix] = code_identity(node.call.code)
+                codes[prefix] = code_identity(self.outline.nodes[index].call.code)
         return codes
 
     def pieces(self) -> Iterator[Mapping[int, PackedCall | InvalidFunctionError]]:

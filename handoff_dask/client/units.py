@@ -11,6 +11,10 @@ from distributed import Client, Future
 from handoff_dask.client import gathering
 from handoff_dask.client.describing import Outline
 from handoff_dask.compat import client_side as compat
+from handoff_dask.errors import StoreError
+from handoff_dask.store.entries import StoredResult
+from handoff_dask.store.store import Store
+from handoff_dask.worker.saving import read
 
 
 class Unit(NamedTuple):
@@ -35,16 +39,28 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
         self._client = client
         self._wanted = dict.fromkeys(outline.wanted)
         self._known: dict[int, Future[Any]] = {}
+        #: Of results that are read from the store.
+        self._read: dict[Hashable, Future[Any]] = {}
 
     def __getitem__(self, function_id: Hashable) -> Future[Any]:
         if function_id not in self._wanted:
             raise KeyError(function_id)
+        if function_id in self._outline.stored_ids:
+            return self._of_stored(function_id)
         index = self._outline.awaited[function_id]
         if index not in self._known:
             self._known[index] = Future(self._outline.key(index), self._client)
             message = {"op": "handoff-take", "run_id": self._outline.run_id, "indices": [index]}
             compat.send(self._client, message)
         return self._known[index]
+
+    def _of_stored(self, function_id: Hashable) -> Future[Any]:
+        """Return the future of a task that reads a result from the store."""
+        if function_id not in self._read:
+            store, stored = self._outline.stored.store, self._outline.stored_ids[function_id]
+            future = self._client.submit(read, store, stored.location, pure=False)
+            self._read[function_id] = future
+        return self._read[function_id]
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._wanted)
@@ -61,7 +77,7 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
 
     def release(self) -> None:
         """Release those that were made."""
-        for future in self._known.values():
+        for future in (*self._known.values(), *self._read.values()):
             future.release()
 
 
@@ -122,6 +138,7 @@ class Units:
     async def fetch(self) -> None:
         """Fetch the results that there are, each once."""
         async with self._fetching:
+            await self._read_stored()
             ended = [unit for unit in self._unfetched if unit.future.status == "finished"]
             if not ended:
                 return
@@ -137,6 +154,20 @@ class Units:
             known = values.keys() | problems.keys()
             done = {id(unit) for number, unit in enumerate(ended) if number in known}
             self._unfetched = [unit for unit in self._unfetched if id(unit) not in done]
+
+    async def _read_stored(self) -> None:
+        """Read the results that are in the store and asked for."""
+        store, stored = self._outline.stored.store, self._outline.stored_ids
+        left = [
+            id_
+            for id_ in (self._outline.wanted if stored else ())
+            if id_ in stored and id_ not in self.values and id_ not in self.problems
+        ]
+        if left:
+            assert store is not None
+            values, problems = await asyncio.to_thread(_values, store, stored, left)
+            self.values.update(values)
+            self.problems.update(problems)
 
     def _open(self, unit: Unit, values: Any) -> None:
         """Take the results of functions that travelled together apart."""
@@ -170,3 +201,17 @@ class Units:
             unit.future.release()
         self._units.clear()
         self.by_function.release()
+
+
+def _values(
+    store: Store, stored: Mapping[Hashable, StoredResult], ids: Iterable[Hashable]
+) -> tuple[dict[Hashable, Any], gathering.Problems]:
+    """Read results from a store; return them, and the errors of those that cannot be read."""
+    values: dict[Hashable, Any] = {}
+    problems: gathering.Problems = {}
+    for id_ in ids:
+        try:
+            values[id_] = stored[id_].open(store)
+        except StoreError as error:
+            problems[id_] = error
+    return values, problems

@@ -28,8 +28,8 @@ from handoff_dask.model.expansion import (
     Node,
     Transformed,
     expand,
-    map_entries,
     node_policy,
+    with_dependencies,
 )
 from handoff_dask.model.function import Function, time_limit
 from handoff_dask.model.retry import RetryPolicy
@@ -37,6 +37,7 @@ from handoff_dask.wire.bundles import Member, packed
 from handoff_dask.wire.keys import Key, NodeKeys, bundle_key, collected_key, node_key, shared_key
 from handoff_dask.wire.messages import ONE_ATTEMPT
 from handoff_dask.wire.payload import Name
+from handoff_dask.wire.stored_as import StoredAs
 from handoff_dask.worker.bundle_task import collect, run_bundle, run_collector, take
 from handoff_dask.worker.task import (
     Isolated,
@@ -92,6 +93,10 @@ class Translator:
         Of the functions that have none themselves.
     discard
         Nodes whose results nobody wants, not even the workers.
+    runs
+        Those of the nodes that run; None: all.
+    stored
+        By node: where its result is stored, pickled.
 
     Attributes
     ----------
@@ -111,6 +116,8 @@ class Translator:
         dag_id: Hashable = None,
         policy: RetryPolicy = ONE_ATTEMPT,
         discard: frozenset[int] = frozenset(),
+        runs: Iterable[int] | None = None,
+        stored: Mapping[int, StoredAs] = MappingProxyType({}),
     ) -> None:
         self.prefixes = code_prefixes(nodes)
         self.policies = tuple(node_policy(node, policy) for node in nodes)
@@ -120,9 +127,11 @@ class Translator:
         self._run_id = run_id
         self._dag_id = dag_id
         self._discard = discard
+        self._stored = stored
         #: By collector: the key of values that it takes together, and the place there, by node.
         self._collected: dict[int, dict[int, tuple[Key, int]]] = {}
-        self._pack = Packer((node.call for node in nodes), partial(shared_key, run_id))
+        calls = (node.call for node in (nodes if runs is None else map(nodes.__getitem__, runs)))
+        self._pack = Packer(calls, partial(shared_key, run_id))
         self.futures: Mapping[Hashable, Future[Any]] = self._pack.futures
 
     def bundle_key(self, number: int) -> Key:
@@ -188,6 +197,7 @@ class Translator:
                 or node.function.timeout is not None
                 or own.has_code
                 or "gpu" in node.cost
+                or index in self._stored
             ):
                 keep = index not in self._discard
                 gpus = "gpu" in node.cost or own.escalate is not None
@@ -196,7 +206,9 @@ class Translator:
                     isolated = Isolated(
                         repr(node.function.id), repr(self._dag_id), node.learns_memory
                     )
-                terms = Terms(time_limit(node.function), judge, keep, gpus, isolated)
+                terms = Terms(
+                    time_limit(node.function), judge, keep, gpus, isolated, self._stored.get(index)
+                )
                 runner, fixed = run_on_terms, (terms, names, call)
             else:
                 runner = run_and_discard if index in self._discard else run
@@ -251,7 +263,8 @@ class Translator:
             all_names.update(dict.fromkeys(names))
             sources = tuple(map(place.__getitem__, self._nodes[index].dependencies))
             retries = min(self.policies[index].max_retries, 2**31)
-            members.append(Member(index, names, sources, retries, index in bundle.kept, call))
+            stored = self._stored.get(index)
+            members.append(Member(index, names, sources, retries, index in bundle.kept, call, stored))
         refs = [*map(self._pack.content, all_names)]
         refs += (TaskRef(self.key(index)) for index in bundle.dependencies)
         return Task(name, run_bundle, packed(members), tuple(all_names), *refs)
@@ -306,18 +319,7 @@ def _without_transforms(node: Node, nodes: list[Node]) -> tuple[Call, list[int]]
             dependencies.append(index)
         entry: Entry = dependencies.index(index)
         entries[position] = Transformed(entry, tuple(steps)) if steps else entry
-
-    # What is one object in the call must stay one: it is evaluated once.
-    replaced: dict[int, Entry] = {}
-
-    def replace(entry: Entry) -> Entry:
-        if isinstance(entry, int):
-            return entries[entry]
-        if id(entry) not in replaced:
-            replaced[id(entry)] = map_entries(entry, replace)
-        return replaced[id(entry)]
-
-    return map_entries(node.call, replace), dependencies
+    return with_dependencies(node.call, entries), dependencies
 
 
 def code_prefixes(nodes: Iterable[Node]) -> tuple[str, ...]:

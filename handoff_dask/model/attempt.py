@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Outcome = Literal[
-    "ok", "error", "worker-lost", "timeout", "cancelled", "out-of-memory", "process-died"
+    "ok", "stored", "error", "worker-lost", "timeout", "cancelled", "out-of-memory", "process-died"
 ]
 
 
@@ -42,7 +42,7 @@ class Attempt:
     Attributes
     ----------
     number : int
-        1 for the first attempt.
+        1 for the first attempt; 0 for a result that was in the store before the run began.
     worker, worker_name, host : str
         Address, name and host of the worker that ran it.
     started, stopped : float
@@ -52,6 +52,8 @@ class Attempt:
     outcome : str
         ``"ok"``, ``"error"``, ``"worker-lost"``, ``"timeout"`` or ``"cancelled"``; of an isolated
         function also ``"out-of-memory"`` (it used more than it claims) or ``"process-died"``.
+        ``"stored"``: nothing ran, its result was in the store. Then the other fields say who made
+        it, when, and what that took; `message` says where it is.
     error_type, message : str or None
         The failure, if any.
     usage : Usage
@@ -69,6 +71,11 @@ class Attempt:
     error_type: str | None = None
     message: str | None = None
     usage: Usage = UNKNOWN
+
+    @property
+    def earlier(self) -> bool:
+        """Whether it was made before the run, whose store had its result."""
+        return not self.number
 
     @property
     def duration(self) -> float:

@@ -106,6 +106,22 @@ def map_given(call: Call, change: Callable[[Any], Any]) -> Call:
     return result
 
 
+def with_dependencies(call: Call, entries: Mapping[int, Entry]) -> Call:
+    """Return a call with other entries in place of its dependencies, by their position."""
+    # What is one object in the call must stay one: it is evaluated once.
+    replaced: dict[int, Entry] = {}
+
+    def replace(entry: Entry) -> Entry:
+        if isinstance(entry, int):
+            return entries[entry]
+        if id(entry) not in replaced:
+            replaced[id(entry)] = map_entries(entry, replace)
+        return replaced[id(entry)]
+
+    result: Call = map_entries(call, replace)
+    return result
+
+
 def given(call: Call) -> Iterator[Any]:
     """Yield all codes and arguments in a call."""
     pending: list[Any] = [call]

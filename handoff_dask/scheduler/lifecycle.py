@@ -173,8 +173,12 @@ class Lifecycle:
         span = (spans[-1]["start"], spans[-1]["stop"]) if spans else None
         at, now = time.time(), time.monotonic()
         if reported or record is None:
-            usage = Usage(*compat.noted(ts))._replace(result_bytes=facts.get("nbytes"))
-            return Departure(ts.run_id or 0, at, now, True, span, usage=usage)
+            # What it used, as far as that is known, and "stored" if its result was in the store.
+            *known, stored = (*compat.noted(ts), None, None, None, None)[:4]
+            usage = Usage(*known)._replace(result_bytes=facts.get("nbytes"))
+            return Departure(
+                ts.run_id or 0, at, now, True, span, usage=usage, stored=stored == "stored"
+            )
         worker = record.worker
         assert worker is not None
         gone = worker not in self.scheduler.workers

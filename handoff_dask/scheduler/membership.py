@@ -105,6 +105,7 @@ class Bundles:
             ended.stopped,
             ended.cpu_time,
             ended.result_bytes,
+            ended.stored,
         )
         record.blocks.append(block)
         record.run.retries += members.reported(number, positions, ended.stopped[-1])

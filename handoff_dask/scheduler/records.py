@@ -303,6 +303,7 @@ class RunRecord:
         self.unsent = self.spec.functions
         self.homes = array("i", [-1]) * self.spec.nodes
         self.counts["waiting"] = self.spec.functions
+        self.counts["stored"] = self.spec.stored
         self._members: dict[int, list[FunctionRow]] = {}
 
     @property

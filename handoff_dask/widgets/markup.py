@@ -16,6 +16,7 @@ from handoff_dask.widgets import templates
 #: Colours that colour-blind people can tell apart, on white and on black.
 OUTCOME_COLOURS: dict[str, str] = {
     "ok": "#009e73",
+    "stored": "#7fceb9",
     "error": "#d55e00",
     "worker-lost": "#cc79a7",
     "timeout": "#e69f00",
@@ -25,6 +26,7 @@ OUTCOME_COLOURS: dict[str, str] = {
 }
 STATE_COLOURS = {
     "done": "#009e73",
+    "stored": "#7fceb9",
     "running": "#3f97d6",
     "assigned": "#9ccbee",
     "held": "#e69f00",

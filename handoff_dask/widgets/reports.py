@@ -22,7 +22,7 @@ Attempts = Mapping[Hashable, Sequence[Attempt]]
 
 def attempt_bars(attempts: Attempts) -> tuple[dict[str, list[Bar]], float]:
     """Return the bars of each worker, and the seconds from the first start to the last stop."""
-    everything = [(id_, a) for id_, tried in attempts.items() for a in tried]
+    everything = [(id_, a) for id_, tried in attempts.items() for a in tried if not a.earlier]
     if not everything:
         return {}, 0.0
     origin = min(a.started for _, a in everything)
@@ -65,6 +65,9 @@ def result(
     summary = f"{markup.count(functions, 'function')}, {seconds(makespan)}"
     if rows:
         summary += f" on {markup.count(len(rows), 'worker')}"
+    stored = sum(a.earlier for tried in attempts.values() for a in tried)
+    if stored:
+        summary += f", {stored:,} from the store"
     extra = sum(len(tried) - 1 for tried in attempts.values())
     if extra:
         summary += f", {extra:,} further attempts"
@@ -79,7 +82,8 @@ def result(
 
 
 def _attempt_table(attempts: Attempts, errors: Mapping[Hashable, BaseException]) -> str:
-    origin = min((a.started for tried in attempts.values() for a in tried), default=0.0)
+    begun = [a.started for tried in attempts.values() for a in tried if not a.earlier]
+    origin = min(begun, default=0.0)
     ids = list(dict.fromkeys([*attempts, *errors]))
     if not ids:
         return ""
@@ -121,12 +125,12 @@ def _attempt_row(
         outcome = markup.dot(STATE_COLOURS["cancelled"], "not run")
         return name, "", "0", "", "", *markup.used_by(UNKNOWN).values(), outcome, why
     last = tried[-1]
-    failures = [f"{a.error_type}: {a.message}" for a in tried if a.message]
+    failures = [f"{a.error_type}: {a.message}" for a in tried if a.error_type]
     return (
         name,
         last.worker_name or last.worker,
         f"{len(tried):,}",
-        seconds(max(last.started - origin, 0.0)),
+        "" if last.earlier else seconds(max(last.started - origin, 0.0)),
         seconds(last.duration),
         *markup.used_by(last.usage).values(),
         markup.dot(OUTCOME_COLOURS[last.outcome], last.outcome),
@@ -285,6 +289,8 @@ def progress(
     }
     rows = [(f"{n:,}", *rest) for n, *rest in held[:MOST_ROWS]]
     summary = f"{shown['done']:,} of {markup.count(total, 'function')} done" if total else ""
+    if shown["stored"]:
+        summary += f", {shown['stored']:,} stored"
     return markup.panel(
         f"Run of {markup.plain(dag_id)}",
         summary,

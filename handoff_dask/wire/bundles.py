@@ -19,6 +19,7 @@ from distributed.sizeof import safe_sizeof
 
 from handoff_dask.standins import text_of, type_of
 from handoff_dask.wire.payload import Name
+from handoff_dask.wire.stored_as import StoredAs
 
 #: The stream message by which a worker reports members, and the one that withdraws a member.
 MEMBERS = "handoff-members"
@@ -40,6 +41,8 @@ class Member(NamedTuple):
     keep: bool
     #: The pickled call: see ``Packer``.
     call: bytes
+    #: Where its value is stored: see ``StoredAs``.
+    stored: StoredAs | None = None
 
 
 def packed(members: Iterable[Member]) -> bytes:
@@ -63,6 +66,8 @@ class EndedColumns:
     #: Seconds that they kept a processor busy, and bytes of their results.
     cpu_time: array[float] = field(default_factory=lambda: array("f"))
     result_bytes: array[int] = field(default_factory=lambda: array("Q"))
+    #: 1 for those whose result was read from the store.
+    stored: array[int] = field(default_factory=lambda: array("B"))
 
     def add(
         self,
@@ -71,6 +76,7 @@ class EndedColumns:
         stopped: float,
         cpu_time: float = 0.0,
         result_bytes: int = 0,
+        stored: bool = False,
     ) -> None:
         """Append an attempt."""
         self.positions.append(position)
@@ -78,6 +84,7 @@ class EndedColumns:
         self.stopped.append(stopped)
         self.cpu_time.append(cpu_time)
         self.result_bytes.append(result_bytes)
+        self.stored.append(stored)
 
     def of(self, places: Sequence[int]) -> EndedColumns:
         """Return the attempts at some places of the columns."""
@@ -94,9 +101,16 @@ class EndedColumns:
 
     @property
     def _columns(self) -> tuple[array[Any], ...]:
-        return self.positions, self.started, self.stopped, self.cpu_time, self.result_bytes
+        return (
+            self.positions,
+            self.started,
+            self.stopped,
+            self.cpu_time,
+            self.result_bytes,
+            self.stored,
+        )
 
-    def __iter__(self) -> Iterator[tuple[int, float, float, float, int]]:
+    def __iter__(self) -> Iterator[tuple[int, float, float, float, int, int]]:
         return zip(*self._columns, strict=True)
 
     def pack(self) -> bytes:

@@ -193,11 +193,16 @@ class RunSpec:
     #: One node of each kind, for which the cluster must have a worker: of its cost and its pin, and
     #: all of those that depend on where others run.
     kinds: Sequence[FunctionRow] = ()
-    #: How many nodes it has, how many of them are functions of the user's, and how many it waits
-    #: for.
+    #: How many nodes it has, how many of them run, how many of these are functions of the user's,
+    #: and how many it waits for.
     nodes: int = 0
+    running: int = 0
     functions: int = 0
     awaited: int = 0
+    #: How many functions do not run because their results are in a store. Which ones, for clients,
+    #: pickled; the scheduler does not open it.
+    stored: int = 0
+    own_stored: bytes = b""
     #: {name of a code of its functions: what identifies that code in other runs as well}.
     codes: Mapping[str, str] = field(default_factory=dict)
     #: A node that is isolated, if any is.
@@ -317,6 +322,8 @@ class Block(NamedTuple):
     #: Seconds that they kept a processor busy, and bytes of their results.
     cpu_time: array[float]
     result_bytes: array[int]
+    #: 1 for those whose result was read from the store.
+    stored: array[int]
 
     def entry(self, number: int, place: int) -> Entry:
         """Return the attempt at a place of the columns, as the `number`-th of its function."""
@@ -325,7 +332,7 @@ class Block(NamedTuple):
             self.worker,
             self.started[place],
             self.stopped[place],
-            "ok",
+            "stored" if self.stored[place] else "ok",
             None,
             None,
             self.cost,
@@ -399,8 +406,9 @@ class RunReport:
         """Return the worker that made the result of each function."""
         made: list[str | None] = [None] * len(nodes)
         for block in self.blocks:
-            for index in block.indices:
-                made[index] = block.worker
+            for index, stored in zip(block.indices, block.stored, strict=True):
+                if not stored:
+                    made[index] = block.worker
         for index, entries in self.attempts.items():
             for entry in entries:
                 if entry.outcome == "ok" and nodes[index].kind == "function":

@@ -11,6 +11,7 @@ from contextvars import copy_context
 from typing import Any
 
 from handoff_dask.compat import worker as compat
+from handoff_dask.model.attempt import Usage
 from handoff_dask.packed_errors import packed, replaced
 from handoff_dask.standins import type_of
 from handoff_dask.wire.bundles import (
@@ -23,6 +24,7 @@ from handoff_dask.wire.bundles import (
     unpacked,
 )
 from handoff_dask.wire.payload import Name, open_call
+from handoff_dask.worker.saving import ABSENT, Saver
 from handoff_dask.worker.task import log_failure, run_member
 
 #: Seconds between reports of members that succeeded, and after which one is due even if the next
@@ -201,8 +203,14 @@ class _Bundle:
                 self._inputs[source] if source >= 0 else self._values[-1 - source]
                 for source in member.sources
             ]
-            # In a context of its own, so that nothing a function sets there reaches the next.
-            value = copy_context().run(run_member, identity, call, values, attempt, self._task)
+            saver = None if member.stored is None else Saver(member.stored)
+            value = ABSENT if saver is None or attempt == 1 else saver.result()
+            stored = value is not ABSENT
+            if not stored:
+                # In a context of its own, so that nothing a function sets there reaches the next.
+                value = copy_context().run(run_member, identity, call, values, attempt, self._task)
+                if saver is not None:
+                    saver.save(value, started, time.time(), Usage(time.thread_time() - cpu))
         except BaseException as error:  # whatever a function raises is its failure
             packed_error = replaced(error)
             failure = MemberFailure(
@@ -217,7 +225,7 @@ class _Bundle:
             )
         else:
             cpu = time.thread_time() - cpu
-            self._report.ended(position, started, time.time(), cpu, size_of(value))
+            self._report.ended(position, started, time.time(), cpu, size_of(value), stored)
             if position in self._keep or self._users[position]:
                 self._values[position] = value
             return True

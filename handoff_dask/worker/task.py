@@ -20,12 +20,13 @@ from distributed import Client
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.compat import worker as compat
 from handoff_dask.errors import OutOfMemoryError, ProcessDiedError
-from handoff_dask.model.attempt import Usage
+from handoff_dask.model.attempt import UNKNOWN, Usage
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.packed_errors import PackedError, packed
 from handoff_dask.standins import Verbatim, for_a_log, type_of
 from handoff_dask.wire.payload import Name, opened
+from handoff_dask.wire.stored_as import StoredAs
 from handoff_dask.worker.current import (
     Running,
     cost_of,
@@ -36,6 +37,7 @@ from handoff_dask.worker.current import (
 )
 from handoff_dask.worker.devices import visible_devices
 from handoff_dask.worker.isolation.calls import Ended, Request, World
+from handoff_dask.worker.saving import ABSENT, Saver
 from handoff_dask.worker.verdicts import judge
 
 logger = logging.getLogger(__name__)
@@ -138,15 +140,34 @@ class Terms(NamedTuple):
     gpus: bool
     #: Set if it runs in a process of its own.
     isolated: Isolated | None = None
+    #: Set if its result is stored.
+    stored: StoredAs | None = None
 
 
 def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Evaluate a pickled call on terms."""
+    if terms.stored is not None and (stored := _stored(terms.stored)) is not ABSENT:
+        return stored if terms.keep else None
     with _devices(terms.gpus) as gpus:
         if terms.isolated is not None:
-            return _run_isolated(terms, gpus, terms.isolated, names, call, values)
-        result = _run(terms.policy, names, call, values, terms.timeout)
+            result = _run_isolated(terms, gpus, terms.isolated, names, call, values)
+        else:
+            result = _run(terms.policy, names, call, values, terms.timeout, terms.stored)
         return result if terms.keep else None
+
+
+def _stored(stored: StoredAs) -> Any:
+    """Return the stored result of a function that has been tried before; ABSENT if there is none.
+
+    It may have been lost with its worker. Of one that has not been tried, the client has looked.
+    """
+    task = compat.this_task()
+    if task is None or task.facts.get("handoff", {}).get("attempt", 1) == 1:
+        return ABSENT
+    value = Saver(stored).result()
+    if value is not ABSENT:
+        task.note((*UNKNOWN, "stored"))
+    return value
 
 
 def _run_isolated(
@@ -164,7 +185,8 @@ def _run_isolated(
     attempt = task.facts.get("handoff", {}).get("attempt", 1)
     policy = terms.policy
     address = compat.worker_address()
-    request = Request(names, call, values, terms.keep, policy, attempt, cost, address)
+    keep = terms.keep or terms.stored is not None
+    request = Request(names, call, values, keep, policy, attempt, cost, address)
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
     with compat.started() as check:
@@ -189,6 +211,11 @@ def _run_isolated(
         finally:
             timer.cancel()
     if ended.outcome == "ok":
+        if terms.stored is not None:
+            try:
+                Saver(terms.stored).save(ended.value, started, time.time(), ended.usage)
+            except Exception as problem:
+                raise _reported(problem, started, policy, None) from None
         task.note(ended.usage)
         return ended.value
     error: BaseException
@@ -218,6 +245,7 @@ def _run(
     call: bytes,
     values: tuple[Any, ...],
     timeout: float | None = None,
+    stored: StoredAs | None = None,
 ) -> Any:
     started = time.time()
     identity: _Identity | None = None
@@ -228,7 +256,10 @@ def _run(
             check()
             with running(*identity), _time_limit(timeout, policy, identity):
                 try:
-                    return evaluate(opened_call, results, compat.worker_address)
+                    value = evaluate(opened_call, results, compat.worker_address)
+                    if stored is not None:
+                        Saver(stored).save(value, started, time.time())
+                    return value
                 except BaseException as raised:
                     error = raised  # not through the context managers, which set the traceback
     except compat.NotStarted:

@@ -25,7 +25,7 @@ LINGER = 60.0
 PAUSE = 2.0
 
 #: In the order of their parts of a bar.
-STATES = ("done", "failed", "cancelled", "running", "assigned", "held", "waiting")
+STATES = ("done", "stored", "failed", "cancelled", "running", "assigned", "held", "waiting")
 TABLE_STYLE = "th, td {padding: 2px 10px 2px 0; vertical-align: top; font-size: 12px}"
 
 

@@ -1,0 +1,133 @@
+"""What a store has of a DAG, and what is left to run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from handoff_dask.client.describing import InStore, dag_label, function_label
+from handoff_dask.model.attempt import Attempt, Usage
+from handoff_dask.model.expansion import Call, Entry, Node, Transformed, with_dependencies
+from handoff_dask.store.entries import Location, StoredResult
+from handoff_dask.store.naming import Namer, ResultName, Unnameable
+from handoff_dask.store.store import Store
+from handoff_dask.wire.stored_as import Place, StoredAs
+from handoff_dask.worker.saving import read
+
+
+@dataclass(frozen=True)
+class StoredResults:
+    """Which results of a DAG are in a store, by the index of the node."""
+
+    #: None if nothing is stored; then all nodes run.
+    store: Store | None = None
+    #: What identifies each result, or why nothing does.
+    names: Sequence[ResultName | Unnameable] = ()
+    #: Those that are there and that are asked for, or needed by what runs.
+    found: Mapping[int, StoredResult] = field(default_factory=dict)
+    #: The nodes that run.
+    runs: Collection[int] = ()
+
+    @classmethod
+    def look(cls, store: Store | None, nodes: Sequence[Node], ends: Iterable[int]) -> StoredResults:
+        """Look for the results of the nodes in `ends` and, if one is missing, of what it needs."""
+        if store is None:
+            return cls(runs=range(len(nodes)))
+        names = Namer(store.versions).names(nodes)
+        found: dict[int, StoredResult] = {}
+        runs: set[int] = set()
+        ahead = set(ends)
+        while ahead:
+            named = {i: n for i in ahead if (n := names[i]) and _is_stored(nodes[i], n)}
+            there = store.look(named.values())
+            found.update((i, there[n.key]) for i, n in named.items() if n.key in there)
+            missing = [i for i in ahead if i not in found]
+            runs.update(missing)
+            needed = {d for i in missing for d in nodes[i].dependencies}
+            ahead = needed - runs - found.keys()
+        # A transform runs if both of its ends do.
+        idle = {i for i in runs if nodes[i].source is not None and nodes[i].source not in runs}
+        return cls(store, names, found, frozenset(runs - idle))
+
+    def without(self, nodes: Sequence[Node]) -> list[Node]:
+        """Return nodes that read what is stored of their dependencies, instead of waiting for it.
+
+        Nodes that do not run are returned as they are.
+        """
+        if not self.found:
+            return list(nodes)
+        return [
+            self._reading(node, nodes) if node.index in self.runs else node for node in nodes
+        ]
+
+    def _reading(self, node: Node, nodes: Sequence[Node]) -> Node:
+        collocated = node.collocated if node.collocated in self.runs else None
+        if all(i in self.runs for i in node.dependencies):
+            return node if collocated == node.collocated else replace(node, collocated=collocated)
+        positions: dict[int, int] = {}
+        entries: dict[int, Entry] = {}
+        made: dict[int, Entry] = {}
+        for position, index in enumerate(node.dependencies):
+            if index in self.runs:
+                entries[position] = positions.setdefault(index, len(positions))
+            else:
+                entries[position] = self._read(index, nodes, made)
+        call = with_dependencies(node.call, entries)
+        return replace(node, call=call, dependencies=tuple(positions), collocated=collocated)
+
+    def _read(self, index: int, nodes: Sequence[Node], made: dict[int, Entry]) -> Entry:
+        """Return what reads a result, and applies the transforms that follow."""
+        steps: list[tuple[Any, tuple[Any, ...]]] = []
+        while nodes[index].kind != "function":
+            step = nodes[index].call
+            steps.insert(0, (step.code, step.extra_args))
+            (index,) = nodes[index].dependencies
+        if index not in made:
+            made[index] = Call(read, (), (self.store, self.found[index].location), {})
+        return Transformed(made[index], tuple(steps)) if steps else made[index]
+
+    def places(self, nodes: Sequence[Node], dag_id: Hashable) -> dict[int, StoredAs]:
+        """Return where the results of the nodes that run are stored."""
+        if self.store is None:
+            return {}
+        packed, label = pickle.dumps(self.store), dag_label(dag_id)
+        places = {}
+        for index in self.runs:
+            name = self.names[index]
+            if isinstance(name, ResultName) and _is_stored(nodes[index], name):
+                place = Place(
+                    Location.of(name), label, function_label(nodes[index].function.id)
+                )
+                places[index] = StoredAs(packed, place.packed())
+        return places
+
+    def known(self, nodes: Sequence[Node]) -> InStore:
+        """Return what a client of the run has to know of it."""
+        unnamed = {
+            node.function.id: str(name)
+            for node, name in zip(nodes, self.names, strict=False)
+            if node.kind == "function" and node.function.stored and isinstance(name, Unnameable)
+        }
+        return InStore(self.store, self.found, unnamed)
+
+
+def _is_stored(node: Node, name: ResultName | Unnameable) -> bool:
+    return node.kind == "function" and node.function.stored and isinstance(name, ResultName)
+
+
+def attempt_of(stored: StoredResult, store: Store) -> Attempt:
+    """Return the attempt that stands for a result that was in the store."""
+    made = stored.made
+    return Attempt(
+        0,
+        made.worker,
+        made.worker,
+        made.host,
+        made.started,
+        made.stopped,
+        outcome="stored",
+        message=f"from {store.url}, made by {made.user or 'somebody'} on {made.host}",
+        usage=Usage(*made.usage),
+    )
