@@ -482,4 +482,6 @@ class StoreError(HandoffError):
 
 
 class StoredResultMissing(StoreError):
-    pass
+    def __init__(self, key, problem):
+        super().__init__(key, problem)
+        self.key, self.problem = key, problem

@@ -25,6 +25,7 @@ from handoff_dask.errors import (
     HandoffError,
     InvalidFunctionError,
     RunCancelledError,
+    StoredResultMissing,
 )
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Waiting
@@ -50,6 +51,10 @@ class Follower:
         #: Its tasks, and the results that are here.
         self.units = Units(outline, client)
         self._sender: Sender | None = None
+        #: What it was started from, if results are stored, and what happened in it before something
+        #: that was stored turned out to be gone.
+        self._submission: Submission | None = None
+        self._before: outcomes.Before = outcomes.NOTHING
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
@@ -93,6 +98,8 @@ class Follower:
     async def start(self, submission: Submission, within: Any) -> None:
         """Open the run on the cluster; `within` is the key of the task that submits it, if any."""
         client, options = self.client, submission.options
+        if options.stored_in is not None:
+            self._submission = submission
         await connection.install(client)
         pins = None
         if isinstance(options.allocation_strategy, Allocator):
@@ -184,12 +191,16 @@ class Follower:
         """Count the functions by state, and return the attempts."""
         report, _ = await self.report()
         counts = {**dict.fromkeys(STATES, 0), **report.counts}
-        return {**counts, "attempts": dict(Attempts(report, self.outline.nodes, self.outline.stored))}
+        return {**counts, "attempts": self._attempts(report)}
 
     async def attempts(self) -> dict[Hashable, tuple[Attempt, ...]]:
         """Return the attempts that have ended, by function."""
         report, _ = await self.report()
-        return dict(Attempts(report, self.outline.nodes, self.outline.stored))
+        return self._attempts(report)
+
+    def _attempts(self, report: RunReport) -> dict[Hashable, tuple[Attempt, ...]]:
+        attempts = Attempts(report, self.outline.nodes, self.outline.stored)
+        return dict(self._before.and_then(attempts))
 
     async def progress(self) -> Progress:
         """Ask how far the run is."""
@@ -313,24 +324,57 @@ class Follower:
     async def _finish(self) -> ExecutionResult:
         """Wait for the end of the run, and fetch its results or say why there are none."""
         try:
-            units = self.units
-            while True:
-                await self._until_sent()
-                await waiting.ended(self.client, self.outline.run_id, units.futures)
-                report, causes = await self._final_report()
-                await waiting.settle(self.client, units.futures)
-                await units.fetch()
-                if report.stop is not None or units.complete:
-                    break
-                # A worker that was lost meanwhile took results with it; these are made again.
-                await asyncio.sleep(waiting.PATIENCE / 10)
+            report, causes = await self._ended()
+            while gone := self._gone(causes):
+                self._before = self._before.then(self.outline, report)
+                await self._start_again(gone)
+                report, causes = await self._ended()
             self._final = report.counts
             return outcomes.result_of(
-                self.outline, report, causes, units.values, units.problems, self._stopped
+                self.outline,
+                report,
+                causes,
+                self.units.values,
+                self.units.problems,
+                self._stopped,
+                self._before,
             )
         except HandoffError:
             self.units.release()
             raise
+
+    async def _ended(self) -> tuple[RunReport, outcomes.Causes]:
+        """Wait for the end of the run, and fetch its results."""
+        units = self.units
+        while True:
+            await self._until_sent()
+            await waiting.ended(self.client, self.outline.run_id, units.futures)
+            report, causes = await self._final_report()
+            await waiting.settle(self.client, units.futures)
+            await units.fetch()
+            if report.stop is not None or units.complete:
+                return report, causes
+            # A worker that was lost meanwhile took results with it; these are made again.
+            await asyncio.sleep(waiting.PATIENCE / 10)
+
+    def _gone(self, causes: outcomes.Causes) -> frozenset[str]:
+        """Return the keys of what the store has lost since it was looked up."""
+        if self._submission is None or self._stopped is not None:
+            return frozenset()
+        errors = (*causes.values(), *self.units.problems.values())
+        return frozenset(error.key for error in errors if isinstance(error, StoredResultMissing))
+
+    async def _start_again(self, gone: Iterable[str]) -> None:
+        """Run what is left without what the store has lost; it has the rest."""
+        assert self._submission is not None
+        self.units.release()
+        submission = await asyncio.to_thread(self._submission.again, gone)
+        self.outline = submission.outline
+        self.units = Units(self.outline, self.client)
+        await self.start(submission, None)
+        for piece in submission.pieces():
+            if not await self.send(piece):
+                break
 
     async def _until_sent(self) -> None:
         """Wait until the cluster has been sent all of the run, or needs no more of it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from handoff_dask.client import connection
 from handoff_dask.client.describing import Outline, function_label
@@ -29,6 +30,38 @@ from handoff_dask.wire.messages import RunReport, Stop
 
 #: {index: error} of the nodes that failed by themselves, the first first.
 Causes = Mapping[int, BaseException]
+
+
+class Before(NamedTuple):
+    """What happened in a run before it went on without something that the store had lost."""
+
+    attempts: Mapping[Hashable, tuple[Attempt, ...]]
+    allocations: Mapping[Hashable, str]
+    tasks: int = 0
+
+    def then(self, outline: Outline, report: RunReport) -> Before:
+        """Return this and what a report says in addition."""
+        attempts = Attempts(report, outline.nodes)
+        allocations = {**self.allocations, **report.allocations(outline.nodes)}
+        return Before(self.and_then(attempts), allocations, self.tasks + report.tasks)
+
+    def and_then(
+        self, attempts: Mapping[Hashable, tuple[Attempt, ...]]
+    ) -> Mapping[Hashable, tuple[Attempt, ...]]:
+        """Return these attempts and others, in order."""
+        if not self.attempts:
+            return attempts
+        joined = dict(attempts)
+        for id_, before in self.attempts.items():
+            # What was made here is stored since.
+            after = [attempt for attempt in attempts.get(id_, ()) if not attempt.earlier]
+            joined[id_] = tuple(
+                replace(attempt, number=n) for n, attempt in enumerate((*before, *after), 1)
+            )
+        return joined
+
+
+NOTHING = Before({}, {})
 
 
 async def opened_report(answer: Mapping[str, Any] | None) -> tuple[RunReport, Causes]:
@@ -56,6 +89,7 @@ def result_of(
     values: Mapping[Hashable, Any],
     problems: Mapping[Hashable, BaseException] = MappingProxyType({}),
     stopped: HandoffError | None = None,
+    before: Before = NOTHING,
 ) -> ExecutionResult:
     """Put the result of a run together, or raise what the run ended with.
 
@@ -68,6 +102,8 @@ def result_of(
         be fetched.
     stopped
         Why this client stopped the run, if it did.
+    before
+        What happened in it before it was started again.
     """
     stop, nodes = report.stop, outline.nodes
     if stop is not None and not (report.ended and all(id_ in values for id_ in outline.wanted)):
@@ -76,21 +112,21 @@ def result_of(
         if stop.kind in ("cancelled", "abandoned"):
             raise stopped or RunCancelledError(outline.dag_id, stop.problem)
     failed = {index: failure(nodes, index, causes, report) for index in causes}
-    attempts = Attempts(report, nodes, outline.stored)
+    attempts = before.and_then(Attempts(report, nodes, outline.stored))
     unfetched = {
         id_: _unfetched(id_, problem, attempts.get(id_, ())) for id_, problem in problems.items()
     }
     result = ExecutionResult(
         dag_id=outline.dag_id,
         results={id_: values[id_] for id_ in outline.wanted if id_ in values},
-        allocations=report.allocations(nodes),
+        allocations={**before.allocations, **report.allocations(nodes)},
         attempts=attempts,
         errors={
             **failed_or_not_run(nodes, failed, {*values, *unfetched}),
             **unfetched,
             **{nodes[i].function.id: _cancelled(outline, i) for i in report.cancelled},
         },
-        tasks=report.tasks,
+        tasks=before.tasks + report.tasks,
         dag_functions=outline.functions,
         capabilities=report.capabilities,
     )

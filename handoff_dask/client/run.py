@@ -52,8 +52,12 @@ class Run:
 
     def __init__(self, follower: Follower) -> None:
         self.dag_id = follower.outline.dag_id
-        self.futures: Mapping[Hashable, Future[Any]] = follower.units.by_function
         self._follower = follower
+
+    @property
+    def futures(self) -> Mapping[Hashable, Future[Any]]:
+        """{function id: Future} of the results that were asked for."""
+        return self._follower.units.by_function
 
     def __repr__(self) -> str:
         return f"<Run of {self.dag_id!r}: {len(self._follower.outline.functions)} functions>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,8 +31,17 @@ class StoredResults:
     runs: Collection[int] = ()
 
     @classmethod
-    def look(cls, store: Store | None, nodes: Sequence[Node], ends: Iterable[int]) -> StoredResults:
-        """Look for the results of the nodes in `ends` and, if one is missing, of what it needs."""
+    def look(
+        cls,
+        store: Store | None,
+        nodes: Sequence[Node],
+        ends: Iterable[int],
+        gone: Container[str] = (),
+    ) -> StoredResults:
+        """Look for the results of the nodes in `ends` and, if one is missing, of what it needs.
+
+        Those with the keys in `gone` are missing.
+        """
         if store is None:
             return cls(runs=range(len(nodes)))
         names = Namer(store.versions).names(nodes)
@@ -41,7 +50,7 @@ class StoredResults:
         ahead = set(ends)
         while ahead:
             named = {i: n for i in ahead if (n := names[i]) and _is_stored(nodes[i], n)}
-            there = store.look(named.values())
+            there = store.look([name for name in named.values() if name.key not in gone])
             found.update((i, there[n.key]) for i, n in named.items() if n.key in there)
             missing = [i for i in ahead if i not in found]
             runs.update(missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 from uuid import uuid4
@@ -40,15 +41,22 @@ def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Functio
 class Submission:
     """A DAG and the options of its run, checked and translated.
 
+    What the store has under the keys in `gone` is not used: it cannot be read.
+
     Raises
     ------
     DAGError
         The DAG is not valid, or holds what cannot be pickled.
     """
 
-    def __init__(self, dag: DAG, options: RunOptions) -> None:
+    def __init__(
+        self, dag: DAG, options: RunOptions, gone: frozenset[str] = frozenset()
+    ) -> None:
         dag.validate()
         self.options = options
+        self._gone = gone
+        # The caller may add functions to it.
+        self._dag = None if options.stored_in is None else copy(dag)
         functions = functions_of(dag)
         nodes = expand(functions, isolate=bool(options.isolate))
         selected = select(dag, nodes, options.results)
@@ -64,7 +72,7 @@ class Submission:
             for n in regular
             if n.function.id in wanted or n.index in discard
         }
-        stored = StoredResults.look(options.stored_in, nodes, awaited.values())
+        stored = StoredResults.look(options.stored_in, nodes, awaited.values(), gone)
         nodes, runs = stored.without(nodes), stored.runs
         #: The nodes that run, in an order in which each comes after those that it needs.
         self.order = _dependencies_first(nodes)
@@ -102,6 +110,11 @@ class Submission:
         self.first = {index: translator.packed(index) for index in self.order[: self._piece]}
         #: Hears of the attempts if this process logs them.
         self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
+
+    def again(self, gone: Iterable[str]) -> Submission:
+        """Return a submission of the same functions without what the store has lost."""
+        assert self._dag is not None
+        return Submission(self._dag, self.options, self._gone.union(gone))
 
     @property
     def has_listeners(self) -> bool:

@@ -11,6 +11,7 @@ from contextvars import copy_context
 from typing import Any
 
 from handoff_dask.compat import worker as compat
+from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import Usage
 from handoff_dask.packed_errors import packed, replaced
 from handoff_dask.standins import type_of
@@ -212,6 +213,8 @@ class _Bundle:
                 if saver is not None:
                     saver.save(value, started, time.time(), Usage(time.thread_time() - cpu))
         except BaseException as error:  # whatever a function raises is its failure
+            # The client has what the store has lost made again.
+            last = last or isinstance(error, StoredResultMissing)
             packed_error = replaced(error)
             failure = MemberFailure(
                 position,

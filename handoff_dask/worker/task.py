@@ -19,7 +19,7 @@ from distributed import Client
 
 from handoff_dask.attempts.retries import Verdict
 from handoff_dask.compat import worker as compat
-from handoff_dask.errors import OutOfMemoryError, ProcessDiedError
+from handoff_dask.errors import OutOfMemoryError, ProcessDiedError, StoredResultMissing
 from handoff_dask.model.attempt import UNKNOWN, Usage
 from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
@@ -416,7 +416,9 @@ def _failure(
     verdict: Verdict | None = None,
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
-    if verdict is None and policy is not None:
+    if isinstance(error, StoredResultMissing):
+        verdict = Verdict(retry=False)  # the client has it made again
+    elif verdict is None and policy is not None:
         attempt = facts.get("handoff", {}).get("attempt", 1)
         verdict = judge(error, policy, attempt, cost_of(facts))
     return {
