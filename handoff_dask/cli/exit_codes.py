@@ -20,7 +20,7 @@ from handoff_dask.errors import (
 )
 
 #: What they mean: see the epilog.
-FAILED, USAGE, IMPOSSIBLE, CLUSTER, INTERRUPTED = 1, 2, 3, 4, 130
+FAILED, USAGE, IMPOSSIBLE, CLUSTER, WORK_LEFT, INTERRUPTED = 1, 2, 3, 4, 75, 130
 
 #: The first match counts.
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int], ...] = (
@@ -42,8 +42,13 @@ Exit codes:
   2    wrong usage, or an invalid DAG; nothing was started
   3    no worker can hold a function
   4    the cluster cannot be reached, or was lost
+  75   stopped by SIGTERM while results are stored: run the same command again
   130  interrupted
 """
+
+
+class WorkLeft(KeyboardInterrupt):
+    """The command was told to end, and another start of it will go on where it was."""
 
 
 class Problem(Exception):
@@ -59,6 +64,9 @@ def problem_of(error: BaseException) -> Problem:
     """Return the message and the exit code for an error."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, WorkLeft):
+        text = "stopped by SIGTERM; what is done is stored: run the same command again to go on"
+        return Problem(text, WORK_LEFT)
     if isinstance(error, KeyboardInterrupt):
         return Problem("interrupted", INTERRUPTED)
     text = str(error) or type(error).__name__

@@ -12,6 +12,7 @@ from typing import IO, Any
 import click
 from distributed import Client
 
+from handoff_dask.cli import signals
 from handoff_dask.cli.command import (
     TIME,
     command,
@@ -79,6 +80,12 @@ from handoff_dask.model.dag import DAG
     "--priority", type=float, default=0.0, help="Runs of higher priority are placed first."
 )
 @click.option(
+    "--store",
+    metavar="URL",
+    help="Where to keep results beyond this run, and to look for them before anything runs: a "
+    "folder, or a URL that fsspec knows. The default is Dask's setting handoff.store.",
+)
+@click.option(
     "--detach",
     is_flag=True,
     help="Don't wait: print the DAG's id, and keep results on the cluster.",
@@ -127,6 +134,8 @@ def run(
         default = "all" if detach or file is not None else "none"
         options["results"] = _selection(results or (default,), list(dag.functions))
         checked = RunOptions(**options, detach=detach)
+        if checked.stored_in is not None:
+            signals.resumable.set()
         if json_lines:
             display: Display = JsonLines(stdout, results=printed)
         elif quiet:

@@ -11,13 +11,17 @@ from typing import Any, NoReturn
 
 import psutil
 
-from handoff_dask.cli.exit_codes import INTERRUPTED
+from handoff_dask.cli.exit_codes import WorkLeft, problem_of
 
 #: Seconds from a signal to the exit, whatever hangs. SLURM often sends SIGKILL after 5 s.
 GRACE = 2.5
 
 #: Set once the command has printed why it ends.
 error_printed = threading.Event()
+#: Set if what is done is stored, so that SIGTERM leaves work for another start of the command.
+resumable = threading.Event()
+#: Why the process ends, once a signal has come.
+_reason = KeyboardInterrupt()
 
 
 @contextlib.contextmanager
@@ -25,13 +29,16 @@ def interruptible() -> Iterator[None]:
     """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and exit within the grace."""
 
     def interrupt(signum: int, frame: Any) -> None:
+        global _reason
         # The run may take until the timer fires to clean up. A second signal ends it at once.
         for number in handled:
             signal.signal(number, lambda *_: leave())
         timer = threading.Timer(GRACE, leave)
         timer.daemon = True
         timer.start()
-        raise KeyboardInterrupt
+        if signum == signal.SIGTERM and resumable.is_set():
+            _reason = WorkLeft()
+        raise _reason
 
     handled = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, interrupt) for number in handled}
@@ -45,9 +52,11 @@ def interruptible() -> Iterator[None]:
 
 def leave() -> NoReturn:
     """End this process and its children immediately."""
+    problem = problem_of(_reason)
     if not error_printed.is_set():
-        os.write(2, b"Error: interrupted\n")  # the signal may have interrupted a write to a stream
+        # The signal may have interrupted a write to a stream.
+        os.write(2, f"Error: {problem.message}\n".encode())
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()
-    os._exit(INTERRUPTED)
+    os._exit(problem.code)

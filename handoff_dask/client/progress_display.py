@@ -81,15 +81,19 @@ class Lines(Display):
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Print the progress."""
-        self.note(f"{self._title}: {summary(counts, len(self.ids), why, left)}")
+        self.note(f"{self._title}: {summary(counts, why, left)}")
 
     def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Print what was done."""
         if result is None:
             return
         workers = markup.count(len(set(result.allocations.values())), "worker")
+        stored, total = _stored(result), len(self.ids)
+        some = ""
+        if stored:  # what only stored ones need is not even looked at
+            some, total = f" ({stored} of them stored)", len({*result.attempts, *result.errors})
         text = (
-            f"{self._title}: {len(result.allocations)} of {len(self.ids)} functions done in "
+            f"{self._title}: {len(result.allocations) + stored} of {total} functions done{some} in "
             f"{markup.seconds(self.seconds)} on {workers}"
         )
         if more := sum(len(tried) - 1 for tried in result.attempts.values()):
@@ -120,9 +124,10 @@ class Bar(Lines):
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Draw the bar."""
         self._text, self._bar.pos = "", counts["done"] + counts["stored"]
+        self._bar.length = sum(counts.values())
         # A line that is wider than the terminal could not be overwritten.
         room = shutil.get_terminal_size().columns - len(self._bar.format_progress_line()) - 3
-        text = summary(counts, len(self.ids), why, left)
+        text = summary(counts, why, left)
         self._text = text if len(text) <= room else f"{text[: max(room - 3, 0)]}..."
         self._bar.render_progress()
 
@@ -166,8 +171,7 @@ class Cell(Display):
     def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Draw the outcome."""
         if result is not None:
-            stored = sum(a.earlier for tried in result.attempts.values() for a in tried)
-            done = {"done": len(result.allocations), "stored": stored}
+            done = {"done": len(result.allocations), "stored": _stored(result)}
             self._counts = {**done, "failed": len(result.errors)}
         problem = "" if failure is None else f"{type(failure).__name__}: {failure}"
         self._handle.update(self._drawing(problem or f"ended after {markup.seconds(self.seconds)}"))
@@ -225,17 +229,22 @@ async def _looks(run: Follower, display: Display) -> AsyncGenerator[Look, None]:
         pause = max(display.interval or 0.0, (time.monotonic() - asked) / _SHARE)
 
 
-def summary(counts: Mapping[str, int], total: int, why: RunExplanation, left: float | None) -> str:
+def _stored(result: ExecutionResult) -> int:
+    """Return how many functions did not run because their results were in the store."""
+    return sum(attempt.earlier for tried in result.attempts.values() for attempt in tried)
+
+
+def summary(counts: Mapping[str, int], why: RunExplanation, left: float | None) -> str:
     """Return the progress of a run as a line.
 
     Examples
     --------
     >>> from handoff_dask.client.explaining import RunExplanation
     >>> counts = {"waiting": 1, "held": 4, "running": 2, "done": 3}
-    >>> summary(counts, 10, RunExplanation({}), 300.0)
+    >>> summary(counts, RunExplanation({}), 300.0)
     '3/10 done, 5 min 0 s left, 2 running, 4 held, 1 waiting'
     """
-    parts = [f"{counts['done']}/{total} done"]
+    parts = [f"{counts['done']}/{sum(counts.values())} done"]
     if left is not None:
         parts.append(f"{markup.seconds(left)} left")
     for state in reversed(STATES):

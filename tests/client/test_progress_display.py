@@ -113,15 +113,15 @@ def test_a_summary():
     """Counts, reasons and, where it is known, the time left."""
     counts = {"done": 1, "running": 2, "held": 1, "failed": 1, "cancelled": 3}
     why = RunExplanation({"a": Waiting("delay")})
-    assert summary(counts, 9, why, None) == (
-        "1/9 done, 3 cancelled, 1 failed, 2 running, 1 held (delay)"
+    assert summary(counts, why, None) == (
+        "1/8 done, 3 cancelled, 1 failed, 2 running, 1 held (delay)"
     )
-    assert summary(counts, 9, why, 3.21).startswith("1/9 done, 3.21 s left, 3 canc")
+    assert summary(counts, why, 3.21).startswith("1/8 done, 3.21 s left, 3 canc")
 
 
 def test_every_state_is_shown():
     """A state that is added appears without further ado."""
-    text = summary(dict.fromkeys(STATES, 4), 24, RunExplanation({}), None)
+    text = summary(dict.fromkeys(STATES, 4), RunExplanation({}), None)
     assert all(f"4 {state}" in text for state in STATES if state != "done")
 
 
@@ -140,7 +140,7 @@ def test_an_id_that_cannot_be_printed(capsys, kind):
     """It stays in its line, and a terminal obeys nothing that it holds."""
     display = kind()
     display.start(dag_of(Function(1, [], int), id="two\nlines \x1b[31m"))
-    display.update({"done": 0}, RunExplanation({}), None)
+    display.update(dict.fromkeys(STATES, 0), RunExplanation({}), None)
     display.end(ExecutionResult("id", {}), None)
     err = capsys.readouterr().err
     assert err.startswith(r"'two\nlines \x1b[31m': 1 function")

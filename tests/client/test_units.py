@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from handoff_dask.client import gathering, units
+from handoff_dask.client.describing import InStore
 from handoff_dask.client.units import Unit, Units
 from handoff_dask.wire.bundles import Values
 
@@ -71,6 +72,8 @@ def run(client, gathered):
         wanted=names[:-1],
         awaited={name: i for i, name in enumerate(names)},
         key=lambda index: ("code-a run", index),
+        stored=InStore(),
+        stored_ids={},
     )
     return Units(outline, client)
 

@@ -162,6 +162,7 @@ def test_attempts_in_columns():
             array("d", [4.0, 6.0]),
             array("f", [0, 0]),
             array("Q", [8, 8]),
+            array("B", [0, 0]),
         ),
         Block(
             "tcp://b",
@@ -171,6 +172,7 @@ def test_attempts_in_columns():
             array("d", [8.0]),
             array("f", [0]),
             array("Q", [8]),
+            array("B", [1]),
         ),
     ]
     workers = {"tcp://a": ("a", "host"), "tcp://b": ("b", "host")}
@@ -181,7 +183,7 @@ def test_attempts_in_columns():
         (1, "error", 1.0),
         (2, "ok", 3.0),
     ]
-    assert [(a.number, a.worker_name, a.started) for a in attempts[4]] == [
-        (1, "a", 5.0),
-        (2, "b", 7.0),
+    assert [(a.number, a.worker_name, a.started, a.outcome) for a in attempts[4]] == [
+        (1, "a", 5.0, "ok"),
+        (2, "b", 7.0, "stored"),
     ]
