@@ -475,13 +475,3 @@ class RunCancelledError(_RunEndedError, RuntimeError):
 
 class RunTimeoutError(_RunEndedError, TimeoutError):
     """The run did not end within its time limit."""
-
-
-class StoreError(HandoffError):
-    pass
-
-
-class StoredResultMissing(StoreError):
-    def __init__(self, key, problem):
-        super().__init__(key, problem)
-        self.key, self.problem = key, problem

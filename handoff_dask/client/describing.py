@@ -17,8 +17,9 @@ from handoff_dask.model.expansion import Call, Node, NodeKind
 from handoff_dask.model.function import Function, claims, dependency_ids, time_limit
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.placement.bundling import companions
-from handoff_dask.store.entries import StoredResult
-from handoff_dask.store.store import Store
+from handoff_dask.store.entries import Location, StoredResult
+from handoff_dask.store.naming import ResultName
+from handoff_dask.store.result_store import Store
 from handoff_dask.wire.keys import Key, bundle_key, node_key
 from handoff_dask.wire.messages import (
     ONE_ATTEMPT,
@@ -159,6 +160,10 @@ class InStore:
     results: Mapping[int, StoredResult] = field(default_factory=dict)
     #: {function id: why its result is not stored}.
     unnamed: Mapping[Hashable, str] = field(default_factory=dict)
+    #: {function id: name of its result} of the others that run.
+    missing: Mapping[Hashable, ResultName] = field(default_factory=dict)
+    #: {label of a function: where its result was stored} in the last run of the DAG.
+    last: Mapping[str, Location] = field(default_factory=dict)
 
     def packed(self, functions: Iterable[Function]) -> bytes:
         """Return it pickled, given the functions that have these results."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from distributed import Client
 
 from handoff_dask import collector
-from handoff_dask.client import annotating
+from handoff_dask.client import annotating, stored_results
 from handoff_dask.client.connection import EmbeddedCluster, current_client, sync
 from handoff_dask.client.following import Follower
 from handoff_dask.client.options import (
@@ -29,7 +29,7 @@ from handoff_dask.client.waiting import wait_for
 from handoff_dask.model.amounts import Seconds
 from handoff_dask.model.dag import DAG, require_dag
 from handoff_dask.model.retry import RetryPolicy
-from handoff_dask.store.store import Store
+from handoff_dask.store.result_store import Store
 from handoff_dask.wire.run_events import Event
 from handoff_dask.worker.task import waiting_task
 
@@ -274,6 +274,7 @@ def _started(
     with collector.paused():
         submission = Submission(dag, options)
     annotating.warn(list(map(submission.translator.key, submission.first)))
+    stored_results.warn(submission.outline.stored)
     client = current_client(client)
     submission.check_futures(client)
     if client is not None:

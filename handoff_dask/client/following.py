@@ -18,6 +18,7 @@ from handoff_dask.client.listening import Listener
 from handoff_dask.client.options import Allocator
 from handoff_dask.client.results import Attempts, ExecutionResult
 from handoff_dask.client.sending import Sender
+from handoff_dask.client.stored_results import record
 from handoff_dask.client.submission import Submission
 from handoff_dask.client.units import Unit, Units
 from handoff_dask.errors import (
@@ -124,6 +125,9 @@ class Follower:
                 )
             if self._stopped is not None:  # cancelled meanwhile
                 raise self._stopped
+            await asyncio.to_thread(
+                record, self.outline.stored, self.outline.dag_id, self.outline.nodes
+            )
             if submission.order:
                 self._sender = Sender(client, submission, opened, self._ask, self.units.add)
         except BaseException:

@@ -15,7 +15,7 @@ from handoff_dask.model.function import Function
 from handoff_dask.model.retry import RetryPolicy, count_problem, number_problem, time_problem
 from handoff_dask.model.validation import limit_problems
 from handoff_dask.placement.strategies import STRATEGIES
-from handoff_dask.store.store import Store
+from handoff_dask.store.result_store import Store
 from handoff_dask.wire.run_events import Event
 
 OnError = Literal["raise", "continue"]

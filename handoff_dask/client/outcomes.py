@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from handoff_dask.client import connection
 from handoff_dask.client.describing import Outline, function_label
 from handoff_dask.client.results import Attempts, ExecutionResult, failed_or_not_run
+from handoff_dask.client.stored_results import Reasons
 from handoff_dask.errors import (
     AllocationError,
     FunctionFailedError,
@@ -129,6 +130,8 @@ def result_of(
         tasks=before.tasks + report.tasks,
         dag_functions=outline.functions,
         capabilities=report.capabilities,
+        not_stored=outline.stored.unnamed,
+        why=Reasons(outline.stored, outline.functions),
     )
     error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
     if error is None and stop is not None and stop.kind == "failed":

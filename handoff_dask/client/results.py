@@ -58,6 +58,12 @@ class ExecutionResult(Comparable):
         ended, with their ``"threads"``, as :func:`plan` takes it; empty without a cluster.
     makespan : float
         Seconds from the first start to the last end.
+    not_stored : dict
+        {function id: why} of the functions whose results cannot be stored, because what makes them
+        cannot be named for certain; empty without a store.
+    why : dict
+        {function id: text} of the functions that ran although there is a store: what changed in
+        their code, their arguments or the results that they need since the last run of the DAG.
     """
 
     dag_id: Hashable
@@ -69,6 +75,8 @@ class ExecutionResult(Comparable):
     #: The functions as the user wrote them.
     dag_functions: Mapping[Hashable, Function] = field(default_factory=dict)
     capabilities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    not_stored: Mapping[Hashable, str] = field(default_factory=dict)
+    why: Mapping[Hashable, str] = field(default_factory=dict)
 
     def __getitem__(self, function_id: Hashable) -> Any:
         """Return the result of a function, given by its id or by a :class:`Ref`.

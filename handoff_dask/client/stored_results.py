@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from handoff_dask.client.describing import InStore, dag_label, function_label
-from handoff_dask.model.attempt import Attempt, Usage
+from handoff_dask.errors import StoredResultMissing
+from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.expansion import Call, Entry, Node, Transformed, with_dependencies
+from handoff_dask.model.function import Function
 from handoff_dask.store.entries import Location, StoredResult
-from handoff_dask.store.naming import Namer, ResultName, Unnameable
-from handoff_dask.store.store import Store
+from handoff_dask.store.naming import Namer, ResultName, Unnameable, changes
+from handoff_dask.store.opened import opened
+from handoff_dask.store.result_store import Store
+from handoff_dask.tracebacks import users_frame
 from handoff_dask.wire.stored_as import Place, StoredAs
 from handoff_dask.worker.saving import read
 
@@ -41,6 +46,11 @@ class StoredResults:
         """Look for the results of the nodes in `ends` and, if one is missing, of what it needs.
 
         Those with the keys in `gone` are missing.
+
+        Raises
+        ------
+        StoreError
+            The store cannot be read, and is required.
         """
         if store is None:
             return cls(runs=range(len(nodes)))
@@ -50,7 +60,7 @@ class StoredResults:
         ahead = set(ends)
         while ahead:
             named = {i: n for i in ahead if (n := names[i]) and _is_stored(nodes[i], n)}
-            there = store.look([name for name in named.values() if name.key not in gone])
+            there = opened(store).look([name for name in named.values() if name.key not in gone])
             found.update((i, there[n.key]) for i, n in named.items() if n.key in there)
             missing = [i for i in ahead if i not in found]
             runs.update(missing)
@@ -94,7 +104,7 @@ class StoredResults:
             steps.insert(0, (step.code, step.extra_args))
             (index,) = nodes[index].dependencies
         if index not in made:
-            made[index] = Call(read, (), (self.store, self.found[index].location), {})
+            made[index] = Call(read, (), (self.store, self.found[index].location.for_reading()), {})
         return Transformed(made[index], tuple(steps)) if steps else made[index]
 
     def places(self, nodes: Sequence[Node], dag_id: Hashable) -> dict[int, StoredAs]:
@@ -112,14 +122,21 @@ class StoredResults:
                 places[index] = StoredAs(packed, place.packed())
         return places
 
-    def known(self, nodes: Sequence[Node]) -> InStore:
+    def known(self, nodes: Sequence[Node], dag_id: Hashable) -> InStore:
         """Return what a client of the run has to know of it."""
-        unnamed = {
-            node.function.id: str(name)
-            for node, name in zip(nodes, self.names, strict=False)
-            if node.kind == "function" and node.function.stored and isinstance(name, Unnameable)
-        }
-        return InStore(self.store, self.found, unnamed)
+        if self.store is None:
+            return InStore()
+        unnamed: dict[Hashable, str] = {}
+        missing: dict[Hashable, ResultName] = {}
+        for index in sorted(self.runs):
+            node, name = nodes[index], self.names[index]
+            if node.kind == "function" and node.function.stored:
+                if isinstance(name, ResultName):
+                    missing[node.function.id] = name
+                else:
+                    unnamed[node.function.id] = str(name)
+        last = opened(self.store).last_run(dag_label(dag_id)) if missing else {}
+        return InStore(self.store, self.found, unnamed, missing, last)
 
 
 def _is_stored(node: Node, name: ResultName | Unnameable) -> bool:
@@ -137,6 +154,71 @@ def attempt_of(stored: StoredResult, store: Store) -> Attempt:
         made.started,
         made.stopped,
         outcome="stored",
-        message=f"from {store.url}, made by {made.user or 'somebody'} on {made.host}",
-        usage=Usage(*made.usage),
+        message=f"from {store.shown_url}, made by {made.user or 'somebody'} on {made.host}",
+        usage=made.usage,
     )
+
+
+def record(known: InStore, dag_id: Hashable, nodes: Sequence[Node]) -> None:
+    """Record what a run stores, and has, for :func:`reasons` in later ones."""
+    if known.store is not None:
+        found = {nodes[i].function.id: stored.location for i, stored in known.results.items()}
+        names = {function_label(id_): name for id_, name in {**found, **known.missing}.items()}
+        opened(known.store).record_run(dag_label(dag_id), names)
+
+
+def warn(known: InStore) -> None:
+    """Warn, at the user's call, about functions whose results cannot be stored."""
+    if not known.unnamed:
+        return
+    (first, problem), *others = known.unnamed.items()
+    more = f", and those of {len(others)} further functions" if others else ""
+    _, level = users_frame()
+    warnings.warn(
+        f"the result of function {first!r} is not stored{more}: what makes it cannot be named for "
+        f"certain: {problem}. Function(store_key=...) names the code; stored=False says that this "
+        "is meant",
+        stacklevel=level,
+    )
+
+
+class Reasons(Mapping[Hashable, str]):
+    """Why functions run: {function id: what changed since the last run of the DAG}.
+
+    Each is found out when it is asked for.
+    """
+
+    def __init__(self, known: InStore, functions: Mapping[Hashable, Function]) -> None:
+        self._known = known
+        self._functions = functions
+
+    def __getitem__(self, function_id: Hashable) -> str:
+        return _reason(
+            self._known, self._functions[function_id], self._known.missing[function_id]
+        )
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._known.missing)
+
+    def __len__(self) -> int:
+        return len(self._known.missing)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return dict, (dict(self),)  # without the store, which may have a secret
+
+
+def _reason(known: InStore, function: Function, name: ResultName) -> str:
+    last = known.last.get(function_label(function.id))
+    if last is None:
+        return "no earlier run of the DAG has stored it"
+    if last.key == name.key:
+        return "the last run did not store it, or its entry is gone"
+    assert known.store is not None
+    try:
+        before = opened(known.store).manifest(last)
+    except StoredResultMissing as error:
+        return f"its name has changed; in what is not known, as of the last run's entry {error.problem}"
+    return "; ".join(changes(name, before))

@@ -97,7 +97,7 @@ class Submission:
             wanted=selected,
             awaited={id_: index for id_, index in awaited.items() if index in runs},
             on_error=options.on_error,
-            stored=stored.known(nodes),
+            stored=stored.known(nodes, dag.id),
         )
         #: The nodes that run whose results are asked for, and those that the run waits for.
         self.awaited = frozenset(self.outline.awaited.values())

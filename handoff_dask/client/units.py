@@ -13,7 +13,8 @@ from handoff_dask.client.describing import Outline
 from handoff_dask.compat import client_side as compat
 from handoff_dask.errors import StoreError
 from handoff_dask.store.entries import StoredResult
-from handoff_dask.store.store import Store
+from handoff_dask.store.opened import opened
+from handoff_dask.store.result_store import Store
 from handoff_dask.worker.saving import read
 
 
@@ -58,7 +59,7 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
         """Return the future of a task that reads a result from the store."""
         if function_id not in self._read:
             store, stored = self._outline.stored.store, self._outline.stored_ids[function_id]
-            future = self._client.submit(read, store, stored.location, pure=False)
+            future = self._client.submit(read, store, stored.location.for_reading(), pure=False)
             self._read[function_id] = future
         return self._read[function_id]
 
@@ -211,7 +212,7 @@ def _values(
     problems: gathering.Problems = {}
     for id_ in ids:
         try:
-            values[id_] = stored[id_].open(store)
+            values[id_] = opened(store).value(stored[id_])
         except StoreError as error:
             problems[id_] = error
     return values, problems

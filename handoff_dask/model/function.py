@@ -206,8 +206,6 @@ class Function(Comparable):
     priority: float = 0
     allow_other_workers: bool = False
     isolate: bool | None = None
-    stored: bool = True
-    store_key: str | None = None
 
     def __post_init__(self) -> None:
         # Copies, so that later changes to a list do not change the function. Other types stay as

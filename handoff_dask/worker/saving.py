@@ -9,10 +9,11 @@ from functools import lru_cache
 from typing import Any
 
 from handoff_dask.compat import worker as compat
+from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import UNKNOWN, Usage
 from handoff_dask.store.entries import Location, Made
-from handoff_dask.errors import StoredResultMissing
-from handoff_dask.store.store import Store
+from handoff_dask.store.opened import OpenStore, opened
+from handoff_dask.store.result_store import Store
 from handoff_dask.wire.stored_as import Place, StoredAs
 
 #: Stands for a result that is not in the store.
@@ -20,15 +21,13 @@ ABSENT: Any = object()
 
 
 @lru_cache(maxsize=8)
-def _opened(store: bytes) -> Store:
-    # One object for all functions: it warns once, and keeps its connections.
-    opened: Store = pickle.loads(store)
-    return opened
+def _opened(store: bytes) -> OpenStore:
+    return opened(pickle.loads(store))
 
 
 def read(store: Store, location: Location) -> Any:
     """Return a stored result."""
-    return store.read(location)
+    return opened(store).read(location)
 
 
 class Saver:
@@ -55,7 +54,7 @@ class Saver:
             user=_user(),
             started=started,
             stopped=stopped,
-            usage=tuple(usage),
+            usage=usage,
         )
         self._store.write(self._place.location, value, made)
 
