@@ -6,6 +6,7 @@ import dis
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from types import CodeType
 from typing import Any
 
@@ -13,39 +14,58 @@ import toolz
 
 #: Flags that say how a function is called and what it is: variadic, a generator, a coroutine.
 _FLAGS = 0x2AC
+#: What the body of a class stores about its source.
+_ABOUT_SOURCE = ("__doc__", "__firstlineno__", "__static_attributes__")
 
 
 def code_identity(code: Callable[..., Any]) -> str:
     """Return a text that is the same for functions of the same code.
 
-    It has the module and the qualified name of what is called in the end: below partial calls,
-    bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
-    in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
-    of what they do follows. Comments, docstrings, line numbers and files do not change it.
+        It has the module and the qualified name of what is called in the end: below partial calls,
+        bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
+        in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
+        of what they do follows. Comments, docstrings, line numbers and files do not change it.
+
+        Examples
+        --------
+        >>> from functools import partial
+    from itertools import pairwise
+        >>> import json
+        >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
+        ('json.dumps', 'json.dumps')
+        >>> code_identity(", ".join)
+        'builtins.str.join'
+        >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
+        True
+    """
+    name = qualified_name(code)
+    inner = _innermost(code)
+    source = getattr(inner, "__code__", None)
+    if source is None and _name_of(inner) is None:
+        source = getattr(type(inner).__call__, "__code__", None)
+    if isinstance(source, CodeType) and (name.startswith("__main__.") or "<" in name):
+        return f"{name}#{_fingerprint(source)}"
+    return name
+
+
+def qualified_name(code: Callable[..., Any]) -> str:
+    """Return the module and the qualified name of what a callable calls in the end.
 
     Examples
     --------
-    >>> from functools import partial
-    >>> import json
-    >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
-    ('json.dumps', 'json.dumps')
-    >>> code_identity(", ".join)
-    'builtins.str.join'
-    >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
-    True
+    >>> qualified_name(partial(lambda x: x))
+    'handoff_dask.learning.identity.<lambda>'
     """
     inner = _innermost(code)
-    name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None)
-    source = getattr(inner, "__code__", None)
+    name = _name_of(inner)
     if name is None:
         inner = type(inner)
         name = inner.__qualname__
-        source = getattr(inner.__call__, "__code__", None)
-    module = getattr(inner, "__module__", None) or "builtins"
-    identity = f"{module}.{name}"
-    if isinstance(source, CodeType) and (module == "__main__" or "<" in name):
-        identity += f"#{_fingerprint(source)}"
-    return identity
+    return f"{getattr(inner, '__module__', None) or 'builtins'}.{name}"
+
+
+def _name_of(code: Any) -> str | None:
+    return getattr(code, "__qualname__", None) or getattr(code, "__name__", None)
 
 
 def _innermost(code: Any) -> Any:
@@ -62,26 +82,38 @@ def _innermost(code: Any) -> Any:
 
 
 def _fingerprint(code: CodeType) -> str:
-    parts = "\n".join(_parts(code)).encode(errors="backslashreplace")
+    parts = "\n".join(instructions(code)).encode(errors="backslashreplace")
     return hashlib.sha256(parts).hexdigest()[:12]
 
 
-def _parts(code: CodeType) -> Iterator[str]:
-    """Yield what a code object does; nested ones are part of their constants.
+def instructions(code: CodeType) -> Iterator[str]:
+    """Yield what a code object does, as text that is the same in every process.
 
-    Instructions refer to constants and names by value instead of by number: a new docstring
-    renumbers the constants.
+    Nested ones are part of its constants. Instructions refer to constants and names by value
+    instead of by number: a new docstring renumbers the constants.
     """
     yield f"{code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount}"
     yield f"{code.co_flags & _FLAGS} {code.co_varnames}"
-    for instruction in dis.get_instructions(code):
-        yield f"{instruction.opname} {_stable(instruction.argval)}"
+    yield repr(getattr(code, "co_exceptiontable", b""))
+    for instruction, following in pairwise((*dis.get_instructions(code), None)):
+        assert instruction is not None
+        if not (instruction.opname == "LOAD_CONST" and _is_about_source(following)):
+            yield f"{instruction.opname} {_stable(instruction.argval)}"
+
+
+def _is_about_source(following: dis.Instruction | None) -> bool:
+    """Whether an instruction stores the constant before it as something about the source."""
+    return (
+        following is not None
+        and following.opname == "STORE_NAME"
+        and following.argval in _ABOUT_SOURCE
+    )
 
 
 def _stable(value: Any) -> str:
     """Return a text for what an instruction refers to, the same in every process."""
     if isinstance(value, CodeType):
-        return f"code({' '.join(_parts(value))})"
+        return f"code({' '.join(instructions(value))})"
     if isinstance(value, tuple):
         return f"tuple({', '.join(map(_stable, value))})"
     if isinstance(value, frozenset):  # in the order of its hashes

@@ -72,7 +72,8 @@ def _problems(function: Function) -> Iterator[tuple[str, str]]:
 #: The fields that functions often have in common.
 _settings = attrgetter(
     "code", "type", "argument_inclusion", "node", "allow_other_workers", "priority",
-    "max_retries", "retry", "timeout", "isolate", "cost",
+    "max_retries", "retry", "timeout", "isolate", "stored", "store_key",
+    "cost",
 )  # fmt: skip
 
 
@@ -90,6 +91,11 @@ def _setting_problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "cost", problem
     yield from _node_problems(function)
     yield from _isolate_problems(function)
+    if not isinstance(function.stored, bool):
+        yield "stored", f"must be True or False, not {function.stored!r}"
+    key = function.store_key
+    if key is not None and not (isinstance(key, str) and key):
+        yield "store_key", f"must be text that is not empty, or None, not {key!r}"
     if problem := number_problem(function.priority, -math.inf):
         yield "priority", problem
     if function.max_retries is not None and (problem := count_problem(function.max_retries)):
