@@ -89,7 +89,7 @@ class Follower:
         if self._final:
             return dict(self._final)
         names = {"finished": "done", "error": "failed", "pending": "waiting"}
-        counts = dict.fromkeys(STATES, 0)
+        counts = {**dict.fromkeys(STATES, 0), "stored": len(self.outline.stored.results)}
         for unit in self.units:
             counts[names.get(str(unit.future.status), "cancelled")] += len(unit.indices)
         return counts
@@ -194,7 +194,7 @@ class Follower:
     async def status(self) -> dict[str, Any]:
         """Count the functions by state, and return the attempts."""
         report, _ = await self.report()
-        counts = {**dict.fromkeys(STATES, 0), **report.counts}
+        counts = {**dict.fromkeys(STATES, 0), **(report.counts or self.known_counts())}
         return {**counts, "attempts": self._attempts(report)}
 
     async def attempts(self) -> dict[Hashable, tuple[Attempt, ...]]:
@@ -209,7 +209,9 @@ class Follower:
     async def progress(self) -> Progress:
         """Ask how far the run is."""
         answer = await self._ask("progress")
-        return Progress({**dict.fromkeys(STATES, 0), **answer["counts"]}, answer["remaining"])
+        # The scheduler does not keep a run of which nothing is left to run.
+        counts = {**dict.fromkeys(STATES, 0), **(answer["counts"] or self.known_counts())}
+        return Progress(counts, answer["remaining"])
 
     async def counts(self) -> dict[str, int]:
         """Count the functions by state."""

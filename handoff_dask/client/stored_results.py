@@ -221,4 +221,4 @@ def _reason(known: InStore, function: Function, name: ResultName) -> str:
         before = opened(known.store).manifest(last)
     except StoredResultMissing as error:
         return f"its name has changed; in what is not known, as of the last run's entry {error.problem}"
-    return "; ".join(changes(name, before))
+    return "; ".join(changes(name, before._asdict()))

@@ -67,7 +67,7 @@ class Service:
         refused, run = self.runs.open(described, spec)
         if run is None:
             return pickle.dumps(Opened(refused, {}, {}, {}, None, False))
-        if not run.spec.nodes:  # no graph will follow, and nothing to tell its end by
+        if not run.spec.functions:  # no graph will follow, and nothing to tell its end by
             if run.kept:
                 run.arrived.set()
             else:

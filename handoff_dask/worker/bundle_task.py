@@ -211,7 +211,8 @@ class _Bundle:
                 # In a context of its own, so that nothing a function sets there reaches the next.
                 value = copy_context().run(run_member, identity, call, values, attempt, self._task)
                 if saver is not None:
-                    saver.save(value, started, time.time(), Usage(time.thread_time() - cpu))
+                    used = Usage(time.thread_time() - cpu, None, size_of(value))
+                    saver.save(value, started, time.time(), used)
         except BaseException as error:  # whatever a function raises is its failure
             # The client has what the store has lost made again.
             last = last or isinstance(error, StoredResultMissing)

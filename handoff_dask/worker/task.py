@@ -25,6 +25,7 @@ from handoff_dask.model.expansion import Call, evaluate, finish
 from handoff_dask.model.retry import RetryPolicy
 from handoff_dask.packed_errors import PackedError, packed
 from handoff_dask.standins import Verbatim, for_a_log, type_of
+from handoff_dask.wire.bundles import size_of
 from handoff_dask.wire.payload import Name, opened
 from handoff_dask.wire.stored_as import StoredAs
 from handoff_dask.worker.current import (
@@ -254,11 +255,13 @@ def _run(
         with compat.started() as check:
             identity, opened_call, results = opened(names, call, values)
             check()
+            begun = time.thread_time()
             with running(*identity), _time_limit(timeout, policy, identity):
                 try:
                     value = evaluate(opened_call, results, compat.worker_address)
                     if stored is not None:
-                        Saver(stored).save(value, started, time.time())
+                        used = Usage(time.thread_time() - begun, None, size_of(value))
+                        Saver(stored).save(value, started, time.time(), used)
                     return value
                 except BaseException as raised:
                     error = raised  # not through the context managers, which set the traceback

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
-import threading
 import warnings
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from handoff_dask import (
     DAG,
     Argument,
     FunctionFailedError,
+    Ref,
     Store,
     StoreError,
     collocated,
@@ -92,8 +93,9 @@ def test_nothing_runs_twice(client, store, log):
     for id, (attempt,) in second.attempts.items():
         (made,) = first.attempts[id]
         assert attempt.outcome == "stored" and attempt.number == 0
-        assert (attempt.worker, attempt.host) == (made.worker, made.host)
-        assert made.started <= attempt.started <= attempt.stopped <= made.stopped
+        assert (attempt.worker, attempt.host) == (made.worker, platform.node())
+        assert abs(attempt.started - made.started) < 1 and attempt.duration >= 0
+        assert attempt.usage.result_bytes == made.usage.result_bytes
         assert str(store) in attempt.message
     assert "4 from the store" in second._repr_html_()
 
@@ -102,8 +104,7 @@ def test_only_what_is_needed(client, store, log):
     """What only stored functions need is not looked at; what runs reads stored values."""
     execute(diamond(log), store=store)
     dag = diamond(log)
-    d, b = dag.ref("d"), dag.ref("b")
-    dag.add(add, log, d, b, id="e")
+    dag.add(add, log, Ref("d", dag.id), Ref("b", dag.id), id="e")
     result = execute(dag, store=store, results="sinks")
     assert result.results == {"e": 43}
     assert outcomes(result) == {"e": ["ok"], "d": ["stored"], "b": ["stored"]}
@@ -118,7 +119,7 @@ def test_a_change_reaches_its_dependents(client, store, log):
     assert result.results == {"a": 2, "b": 12, "c": 22, "d": 34}
     assert noted(log) == sorted("abcd" * 2)
     assert "argument 1" in result.why["a"]
-    assert "'a'" in result.why["b"]
+    assert "passed as argument 1" in result.why["b"]
     assert execute(diamond(log), store=store).allocations == {}
 
 
@@ -181,29 +182,17 @@ def test_opting_out(client, store, log):
 def test_what_cannot_be_named(client, store, log):
     """It runs, a warning says what is in the way, and so does the result."""
     dag = DAG("unnamed")
-    a = dag.add(Locked(log), 1, id="a")
+    future = client.submit(int, 1)
+    a = dag.add(add, log, future, id="a")
     dag.add(add, log, a, 1, id="b")
     dag.add(add, log, 7, id="c")
     for _ in range(2):
-        with pytest.warns(UserWarning, match="'a'.*lock"):
+        with pytest.warns(UserWarning, match="'a' is not stored.*Future"):
             result = execute(dag, store=store)
         assert result.results == {"a": 1, "b": 2, "c": 7}
         assert set(result.not_stored) == {"a", "b"}
-        assert "lock" in result.not_stored["a"] and "'a'" in result.not_stored["b"]
-    assert noted(log) == ["b", "b", "c"]
-
-
-class Locked:
-    """A callable that cannot be named; it travels without its lock."""
-
-    def __init__(self, log):
-        self.lock = threading.Lock()
-
-    def __call__(self, value):
-        return value
-
-    def __getstate__(self):
-        return {}
+        assert "Future" in result.not_stored["a"] and "'a'" in result.not_stored["b"]
+    assert noted(log) == ["a", "a", "b", "b", "c"]
 
 
 def test_retries(client, store, log):
@@ -276,12 +265,12 @@ def spoil(path, how):
         path.write_bytes(bytes(content))
 
 
-def test_a_store_that_cannot_be_used(client, log, tmp_path):
+def test_a_store_that_cannot_be_used(client, log, tmp_path, caplog):
     """The run goes on without it, with a warning that names it; or fails, if it is required."""
     (tmp_path / "file").touch()
     wrong = tmp_path / "file" / "store"
-    with pytest.warns(UserWarning, match=str(wrong)):
-        assert execute(diamond(log), store=wrong)["d"] == 32
+    assert execute(diamond(log), store=wrong)["d"] == 32
+    assert str(wrong) in caplog.text
     with pytest.raises((StoreError, FunctionFailedError), match=str(wrong)):
         execute(diamond(log), store=Store(wrong, required=True))
 
@@ -322,7 +311,7 @@ def test_futures_and_completion(client, store, log):
     """Stored results have futures, which read them, and come first in `as_completed`."""
     execute(diamond(log), store=store)
     dag = diamond(log)
-    dag.add(add, log, dag.ref("d"), 1, id="e")
+    dag.add(add, log, Ref("d", dag.id), 1, id="e")
     run = submit(dag, store=store)
     assert client.submit(sum, [run.futures["a"], run.futures["e"]]).result() == 34
     assert dict(run.as_completed()) == {"a": 1, "b": 11, "c": 21, "d": 32, "e": 33}
@@ -333,7 +322,7 @@ def test_detached(client, store, log):
     """Another client of the run has the stored results as well."""
     execute(diamond(log), store=store)
     dag = diamond(log)
-    dag.add(add, log, dag.ref("d"), 1, id="e")
+    dag.add(add, log, Ref("d", dag.id), 1, id="e")
     with Client(client.scheduler.address) as submitter:
         submit(dag, store=store, detach=True, client=submitter)
     assert get_result("diamond", "d") == 32
