@@ -31,7 +31,7 @@ from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpac
 from handoff_dask.wire.keys import index_of, is_collected, run_of
 from handoff_dask.wire.messages import Block, function_specs
 from handoff_dask.worker.bundle_task import collect, run_bundle, take
-from handoff_dask.worker.task import run, run_and_discard
+from handoff_dask.worker.task import Terms, run, run_and_discard, run_on_terms
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -395,8 +395,12 @@ class Bundles:
                 if index not in run_.left:
                     self._make_taking(record, index)
                 values.append(TaskRef(run_.key_of(index)))
-        runner = run if row.wanted or not row.awaited else run_and_discard
-        spec = Task(own.key, runner, member.names, member.call, *values)
+        keep = row.wanted or not row.awaited
+        if member.stored is None:
+            spec = Task(own.key, run if keep else run_and_discard, member.names, member.call, *values)
+        else:
+            terms = Terms(None, None, keep, gpus=False, stored=member.stored)
+            spec = Task(own.key, run_on_terms, terms, member.names, member.call, *values)
         task = compat.put_task(self.scheduler, own.key, spec, ts, {"handoff": dict(_mark(ts))})
         compat.hold(task)
         self.runs.functions[own.key] = own

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -137,6 +138,19 @@ def test_short_functions(client, store, log, bundle):
     entries(store)[0].unlink()
     again = execute(dag, store=store, durations=durations)
     assert len(again.results) == 101 and len(again.allocations) <= 1
+
+
+def test_functions_that_leave_their_bundle(client, store, log, tmp_path):
+    """They are stored as any other."""
+    dag = DAG("leaving")
+    dag.add(until, str(tmp_path / "open"), log, 1, id="slow", max_retries=1)
+    dag.map(until, [str(tmp_path)] * 20, [log] * 20, range(20), max_retries=1)
+    durations = {id: "1 ms" for id in dag.functions}
+    run = submit(dag, store=store, bundle="50 ms", durations=durations)
+    time.sleep(1)  # longer than a bundle waits for its members
+    (tmp_path / "open").touch()
+    assert run.result().tasks > 2
+    assert len(entries(store)) == 21
 
 
 def test_isolated_functions(client, store, log):
