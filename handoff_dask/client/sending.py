@@ -39,6 +39,8 @@ PORTION = 20_000
 BYTES = 2_000_000
 #: A bundle gives back what has not started after this many times the work that it is worth.
 PATIENCE = 4
+#: Seconds that it takes to store a small result, unless the durations are of stored ones.
+STORING = 0.0005
 #: Pieces that may wait to be sent before the pickling pauses.
 WAITING = 2
 #: Seconds between looks whether it may go on.
@@ -319,8 +321,10 @@ class Sender:
         """Return how long a node takes (s): as its submitter says, or as others of its code."""
         known = self._expected.get(index) if self._expected else None
         if known is None:
-            return self._seconds.get(self._submission.translator.prefixes[index])
-        return known
+            known = self._seconds.get(self._submission.translator.prefixes[index])
+        if known is None or index not in self._submission.translator.stored:
+            return known
+        return known + STORING
 
     def _made(self, members: tuple[int, ...]) -> BundledNodes:
         nodes, wanted = self._submission.outline.nodes, self._submission.wanted

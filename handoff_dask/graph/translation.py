@@ -96,7 +96,7 @@ class Translator:
     runs
         Those of the nodes that run; None: all.
     stored
-        By node: where its result is stored, pickled.
+        By node: where its result is stored.
 
     Attributes
     ----------
@@ -106,6 +106,8 @@ class Translator:
         The retry policy of each node, by index.
     futures
         {key: Future} of those among the arguments.
+    stored
+        By node: where its result is stored.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Translator:
         self._run_id = run_id
         self._dag_id = dag_id
         self._discard = discard
-        self._stored = stored
+        self.stored = stored
         #: By collector: the key of values that it takes together, and the place there, by node.
         self._collected: dict[int, dict[int, tuple[Key, int]]] = {}
         calls = (node.call for node in (nodes if runs is None else map(nodes.__getitem__, runs)))
@@ -197,7 +199,7 @@ class Translator:
                 or node.function.timeout is not None
                 or own.has_code
                 or "gpu" in node.cost
-                or index in self._stored
+                or index in self.stored
             ):
                 keep = index not in self._discard
                 gpus = "gpu" in node.cost or own.escalate is not None
@@ -207,7 +209,7 @@ class Translator:
                         repr(node.function.id), repr(self._dag_id), node.learns_memory
                     )
                 terms = Terms(
-                    time_limit(node.function), judge, keep, gpus, isolated, self._stored.get(index)
+                    time_limit(node.function), judge, keep, gpus, isolated, self.stored.get(index)
                 )
                 runner, fixed = run_on_terms, (terms, names, call)
             else:
@@ -263,7 +265,7 @@ class Translator:
             all_names.update(dict.fromkeys(names))
             sources = tuple(map(place.__getitem__, self._nodes[index].dependencies))
             retries = min(self.policies[index].max_retries, 2**31)
-            stored = self._stored.get(index)
+            stored = self.stored.get(index)
             members.append(Member(index, names, sources, retries, index in bundle.kept, call, stored))
         refs = [*map(self._pack.content, all_names)]
         refs += (TaskRef(self.key(index)) for index in bundle.dependencies)
