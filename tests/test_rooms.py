@@ -24,6 +24,7 @@ WINGS = (
     "scheduler",
     "graph",
     "worker",
+    "store",
     "compat",
     "wire",
     "widgets",

@@ -6,6 +6,7 @@ import dis
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from types import CodeType
 from typing import Any
 
@@ -13,6 +14,8 @@ import toolz
 
 #: Flags that say how a function is called and what it is: variadic, a generator, a coroutine.
 _FLAGS = 0x2AC
+#: What the body of a class stores about its source.
+_ABOUT_SOURCE = ("__doc__", "__firstlineno__", "__static_attributes__")
 
 
 def code_identity(code: Callable[..., Any]) -> str:
@@ -34,18 +37,33 @@ def code_identity(code: Callable[..., Any]) -> str:
     >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
     True
     """
+    name = qualified_name(code)
     inner = _innermost(code)
-    name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None)
-    source = getattr(inner, "__code__", None)
+    called = inner if _name_of(inner) is not None else type(inner).__call__
+    source = getattr(called, "__code__", None)
+    if isinstance(source, CodeType) and (name.startswith("__main__.") or "<" in name):
+        return f"{name}#{_fingerprint(source)}"
+    return name
+
+
+def qualified_name(code: Callable[..., Any]) -> str:
+    """Return the module and the qualified name of what a callable calls in the end.
+
+    Examples
+    --------
+    >>> qualified_name(partial(lambda x: x))
+    'handoff_dask.learning.identity.<lambda>'
+    """
+    inner = _innermost(code)
+    name = _name_of(inner)
     if name is None:
         inner = type(inner)
         name = inner.__qualname__
-        source = getattr(inner.__call__, "__code__", None)
-    module = getattr(inner, "__module__", None) or "builtins"
-    identity = f"{module}.{name}"
-    if isinstance(source, CodeType) and (module == "__main__" or "<" in name):
-        identity += f"#{_fingerprint(source)}"
-    return identity
+    return f"{getattr(inner, '__module__', None) or 'builtins'}.{name}"
+
+
+def _name_of(code: Any) -> str | None:
+    return getattr(code, "__qualname__", None) or getattr(code, "__name__", None)
 
 
 def _innermost(code: Any) -> Any:
@@ -62,26 +80,38 @@ def _innermost(code: Any) -> Any:
 
 
 def _fingerprint(code: CodeType) -> str:
-    parts = "\n".join(_parts(code)).encode(errors="backslashreplace")
+    parts = "\n".join(instructions(code)).encode(errors="backslashreplace")
     return hashlib.sha256(parts).hexdigest()[:12]
 
 
-def _parts(code: CodeType) -> Iterator[str]:
-    """Yield what a code object does; nested ones are part of their constants.
+def instructions(code: CodeType) -> Iterator[str]:
+    """Yield what a code object does, as text that is the same in every process.
 
-    Instructions refer to constants and names by value instead of by number: a new docstring
-    renumbers the constants.
+    Nested ones are part of its constants. Instructions refer to constants and names by value
+    instead of by number: a new docstring renumbers the constants.
     """
     yield f"{code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount}"
     yield f"{code.co_flags & _FLAGS} {code.co_varnames}"
-    for instruction in dis.get_instructions(code):
-        yield f"{instruction.opname} {_stable(instruction.argval)}"
+    yield repr(getattr(code, "co_exceptiontable", b""))
+    for instruction, following in pairwise((*dis.get_instructions(code), None)):
+        assert instruction is not None
+        if not (instruction.opname == "LOAD_CONST" and _is_about_source(following)):
+            yield f"{instruction.opname} {_stable(instruction.argval)}"
+
+
+def _is_about_source(following: dis.Instruction | None) -> bool:
+    """Whether an instruction stores the constant before it as something about the source."""
+    return (
+        following is not None
+        and following.opname == "STORE_NAME"
+        and following.argval in _ABOUT_SOURCE
+    )
 
 
 def _stable(value: Any) -> str:
     """Return a text for what an instruction refers to, the same in every process."""
     if isinstance(value, CodeType):
-        return f"code({' '.join(_parts(value))})"
+        return f"code({' '.join(instructions(value))})"
     if isinstance(value, tuple):
         return f"tuple({', '.join(map(_stable, value))})"
     if isinstance(value, frozenset):  # in the order of its hashes

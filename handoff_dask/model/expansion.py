@@ -64,6 +64,8 @@ class Call(NamedTuple):
     extra_kwargs: Mapping[str, Any]
     #: What the slots in the code and in the further arguments are replaced by, by number.
     slots: tuple[Entry, ...] = ()
+    #: What stands for the code in the name of the result.
+    store_key: str | None = None
 
 
 #: An argument of a call: the position of a dependency, or something to evaluate.
@@ -180,7 +182,13 @@ def expand(functions: Mapping[Hashable, Function], *, isolate: bool = False) -> 
             expansion = _Expansion(functions, indices, function, transforms, costs)
             nodes.append(expansion.node(isolate))
             continue
-        call = Call(function.code, (), tuple(function.extra_args), function.extra_kwargs)
+        call = Call(
+            function.code,
+            (),
+            tuple(function.extra_args),
+            function.extra_kwargs,
+            store_key=function.store_key,
+        )
         cost = effective_cost(claims(function))
         cost = costs.setdefault(tuple(cost.items()), cost)
         learns = learns_memory(function)
@@ -298,7 +306,7 @@ class _Expansion:
 
             given = Replacing(Argument, slot)(given)
         code, extra_args, extra_kwargs = given
-        return Call(code, tuple(args), extra_args, extra_kwargs, tuple(slots))
+        return Call(code, tuple(args), extra_args, extra_kwargs, tuple(slots), function.store_key)
 
     def entry(
         self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]

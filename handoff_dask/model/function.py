@@ -170,6 +170,13 @@ class Function(Comparable):
         Whether it runs in a process of its own beside its worker, which is killed when it uses more
         memory than it claims, takes longer than its `timeout`, or is cancelled. None uses the run's
         value. Linux only.
+    stored
+        Whether a run with a store keeps the result in it, and looks for it there. An inline
+        function has no result of its own, so it has no effect there.
+    store_key
+        Text that stands for `code` when the result gets its name in a store: the name stays when
+        the code changes, until you change the text. The arguments still count, those of partial
+        calls included. None derives the name from what the code does.
 
     Notes
     -----
@@ -206,6 +213,8 @@ class Function(Comparable):
     priority: float = 0
     allow_other_workers: bool = False
     isolate: bool | None = None
+    stored: bool = True
+    store_key: str | None = None
 
     def __post_init__(self) -> None:
         # Copies, so that later changes to a list do not change the function. Other types stay as

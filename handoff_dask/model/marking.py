@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Code = TypeVar("Code", bound=Callable[..., Any])
 
-_MARK = "__handoff_fields__"
+#: The attribute of a callable that has its fields.
+MARK = "__handoff_fields__"
 
 
 class Fields(TypedDict, total=False):
@@ -33,6 +34,8 @@ class Fields(TypedDict, total=False):
     priority: float
     allow_other_workers: bool
     isolate: bool | None
+    stored: bool
+    store_key: str | None
 
 
 def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
@@ -45,7 +48,7 @@ def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
     ----------
     **fields
         `cost`, `node`, `type`, `argument_inclusion`, `max_retries`, `retry`, `timeout`, `priority`,
-        `allow_other_workers`, `isolate`: as for :class:`Function`.
+        `allow_other_workers`, `isolate`, `stored`, `store_key`: as for :class:`Function`.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
         record = Function(code_name(code), code=code, **fields)
         own = {name: getattr(record, name) for name in fields}
         try:
-            setattr(target, _MARK, {**getattr(target, _MARK, {}), **own})
+            setattr(target, MARK, {**getattr(target, MARK, {}), **own})
         except (AttributeError, TypeError):
             raise TypeError(f"{code!r} cannot carry fields: pass them to DAG.add()") from None
         return code
@@ -95,9 +98,9 @@ def function(*args: Never, **fields: Unpack[Fields]) -> Callable[[Code], Code]:
 
 def fields_of(code: Any) -> dict[str, Any]:
     """Return the fields that a callable carries."""
-    while isinstance(code, partial) and not hasattr(code, _MARK):
+    while isinstance(code, partial) and not hasattr(code, MARK):
         code = code.func
-    fields = getattr(code, _MARK, None)
+    fields = getattr(code, MARK, None)
     return dict(fields) if isinstance(fields, dict) else {}
 
 

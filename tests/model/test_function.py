@@ -63,6 +63,8 @@ def test_defaults():
         "priority": 0,
         "allow_other_workers": False,
         "isolate": None,
+        "stored": True,
+        "store_key": None,
     }
 
 

@@ -251,6 +251,10 @@ def test_places(node):
         ("priority", "high"),
         ("allow_other_workers", True),
         ("allow_other_workers", "yes"),
+        ("stored", None),
+        ("stored", "yes"),
+        ("store_key", ""),
+        ("store_key", 1),
     ],
     ids=shown,
 )

@@ -94,6 +94,8 @@ dag: DAG = (
             timeout="5 min",
             node=("alice", 0),
             allow_other_workers=True,
+            stored=False,
+            store_key="clean-2",
             priority=0.5,
             retry=RetryPolicy(delay=timedelta(minutes=1), max_delay="1h"),
         )
