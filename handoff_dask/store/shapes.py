@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import toolz
 
@@ -178,10 +178,10 @@ def _function(function: FunctionType) -> Shape:
     installed = None  # what encloses it, if that is: then what it refers to is installed as well
     if getattr(sys.modules.get(home), "__dict__", None) is namespace:
         installed = distributions(home)
-    if installed and function.__qualname__ == "singledispatch.<locals>.wrapper":
-        own = {"registry": dict(function.registry)}  # type: ignore[attr-defined]
-        return Shape([_tag("singledispatch"), *_named(own)], libraries=installed)
     code = function.__code__
+    if home == "functools" and hasattr(function, "registry"):  # singledispatch; it has a cache
+        registry = {"registry": dict(function.registry)}
+        return Shape([_tag("singledispatch"), *_named(registry)])
     content: list[bytes | Edge] = [_tag("function"), Edge("code", code)]
     defaults = function.__defaults__ or ()
     content += [_tag("defaults", len(defaults)), *_inside(defaults, "default ")]
@@ -281,6 +281,10 @@ _NO_MEMBERS = {
 }  # fmt: skip
 
 
+#: The flag of types that are made while a program runs (``Py_TPFLAGS_HEAPTYPE``).
+_MADE_BY_CODE = 1 << 9
+
+
 def _class(cls: type) -> Shape:
     library = _library(cls)
     if library is not None:
@@ -290,6 +294,8 @@ def _class(cls: type) -> Shape:
     file = compiled(sys.modules.get(cls.__module__))
     if file is not None:
         return Shape([*content, _text(file)])
+    if not cls.__flags__ & _MADE_BY_CODE and (installed := distributions(cls.__module__)):
+        return Shape(content, libraries=installed)
     content += _inside((type(cls), *cls.__bases__), "base ")
     content += _named({name: v for name, v in vars(cls).items() if name not in _NO_MEMBERS})
     label = f"{cls.__module__}.{cls.__qualname__}"
@@ -412,7 +418,7 @@ def _instance(value: Any) -> Shape:
         return Shape([*content, *_named(getattr(value, "__dict__", {}))])
     reduced: Any
     try:
-        reduced = copyreg.dispatch_table.get(cls, _reduce)(value)
+        reduced = cast("Any", copyreg.dispatch_table.get(cls, _reduce))(value)
     except Exception:
         raise Unnameable(cls.__name__) from None
     if isinstance(reduced, str):
@@ -420,7 +426,8 @@ def _instance(value: Any) -> Shape:
         if known is None:
             raise Unnameable(f"{cls.__name__} {reduced}")
         return known
-    make, args, state, items, pairs, set_state = (*reduced, *[None] * (6 - len(reduced)))
+    padded: tuple[Any, ...] = (*reduced, None, None, None, None)
+    make, args, state, items, pairs, set_state = padded[:6]
     content += [Edge("made by", make), _tag("args", len(args))]
     content += [b"class;" if arg is cls else Edge("made of", arg) for arg in args]
     content += _state(state)
