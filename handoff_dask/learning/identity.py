@@ -56,6 +56,23 @@ def qualified_name(code: Callable[..., Any]) -> str:
     >>> qualified_name(partial(lambda x: x))
     'handoff_dask.learning.identity.<lambda>'
     """
+    name = qualified_name(code)
+    inner = _innermost(code)
+    called = inner if _name_of(inner) is not None else type(inner).__call__
+    source = getattr(called, "__code__", None)
+    if isinstance(source, CodeType) and (name.startswith("__main__.") or "<" in name):
+        return f"{name}#{_fingerprint(source)}"
+    return name
+
+
+def qualified_name(code: Callable[..., Any]) -> str:
+    """Return the module and the qualified name of what a callable calls in the end.
+
+    Examples
+    --------
+    >>> qualified_name(partial(lambda x: x))
+    'handoff_dask.learning.identity.<lambda>'
+    """
     inner = _innermost(code)
     name = _name_of(inner)
     if name is None:
