@@ -59,6 +59,8 @@ if TYPE_CHECKING:
         RunCancelledError as RunCancelledError,
         RunTimeoutError as RunTimeoutError,
         StandInError as StandInError,
+        StoredResultMissing as StoredResultMissing,
+        StoreError as StoreError,
         TransferError as TransferError,
         UnknownFunctionError as UnknownFunctionError,
         UnknownRunError as UnknownRunError,
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from handoff_dask.model.retry import RetryPolicy as RetryPolicy, grow as grow
     from handoff_dask.placement.events import Finding as Finding, Waiting as Waiting
     from handoff_dask.scheduler.plugin import HandoffPlugin as HandoffPlugin
+    from handoff_dask.store.result_store import Store as Store
     from handoff_dask.wire.run_events import (
         AttemptEnded as AttemptEnded,
         FunctionEnded as FunctionEnded,
@@ -126,6 +129,8 @@ _EXPORTS = {
         "RunCancelledError",
         "RunTimeoutError",
         "StandInError",
+        "StoreError",
+        "StoredResultMissing",
         "TransferError",
         "UnknownFunctionError",
         "UnknownRunError",
@@ -143,6 +148,7 @@ _EXPORTS = {
     "model.retry": ("RetryPolicy", "grow"),
     "placement.events": ("Finding", "Waiting"),
     "scheduler.plugin": ("HandoffPlugin",),
+    "store.result_store": ("Store",),
     "wire.run_events": (
         "AttemptEnded",
         "FunctionEnded",

@@ -475,3 +475,46 @@ class RunCancelledError(_RunEndedError, RuntimeError):
 
 class RunTimeoutError(_RunEndedError, TimeoutError):
     """The run did not end within its time limit."""
+
+
+class StoreError(HandoffError, RuntimeError):
+    """A store of results cannot be used.
+
+    Parameters
+    ----------
+    store
+        Its URL, without a password.
+    problem
+        What is wrong.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        super().__init__(store, problem)
+        self.store = store
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the store {self.store}: {self.problem}"
+
+
+class StoredResultMissing(StoreError):
+    """A result that was in the store is gone, damaged, or cannot be read here.
+
+    Parameters
+    ----------
+    key
+        The name of the result in the store.
+    problem
+        Why it counts as missing.
+    store
+        The URL of the store, without a password.
+    """
+
+    def __init__(self, key: str, problem: str, store: str = "") -> None:
+        HandoffError.__init__(self, key, problem, store)
+        self.key = key
+        self.problem = problem
+        self.store = store
+
+    def __str__(self) -> str:
+        return f"the stored result {self.key} is missing from {self.store}: {self.problem}"

@@ -28,6 +28,7 @@ WINGS = (
     "wire",
     "widgets",
     "attempts",
+    "store",
     "learning",
     "placement",
     "model",

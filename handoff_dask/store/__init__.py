@@ -1,0 +1,1 @@
+"""Results that outlive their cluster: what they are called, and how they are stored."""
