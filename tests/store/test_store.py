@@ -313,7 +313,7 @@ def test_no_permission(warned: list[str], required: bool) -> None:
                 lambda: store.write(location(1), SMALL, MADE),
                 lambda: store.record_run("nightly", {}),
             ):
-                with pytest.raises(StoreError, match="putget://bucket: cannot .* no access"):
+                with pytest.raises(StoreError, match=r"putget://bucket: cannot .* no access"):
                     refused()
         else:
             for name in "ab":
