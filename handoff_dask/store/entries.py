@@ -374,10 +374,8 @@ def read_head(file: IO[bytes], named: Named | None = None) -> Head:
     _, version, header_size, manifest_size, total = _PRELUDE.unpack(prelude)
     crc, mac = _SEALS.unpack(seals)
     if version != FORMAT:
-        # A flipped bit looks like another version; nothing more is known of an entry of another.
-        raise Unreadable(
-            f"it has the format {version}; this version of handoff_dask reads {FORMAT}"
-        )
+        # Or a flipped bit: nothing can be checked of another format.
+        raise Unreadable(f"it has the format {version}, and this handoff_dask reads {FORMAT}")
     if _HEAD_SIZE + header_size + manifest_size > total:
         raise Unreadable("its head is damaged")
     rest = _exactly(file, header_size + manifest_size)
