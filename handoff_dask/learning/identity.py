@@ -21,40 +21,21 @@ _ABOUT_SOURCE = ("__doc__", "__firstlineno__", "__static_attributes__")
 def code_identity(code: Callable[..., Any]) -> str:
     """Return a text that is the same for functions of the same code.
 
-        It has the module and the qualified name of what is called in the end: below partial calls,
-        bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
-        in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
-        of what they do follows. Comments, docstrings, line numbers and files do not change it.
-
-        Examples
-        --------
-        >>> from functools import partial
-    from itertools import pairwise
-        >>> import json
-        >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
-        ('json.dumps', 'json.dumps')
-        >>> code_identity(", ".join)
-        'builtins.str.join'
-        >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
-        True
-    """
-    name = qualified_name(code)
-    inner = _innermost(code)
-    source = getattr(inner, "__code__", None)
-    if source is None and _name_of(inner) is None:
-        source = getattr(type(inner).__call__, "__code__", None)
-    if isinstance(source, CodeType) and (name.startswith("__main__.") or "<" in name):
-        return f"{name}#{_fingerprint(source)}"
-    return name
-
-
-def qualified_name(code: Callable[..., Any]) -> str:
-    """Return the module and the qualified name of what a callable calls in the end.
+    It has the module and the qualified name of what is called in the end: below partial calls,
+    bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
+    in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
+    of what they do follows. Comments, docstrings, line numbers and files do not change it.
 
     Examples
     --------
-    >>> qualified_name(partial(lambda x: x))
-    'handoff_dask.learning.identity.<lambda>'
+    >>> from functools import partial
+    >>> import json
+    >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
+    ('json.dumps', 'json.dumps')
+    >>> code_identity(", ".join)
+    'builtins.str.join'
+    >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
+    True
     """
     name = qualified_name(code)
     inner = _innermost(code)
