@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
 from handoff_dask.worker.isolation.calls import Request, World
+from handoff_dask.worker.isolation.handles import NoProcessError
 from handoff_dask.worker.isolation.pool import CALLS, Pool
 from handoff_dask.worker.isolation.process_tree import tree_of
 from tests.worker.isolation.calling import DEADLINE, alive, request_for, run, until, value
@@ -53,6 +57,66 @@ def test_calls_that_must_not_start_after_large_ones(pool):
     assert value(run(pool, os.getpid)) == pid
 
 
+def test_children_that_do_not_tidy_up(pool):
+    """A finalizer that hangs after its function costs the process, not the next call."""
+
+    class Hangs:
+        def __del__(self):
+            time.sleep(100)
+
+    def leave():
+        cycle = Hangs()
+        cycle.itself = cycle
+        sys.kept = bytearray(b"x" * 150_000_000)
+        return os.getpid()
+
+    pid = value(run(pool, leave))
+    assert value(run(pool, os.getpid)) != pid
+    until(lambda: not alive(pid))
+
+
+def test_children_that_print_while_they_tidy_up(pool, capsys):
+    """What finalizers print arrives, even if a pipe cannot hold it."""
+
+    class Prints:
+        def __del__(self):
+            print("x" * 1_000_000)
+
+    def leave():
+        cycle = Prints()
+        cycle.itself = cycle
+        sys.kept = bytearray(b"x" * 150_000_000)
+        return os.getpid()
+
+    pid = value(run(pool, leave))
+    assert value(run(pool, os.getpid)) == pid
+    assert len(capsys.readouterr().out) == 1_000_001
+
+
+@pytest.mark.parametrize("free", range(8))
+def test_too_many_open_files(pool, free):
+    """Without descriptors for a process, the error says why, and none of them stays open."""
+    value(run(pool, os.getpid, world=World(width=1)))  # the server is there
+    before = os.listdir("/proc/self/fd")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 10, hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(free):
+            os.close(taken.pop())
+        with pytest.raises(NoProcessError, match=r"isolated function.*Too many open files"):
+            run(pool, os.getpid, world=World(width=2))
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert value(run(pool, os.getpid, world=World(width=2)))
+
+
 def test_many_at_once(pool):
     """Calls of many threads run side by side and get their own results."""
     results = {}
@@ -90,7 +154,6 @@ def test_programs_that_were_not_waited_for(pool):
     """A program that has ended is no reason to replace the child."""
 
     def start():
-
         program = subprocess.Popen(["true"], stdout=subprocess.PIPE)
         program.stdout.read()
         os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)

@@ -194,7 +194,7 @@ def test_modules_in_the_working_directory(pool, monkeypatch, tmp_path):
     assert value(run(pool, lambda: 1)) == 1
 
 
-@pytest.mark.parametrize("name", ["get_client", "get_worker", "secede"])
+@pytest.mark.parametrize("name", ["get_client", "get_worker", "secede", "worker_client"])
 def test_dask_inside(pool, name):
     """What needs the cluster raises an error that names isolate; Dask's own threads work."""
 
