@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 
 import pytest
 
@@ -17,7 +15,15 @@ from handoff_dask.worker.isolation.calls import Request, World
 from handoff_dask.worker.isolation.handles import NoProcessError
 from handoff_dask.worker.isolation.pool import CALLS, Pool
 from handoff_dask.worker.isolation.process_tree import tree_of
-from tests.worker.isolation.calling import DEADLINE, alive, request_for, run, until, value
+from tests.worker.isolation.calling import (
+    DEADLINE,
+    alive,
+    few_descriptors,
+    request_for,
+    run,
+    until,
+    value,
+)
 
 
 def test_nothing_starts_before_it_is_needed():
@@ -98,21 +104,9 @@ def test_too_many_open_files(pool, free):
     """Without descriptors for a process, the error says why, and none of them stays open."""
     value(run(pool, os.getpid, world=World(width=1)))  # the server is there
     before = os.listdir("/proc/self/fd")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 10, hard))
-    taken = []
-    try:
-        with suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
-        for _ in range(free):
-            os.close(taken.pop())
+    with few_descriptors(free):  # a process needs eight
         with pytest.raises(NoProcessError, match=r"isolated function.*Too many open files"):
             run(pool, os.getpid, world=World(width=2))
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(os.listdir("/proc/self/fd")) == len(before)
     assert value(run(pool, os.getpid, world=World(width=2)))
 
