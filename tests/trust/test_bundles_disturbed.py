@@ -137,6 +137,21 @@ async def test_a_cost_that_no_worker_can_hold_any_more(c, s, a, b):
 
 
 @on_cluster(config={"distributed.worker.memory.pause": False})
+async def test_a_result_while_all_workers_are_paused(c, s, a, b):
+    """A member's result that is asked for meanwhile is there once a worker goes on."""
+    run, record = await begin(s, dag_of(*quick()), 0)
+    await until(lambda: record.over)
+    for worker in (a, b):
+        worker.status = Status.paused
+    await until(lambda: not s.running)
+    future = run.futures[0]
+    await until(lambda: future.key in s.tasks and s.tasks[future.key].state == "no-worker")
+    for worker in (a, b):
+        worker.status = Status.running
+    assert await asyncio.wait_for(future.result(), 30) == 0
+
+
+@on_cluster(config={"distributed.worker.memory.pause": False})
 async def test_a_paused_worker(c, s, a, b):
     """A bundle there gives back what has not started, and the other worker runs it."""
     dag = dag_of(*(doing(i, *([wait_for, "go"] if i == 3 else [int, i])) for i in range(COUNT)))
