@@ -41,8 +41,9 @@ def act(root, deeds, *inputs):
     me, worker, task = current(), get_worker(), running_here.get().task
     folder = Path(root, str(os.getpid()))
     folder.mkdir(exist_ok=True)
-    _, start = worker.plugins["handoff"].starts._started[task.run_id]
-    name = f"{uuid4().hex}-{mark(start)}"
+    # A worker that closes has taken its plugins off: nobody asks for the mark then.
+    starts = task.starts
+    name = f"{uuid4().hex}-{'closing' if starts is None else mark(starts._started[task.run_id][1])}"
     offered = {n: v for n, v in worker.state.total_resources.items() if n in COSTLY}
     facts = [
         worker.address, worker.state.nthreads, offered, dict(me.cost), is_bundle(task.key),
@@ -90,11 +91,11 @@ def _act(me, root, deeds, inputs):
     if deed == "leave":
         sys.exit(3)
     if deed == "exit" or deed in DEATHS:
-        starts = get_worker().plugins["handoff"].starts
-        with starts._lock:  # nothing starts from here on
+        if starts := running_here.get().task.starts:  # or else the worker is closing
+            starts._lock.acquire()  # nothing starts from here on
             note_unmarked(root, os.getpid(), [start for _, start in starts._started.values()])
-            os._exit(3) if deed == "exit" else os.kill(os.getpid(), DEATHS[deed])
-            time.sleep(60)  # until the signal arrives
+        os._exit(3) if deed == "exit" else os.kill(os.getpid(), DEATHS[deed])
+        time.sleep(60)  # until the signal arrives
     if deed == "return a lock":
         return threading.Lock()
     return 1 + sum(inputs) % 1_000_003

@@ -25,6 +25,7 @@ from handoff_dask import (
     HandoffError,
     RunCancelledError,
     RunTimeoutError,
+    TransferError,
     submit,
 )
 from handoff_dask.attempts.states import UNENDED
@@ -256,12 +257,13 @@ def mismatches(dag, function, tried, records):
 def may_be_unmarked(attempt):
     """Whether the function of an attempt may not have come to record itself.
 
-    That holds of one that was taken back right after its start, of one whose worker closed in
-    order then, and of one of which the ledger says that nobody knows whether it started.
+    That holds of one that was taken back right after its start, of one whose worker closed then,
+    and of one of which the ledger says that nobody knows whether it started.
     """
     if attempt.outcome == "cancelled":
         return True
-    texts = "it is not known", "it closed in order"
+    # The second is of a worker that the scheduler had given up: it closes, and reports itself.
+    texts = "it closed in order", "lost for an unknown reason", "it is not known"
     return attempt.outcome == "worker-lost" and any(text in attempt.message for text in texts)
 
 
@@ -380,9 +382,12 @@ def check_end(dag, right, mode, end, root):
             return  # what it needs was gone for too long
         assert isinstance(end, FunctionFailedError), end
         failed = dag.functions[end.function_id]
-        if end.attempts[-1].outcome != "ok":  # or else its value cannot be sent
+        if not end.attempts:
+            # It never started, because an input of it cannot be sent.
+            assert isinstance(end.__cause__, TransferError), end
+        elif end.attempts[-1].outcome != "ok":  # or else its value cannot be sent
             assert sum(map(counts, end.attempts)) == failed.retry.max_retries + 1, end.attempts
-        assert not list(mismatches(dag, failed, end.attempts, Records.of(root)))
+            assert not list(mismatches(dag, failed, end.attempts, Records.of(root)))
         end = end.partial
     assert not isinstance(end, BaseException), end
     for id_ in dag.functions:
