@@ -410,7 +410,8 @@ class Bundles:
                 values.append(TaskRef(run_.key_of(index)))
         runner = run if row.wanted or not row.awaited else run_and_discard
         spec = Task(own.key, runner, member.names, member.call, *values)
-        task = compat.put_task(self.scheduler, own.key, spec, ts, {"handoff": dict(_mark(ts))})
+        marks = {"handoff": dict(_mark(ts)), "retries": member.max_retries}
+        task = compat.put_task(self.scheduler, own.key, spec, ts, marks)
         compat.hold(task)
         self.runs.functions[own.key] = own
         run_.alive += 1
