@@ -105,7 +105,13 @@ class Gate:
 
     def _annotate(self, ts: TaskState, record: UnitRecord, place: Place) -> None:
         """Annotate a task with the attempt's number and the two ends of a transform."""
-        mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": len(record.entries) + 1}
+        number = len(record.entries) + 1
+        mark = {
+            **(ts.annotations or {}).get("handoff", {}),
+            "attempt": number,
+            # Not all attempts before it count.
+            "most": number + record.row.policy.max_retries - record.failures,
+        }
         mark.pop("cost", None)  # of an attempt before
         if record.cost is not record.row.cost:
             mark["cost"] = record.cost

@@ -352,8 +352,9 @@ def _reported(
 
 
 def _log_attempt(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
+    mark, most = facts.get("handoff", {}), (facts.get("retries") or 0) + 1
     text = f"{message['error_type']}: {message['message']}"
+    attempt, most = mark.get("attempt", 1), mark.get("most", most)
     log_failure(identity, text, attempt, most, allowed=message["retry"])
 
 

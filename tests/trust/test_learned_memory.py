@@ -221,6 +221,30 @@ async def test_workers_that_come_later(c, s):
     del run
 
 
+def test_the_log_counts_what_is_left(caplog):
+    """A kill uses none of the retries: the log does not say that no attempt is left."""
+
+    def fail(mb):
+        need(mb)
+        raise ValueError(mb)
+
+    @gen_cluster(
+        client=True, nthreads=[("", 2)], worker_kwargs={"memory_limit": "800MB"}, config=UNPAUSED
+    )
+    async def run(c, s, a):
+        dag = DAG("d")
+        dag.add(fail, 500, id="f", cost={"memory": AUTO}, max_retries=1)
+        with pytest.raises(FunctionFailedError):
+            await execute(dag)
+
+    run()
+    ends = [r.getMessage().split("'d': ")[1] for r in caplog.records if "attempt" in r.message]
+    assert ends == [
+        "attempt 2 of 3 failed: ValueError: 500; it will be retried",
+        "attempt 3 of 3 failed: ValueError: 500; no attempt is left",
+    ]
+
+
 @gen_cluster(client=True, nthreads=[], config=UNPAUSED, timeout=60)
 async def test_a_worker_that_leaves_after_a_kill(c, s):
     """What ran out of memory and waits for a larger worker claims what those that stay have."""
