@@ -327,7 +327,7 @@ def test_a_file_that_was_not_finished_is_no_file(
 def test_what_is_no_file_of_ours_is_kept(
     url: str, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged or other file counts as none, with one warning; the first save renames it as that says."""
+    """A damaged or other file counts as none; the warning says what the save renames it to."""
     files = Files(url)
     files.write(files.main, content)
     file = LearnedFile(url)
