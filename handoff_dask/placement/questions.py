@@ -91,8 +91,8 @@ class Questions:
         """Whether what is known of how long functions of a code take is from many of them."""
         return self._durations.is_settled(code)
 
-    def longer(self, seconds: Mapping[str, float]) -> dict[tuple[str, str], float]:
-        """Return {token: s} of functions known to take far longer than others of their code."""
+    def longer(self, seconds: Mapping[str, float]) -> set[tuple[str, str]]:
+        """Return the tokens of functions known to take far longer than others of their code."""
         return self._durations.longer(seconds)
 
     def free(self, worker: str) -> dict[str, float]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from handoff_dask.attempts.states import Held
-from handoff_dask.learning.uses import Uses
+from handoff_dask.learning.uses import Uses, digest
 from handoff_dask.model.attempt import Attempt
+from handoff_dask.placement.durations import FAR
 from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.learned_file import LearnedFile
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord, UnitRecord
@@ -164,6 +165,19 @@ class Measurements:
                 seconds = uses.seconds_of(spec.codes.get(row.prefix, ""), row.label)
                 if seconds is not None:
                     yield row, seconds
+
+    def longer(self, spec: RunSpec, seconds: Mapping[str, float]) -> set[tuple[str, str]]:
+        """Return the functions that are known to take far longer than others of their code.
+
+        `seconds` says how long those take (s), by the names of the codes of a run. Of each function
+        there is the name of its code and the digest of its label.
+        """
+        known = {(name, digest(label)) for name, label in self.questions.longer(seconds)}
+        if spec.learned is not None:
+            uses = self._uses[spec.learned]
+            for name, mean in seconds.items():
+                known.update((name, own) for own in uses.longer(spec.codes[name], FAR * mean))
+        return known
 
     # Claims
 

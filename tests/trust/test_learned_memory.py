@@ -178,6 +178,26 @@ def test_durations_are_kept(tmp_path):
     second()
 
 
+def test_a_long_function_travels_alone(tmp_path):
+    """A new cluster knows which of many short functions is long: it puts that into no bundle."""
+    path = tmp_path / "learned.json"
+    dag = DAG("d")
+    dag.map(time.sleep, [0.2] + [0.001] * 400)
+
+    # Dask's test tools replace the configuration.
+    @gen_cluster(client=True, nthreads=[("", 2)], config={"handoff.learned": str(path)})
+    async def bundled(c, s, a):
+        run = await submit(dag)
+        (record,) = s.plugins["handoff"].runs.values()
+        await run
+        return [home >= 0 for home in record.homes]
+
+    bundled()
+    long, *short = bundled()
+    assert not long
+    assert sum(short) > 300
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}'])
 def test_a_damaged_file(content, tmp_path, caplog):
     """It is renamed, with one warning; the run goes on and a new file is written."""
