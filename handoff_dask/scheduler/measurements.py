@@ -194,15 +194,21 @@ class Measurements:
 
     def _claim(self, code: _Code, record: FunctionRecord) -> float | None:
         row = record.row
-        worker = self.questions.roomiest("memory", row.cost, row.pin)
-        if worker is None:
+        workers = self.questions.able(row.cost, row.pin)
+        if not workers:
             return max(_NOTHING, record.exceeded)
+        most = max(capacity.get("memory", 0.0) for _, capacity in workers)
         cpu = row.cost.get("cpu", 0.0)
-        share = cpu / worker["cpu"] if cpu and worker.get("cpu") else 1 / worker["threads"]
+        # Less than this share of its memory would not have a worker run more functions at once.
+        least = min(
+            capacity.get("memory", 0.0)
+            * min(cpu / capacity["cpu"] if cpu and capacity.get("cpu") else 1 / threads, 1.0)
+            for threads, capacity in workers
+        )
         return self._uses[code[0]].claim(
             code[1],
-            worker_memory=worker["memory"],
-            cpu_share=min(share, 1.0),
+            worker_memory=most,
+            cpu_share=least / most if most else 0.0,
             exceeded=record.exceeded,
         )
 

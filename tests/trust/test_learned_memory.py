@@ -241,6 +241,18 @@ async def test_workers_that_come_later(c, s):
     del run
 
 
+@gen_cluster(
+    client=True,
+    nthreads=[("", 4, {"memory_limit": "1GB"}), ("", 4, {"memory_limit": "20GB"})],
+    config=UNPAUSED,
+)
+async def test_a_worker_with_much_memory_beside(c, s, a, b):
+    """It does not raise the claims of what others run: these use all their threads."""
+    await execute(needing([10] * 8))
+    result = await execute(needing([10] * 8))
+    assert set(result.results.values()) == {250}
+
+
 def test_the_log_counts_what_is_left(caplog):
     """A kill uses none of the retries: the log does not say that no attempt is left."""
 
