@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from handoff_dask.attempts.states import Held
@@ -32,6 +34,8 @@ PAUSE = 10.0
 PATIENCE = 30.0
 #: What a function claims (MB) while no worker is known that could run it.
 _NOTHING = 1.0
+#: For how many costs and pins it is remembered what their workers have.
+_KINDS = 256
 
 #: Where a code is kept, and what identifies it.
 _Code = tuple[str | None, str]
@@ -61,6 +65,8 @@ class Measurements:
         self._urgent: set[str] = set()
         self._saved: dict[str, float] = {}
         self._saves: dict[str, asyncio.Task[None]] = {}
+        # To look at all workers for each function takes too long if there are many.
+        self._limits = lru_cache(_KINDS)(self._limits_now)
 
     # Files
 
@@ -194,17 +200,10 @@ class Measurements:
 
     def _claim(self, code: _Code, record: FunctionRecord) -> float | None:
         row = record.row
-        workers = self.questions.able(row.cost, row.pin)
-        if not workers:
+        limits = self._limits(tuple(row.cost.items()), row.pin)
+        if limits is None:
             return max(_NOTHING, record.exceeded)
-        most = max(capacity.get("memory", 0.0) for _, capacity in workers)
-        cpu = row.cost.get("cpu", 0.0)
-        # Less than this share of its memory would not have a worker run more functions at once.
-        least = min(
-            capacity.get("memory", 0.0)
-            * min(cpu / capacity["cpu"] if cpu and capacity.get("cpu") else 1 / threads, 1.0)
-            for threads, capacity in workers
-        )
+        least, most = limits
         return self._uses[code[0]].claim(
             code[1],
             worker_memory=most,
@@ -212,8 +211,26 @@ class Measurements:
             exceeded=record.exceeded,
         )
 
+    def _limits_now(
+        self, cost: tuple[tuple[str, float], ...], pin: tuple[str, ...]
+    ) -> tuple[float, float] | None:
+        """Return the least and the most memory to claim (MB) beside a cost.
+
+        None if no worker can hold the cost.
+        """
+        workers = self.questions.able(dict(cost), pin)
+        cpu = dict(cost).get("cpu", 0.0)
+        memory, least = 0.0, math.inf
+        for threads, capacity in workers:
+            # With claims below this share of its memory, a worker would run no more at once.
+            share = cpu / capacity["cpu"] if cpu and capacity.get("cpu") else 1 / threads
+            least = min(least, capacity.get("memory", 0.0) * min(share, 1.0))
+            memory = max(memory, capacity.get("memory", 0.0))
+        return (least, memory) if workers else None
+
     def workers_changed(self) -> None:
         """Have functions claim what fits the workers that there are now."""
+        self._limits.cache_clear()
         for code in list(self._held):
             self._revise(code)
 

@@ -289,7 +289,7 @@ async def test_a_worker_that_leaves_after_a_kill(c, s):
         dag = needing([700], seconds=0.1)
         for name, memory in (("small", 900), ("large", 3300)):
             dag.add(time.sleep, 5, id=name, cost={"memory": memory}, node=name, max_retries=0)
-        run = await submit(dag, placement_timeout=20, on_error="continue")
+        run = await submit(dag, placement_timeout=1, on_error="continue")
         functions = s.plugins["handoff"].functions
         while not any(
             record.row.learns_memory and record.exceeded for record in functions.values()
@@ -315,7 +315,7 @@ async def test_a_worker_that_leaves_beside_pins(c, s):
         for i in range(8):
             fields = {"node": "small"} if i % 2 else {}
             dag.add(need, 10, id=("f", i), cost={"memory": AUTO}, **fields)
-        run = await submit(dag, placement_timeout=20, on_error="continue")
+        run = await submit(dag, placement_timeout=1, on_error="continue")
         while (await run.status())["running"] < 2:
             await asyncio.sleep(0.01)
         await large.close()
