@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 from handoff_dask.attempts.states import Held
 from handoff_dask.learning.uses import Uses, digest
@@ -41,6 +41,20 @@ _KINDS = 256
 _Code = tuple[str | None, str]
 
 
+class _Kind(NamedTuple):
+    """Functions of a code and a run that claim the same."""
+
+    run_id: str
+    cost: tuple[tuple[str, float], ...]
+    pin: tuple[str, ...]
+    exceeded: float
+
+    @classmethod
+    def of(cls, record: FunctionRecord) -> _Kind:
+        row = record.row
+        return cls(record.run.spec.run_id, tuple(row.cost.items()), row.pin, record.exceeded)
+
+
 @dataclass(eq=False)
 class Measurements:
     """Learns from the attempts of all runs; runs that name the same file share what it holds."""
@@ -54,9 +68,9 @@ class Measurements:
         #: By the path or URL of the file; None: in memory only.
         self._uses: dict[str | None, Uses] = {None: Uses()}
         self._files: dict[str, LearnedFile] = {}
-        #: The functions that wait with a learned claim, of each code by what decides about it;
-        #: those that wait no more are removed when they are noticed.
-        self._held: defaultdict[_Code, defaultdict[Any, set[FunctionRecord]]] = defaultdict(
+        #: The functions that wait with a learned claim. Those that wait no more, or claim something
+        #: else since they were killed, are removed when they are noticed.
+        self._held: defaultdict[_Code, defaultdict[_Kind, set[FunctionRecord]]] = defaultdict(
             lambda: defaultdict(set)
         )
         #: The files with unsaved measurements, those of them that should not wait for the next
@@ -117,6 +131,7 @@ class Measurements:
     def __call__(self, event: Recorded) -> None:
         """Learn from the end of an attempt; save what was learned when a run closes."""
         if isinstance(event, RunClosed):
+            self._forget(event.run_id)
             for url in list(self._unsaved):
                 self._save_soon(url, at_once=True)
             return
@@ -194,8 +209,7 @@ class Measurements:
         """
         row, spec = record.row, record.run.spec
         code = spec.learned, spec.codes[row.prefix]
-        kind = tuple(row.cost.items()), row.pin, record.exceeded
-        self._held[code][kind].add(record)
+        self._held[code][_Kind.of(record)].add(record)
         return self._claim(code, record)
 
     def _claim(self, code: _Code, record: FunctionRecord) -> float | None:
@@ -237,7 +251,10 @@ class Measurements:
     def _revise(self, code: _Code) -> None:
         """Have held functions claim what was learned meanwhile, if that has changed."""
         for kind, records in list(self._held[code].items()):
-            while records and not isinstance((sample := next(iter(records))).state, Held):
+            while records:
+                sample = next(iter(records))
+                if isinstance(sample.state, Held) and _Kind.of(sample) == kind:
+                    break
                 records.discard(sample)
             if not records:
                 del self._held[code][kind]
@@ -246,6 +263,13 @@ class Measurements:
                     self.claim_again(record)
         if not self._held[code]:
             del self._held[code]
+
+    def _forget(self, run_id: str) -> None:
+        for code, kinds in list(self._held.items()):
+            for kind in [kind for kind in kinds if kind.run_id == run_id]:
+                del kinds[kind]
+            if not kinds:
+                del self._held[code]
 
 
 def _in_thread(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
