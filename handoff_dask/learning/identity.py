@@ -6,6 +6,7 @@ import dis
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import PurePath
 from types import CodeType
 from typing import Any
 
@@ -34,6 +35,31 @@ def code_identity(code: Callable[..., Any]) -> str:
     >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
     True
     """
+    name, source = _called(code)
+    return name if source is None else f"{name}#{_fingerprint(source)}"
+
+
+def code_title(code: Callable[..., Any]) -> str:
+    """Return a text by which people know a code: where names can mean something else, its line.
+
+    Examples
+    --------
+    >>> import json
+    >>> code_title(json.dumps)
+    'json.dumps'
+    """
+    name, source = _called(code)
+    if source is None:
+        return name
+    file = PurePath(source.co_filename)
+    # The files of notebooks' cells are temporary and named by numbers.
+    in_cell = file.parent.name.startswith("ipykernel_")
+    line = source.co_firstlineno
+    return f"{name} at " + (f"line {line} of a cell" if in_cell else f"{file.name}:{line}")
+
+
+def _called(code: Callable[..., Any]) -> tuple[str, CodeType | None]:
+    """Return the name of what is called in the end, and its code if the name is not enough."""
     inner = _innermost(code)
     name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None)
     source = getattr(inner, "__code__", None)
@@ -42,10 +68,8 @@ def code_identity(code: Callable[..., Any]) -> str:
         name = inner.__qualname__
         source = getattr(inner.__call__, "__code__", None)
     module = getattr(inner, "__module__", None) or "builtins"
-    identity = f"{module}.{name}"
-    if isinstance(source, CodeType) and (module == "__main__" or "<" in name):
-        identity += f"#{_fingerprint(source)}"
-    return identity
+    ambiguous = isinstance(source, CodeType) and (module == "__main__" or "<" in name)
+    return f"{module}.{name}", source if ambiguous else None
 
 
 def _innermost(code: Any) -> Any:
