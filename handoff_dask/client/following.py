@@ -321,13 +321,16 @@ class Follower:
                 await waiting.settle(self.client, units.futures)
                 await units.fetch()
                 if report.stop is not None or units.complete:
-                    break
+                    self._final = report.counts
+                    result = outcomes.result_of(
+                        self.outline, report, causes, units.values, units.problems, self._stopped
+                    )
+                    known = result.results.keys() | result.errors.keys()
+                    # Or else some ran again, and failed, after the report.
+                    if report.stop is not None or known >= set(self.outline.wanted):
+                        return result
                 # A worker that was lost meanwhile took results with it; these are made again.
                 await asyncio.sleep(waiting.PATIENCE / 10)
-            self._final = report.counts
-            return outcomes.result_of(
-                self.outline, report, causes, units.values, units.problems, self._stopped
-            )
         except HandoffError:
             self.units.release()
             raise
