@@ -330,21 +330,27 @@ class Follower:
     async def _finish(self) -> ExecutionResult:
         """Wait for the end of the run, and fetch its results or say why there are none."""
         try:
-            report, causes = await self._ended()
-            while gone := self._gone(causes):
-                self._before = self._before.then(self.outline, report)
-                await self._start_again(gone)
+            while True:
                 report, causes = await self._ended()
-            self._final = report.counts
-            return outcomes.result_of(
-                self.outline,
-                report,
-                causes,
-                self.units.values,
-                self.units.problems,
-                self._stopped,
-                self._before,
-            )
+                if gone := self._gone(causes):
+                    self._before = self._before.then(self.outline, report)
+                    await self._start_again(gone)
+                    continue
+                self._final = report.counts
+                result = outcomes.result_of(
+                    self.outline,
+                    report,
+                    causes,
+                    self.units.values,
+                    self.units.problems,
+                    self._stopped,
+                    self._before,
+                )
+                known = result.results.keys() | result.errors.keys()
+                # Or else some ran again, and failed, after the report.
+                if report.stop is not None or known >= set(self.outline.wanted):
+                    return result
+                await asyncio.sleep(waiting.PATIENCE / 10)
         except HandoffError:
             self.units.release()
             raise

@@ -77,9 +77,7 @@ class StoredResults:
         """
         if not self.found:
             return list(nodes)
-        return [
-            self._reading(node, nodes) if node.index in self.runs else node for node in nodes
-        ]
+        return [self._reading(node, nodes) if node.index in self.runs else node for node in nodes]
 
     def _reading(self, node: Node, nodes: Sequence[Node]) -> Node:
         collocated = node.collocated if node.collocated in self.runs else None
@@ -116,9 +114,7 @@ class StoredResults:
         for index in self.runs:
             name = self.names[index]
             if isinstance(name, ResultName) and _is_stored(nodes[index], name):
-                place = Place(
-                    Location.of(name), label, function_label(nodes[index].function.id)
-                )
+                place = Place(Location.of(name), label, function_label(nodes[index].function.id))
                 places[index] = StoredAs(packed, place.packed())
         return places
 
@@ -193,9 +189,7 @@ class Reasons(Mapping[Hashable, str]):
         self._functions = functions
 
     def __getitem__(self, function_id: Hashable) -> str:
-        return _reason(
-            self._known, self._functions[function_id], self._known.missing[function_id]
-        )
+        return _reason(self._known, self._functions[function_id], self._known.missing[function_id])
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._known.missing)

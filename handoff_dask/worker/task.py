@@ -386,7 +386,9 @@ def _reported(
 
 
 def _log_attempt(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
+    mark = facts.get("handoff", {})
+    attempt = mark.get("attempt", 1)
+    most = mark.get("most", (facts.get("retries") or 0) + 1)
     text = f"{message['error_type']}: {message['message']}"
     log_failure(identity, text, attempt, most, allowed=message["retry"])
 
@@ -394,7 +396,11 @@ def _log_attempt(identity: _Identity, message: Mapping[str, Any], facts: Mapping
 def log_failure(
     identity: _Identity, text: str, attempt: int, most: int, *, allowed: bool = True
 ) -> None:
-    """Log that an attempt failed, in one line; `allowed`: whether the policy allows another."""
+    """Log that an attempt failed, in one line.
+
+    `most` is the number of the last attempt that is left; `allowed` says whether the policy allows
+    another.
+    """
     if not allowed:
         follows = "its retry policy allows no further attempt"
     else:
