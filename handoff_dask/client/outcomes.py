@@ -131,7 +131,7 @@ def result_of(
         dag_functions=outline.functions,
         capabilities=report.capabilities,
         not_stored=outline.stored.unnamed,
-        why=Reasons(outline.stored, outline.functions),
+        why=Reasons(outline.stored, nodes, outline.functions),
     )
     error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
     if error is None and stop is not None and stop.kind == "failed":

@@ -289,9 +289,9 @@ class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
                 for i in report.tried
                 if nodes[i].kind == "function"
             }
-            for i, result in self._stored.results.items():
-                own = attempt_of(result, self._stored.store)
-                self._made[nodes[i].function.id] = (own,)
+            if (store := self._stored.store) is not None:
+                for i, result in self._stored.results.items():
+                    self._made[nodes[i].function.id] = (attempt_of(result, store),)
             self._source = None
         return self._made
 

@@ -260,11 +260,20 @@ def _short(digest: bytes) -> str:
     return digest.hex()[:12]
 
 
-def changes(new: ResultName, old: ResultName | Mapping[str, Mapping[str, str]]) -> list[str]:
+def changes(
+    new: ResultName,
+    old: ResultName | Mapping[str, Mapping[str, str]],
+    makers: Mapping[str, str] | None = None,
+) -> list[str]:
     """Say in words which parts of a name differ from those of another.
 
-    Of another name, `code`, `arguments` and `upstream` are enough, in a mapping.
+    Of another name, `code`, `arguments` and `upstream` are enough, in a mapping. `makers` says
+    whose results the keys in `upstream` are.
     """
+
+    def whose(name: str, key: str) -> str:
+        return f"of {makers[key]}" if makers and key in makers else f"that is passed as {name}"
+
     if isinstance(old, ResultName):
         if old.key == new.key:
             return []
@@ -275,7 +284,7 @@ def changes(new: ResultName, old: ResultName | Mapping[str, Mapping[str, str]]) 
         *_changes(
             new.upstream,
             old["upstream"],
-            lambda name, *_: f"the result that is passed as {name} changed",
+            lambda name, key, _: f"the result {whose(name, key)} changed",
         ),
     ]
     return changed or ["how the arguments are passed changed"]
