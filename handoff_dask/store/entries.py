@@ -5,7 +5,7 @@ An entry is one object::
     prelude   magic, format version, lengths, CRC-32 of all that is not in blocks, HMAC
     header    JSON: whose result it is, who made it and when, the sizes of the frames
     manifest  digests of what its name was made from, opaque here
-    blocks    the frames, in blocks: codec, length, CRC-32, content
+    blocks    the frames, in blocks: codec, length, checksum, content
 
 The first frame is a pickle; the others are its large buffers, which are neither copied nor pickled.
 Every byte is under a checksum, so that an entry is right or counts as missing. No checksum protects
@@ -25,7 +25,11 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import Enum
+from functools import lru_cache
+from importlib import import_module
+from operator import mul
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import cloudpickle
@@ -46,8 +50,10 @@ _MAGIC = b"handoff\n"
 _PRELUDE = struct.Struct("<8sHIIQ")
 #: CRC-32 of all before the blocks; HMAC or zeros.
 _SEALS = struct.Struct("<I32s")
-#: Codec, length of the content, CRC-32 of both and of the block's number.
+#: Codec, length of the content, checksum of all and of the block's number.
 _BLOCK = struct.Struct("<BII")
+#: The words of a row: large contents are summed up by rows, and the sums are hashed.
+_ROW = struct.Struct("<8192Q")
 _HEAD_SIZE = _PRELUDE.size + _SEALS.size
 #: Frames are hashed, compressed and written in blocks (bytes).
 _BLOCK_SIZE = 4 * 1024 * 1024
@@ -306,7 +312,43 @@ def _pack_block(item: tuple[int, bool, memoryview]) -> tuple[bytes, bytes | memo
 
 
 def _checksum(number: int, codec: int, content: bytes | memoryview) -> int:
-    return zlib.crc32(content, zlib.crc32(struct.pack("<QBI", number, codec, len(content))))
+    place = zlib.crc32(struct.pack("<QBI", number, codec, len(content)))
+    rows = len(content) - len(content) % _ROW.size
+    if rows:
+        place = zlib.crc32(_sums(memoryview(content)[:rows]), place)
+    return zlib.crc32(content[rows:], place)
+
+
+def _sums(rows: memoryview) -> bytes:
+    """Return a sum of 64 bits for each row: of its words, each times a weight.
+
+    This takes a third of the time of CRC-32, and less than writing does. Weights are odd, so that
+    no change of one word is missed, and differ, so that the order of words counts.
+    """
+    weights = _weights()
+    if _numpy() is None:
+        return b"".join(
+            struct.pack("<Q", sum(map(mul, words, weights)) % 2**64)
+            for words in _ROW.iter_unpack(rows)
+        )
+    words = _numpy().frombuffer(rows, "<u8").reshape(-1, len(weights))
+    sums: bytes = _numpy().dot(words, weights).astype("<u8", copy=False).tobytes()
+    return sums
+
+
+@lru_cache(maxsize=1)
+def _numpy() -> Any:
+    with suppress(ImportError):
+        return import_module("numpy")
+    return None
+
+
+@lru_cache(maxsize=1)
+def _weights() -> Any:
+    # Any fixed odd numbers would do.
+    words = _ROW.unpack(hashlib.shake_128(b"handoff").digest(_ROW.size))
+    odd = [word | 1 for word in words]
+    return odd if _numpy() is None else _numpy().array(odd, "<u8")
 
 
 def _compressed(block: memoryview, pickled: bool) -> tuple[int, bytes | memoryview]:

@@ -191,6 +191,36 @@ def test_blocks_that_changed_places_are_seen() -> None:
     assert why(swapped) == "a block is damaged"
 
 
+def test_each_place_of_a_large_result_is_checked() -> None:
+    """A byte that changed anywhere is seen, and so are bytes and words that changed places."""
+    content = entry(np.random.default_rng(0).random(100_000))
+    random.seed(0)
+    for _ in range(200):
+        one, other = (random.randrange(1000, len(content) - 8) for _ in range(2))
+        damaged = bytearray(content)
+        damaged[one] ^= 1 << random.randrange(8)
+        assert why(bytes(damaged)) == "a block is damaged"
+        damaged = bytearray(content)
+        damaged[one : one + 8], damaged[other : other + 8] = (
+            content[other : other + 8], content[one : one + 8],
+        )  # fmt: skip
+        assert why(bytes(damaged)) == "a block is damaged"
+
+
+def test_numpy_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checksums are the same without it, only slower."""
+    content = entry(np.arange(100_000))
+    damaged = content[:-1] + b"!"
+    entries._weights.cache_clear()
+    monkeypatch.setattr(entries, "_numpy", lambda: None)
+    try:
+        assert (value_in(content) == np.arange(100_000)).all()
+        assert entry(np.arange(100_000)) == content
+        assert why(damaged) == "a block is damaged"
+    finally:
+        entries._weights.cache_clear()
+
+
 def test_what_is_something_else() -> None:
     """Foreign files, entries of other results and of newer formats are told from damaged ones."""
     assert why(b"PK\x03\x04 something else entirely") == "it is not an entry of a store"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,26 @@ def test_large_results_are_put_from_a_file(monkeypatch: pytest.MonkeyPatch, url:
     store = OpenStore(Store(url))
     store.write(location(1), LARGE, MADE)
     assert (store.read(location(1)) == LARGE).all()
+
+
+def test_a_large_result_is_in_memory_once(folder: Path) -> None:
+    """Writing needs no second copy, and reading only the one that it returns."""
+    store = OpenStore(Store(folder))
+    array = np.random.default_rng(0).random(12_000_000)
+    store.write(location("imports"), LARGE, MADE)
+    tracemalloc.start()
+    try:
+        store.write(location(1), array, MADE)
+        assert tracemalloc.get_traced_memory()[1] < 0.2 * array.nbytes
+        tracemalloc.reset_peak()
+        back = store.read(location(1))
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * array.nbytes
+        tracemalloc.reset_peak()
+        assert [entry.problem for entry in store.verify()] == [None, None]
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * array.nbytes  # `back` included
+    finally:
+        tracemalloc.stop()
+    assert (back == array).all()
 
 
 def test_a_head_that_is_large(url: str) -> None:
