@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from handoff_dask import config
-from handoff_dask.cli.command import TIME, command, print_table
+from handoff_dask.cli.command import TIME, command, print_table, target_options
+from handoff_dask.cli.dag_loader import load
 from handoff_dask.cli.exit_codes import FAILED, Problem
+from handoff_dask.client.stored_results import explain
 from handoff_dask.store.opened import Entry, OpenStore
 from handoff_dask.store.result_store import Store
 from handoff_dask.widgets import markup
@@ -32,17 +34,19 @@ def _option(ctx: Any, param: Any, values: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+_driver_option = click.option(
+    "--option",
+    "storage_options",
+    multiple=True,
+    callback=_option,
+    metavar="NAME=VALUE",
+    help="An option for the driver of the URL, such as profile=science; repeat for each.",
+)
+
+
 def _store_options(command: F) -> F:
     """Add URL, which the setting handoff.store replaces, and --option."""
-    command = click.option(
-        "--option",
-        "storage_options",
-        multiple=True,
-        callback=_option,
-        metavar="NAME=VALUE",
-        help="An option for the driver of the URL, such as profile=science; repeat for each.",
-    )(command)
-    return click.argument("url", required=False)(command)
+    return click.argument("url", required=False)(_driver_option(command))
 
 
 def _opened(url: str | None, storage_options: dict[str, Any]) -> OpenStore:
@@ -121,6 +125,31 @@ def verify(url: str | None, storage_options: dict[str, Any]) -> None:
         click.get_current_context().exit(FAILED)
 
 
+@command(
+    "store why /scratch/results pipeline.py:dag",
+    "store why /scratch/results pipeline.py:make_dag -- day=2026-03-01",
+)
+@click.argument("url")
+@_driver_option
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="Write {function: reason} as JSON.")
+def why(url: str, storage_options: dict[str, Any], as_json: bool, **target: Any) -> None:
+    """Say which functions of a DAG would run, and why: what changed since its last run.
+
+    Nothing runs. Each function without a stored result is listed: with what changed in its code,
+    its arguments or the results that it needs, or with why its result cannot be stored.
+    """
+    reasons = explain(load(**target).dag, Store(url, storage_options=storage_options))
+    would_run = {str(id): reason for id, reason in reasons.items() if reason is not None}
+    if as_json:
+        click.echo(json.dumps(would_run, indent=1))
+        return
+    if would_run:
+        print_table([["function", "why it would run"], *map(list, would_run.items())])
+    total = markup.count(len(reasons), "function")
+    click.echo(f"{len(reasons) - len(would_run)} of {total} stored")
+
+
 def _total(entries: Sequence[Entry]) -> str:
     return f"{markup.count(len(entries), 'result')}, {_size(entries)}"
 
@@ -147,5 +176,5 @@ def store() -> None:
     """Look after a store of results."""
 
 
-for subcommand in (ls, rm, verify):
+for subcommand in (ls, why, rm, verify):
     store.add_command(subcommand)

@@ -12,7 +12,15 @@ from typing import Any
 from handoff_dask.client.describing import InStore, dag_label, function_label
 from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.model.expansion import Call, Entry, Node, Transformed, with_dependencies
+from handoff_dask.model.dag import DAG, functions_of
+from handoff_dask.model.expansion import (
+    Call,
+    Entry,
+    Node,
+    Transformed,
+    expand,
+    with_dependencies,
+)
 from handoff_dask.model.function import Function
 from handoff_dask.store.entries import Location, Named, StoredResult
 from handoff_dask.store.naming import Namer, ResultName, Unnameable, changes
@@ -237,3 +245,17 @@ class Reasons(Mapping[Hashable, str]):
         except StoredResultMissing as error:
             return f"its name changed; in what is not known: of the last entry, {error.problem}"
         return "; ".join(changes(name, before._asdict(), self._makers))
+
+
+def explain(dag: DAG, store: Store) -> dict[Hashable, str | None]:
+    """Return why each function of a DAG would run; None for those whose results are stored."""
+    dag.validate()
+    functions = functions_of(dag)
+    nodes = expand(functions)
+    ends = [node.index for node in nodes if node.kind == "function"]
+    known = StoredResults.look(store, nodes, ends).known(nodes, dag.id)
+    reasons = {**Reasons(known, nodes, functions), **known.unnamed}
+    stored = {nodes[index].function.id for index in known.results}
+    ids = [nodes[index].function.id for index in ends]
+    rest = "its result is not to be stored"
+    return {id_: None if id_ in stored else reasons.get(id_, rest) for id_ in ids}
