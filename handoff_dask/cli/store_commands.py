@@ -145,7 +145,7 @@ def why(url: str, storage_options: dict[str, Any], as_json: bool, **target: Any)
         click.echo(json.dumps(would_run, indent=1))
         return
     if would_run:
-        print_table([["function", "why it would run"], *map(list, would_run.items())])
+        click.echo("\n".join(f"{id}: {reason}" for id, reason in would_run.items()))
     total = markup.count(len(reasons), "function")
     click.echo(f"{len(reasons) - len(would_run)} of {total} stored")
 
