@@ -20,6 +20,7 @@ from handoff_dask import (
     InvalidFunctionError,
     OutOfMemoryError,
     RetryPolicy,
+    current,
     execute,
     execute_local,
     explain,
@@ -257,8 +258,10 @@ def test_the_log_counts_what_is_left(caplog):
     """A kill uses none of the retries: the log does not say that no attempt is left."""
 
     def fail(mb):
-        need(mb)
-        raise ValueError(mb)
+        block = b"x" * (mb * 1_000_000)
+        while current().cost["memory"] < mb:
+            time.sleep(0.01)  # until it is killed
+        raise ValueError(len(block) // 1_000_000)
 
     @gen_cluster(
         client=True, nthreads=[("", 2)], worker_kwargs={"memory_limit": "800MB"}, config=UNPAUSED
