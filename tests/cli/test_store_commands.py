@@ -159,3 +159,45 @@ def test_help_of_store_commands(command: str) -> None:
     """Each has an example."""
     assert f"    dask handoff store {command} /scratch/results" in run(command, "--help").output
     assert f"\n  {command} " in run("--help").output
+
+
+def test_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each function that would run is listed, with what changed since the last run."""
+    monkeypatch.chdir(tmp_path)
+    script, store = tmp_path / "chain.py", tmp_path / "store"
+    script.write_text(CHAIN)
+    assert "0 of 3 functions stored" in run("why", store, "chain.py:dag").stdout
+    done = CliRunner().invoke(group, ["run", "chain.py:dag", "--store", str(store), "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert run("why", store, "chain.py:dag").stdout == (
+        "c: its result is not to be stored\n2 of 3 functions stored\n"
+    )
+    script.write_text(CHAIN.replace("2 * x", "3 * x").replace('"b"', '"b", cost={"cpu": 1}'))
+    answer = run("why", store, "chain.py:dag", "--json")
+    assert answer.exit_code == 0, answer.output
+    reasons = json.loads(answer.stdout)
+    assert list(reasons) == ["b", "c"]
+    assert re.fullmatch(r"code of [\w.]*helper changed", reasons["b"])
+
+
+CHAIN = """
+from handoff_dask import DAG
+
+
+def helper(x):
+    return 2 * x
+
+
+def load(x):
+    return x
+
+
+def work(x):
+    return helper(x)
+
+
+dag = DAG("chain")
+a = dag.add(load, 1, id="a")
+b = dag.add(work, a, id="b")
+c = dag.add(load, b, id="c", stored=False)
+"""
