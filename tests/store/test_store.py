@@ -344,7 +344,7 @@ def test_no_permission(warned: list[str], required: bool) -> None:
                 assert store.last_run("nightly") == {}
             assert [w.partition(" putget")[0] for w in warned] == [
                 "Handoff cannot read the store",
-                "Handoff cannot write the store",
+                "Handoff cannot write to the store",
             ]
             warned.clear()
         for action in (store.entries, store.verify, lambda: store.remove(0)):
@@ -357,11 +357,32 @@ def test_no_permission(warned: list[str], required: bool) -> None:
         PutGet.clear()
 
 
+def test_a_worker_without_the_driver(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
+    """It goes on without the store, although the client has the driver."""
+    packed = pickle.dumps(Store("putget://bucket/store"))
+
+    def absent(*args: Any, **kwargs: Any) -> Any:
+        raise ImportError("install putget")
+
+    monkeypatch.setattr(backends.fsspec.core, "url_to_fs", absent)
+    store = opened(pickle.loads(packed))
+    assert store.look([location(1)]) == {}
+    assert store.write(location(1), SMALL, MADE) is None
+    with pytest.raises(StoredResultMissing, match="install putget"):
+        store.read(location(1))
+    assert len(warned) == 3 and all("install putget" in warning for warning in warned)
+    warned.clear()
+
+
 def test_what_cannot_be_pickled(folder: Path, warned: list[str]) -> None:
     """It is not stored; the warning says why."""
     store = OpenStore(Store(folder))
     assert store.write(location(1), (i for i in "ab"), MADE) is None
-    assert "cannot pickle 'generator' object" in warned.pop()
+    assert store.write(location(2), (i for i in "ab"), MADE) is None
+    [warning] = warned
+    assert "cannot store the result of ('load', 0) in the store" in warning
+    assert "cannot pickle 'generator' object" in warning
+    warned.clear()
     assert not folder.exists()
     with pytest.raises(StoreError, match="generator"):
         OpenStore(Store(folder, required=True)).write(location(1), (i for i in "ab"), MADE)
