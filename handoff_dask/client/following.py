@@ -56,6 +56,8 @@ class Follower:
         #: that was stored turned out to be gone.
         self._submission: Submission | None = None
         self._before: outcomes.Before = outcomes.NOTHING
+        #: Key of the task that submitted it, if any.
+        self._within: Any = None
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
@@ -98,7 +100,7 @@ class Follower:
 
     async def start(self, submission: Submission, within: Any) -> None:
         """Open the run on the cluster; `within` is the key of the task that submits it, if any."""
-        client, options = self.client, submission.options
+        client, options, self._within = self.client, submission.options, within
         if options.stored_in is not None:
             self._submission = submission
         await connection.install(client)
@@ -383,7 +385,7 @@ class Follower:
         submission = await asyncio.to_thread(self._submission.again, gone)
         self.outline = submission.outline
         self.units = Units(self.outline, self.client)
-        await self.start(submission, None)
+        await self.start(submission, self._within)
         for piece in submission.pieces():
             if not await self.send(piece):
                 break

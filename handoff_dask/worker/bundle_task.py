@@ -217,8 +217,9 @@ class _Bundle:
                     used = Usage(time.thread_time() - cpu, None, size_of(value))
                     saver.save(value, started, time.time(), used)
         except BaseException as error:  # whatever a function raises is its failure
-            # The client has what the store has lost made again.
-            last = last or isinstance(error, StoredResultMissing)
+            # The client has what the store has lost made again, and the function goes on.
+            lost = issubclass(type(error), StoredResultMissing)
+            last = last or lost
             packed_error = replaced(error)
             failure = MemberFailure(
                 position,
@@ -237,7 +238,7 @@ class _Bundle:
                 self._values[position] = value
             return True
         self._report.failed(failure)
-        if self._task is not None and compat.failures_shown():
+        if self._task is not None and not lost and compat.failures_shown():
             text = f"{failure.error_type}: {failure.message}"
             log_failure(identity or (self._task.key, None), text, attempt, most)
         if failure.exception is not None:

@@ -380,6 +380,8 @@ def _reported(
     message["outcome"] = "timeout" if ended.outcome == "killed" else ended.outcome
     message["usage"] = tuple(ended.usage)
     task.log(TOPIC, {"action": "attempt-failed", **message})
+    # What the store has lost is made again, and the function goes on.
+    silent = silent or issubclass(type(error), StoredResultMissing)
     if compat.silence_failure() and not silent:
         _log_attempt(identity or (task.key, None), message, task.facts)
     return failure
@@ -425,7 +427,7 @@ def _failure(
     verdict: Verdict | None = None,
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
-    if isinstance(error, StoredResultMissing):
+    if issubclass(type(error), StoredResultMissing):
         verdict = Verdict(retry=False)  # the client has it made again
     elif verdict is None and policy is not None:
         attempt = facts.get("handoff", {}).get("attempt", 1)
