@@ -24,11 +24,10 @@ from handoff_dask.model.expansion import (
 from handoff_dask.model.function import Function
 from handoff_dask.store.entries import Location, Named, StoredResult
 from handoff_dask.store.naming import Namer, ResultName, Unnameable, changes
-from handoff_dask.store.opened import opened
+from handoff_dask.store.opened import opened, read
 from handoff_dask.store.result_store import Store
 from handoff_dask.tracebacks import users_frame
 from handoff_dask.wire.stored_as import Place, StoredAs
-from handoff_dask.worker.saving import read
 
 
 @dataclass(frozen=True)

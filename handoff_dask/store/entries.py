@@ -23,18 +23,16 @@ import pickle
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
 from functools import lru_cache
 from importlib import import_module
 from operator import mul
-from typing import IO, Any, NamedTuple, Protocol, TypeVar
+from typing import IO, Any, NamedTuple, Protocol, TypeVar, cast
 
 import cloudpickle
-from distributed.protocol.compression import compressions
-from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from handoff_dask import pickling
 from handoff_dask._version import __version__
@@ -237,6 +235,8 @@ class _ValuePickler(pickling.Pickler):
             try:
                 obj.__reduce_ex__(5)
             except Exception:
+                from distributed.protocol.serialize import dask_deserialize, dask_serialize
+
                 try:
                     serialize = dask_serialize.dispatch(type(obj))
                     return dask_deserialize.dispatch(type(obj)), serialize(obj)
@@ -351,12 +351,20 @@ def _weights() -> Any:
     return odd if _numpy() is None else _numpy().array(odd, "<u8")
 
 
+@lru_cache(maxsize=1)
+def _compressions() -> Mapping[str, Any]:
+    # Late, as an isolated function that reads its inputs has no use for Dask.
+    from distributed.protocol.compression import compressions
+
+    return cast("Mapping[str, Any]", compressions)
+
+
 def _compressed(block: memoryview, pickled: bool) -> tuple[int, bytes | memoryview]:
     """Compress a block if that pays.
 
     Writing large buffers is faster than zlib: it is for what pickle made of objects and text only.
     """
-    codec = next((number for number, name in _FAST.items() if name in compressions), None)
+    codec = next((number for number, name in _FAST.items() if name in _compressions()), None)
     if codec is None and pickled:
         codec = _ZLIB
     if codec is None or len(block) < _LEAST_COMPRESSED:
@@ -372,7 +380,7 @@ def _compressed(block: memoryview, pickled: bool) -> tuple[int, bytes | memoryvi
 def _compress(codec: int, block: memoryview) -> bytes:
     if codec == _ZLIB:
         return zlib.compress(block, 1)
-    return bytes(compressions[_FAST[codec]].compress(block))
+    return bytes(_compressions()[_FAST[codec]].compress(block))
 
 
 def _ahead(call: Callable[[T], R], items: Iterable[T], size: int) -> Iterator[R]:
@@ -504,8 +512,8 @@ def _unpack_block(item: tuple[int, int, int, memoryview, memoryview]) -> None:
         return
     if codec == _ZLIB:
         block[:] = zlib.decompress(content)
-    elif (name := _FAST.get(codec)) in compressions:
-        block[:] = compressions[name].decompress(content)
+    elif (name := _FAST.get(codec)) and name in _compressions():
+        block[:] = _compressions()[name].decompress(content)
     else:
         raise Unreadable(f"it is compressed with {name or codec}, which is not installed")
 

@@ -373,6 +373,11 @@ def opened(store: Store) -> OpenStore:
     return OpenStore(store)
 
 
+def read(store: Store, named: Named) -> Any:
+    """Return a stored result; see :meth:`OpenStore.read`."""
+    return opened(store).read(named)
+
+
 def _is_gone(error: Exception) -> bool:
     stale = isinstance(error, OSError) and error.errno == errno.ESTALE  # removed, says NFS
     return stale or isinstance(error, FileNotFoundError)
