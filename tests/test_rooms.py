@@ -24,7 +24,6 @@ WINGS = (
     "scheduler",
     "graph",
     "worker",
-    "store",
     "compat",
     "wire",
     "widgets",
