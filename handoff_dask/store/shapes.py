@@ -189,9 +189,11 @@ def _function(function: FunctionType) -> Shape:
     content.append(_tag("closure", len(code.co_freevars)))
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
-            content.append(Edge(f"closure {name}", cell.cell_contents))
+            encoded = plain(cell.cell_contents)
         except ValueError:
             content.append(b"empty;")
+            continue
+        content.append(Edge(f"closure {name}", cell.cell_contents) if encoded is None else encoded)
     content += _named({name: v for name, v in vars(function).items() if name != MARK})
     if installed:
         return Shape([*content, *map(_text, (home, function.__qualname__))], libraries=installed)
