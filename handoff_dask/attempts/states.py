@@ -13,9 +13,10 @@ from typing import ClassVar, NamedTuple, TypeAlias, Union
 from handoff_dask.attempts.losses import Lost
 from handoff_dask.model.attempt import UNKNOWN, Outcome, Usage
 
-#: The states of a function as users see them, in the order of its life; the last is of those whose
-#: results were in a store, and which do not run.
-STATES = ("waiting", "held", "assigned", "running", "done", "failed", "cancelled", "stored")
+#: The states of a function as users see them, in the order of its life.
+STATES = ("waiting", "held", "assigned", "running", "done", "failed", "cancelled")
+#: What users see of a function that does not run because its result was in the store.
+STORED = "stored"
 #: Those of functions that have not ended.
 UNENDED = frozenset(("waiting", "held", "assigned", "running"))
 

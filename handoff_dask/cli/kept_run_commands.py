@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from distributed import Client
 
-from handoff_dask.attempts.states import STATES
+from handoff_dask.attempts.states import STATES, STORED
 from handoff_dask.cli.command import TIME, command, output_option, print_table
 from handoff_dask.cli.connect import Where, cluster_options, connected
 from handoff_dask.cli.dag_loader import ids_by_name
@@ -36,9 +36,10 @@ def runs(where: Where) -> None:
     if not infos:
         click.echo("no runs")
         return
-    rows = [["run", "started", "kept", "priority", *STATES]]
+    states = [*STATES, STORED] if any(STORED in info.counts for info in infos) else STATES
+    rows = [["run", "started", "kept", "priority", *states]]
     for info in infos:
-        counts = [str(info.counts.get(state, 0)) for state in STATES]
+        counts = [str(info.counts.get(state, 0)) for state in states]
         kept = "yes" if info.detached else "no"
         rows.append([str(info.dag_id), _started(info), kept, f"{info.priority:g}", *counts])
     print_table(rows)
@@ -72,11 +73,11 @@ def status(where: Where, dag_id: str) -> None:
         facts = run.status()
         explanation = run.explain()
     click.echo(f"{info.dag_id}: started {_started(info)}")
-    click.echo("  " + ", ".join(f"{facts[state]} {state}" for state in STATES))
+    click.echo("  " + ", ".join(f"{facts[s]} {s}" for s in (*STATES, STORED) if s in facts))
     if used := markup.usage(_used(chain.from_iterable(facts["attempts"].values()))):
         click.echo(f"  used: {used}")
     for id_, attempts in facts["attempts"].items():
-        if failed := [a for a in attempts if a.outcome not in ("ok", "cancelled")]:
+        if failed := [a for a in attempts if a.outcome not in ("ok", "stored", "cancelled")]:
             last = failed[-1]
             reason = f"{last.error_type}: {last.message}" if last.error_type else last.outcome
             click.echo(f"  {id_}: {len(failed)} of {len(attempts)} attempts failed, last {reason}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from distributed import Client, Future
 
-from handoff_dask.attempts.states import STATES, UNENDED
+from handoff_dask.attempts.states import STATES, STORED, UNENDED
 from handoff_dask.client import connection, outcomes, waiting
 from handoff_dask.client.describing import Outline
 from handoff_dask.client.explaining import Fetching, RunExplanation, Unready
@@ -91,7 +91,9 @@ class Follower:
         if self._final:
             return dict(self._final)
         names = {"finished": "done", "error": "failed", "pending": "waiting"}
-        counts = {**dict.fromkeys(STATES, 0), "stored": len(self.outline.stored.results)}
+        counts = dict.fromkeys(STATES, 0)
+        if self.outline.stored.store is not None:
+            counts[STORED] = len(self.outline.stored.results)
         for unit in self.units:
             counts[names.get(str(unit.future.status), "cancelled")] += len(unit.indices)
         return counts

@@ -263,7 +263,7 @@ def _learned(
     longest: dict[Hashable, float] = {}
     for id_ in codes:
         tried = attempts.get(id_, ())
-        if ended_well := [a.duration for a in tried if a.outcome == "ok"]:
+        if ended_well := [a.duration for a in tried if a.outcome == "ok" or a.earlier]:
             good[id_] = mean(ended_well)
         elif tried:
             longest[id_] = max(a.duration for a in tried)

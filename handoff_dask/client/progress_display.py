@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 from distributed.utils import is_kernel
 
-from handoff_dask.attempts.states import STATES
+from handoff_dask.attempts.states import STATES, STORED
 from handoff_dask.client.explaining import RunExplanation
 from handoff_dask.client.following import Follower
 from handoff_dask.client.results import ExecutionResult
@@ -123,7 +123,7 @@ class Bar(Lines):
 
     def update(self, counts: Mapping[str, int], why: RunExplanation, left: float | None) -> None:
         """Draw the bar."""
-        self._text, self._bar.pos = "", counts["done"] + counts["stored"]
+        self._text, self._bar.pos = "", counts["done"] + counts.get(STORED, 0)
         self._bar.length = sum(counts.values())
         # A line that is wider than the terminal could not be overwritten.
         room = shutil.get_terminal_size().columns - len(self._bar.format_progress_line()) - 3
@@ -171,7 +171,7 @@ class Cell(Display):
     def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Draw the outcome."""
         if result is not None:
-            done = {"done": len(result.allocations), "stored": _stored(result)}
+            done = {"done": len(result.allocations), STORED: _stored(result)}
             self._counts = {**done, "failed": len(result.errors)}
         problem = "" if failure is None else f"{type(failure).__name__}: {failure}"
         self._handle.update(self._drawing(problem or f"ended after {markup.seconds(self.seconds)}"))
@@ -247,7 +247,7 @@ def summary(counts: Mapping[str, int], why: RunExplanation, left: float | None) 
     parts = [f"{counts['done']}/{sum(counts.values())} done"]
     if left is not None:
         parts.append(f"{markup.seconds(left)} left")
-    for state in reversed(STATES):
+    for state in (STORED, *reversed(STATES)):
         if state != "done" and (number := counts.get(state)):
             because = f" ({reasons(why)})" if state == "held" and why else ""
             parts.append(f"{number} {state}{because}")

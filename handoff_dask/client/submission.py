@@ -192,7 +192,7 @@ class Submission:
             codes=self._codes(),
             isolated=next((index for index in self.order if nodes[index].isolated), None),
             running=len(self.order),
-            stored=len(outline.stored.results),
+            stored=None if outline.stored.store is None else len(outline.stored.results),
             own_stored=outline.stored.packed(
                 nodes[index].function for index in outline.stored.results
             ),

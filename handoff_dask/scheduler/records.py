@@ -14,7 +14,7 @@ from typing import Any, cast
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.life import Life
 from handoff_dask.attempts.members import CANCELLED, DONE, ENDS, FAILED, Members
-from handoff_dask.attempts.states import STATES, UNENDED, State
+from handoff_dask.attempts.states import STATES, STORED, UNENDED, State
 from handoff_dask.errors import AllocationError
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.model.retry import RetryPolicy
@@ -303,7 +303,6 @@ class RunRecord:
         self.unsent = self.spec.functions
         self.homes = array("i", [-1]) * self.spec.nodes
         self.counts["waiting"] = self.spec.functions
-        self.counts["stored"] = self.spec.stored
         self._members: dict[int, list[FunctionRow]] = {}
 
     @property
@@ -429,4 +428,7 @@ class RunRecord:
 
     def counted(self) -> dict[str, int]:
         """Return how many functions are in which state."""
-        return {state: self.counts[state] for state in STATES}
+        counts = {state: self.counts[state] for state in STATES}
+        if self.spec.stored is not None:
+            counts[STORED] = self.spec.stored
+        return counts

@@ -199,9 +199,9 @@ class RunSpec:
     running: int = 0
     functions: int = 0
     awaited: int = 0
-    #: How many functions do not run because their results are in a store. Which ones, for clients,
-    #: pickled; the scheduler does not open it.
-    stored: int = 0
+    #: How many functions do not run because their results are in the store; None without a store.
+    #: Which ones, for clients, pickled; the scheduler does not open it.
+    stored: int | None = None
     own_stored: bytes = b""
     #: {name of a code of its functions: what identifies that code in other runs as well}.
     codes: Mapping[str, str] = field(default_factory=dict)

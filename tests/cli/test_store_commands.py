@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -161,20 +162,18 @@ def test_help_of_store_commands(command: str) -> None:
     assert f"\n  {command} " in run("--help").output
 
 
-def test_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why(handoff: Any, folder: Path) -> None:
     """Each function that would run is listed, with what changed since the last run."""
-    monkeypatch.chdir(tmp_path)
-    script, store = tmp_path / "chain.py", tmp_path / "store"
-    script.write_text(CHAIN)
-    assert "0 of 3 functions stored" in run("why", store, "chain.py:dag").stdout
-    done = CliRunner().invoke(group, ["run", "chain.py:dag", "--store", str(store), "--quiet"])
-    assert done.exit_code == 0, done.output
-    assert run("why", store, "chain.py:dag").stdout == (
-        "c: its result is not to be stored\n2 of 3 functions stored\n"
-    )
-    script.write_text(CHAIN.replace("2 * x", "3 * x").replace('"b"', '"b", cost={"cpu": 1}'))
-    answer = run("why", store, "chain.py:dag", "--json")
-    assert answer.exit_code == 0, answer.output
+    why = ("store", "why", "store", "chain.py:dag")
+    (folder / "chain.py").write_text(CHAIN)
+    assert "0 of 3 functions stored" in handoff(*why).stdout
+    done = handoff("run", "chain.py:dag", "--store", "store", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert handoff(*why).stdout == ("c: its result is not to be stored\n2 of 3 functions stored\n")
+    changed = CHAIN.replace("2 * x", "3 * x").replace('"b"', '"b", cost={"cpu": 1}')
+    (folder / "chain.py").write_text(changed)
+    answer = handoff(*why, "--json")
+    assert answer.returncode == 0, answer.stderr
     reasons = json.loads(answer.stdout)
     assert list(reasons) == ["b", "c"]
     assert re.fullmatch(r"code of [\w.]*helper changed", reasons["b"])

@@ -165,7 +165,12 @@ class History:
         row = run.row(index)
         if row.source is not None:
             return  # a transform of an argument: users do not count those
-        if run.spec.events and attempt.outcome == "ok" and run.bundle_of(index) is not None:
+        done = attempt.outcome in ("ok", "stored")
+        if run.spec.events and done and run.bundle_of(index) is not None:
+            run.spec.events
+            and attempt.outcome in ("ok", "stored")
+            and run.bundle_of(index) is not None
+        ):
             return  # counted with the others of its bundle
         unsuccessful = self._unsuccessful.get(event.run_id, {})
         first = unsuccessful.pop((index, attempt.number), None)
@@ -175,7 +180,7 @@ class History:
             self.outcomes[attempt.outcome] += 1
             self.retries += attempt.number > 1
             self.cpu_seconds += cpu_time
-            if attempt.outcome != "ok":
+            if not done:
                 unsuccessful[index, attempt.number] = attempt.outcome, cpu_time
         else:
             outcome, counted = first

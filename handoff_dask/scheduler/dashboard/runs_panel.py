@@ -125,7 +125,7 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
         "text": [_text(run, total, now) for run, total in zip(runs, totals, strict=True)],
     }
     for state in STATES:
-        counts = [run.functions[state] for run in runs]
+        counts = [run.functions.get(state, 0) for run in runs]
         columns[f"n_{state}"] = counts
         columns[state] = [n / total for n, total in zip(counts, totals, strict=True)]
     return columns
