@@ -167,10 +167,6 @@ class History:
             return  # a transform of an argument: users do not count those
         done = attempt.outcome in ("ok", "stored")
         if run.spec.events and done and run.bundle_of(index) is not None:
-            run.spec.events
-            and attempt.outcome in ("ok", "stored")
-            and run.bundle_of(index) is not None
-        ):
             return  # counted with the others of its bundle
         unsuccessful = self._unsuccessful.get(event.run_id, {})
         first = unsuccessful.pop((index, attempt.number), None)
