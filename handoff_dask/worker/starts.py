@@ -26,7 +26,7 @@ _HEAD = struct.Struct("<qq128s")
 _START = struct.Struct("<qdqqq")
 #: One field, and where the failures are.
 _FIELD = struct.Struct("<q")
-_FAILURES = 24
+_FAILURES = struct.calcsize("<qdq")
 #: How many failures of a bundle are kept. Each is reported at once, so only those are needed whose
 #: report was still in the process when that died.
 _KEPT = 16
