@@ -40,6 +40,14 @@ class KnownStart(NamedTuple):
     at: float
     #: Which attempt of a bundle's function it is, the first is 1.
     attempt: int = 1
+    #: How many attempts in its bundle have failed.
+    failures: int = 0
+    #: The positions of the latest of these; ``-1 - position`` if no other attempt follows.
+    failed: Sequence[int] = ()
+
+    def failed_after(self, reported: int) -> Sequence[int]:
+        """Return what is known of the failures after the first `reported` of them."""
+        return self.failed[max(0, len(self.failed) - (self.failures - reported)) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +62,11 @@ class End:
     reason: str | None = None
 
 
-def by_placement(
-    starts: Iterable[tuple[int, int, float, int]],
-) -> dict[int, tuple[KnownStart, ...]]:
+def by_placement(starts: Iterable[Sequence[Any]]) -> dict[int, tuple[KnownStart, ...]]:
     """Arrange starts, given in order as (placement, fields of ``KnownStart``), as in ``End``."""
     arranged: defaultdict[int, tuple[KnownStart, ...]] = defaultdict(tuple)
-    for number, position, at, attempt in starts:
-        arranged[number] += (KnownStart(position, at, attempt),)
+    for number, *start in starts:
+        arranged[number] += (KnownStart(*start),)
     return dict(arranged)
 
 
@@ -88,7 +94,7 @@ def charge(lost: Lost, end: End) -> Charge | None:
         return None
     position, started = -1, lost.placed
     if end.started is not None:
-        position, started, _ = end.started[lost.number][-1]
+        position, started, *_ = end.started[lost.number][-1]
     # What started there since may have ended the worker, rather than this.
     had_ended = position < -1 and any(
         starts[-1].at > started for starts in (end.started or {}).values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -28,16 +29,26 @@ class Losses(NamedTuple):
 class Members:
     """The members of a bundle."""
 
-    __slots__ = ("_charged", "_number", "_stopped", "open_count", "states", "tries")
+    __slots__ = (
+        "_charged",
+        "_failures",
+        "_number",
+        "_stopped",
+        "open_count",
+        "states",
+        "tries",
+    )
 
     def __init__(self, count: int) -> None:
         self.states = bytearray(count)
         self.open_count = count
         #: How many attempts of each are in the ledger.
         self.tries = array("I", bytes(4 * count))
-        #: The latest placement of which a report came, and when the latest start in it ended.
+        #: The latest placement of which a report came, when the latest start in it ended, and how
+        #: many of them failed.
         self._number = -1
         self._stopped = 0.0
+        self._failures = 0
         #: (number of the placement, position) of starts that are charged already, or whose end was
         #: reported after the placement was lost.
         self._charged: set[tuple[int, int]] = set()
@@ -74,14 +85,20 @@ class Members:
         self.open_count += (state == OPEN) - (self.states[position] == OPEN)
         self.states[position] = state
 
-    def reported(self, number: int, positions: Iterable[int], stopped: float) -> int:
+    def reported(
+        self, number: int, positions: Iterable[int], stopped: float, *, failures: int = 0
+    ) -> int:
         """Record attempts that a worker reported, in order; return how many are retries.
 
-        `stopped` is the end of the last.
+        `stopped` is the end of the last, and `failures` how many failed.
         """
         if number >= self._number:
+            self._failures = failures + self._failures_reported(number)
             self._number, self._stopped = number, stopped
         return sum(map(self._count, positions))
+
+    def _failures_reported(self, number: int) -> int:
+        return self._failures if number == self._number else 0
 
     def _count(self, position: int) -> bool:
         self.tries[position] += 1
@@ -104,13 +121,14 @@ class Members:
         """Whether :meth:`uncharged` may leave something out."""
         return bool(self._charged)
 
-    def lost(self, lost: Lost, end: End) -> Losses:
-        """Decide what the loss of a placement means.
+    def lost(self, lost: Lost, end: End, sources: Collection[Collection[int]] = ()) -> Losses:
+        """Decide what the loss of a placement means; `sources` are those that each member needs.
 
         What was running is charged, and travels alone if that killed its worker. Those behind it
         had not started. Those before it had ended: if that was not reported and their worker is
-        gone, they are in the ledger, and do not count. Earlier attempts of what was running had
-        failed. If nobody knows what had started, each whose end was not reported is charged once,
+        gone, they are in the ledger. Those that had failed count, and travel alone if no attempt
+        is left, so that what needs them, which has not started, fails with them. The others do not
+        count. If nobody knows what had started, each whose end was not reported is charged once,
         and all of these travel alone.
         """
         due = charge(lost, end)
@@ -120,31 +138,40 @@ class Members:
         if end.started is None:
             unknown = self._unreported(lost.number)
             return Losses([self._charge(lost, p, due) for p in unknown], set(unknown))
-        position, started, attempt = end.started[lost.number][-1]
-        had_ended = position < -1
-        position = -2 - position if had_ended else position
-        # A worker that is there reports the ends itself.
-        unreported = [p for p in self._unreported(lost.number) if p < position and lost.worker_gone]
-        if lost.worker_gone and not had_ended:
-            unreported += [position] * (attempt - 1 - self.tries[position])
+        start = end.started[lost.number][-1]
+        had_ended = start.position < -1
+        position = -2 - start.position if had_ended else start.position
+        unreported: list[tuple[int, bool]] = []  # and whether it failed
+        leave: set[int] = set()
+        if lost.worker_gone:  # a worker that is there reports the ends itself
+            failed = start.failed_after(self._failures_reported(lost.number))
+            leave = {-1 - p for p in failed if p < 0}
+            had_failed = Counter(p if p >= 0 else -1 - p for p in failed)
+            skipped = with_dependents(leave, sources) - leave
+            for p in self._unreported(lost.number):
+                if p < position and p not in skipped:
+                    unreported += [(p, True)] * had_failed[p]
+                    unreported += [(p, False)] * (p not in leave)
+        if not had_ended:
+            unreported += [(position, True)] * (start.attempt - 1 - self.tries[position])
         since = max(lost.placed, self._stopped) if lost.number == self._number else lost.placed
-        until = lost.lost if had_ended else started
+        until = lost.lost if had_ended else start.at
         step = max(0.0, until - since) / max(1, len(unreported))
         charges = []
-        for place, other in enumerate(unreported):
+        for place, (other, failed_) in enumerate(unreported):
             begun = until - step * (len(unreported) - place)
-            failed = other == position
-            outcome: Outcome = "error" if failed else "worker-lost"
-            message = _FAILED if failed else _ENDED
-            ended = Charge(begun, begun + step, outcome, message, failed)
+            outcome: Outcome = "error" if failed_ else "worker-lost"
+            message = _FAILED if failed_ else _ENDED
+            ended = Charge(begun, begun + step, outcome, message, failed_)
             charges.append(self._charge(lost, other, ended))
         if had_ended:
             # The result of one of them may have ended the worker.
-            return Losses(charges, set(unreported) if died else set())
-        if attempt <= self.tries[position]:
-            return Losses(charges, set())  # its end was reported
-        charges.append(self._charge(lost, position, due))
-        return Losses(charges, {position} if died and self.states[position] == OPEN else set())
+            return Losses(charges, leave | {p for p, _ in unreported} if died else leave)
+        if start.attempt > self.tries[position]:  # or else its end was reported
+            charges.append(self._charge(lost, position, due))
+            if died and self.states[position] == OPEN:
+                leave.add(position)
+        return Losses(charges, leave)
 
     def _unreported(self, number: int) -> list[int]:
         """Return those that are to run and are not in the ledger for a placement."""
@@ -156,8 +183,8 @@ class Members:
         return position, due
 
 
-#: What is said of attempts that ended shortly before their worker.
-_FAILED = "it had failed, and its error was lost with its worker"
+#: What is said of attempts that ended shortly before the placement was lost.
+_FAILED = "it had failed, and its error was not reported"
 _ENDED = "it had ended, and its result was lost with its worker; this does not count"
 
 

@@ -309,7 +309,8 @@ class Lifecycle:
     def worker_lost(self, life: Life) -> WorkerLostError:
         """Return the error of a function that is out of attempts because workers died."""
         assert isinstance(life, UnitRecord)
-        deaths = life.deaths
+        # If none, it failed, and the error was lost with its worker.
+        deaths = life.deaths or life.entries[-1:]
         workers = [entry.worker for entry in deaths]
         names = [life.run.workers[worker][0] for worker in workers]
         reasons = [entry.message or "" for entry in deaths]

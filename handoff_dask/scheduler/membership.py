@@ -146,18 +146,18 @@ class Bundles:
         if not record.members.uncharged(number, [position]):
             return
         index = record.bundle.members[position]
-        run_.retries += record.members.reported(number, [position], failure.stopped)
+        run_.retries += record.members.reported(number, [position], failure.stopped, failures=1)
         self._enter(
             record, index, worker, failure.started, failure.stopped, failure.error_type,
             failure.message, usage=Usage(failure.cpu_time),
         )  # fmt: skip
         if not failure.final or record.members.states[position] != OPEN:
             return
-        if not self._is_current(record, number):
-            record.members.late(number, [position])
-            return
         # What depends on it in the bundle does not run.
         reached = with_dependents({position}, self._sources(record))
+        if isinstance(record.state, PLACED) and not self._is_current(record, number):
+            record.members.late(number, reached)  # they are sent again already
+            return
         for other in reached:
             if failure.exception is not None and record.members.states[other] == OPEN:
                 run_.errors[record.bundle.members[other]] = failure.exception
@@ -192,7 +192,8 @@ class Bundles:
 
     def lost(self, record: BundleRecord, lost: Lost, end: End) -> None:
         """Charge what had started of a bundle that was lost, and have that travel alone."""
-        losses = record.members.lost(lost, end)
+        sources = self._sources(record) if record.key in self.scheduler.tasks else ()
+        losses = record.members.lost(lost, end, sources)
         for position, due in losses.charges:
             index = record.bundle.members[position]
             self._enter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from itertools import islice
@@ -242,7 +242,7 @@ class Service:
         if run := self.runs.get(run_id):
             self.runs.stop(run, Stop(kind, problem))
 
-    def last_word(self, worker: str, started: list[tuple[int, int, float, int]]) -> None:
+    def last_word(self, worker: str, started: list[Sequence[Any]]) -> None:
         """Record the last word of a worker that closes: what it has started."""
         self.inquiries.worker_spoke(worker, End(by_placement(started)))
 

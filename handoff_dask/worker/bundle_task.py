@@ -237,6 +237,8 @@ class _Bundle:
             if position in self._keep or self._users[position]:
                 self._values[position] = value
             return True
+        if self._starts is not None:
+            self._starts.failed(self._number, position, failure.final)
         self._report.failed(failure)
         if self._task is not None and not lost and compat.failures_shown():
             text = f"{failure.error_type}: {failure.message}"

@@ -19,12 +19,18 @@ import psutil
 
 #: The file's head: process id, starts that found no room, the worker's id.
 _HEAD = struct.Struct("<qq128s")
-#: Each place in it: position, seconds since the epoch, attempt, the placement's number plus 1 (0 is
-#: none).
+#: Each place in it: position, seconds since the epoch, attempt, failures, the placement's number
+#: plus 1 (0 is none). The latest failures follow, as a ring.
 #: The number is written last: a process that is killed halfway leaves wrong facts only about a
 #: placement that has ended.
-_START = struct.Struct("<qdqq")
-_POSITION = struct.Struct("<q")
+_START = struct.Struct("<qdqqq")
+#: One field, and where the failures are.
+_FIELD = struct.Struct("<q")
+_FAILURES = struct.calcsize("<qdq")
+#: How many failures of a bundle are kept. Each is reported at once, so only those are needed whose
+#: report was still in the process when that died.
+_KEPT = 16
+_PLACE = struct.Struct(f"<qdqqq{_KEPT}q")
 
 
 class Start(NamedTuple):
@@ -38,6 +44,10 @@ class Start(NamedTuple):
     started: float
     #: Which attempt of a bundle's function it is, the first is 1.
     attempt: int
+    #: How many attempts in its bundle have failed.
+    failures: int = 0
+    #: The positions of the latest of these; ``-1 - position`` if no other attempt follows.
+    failed: tuple[int, ...] = ()
 
 
 class Starts:
@@ -49,7 +59,8 @@ class Starts:
     so the scheduler has long known of that end.
 
     The functions of a bundle are one placement and start one after the other, in the order of their
-    positions. They use one place, which has the latest: those before it have been passed.
+    positions. They use one place, which has the latest: those before it have been passed. It also
+    has what failed lately in the bundle.
 
     There are as many places as starts are kept: more than run at a time, plus those whose end the
     scheduler may not know yet. Without the address of a :class:`StartsFile`, they are in memory
@@ -72,7 +83,7 @@ class Starts:
         self._owner = owner.encode()
         self._memory: mmap.mmap | None = None
         if address is not None:
-            self._memory = _mapped(address, _HEAD.size + places * _START.size)
+            self._memory = _mapped(address, _HEAD.size + places * _PLACE.size)
             self._write_head()
 
     def _write_head(self) -> None:
@@ -89,14 +100,29 @@ class Starts:
             if self.refuses(number) or position in self._skipped.get(number, ()):
                 return None
             if number in self._started:
-                place = self._started[number][0]
+                place, before = self._started[number]
+                start = Start(number, position, now, attempt, before.failures, before.failed)
             else:
-                place = self._place(number)
-            self._started[number] = place, Start(number, position, now, attempt)
+                place, start = self._place(number), Start(number, position, now, attempt)
+            self._started[number] = place, start
             if place >= 0 and self._memory is not None:
-                offset = _HEAD.size + place * _START.size
-                _START.pack_into(self._memory, offset, position, now, attempt, number + 1)
+                _START.pack_into(
+                    self._memory, _offset(place), position, now, attempt, start.failures, number + 1
+                )
             return place
+
+    def failed(self, number: int, position: int, final: bool) -> None:
+        """Record that an attempt of a bundle's function failed, and whether it was the last."""
+        with self._lock:
+            place, start = self._started[number]
+            failed = -1 - position if final else position
+            count, latest = start.failures + 1, (*start.failed, failed)[-_KEPT:]
+            self._started[number] = place, start._replace(failures=count, failed=latest)
+            if place >= 0 and self._memory is not None:
+                offset = _offset(place)
+                slot = offset + _START.size + start.failures % _KEPT * _FIELD.size
+                _FIELD.pack_into(self._memory, slot, failed)
+                _FIELD.pack_into(self._memory, offset + _FAILURES, count)
 
     def _place(self, number: int) -> int:
         """Return a place for a placement; -1 if there is none."""
@@ -126,7 +152,7 @@ class Starts:
             assert number is not None
             self._started[number] = place, self._started[number][1]._replace(position=-2 - after)
             if self._memory is not None:
-                _POSITION.pack_into(self._memory, _HEAD.size + place * _START.size, -2 - after)
+                _FIELD.pack_into(self._memory, _offset(place), -2 - after)
             self._free.append(place)
 
     def withdrawn(self, number: int) -> bool:
@@ -153,6 +179,10 @@ class Starts:
         with self._lock:
             self._sealed = True
             return _in_order(start for _, start in self._started.values())
+
+
+def _offset(place: int) -> int:
+    return _HEAD.size + place * _PLACE.size
 
 
 def _in_order(starts: Iterable[Start]) -> list[Start]:
@@ -234,8 +264,8 @@ class StartsFile:
         if len(data) < _HEAD.size:
             return None
         pid, lost, owner = _HEAD.unpack_from(data)
-        places = _START.iter_unpack(data[_HEAD.size :])
-        started = _in_order(Start(number - 1, *start) for *start, number in places if number)
+        places = _PLACE.iter_unpack(data[_HEAD.size :])
+        started = _in_order(_start(*place) for place in places if place[4])
         return Left(owner.rstrip(b"\0").decode(), pid, None if lost else started)
 
     def clear(self) -> None:
@@ -248,6 +278,15 @@ class StartsFile:
         if self._path is not None:
             with suppress(OSError):
                 os.unlink(self._path)
+
+
+def _start(
+    position: int, started: float, attempt: int, failures: int, number: int, *ring: int
+) -> Start:
+    """Return the start that is recorded at a place."""
+    latest = range(max(0, failures - _KEPT), failures)
+    failed = tuple(ring[i % _KEPT] for i in latest)
+    return Start(number - 1, position, started, attempt, failures, failed)
 
 
 def _remove_stale() -> None:

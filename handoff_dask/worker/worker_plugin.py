@@ -193,9 +193,9 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
     async def withdraw(self, calls: list[tuple[Any, int]]) -> dict[str, Any]:
         """Withdraw placements, given as (key, placement): what has not started never will.
 
-        Return the latest starts of those that have started, as (placement, position in a bundle,
-        s since epoch), and the placements that still have a thread, possibly because they were
-        about to start. The end of each thread is reported to the scheduler.
+        Return the latest starts of those that have started, as the fields of ``Start``, and the
+        placements that still have a thread, possibly because they were about to start. The end of
+        each thread is reported to the scheduler.
         """
         assert self.starts is not None
         started = self.starts.withdraw(number for _, number in calls)

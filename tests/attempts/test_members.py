@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handoff_dask.attempts.losses import End, KnownStart, Lost
-from handoff_dask.attempts.members import DONE, OPEN, Members, with_dependents, with_sources
+from handoff_dask.attempts.members import DONE, FAILED, OPEN, Members, with_dependents, with_sources
 
 COUNT = 6
+#: What each member of the bundles needs: those of two chains, and the end of one of them.
+SOURCES = [[], [0], [], [1], [2], [3, 4]]
+#: The attempts of a member that is sure to fail.
+MOST = 3
 
 
 def lost(number, at, *, gone=True, died=True):
@@ -27,58 +31,99 @@ class Bundle:
         self.starts = Counter()
         self.entries = Counter()
         self.counted = Counter()
-        self.deaths = Counter()
+        #: By position: failures and deaths.
+        self.faults = Counter()
 
-    def place(self, ran, reported, how, known):
-        """Play a placement: how many members ran, how many ends were reported, how it ended."""
+    def place(self, ran, failing, reported, how, known):
+        """Play a placement.
+
+        Parameters
+        ----------
+        ran, failing
+            How many members ran, and how often each position failed; it fails for good the
+            ``MOST``th time.
+        reported
+            How many attempts that ended were reported.
+        how, known
+            How the placement ended, and whether it is known what had started.
+        """
         self.number += 1
         members, number = self.members, self.number
-        positions = members.open
-        ran = positions[:ran]
-        for position in ran:
+        attempts = self.attempts(ran, failing)
+        for position, _ in attempts:
             self.starts[position] += 1
-        running = ran[-1:] if how != "given back" else []
-        ended = ran[: len(ran) - len(running)]
-        reported = ended if how == "given back" else ended[:reported]
+        running = attempts[-1:] if how != "given back" else []
+        ended = attempts[: len(attempts) - len(running)]
+        told = ended if how == "given back" else ended[:reported]
+        self.faults.update(position for position, end in ended if end != "ok")
         at = float(number * 1000 + 1)
-        if reported:
-            members.reported(number, reported, at + 2 * positions.index(reported[-1]) + 1)
-            members.end(reported, DONE)
-            self.entries.update(reported)
+        self.report(told, at)
         if how == "given back":
             return
         starts = {}
-        if running:
-            begun = at + 2 * positions.index(running[0])
-            starts[number] = (KnownStart(running[0], begun, self.starts[running[0]]),)
+        for position, _ in running:
+            failed = [-1 - p if end == "failed for good" else p for p, end in ended if end != "ok"]
+            begun, attempt = at + 2 * len(ended), self.starts[position]
+            starts[number] = (KnownStart(position, begun, attempt, len(failed), failed[-16:]),)
         losses = members.lost(
             lost(number, at + 100, gone=how != "taken back", died=how == "died"),
             End(starts if known else None),
+            SOURCES,
         )
         for position, charge in losses.charges:
             assert charge.started <= charge.stopped
             self.entries[position] += 1
             self.counted[position] += charge.counts
-        if how == "died" and known:
-            assert losses.leave == set(running)
-            self.deaths.update(running)
-        if how == "taken back" and known:
-            late = [p for p in ended if p not in reported]
-            late += running  # its thread went on
-            places = members.uncharged(number, late)
-            assert [late[p] for p in places] == late[: len(late) - len(running)]
-            members.reported(number, [late[p] for p in places], at + 99)
-            self.entries.update(late[p] for p in places)
-            members.end([late[p] for p in places], DONE)
-        for position in losses.leave:
-            members.leave(position)
+        unreported = ended[len(told) :]
+        if how == "taken back":
+            assert not any(members.uncharged(number, [position]) for position, _ in running)
+            self.report(unreported, at + 99)
+        elif known:
+            died = [position for position, _ in running if how == "died"]
+            gone = [position for position, end in unreported if end == "failed for good"]
+            assert losses.leave == {*died, *gone}
+            self.faults.update(died)
+        for position in with_dependents(losses.leave, SOURCES):
+            if members.states[position] == OPEN:
+                members.leave(position)
+
+    def attempts(self, ran, failing):
+        """Return (position, how it ends) of the attempts of a placement, in order."""
+        attempts, gone = [], set()
+        for position in self.members.open:
+            if ran and position not in with_dependents(gone, SOURCES):
+                ran -= 1
+                left = MOST - self.faults[position]
+                attempts += [(position, "failed")] * min(failing[position], left)
+                if failing[position] < left:
+                    attempts.append((position, "ok"))
+                else:
+                    attempts[-1] = position, "failed for good"
+                    gone.add(position)
+        return attempts
+
+    def report(self, attempts, at):
+        """Report attempts in order, as a worker does."""
+        members, number = self.members, self.number
+        for place, (position, end) in enumerate(attempts):
+            if members.uncharged(number, [position]):
+                failed = end != "ok"
+                members.reported(number, [position], at + 2 * place + 1, failures=failed)
+                self.entries[position] += 1
+                self.counted[position] += failed
+                if not failed:
+                    members.end([position], DONE)
+                elif end == "failed for good":
+                    reached = with_dependents({position}, SOURCES)
+                    members.end([p for p in reached if members.states[p] == OPEN], FAILED)
 
 
 @given(
     st.lists(
         st.tuples(
             st.integers(0, COUNT),
-            st.integers(0, COUNT),
+            st.lists(st.sampled_from([0, 0, 1, MOST]), min_size=COUNT, max_size=COUNT),
+            st.integers(0, 2 * COUNT),
             st.sampled_from(["given back", "died", "closed", "taken back"]),
         ),
         max_size=6,
@@ -86,12 +131,12 @@ class Bundle:
     st.booleans(),
 )
 def test_each_start_is_in_the_ledger_once(placements, reopened):
-    """Those that ran when their worker died are charged and leave; no other start counts."""
+    """Failures and deaths count, whether they were reported or not; no other start does."""
     bundle = Bundle()
     for placement in placements:
         bundle.place(*placement, known=True)
         assert bundle.entries == bundle.starts
-        assert +bundle.counted == bundle.deaths
+        assert +bundle.counted == +bundle.faults
         assert list(bundle.members.tries) == [bundle.starts[p] for p in range(COUNT)]
         assert bundle.members.open_count == len(bundle.members.open)
         if reopened:
@@ -101,7 +146,7 @@ def test_each_start_is_in_the_ledger_once(placements, reopened):
 def test_nobody_knows():
     """Each whose end was not reported is charged once, and travels alone."""
     bundle = Bundle()
-    bundle.place(3, 2, "died", known=False)
+    bundle.place(3, [0] * COUNT, 2, "died", known=False)
     assert bundle.members.open == []
     assert +bundle.counted == {p: 1 for p in range(2, COUNT)}
 

@@ -6,9 +6,11 @@ import asyncio
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -227,8 +229,12 @@ def test_on_a_terminal(mode, end):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     os.close(its)
-    text = b""
+    text, deadline = b"", time.monotonic() + 60
     while True:
+        if not select.select([ours], [], [], max(0, deadline - time.monotonic()))[0]:
+            process.kill()
+            process.wait()
+            pytest.fail(f"it did not end; on the terminal: {text!r}")
         try:
             chunk = os.read(ours, 4096)
         except OSError:  # the other end was closed

@@ -245,9 +245,9 @@ async def test_a_future_of_another_client(c, s, a, b, small_pieces):
 async def test_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypatch, bundle):
     """`run.futures` has the futures of all functions at once."""
     monkeypatch.setattr(sending, "PORTION", 60)
-    await learned(*noted(200))
     gate.close()
-    run = await submit(dag_of(*noted(120)), bundle=bundle)
+    durations = dict.fromkeys(range(120), 0.001)
+    run = await submit(dag_of(*noted(120)), bundle=bundle, durations=durations)
     future = run.futures[119]
     assert future.status == "pending"
     gate.set()
@@ -265,9 +265,9 @@ async def test_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypat
 async def test_cancel_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypatch, bundle):
     """It has the effect that it would have had later: the function does not run."""
     monkeypatch.setattr(sending, "PORTION", 60)
-    await learned(*noted(200))
     gate.close()
-    run = await submit(dag_of(*noted(120)), bundle=bundle)
+    durations = dict.fromkeys(range(120), 0.001)
+    run = await submit(dag_of(*noted(120)), bundle=bundle, durations=durations)
     await c.cancel([run.futures[119]])
     await until(lambda: record_of(s).asked)
     gate.set()
@@ -289,9 +289,10 @@ async def test_cancel_a_future_before_its_function_was_sent(c, s, a, b, gate, mo
 async def test_detached_runs(c, s, a, b, monkeypatch, bundle):
     """Other clients get the run of all portions, in the order of the DAG."""
     monkeypatch.setattr(sending, "PORTION", 60)
-    await learned(*noted(200))
     functions = [*noted(150)[::-1], Function("last", [149, 0], operator.add)]
-    await (await submit(dag_of(*functions, id="kept"), detach=True, bundle=bundle)).result()
+    dag, durations = dag_of(*functions, id="kept"), dict.fromkeys(range(150), 0.001)
+    run = await submit(dag, detach=True, bundle=bundle, durations=durations)
+    await run.result()
     record = record_of(s)
     assert len(record.portions) == 3 and bool(record.bundles) == (bundle is None)
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
@@ -303,7 +304,7 @@ async def test_detached_runs(c, s, a, b, monkeypatch, bundle):
     assert all(len(attempts) == 1 for attempts in result.attempts.values())
     assert len(RAN) == 150
     await forget("kept")
-    del record
+    del run, record
     await assert_clean(s, a, b)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from distributed import Status
 
 from handoff_dask import Function, FunctionFailedError, RunCancelledError, submit
 from handoff_dask.attempts.losses import End, KnownStart, Lost
-from handoff_dask.attempts.members import CANCELLED, DONE, FAILED, LEFT, OPEN
+from handoff_dask.attempts.members import CANCELLED, DONE, FAILED, LEFT, OPEN, with_dependents
 from handoff_dask.compat import scheduler as compat
 from handoff_dask.wire.bundles import EndedColumns, MemberFailure
 from handoff_dask.wire.keys import is_collected
@@ -166,6 +167,53 @@ def test_reports_between_a_loss_and_its_charge(known):
         assert outcomes == [["ok", "ok"]] * 2 + [["worker-lost", "ok"]] * 2
 
     test()
+
+
+@on_cluster()
+async def test_a_failure_between_a_loss_and_its_charge(c, s, a, b):
+    """It is the end of what failed for good, and what depends on it is neither charged nor run."""
+    after = [doing(("after", i), did, i, args=[i]) for i in range(COUNT)]
+    plugin, run, record, bundle = await waiting(s, *members(), *after)
+    record.workers[a.address] = ("a", "host")
+    error = pickle.dumps(LookupError("no"))
+    no = MemberFailure(0, 11.0, 12.0, "LookupError", "no", True, error)
+    plugin.bundles.reported(bundle.key, 1, columns(), [no], a.address)
+    behind = with_dependents({0}, plugin.bundles._sources(bundle))
+    last = len(bundle.members.states) - 1
+    assert last not in behind
+    plugin.bundles.lost(bundle, lost_of(a), End({1: (KnownStart(last, 15.0, 1, 1, (-1,)),)}))
+    assert set(bundle.members.having(FAILED)) == behind
+    GO.set()
+    with pytest.raises(FunctionFailedError, match="no") as caught:
+        await asyncio.wait_for(run, LONG)
+    ids = [function.id for function in (*members(), *after)]
+    own = [ids[index - 1] for index in bundle.bundle.members]
+    assert caught.value.function_id == own[0]
+    attempts = caught.value.partial.attempts
+    assert [x.outcome for x in attempts[own[0]]] == ["error"]
+    assert attempts.keys().isdisjoint(own[p] for p in behind - {0})
+
+
+@on_cluster()
+async def test_a_failure_whose_report_was_lost(c, s, a, b):
+    """It counts; what depends on it had not started, and fails with it if no attempt is left."""
+    after = [doing(("after", i), did, i, args=[i]) for i in range(COUNT)]
+    functions = [*members(), *after]
+    plugin, run, record, bundle = await waiting(s, *functions, on_error="continue")
+    record.workers[a.address] = ("a", "host")
+    behind = with_dependents({0}, plugin.bundles._sources(bundle))
+    last = len(bundle.members.states) - 1
+    start = KnownStart(last, 15.0, 1, 2, (0, -1))
+    plugin.bundles.lost(bundle, lost_of(a), End({1: (start,)}, reason="boom"))
+    result = await ended(run)
+    own = [functions[index - 1].id for index in bundle.bundle.members]
+    tried = {p: result.attempts[id] for p, id in enumerate(own) if id in result.attempts}
+    assert [x.outcome for x in tried.pop(0)] == ["error", "error"]
+    assert tried.keys() == {*range(last + 1)} - behind
+    for attempts in tried.values():
+        assert [x.outcome for x in attempts] == ["worker-lost", "ok"]
+    assert set(result.errors) == {own[p] for p in behind}
+    assert "its error was not reported" in str(result.errors[own[0]])
 
 
 @on_cluster()
@@ -450,7 +498,7 @@ async def test_letting_a_run_go_whose_results_were_lost(c, s, a, b):
     pairs = [f for i in range(COUNT) for f in (
         doing(i, did, i), doing(("after", i), did, args=[i]))]  # fmt: skip
     run, record = await begin(s, dag_of(*pairs), 0)
-    await until(lambda: record.over)
+    await run.wait()  # or else the client still fetches its results, and holds the run for that
     plugin, bundle = s.plugins["handoff"], record.bundle_of(0)
     at, other = (a, b) if made_by(record, 0) == a.address else (b, a)
     other.status = Status.paused

@@ -156,9 +156,11 @@ def test_durations_are_kept(tmp_path):
     dag.map(time.sleep, [0.02, 0.3, 0.02])
 
     async def expected(s):
-        await asyncio.sleep(0)
-        functions = s.plugins["handoff"].engine._functions
-        return sorted(round(f.seconds or 0, 1) for f in functions.values())
+        while True:
+            functions = s.plugins["handoff"].engine._functions.values()
+            if functions and None not in (known := [f.seconds for f in functions]):
+                return known
+            await asyncio.sleep(0.01)
 
     # Dask's test tools replace the configuration.
     learned = {"handoff.learned": str(path)}
@@ -170,9 +172,8 @@ def test_durations_are_kept(tmp_path):
     @gen_cluster(client=True, nthreads=[], config=learned)
     async def second(c, s):
         run = await submit(dag, placement_timeout=60, bundle=False)
-        while not (known := await expected(s)):
-            await asyncio.sleep(0.01)
-        assert known == [0.0, 0.0, 0.3]
+        known = await asyncio.wait_for(expected(s), 30)
+        assert known[1] >= 0.3 and min(known) >= 0.02
         await run.cancel()
 
     first()

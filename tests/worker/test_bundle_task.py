@@ -521,7 +521,7 @@ async def test_withdrawn_in_the_middle(c, s, a):
     await until(lambda: NOTES == [("waits",)])
     number = a.state.tasks["bundle"].run_id
     answer = await c.run_on_scheduler(ask_withdraw, a.address, "bundle", number)
-    ((placement, position, started, _),) = answer["started"]
+    ((placement, position, started, *_),) = answer["started"]
     assert (placement, position, list(answer["busy"])) == (number, 1, [number])
     assert abs(time.time() - started) < 60
     await event.set()
@@ -577,7 +577,7 @@ async def test_a_process_that_is_killed(c, s, nanny):
     members = bundle(member(int), member(int), member(die), member(int))
     future = await send_bundle(c, "bundle", members, positions=[0, 2, 3])
     answer = await nanny.plugins["handoff"].end(id_) or await nanny.plugins["handoff"].end(id_)
-    ((_, position, started, _),) = answer["started"]
+    ((_, position, started, *_),) = answer["started"]
     assert position == 2
     assert abs(time.time() - started) < 60
     assert answer["code"] == -signal.SIGKILL

@@ -108,6 +108,22 @@ def test_the_attempt_is_known(file):
         assert [(start.position, start.attempt) for start in left] == [(5, 3)]
 
 
+def test_what_failed_in_a_bundle_is_known(file):
+    """How many attempts failed, and the latest of these; the next bundle at the place has none."""
+    starts = Starts(1, file.address)
+    for position in range(20):
+        place = starts.begin(7, position)
+        starts.failed(7, position, final=position % 2 == 1)
+    starts.begin(7, 20)
+    latest = tuple(-1 - p if p % 2 else p for p in range(4, 20))
+    for left in (file.read().started, starts.withdraw([7])):
+        assert [(start.failures, start.failed) for start in left] == [(20, latest)]
+    starts.end(place, 21)
+    assert starts.begin(8, 0) == place
+    for left in (file.read().started, starts.withdraw([8])):
+        assert [(start.failures, start.failed) for start in left] == [(0, ())]
+
+
 def test_a_bundle_without_a_place():
     """A bundle that finds no place counts as one start that the file lacks."""
     starts = Starts(1)
