@@ -14,6 +14,7 @@ from handoff_dask.errors import (
     HandoffError,
     RunCancelledError,
     RunTimeoutError,
+    StoreError,
     UnknownFunctionError,
     UnknownRunError,
     UnknownWorkerError,
@@ -26,7 +27,7 @@ FAILED, USAGE, IMPOSSIBLE, CLUSTER, WORK_LEFT, INTERRUPTED = 1, 2, 3, 4, 75, 130
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int], ...] = (
     (AllocationError, IMPOSSIBLE),
     (ClusterLostError, CLUSTER),
-    ((FunctionFailedError, RunTimeoutError), FAILED),
+    ((FunctionFailedError, RunTimeoutError, StoreError), FAILED),
     (RunCancelledError, INTERRUPTED),
     # The options of a run raise ValueError.
     ((DAGError, UnknownFunctionError, UnknownRunError, UnknownWorkerError, ValueError), USAGE),
@@ -38,7 +39,7 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int],
 EPILOG = """\b
 Exit codes:
   0    all done
-  1    a function failed, or the run did not end in time
+  1    a function failed, the run did not end in time, or its store cannot be used
   2    wrong usage, or an invalid DAG; nothing was started
   3    no worker can hold a function
   4    the cluster cannot be reached, or was lost
