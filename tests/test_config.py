@@ -10,7 +10,14 @@ from handoff_dask import config
 
 def test_the_defaults_fit_their_schema():
     """The two files of the package agree, setting by setting."""
-    for name in ("lost-capacity-grace", "fetch-timeout", "commit-ahead", "bundle", "embedded"):
+    for name in (
+        "lost-capacity-grace",
+        "fetch-timeout",
+        "commit-ahead",
+        "bundle",
+        "store",
+        "embedded",
+    ):
         with dask.config.set({"handoff": {name: config.get(name)}}):
             assert config.problems() == []
 
@@ -24,6 +31,7 @@ def test_the_defaults_fit_their_schema():
         ({"handoff.bundle": "much"}, "bundle must be a time such as 60s or 50ms, not 'much'"),
         ({"handoff.bundle": True}, "bundle must be a time such as 60s or 50ms, not True"),
         ({"handoff.bundle": [1]}, "bundle must be text or a number or true or false, not [1]"),
+        ({"handoff.store": 7}, "store must be text or empty, not 7"),
         ({"handoff.embedded": "no"}, "embedded must be a group of settings, not 'no'"),
         ({"handoff.embedded.processes": "no"}, "embedded.processes must be true or false"),
         ({"handoff.embedded.proceses": True}, "Did you mean handoff.embedded.processes?"),

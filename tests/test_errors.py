@@ -133,6 +133,16 @@ EXAMPLES = [
         ["the result of 'a' cannot be sent"],
     ),
     (
+        errors.StoreError("s3://bucket/x", "cannot write it"),
+        {"store": "s3://bucket/x", "problem": "cannot write it"},
+        ["the store s3://bucket/x: cannot write it"],
+    ),
+    (
+        errors.StoredResultMissing("1f2e", "it is gone", "s3://bucket/x"),
+        {"key": "1f2e", "problem": "it is gone", "store": "s3://bucket/x"},
+        ["1f2e", "s3://bucket/x", "it is gone"],
+    ),
+    (
         errors.StandInError("ValueError", "no", "  File ..."),
         {"type_name": "ValueError", "message": "no", "traceback_text": "  File ..."},
         ["ValueError: no"],
@@ -154,7 +164,7 @@ def name(value):
 
 def test_every_error_has_an_example():
     """Every error has these tests."""
-    public = {name for name in handoff_dask.__all__ if name.endswith("Error")}
+    public = {n for n in handoff_dask.__all__ if n in vars(errors)}
     assert {type(error).__name__ for error, _, _ in EXAMPLES} == public
 
 

@@ -24,7 +24,6 @@ WINGS = (
     "scheduler",
     "graph",
     "worker",
-    "store",
     "compat",
     "wire",
     "widgets",
@@ -44,7 +43,7 @@ WINGS = (
     "_version",
 )
 #: Wings of one module that must not import each other, although one is above the other.
-FORBIDDEN = {("worker", "scheduler"), ("scheduler", "client")}
+FORBIDDEN = {("worker", "scheduler"), ("scheduler", "client"), ("scheduler", "store")}
 #: The only modules below the face that may import the scheduler's wing, and what they need.
 SCHEDULER_USERS = {"client.connection", "preload"}
 #: Wings that know nothing of Dask, and do no I/O.

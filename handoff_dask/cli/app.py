@@ -11,6 +11,7 @@ from handoff_dask._version import __version__
 from handoff_dask.cli import inspect_commands, kept_run_commands
 from handoff_dask.cli.exit_codes import EPILOG
 from handoff_dask.cli.run_command import run
+from handoff_dask.cli.store_commands import store
 
 
 @click.group(epilog=EPILOG)
@@ -28,5 +29,5 @@ def handoff() -> None:
     """
 
 
-for command in (run, *inspect_commands.COMMANDS, *kept_run_commands.COMMANDS):
+for command in (run, *inspect_commands.COMMANDS, *kept_run_commands.COMMANDS, store):
     handoff.add_command(command)

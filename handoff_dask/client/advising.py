@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from handoff_dask.client.function_facts import identities
+from handoff_dask.client.function_facts import codes
 from handoff_dask.client.planning import Tried, plan
 from handoff_dask.errors import HandoffError
 from handoff_dask.learning.advice import CodeAdvice, Use, advise
@@ -82,16 +82,16 @@ class Ran(Tried, Protocol):
 
 def advise_on(result: Ran) -> Advice:
     """Return what the functions of a run should declare, by what they used."""
-    members: dict[Any, list[Hashable]] = {}
+    #: By identity of the code and cost: the code's title and the functions.
+    members: dict[Any, tuple[str, list[Hashable]]] = {}
     functions = result.dag_functions
-    for (id_, function), code in zip(
-        functions.items(), identities(functions.values()), strict=True
-    ):
+    for (id_, function), code in zip(functions.items(), codes(functions.values()), strict=True):
         if result.attempts.get(id_):
-            members.setdefault((code, *_declared(function).items()), []).append(id_)
+            kind = code.identity, *_declared(function).items()
+            members.setdefault(kind, (code.title, []))[1].append(id_)
     rows = []
     advised: dict[Hashable, Mapping[str, Any]] = {}
-    for (code, *_), ids in members.items():
+    for title, ids in members.values():
         uses = [
             Use(attempt.duration, attempt.usage.cpu_time, attempt.usage.peak_memory)
             for id_ in ids
@@ -99,7 +99,7 @@ def advise_on(result: Ran) -> Advice:
             if attempt.outcome in _TELLING
         ]
         if uses:
-            row = advise(code, _declared(functions[ids[0]]), uses)
+            row = advise(title, _declared(functions[ids[0]]), uses)
             rows.append(row)
             advised.update(dict.fromkeys(ids, row.cost))
     if not rows or not result.capabilities:

@@ -82,10 +82,10 @@ class AttemptLog:
         )
 
     def _which(self, function_id: Hashable, number: int) -> str:
-        return f"attempt {number} of {self._most(function_id)} of function {function_id!r}"
-
-    def _most(self, function_id: Hashable) -> int:
-        return self._policy_of(function_id).max_retries + 1
+        most = self._policy_of(function_id).max_retries + 1
+        # There are more if some do not count.
+        total = f" of {most}" if number <= most else ""
+        return f"attempt {number}{total} of function {function_id!r}"
 
     def _policy_of(self, function_id: Hashable) -> RetryPolicy:
         return effective_policy(self._functions[function_id], self._policy)

@@ -304,12 +304,14 @@ _UNSENT = Node(-1, "serializer", Function(None), _NO_CALL, (), {})
 class Elsewhere:
     """Stands for the code of a function that another client submitted.
 
-    `identity` is what :func:`code_identity` returns for that code; None if it is not known.
+    `identity` and `title` are what :func:`code_identity` and :func:`code_title` return for that
+    code; None if that is not known.
     """
 
-    def __init__(self, name: str, identity: str | None = None) -> None:
+    def __init__(self, name: str, identity: str | None = None, title: str | None = None) -> None:
         self.__qualname__ = self.__name__ = name
         self.identity = identity or name
+        self.title = title or self.identity
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise: there is nothing to call."""

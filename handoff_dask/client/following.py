@@ -56,6 +56,8 @@ class Follower:
         #: that was stored turned out to be gone.
         self._submission: Submission | None = None
         self._before: outcomes.Before = outcomes.NOTHING
+        #: Key of the task that submitted it, if any.
+        self._within: Any = None
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
@@ -98,7 +100,7 @@ class Follower:
 
     async def start(self, submission: Submission, within: Any) -> None:
         """Open the run on the cluster; `within` is the key of the task that submits it, if any."""
-        client, options = self.client, submission.options
+        client, options, self._within = self.client, submission.options, within
         if options.stored_in is not None:
             self._submission = submission
         await connection.install(client)
@@ -330,21 +332,27 @@ class Follower:
     async def _finish(self) -> ExecutionResult:
         """Wait for the end of the run, and fetch its results or say why there are none."""
         try:
-            report, causes = await self._ended()
-            while gone := self._gone(causes):
-                self._before = self._before.then(self.outline, report)
-                await self._start_again(gone)
+            while True:
                 report, causes = await self._ended()
-            self._final = report.counts
-            return outcomes.result_of(
-                self.outline,
-                report,
-                causes,
-                self.units.values,
-                self.units.problems,
-                self._stopped,
-                self._before,
-            )
+                if gone := self._gone(causes):
+                    self._before = self._before.then(self.outline, report)
+                    await self._start_again(gone)
+                    continue
+                self._final = report.counts
+                result = outcomes.result_of(
+                    self.outline,
+                    report,
+                    causes,
+                    self.units.values,
+                    self.units.problems,
+                    self._stopped,
+                    self._before,
+                )
+                known = result.results.keys() | result.errors.keys()
+                # Or else some ran again, and failed, after the report.
+                if report.stop is not None or known >= set(self.outline.wanted):
+                    return result
+                await asyncio.sleep(waiting.PATIENCE / 10)
         except HandoffError:
             self.units.release()
             raise
@@ -377,7 +385,7 @@ class Follower:
         submission = await asyncio.to_thread(self._submission.again, gone)
         self.outline = submission.outline
         self.units = Units(self.outline, self.client)
-        await self.start(submission, None)
+        await self.start(submission, self._within)
         for piece in submission.pieces():
             if not await self.send(piece):
                 break

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from handoff_dask.client.describing import Elsewhere
-from handoff_dask.learning.identity import code_identity
+from handoff_dask.learning.identity import code_identity, code_title
 from handoff_dask.model.amounts import AUTO
 from handoff_dask.model.function import Collocated, Function, collocated, dependency_ids
 
 
 def as_facts(functions: Mapping[Hashable, Function]) -> dict[Hashable, dict[str, Any]]:
     """Return what each function depends on, its code, cost, pin and type."""
-    codes = identities(functions.values())
     return {
         function.id: {
             "args": dependency_ids(function),
-            "code": code,
+            "code": code.identity,
+            "title": code.title,
             "cost": _plain_cost(function.cost),
             "node": _plain_node(function.node),
             "type": function.type,
         }
-        for function, code in zip(functions.values(), codes, strict=True)
+        for function, code in zip(functions.values(), codes(functions.values()), strict=True)
     }
 
 
@@ -32,21 +32,33 @@ def from_facts(id_: Hashable, facts: Mapping[str, Any]) -> Function:
     return Function(
         id_,
         facts["args"],
-        Elsewhere(facts["code"]),
+        Elsewhere(facts["code"], title=facts.get("title")),  # older files do not have it
         cost=cost and {name: AUTO if a == str(AUTO) else a for name, a in cost.items()},
         node=collocated(node["collocated"]) if isinstance(node, dict) else node,
         type=facts["type"],
     )
 
 
-def identities(functions: Iterable[Function]) -> Iterator[str]:
-    """Yield what identifies the code of each function in other runs as well."""
+class Code(NamedTuple):
+    """What is known of a function's code."""
+
+    #: What identifies it in other runs as well.
+    identity: str
+    #: By what people know it.
+    title: str
+
+
+def codes(functions: Iterable[Function]) -> Iterator[Code]:
+    """Yield the code of each function."""
     # Many functions share few codes. These are kept alive here, so that no two have the same id.
-    known: dict[int, tuple[Any, str]] = {}
+    known: dict[int, tuple[Any, Code]] = {}
     for function in functions:
         code = function.code
         if id(code) not in known:
-            own = code.identity if isinstance(code, Elsewhere) else code_identity(code)
+            if isinstance(code, Elsewhere):
+                own = Code(code.identity, code.title)
+            else:
+                own = Code(code_identity(code), code_title(code))
             known[id(code)] = code, own
         yield known[id(code)][1]
 

@@ -32,7 +32,10 @@ async def finished(client: Client, futures: Futures) -> tuple[dict[Hashable, Any
         {function id: value}, and {function id: error} of those that cannot be sent or opened.
     """
     done = {id_: future for id_, future in futures.items() if future.status == "finished"}
-    gathering = await _ended(client.gather(list(done.values()), asynchronous=True))
+    if not done:
+        return {}, {}  # Dask would ask the scheduler, and wait for one that is gone
+    asked = client.gather(list(done.values()), asynchronous=True)
+    gathering = await _ended(connection.answered(client, asked))
     if not gathering.cancelled():
         error = gathering.exception()
         if error is None:

@@ -131,7 +131,7 @@ def result_of(
         dag_functions=outline.functions,
         capabilities=report.capabilities,
         not_stored=outline.stored.unnamed,
-        why=Reasons(outline.stored, outline.functions),
+        why=Reasons(outline.stored, nodes, outline.functions),
     )
     error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
     if error is None and stop is not None and stop.kind == "failed":
@@ -159,7 +159,9 @@ def failure_of(
     """Return why a function that ended has no result; `problem` is what fetching it raised."""
     nodes = outline.nodes
     if problem is not None:
-        return _unfetched(function_id, problem, Attempts(report, nodes, outline.stored).get(function_id, ()))
+        return _unfetched(
+            function_id, problem, Attempts(report, nodes, outline.stored).get(function_id, ())
+        )
     # Of the function itself or of what it depends on; else of the one that ended the run.
     ahead, seen = [outline.awaited[function_id]], set()
     while ahead:

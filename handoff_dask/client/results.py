@@ -109,10 +109,12 @@ class ExecutionResult(Comparable):
 
     def __repr__(self) -> str:
         failed = f", {len(self.errors)} failed or not run" if self.errors else ""
+        earlier = sum(a.earlier for attempts in self.attempts.values() for a in attempts)
+        stored = f", {earlier} stored" if earlier else ""
         return (
             f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} results, "
             f"{len(self.allocations)} functions on {len(set(self.allocations.values()))} workers, "
-            f"{self.makespan:.3g} s{failed}>"
+            f"{self.makespan:.3g} s{stored}{failed}>"
         )
 
     def _repr_html_(self) -> str:
@@ -289,9 +291,9 @@ class Attempts(Mapping[Hashable, tuple[Attempt, ...]]):
                 for i in report.tried
                 if nodes[i].kind == "function"
             }
-            for i, result in self._stored.results.items():
-                own = attempt_of(result, self._stored.store)
-                self._made[nodes[i].function.id] = (own,)
+            if (store := self._stored.store) is not None:
+                for i, result in self._stored.results.items():
+                    self._made[nodes[i].function.id] = (attempt_of(result, store),)
             self._source = None
         return self._made
 

@@ -19,6 +19,7 @@ from handoff_dask.client.units import Unit
 from handoff_dask.compat import client_side as compat
 from handoff_dask.errors import InvalidFunctionError
 from handoff_dask.graph.translation import BundledNodes, PackedCall
+from handoff_dask.learning.uses import digest
 from handoff_dask.placement.bundling import (
     Candidate,
     bundleable,
@@ -295,7 +296,7 @@ class Sender:
             seconds = self._takes(index) if index in self._short else None
             if seconds is not None and not is_short(seconds, self._worth):
                 seconds = None
-            if longer and (prefixes[index], function_label(node.function.id)) in longer:
+            if longer and (prefixes[index], digest(function_label(node.function.id))) in longer:
                 seconds = None
             if not isinstance(calls[index], tuple):
                 seconds = None  # it fails alone

@@ -6,20 +6,28 @@ import pickle
 import warnings
 from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from handoff_dask.client.describing import InStore, dag_label, function_label
 from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import Attempt
-from handoff_dask.model.expansion import Call, Entry, Node, Transformed, with_dependencies
+from handoff_dask.model.dag import DAG, functions_of
+from handoff_dask.model.expansion import (
+    Call,
+    Entry,
+    Node,
+    Transformed,
+    expand,
+    with_dependencies,
+)
 from handoff_dask.model.function import Function
-from handoff_dask.store.entries import Location, StoredResult
+from handoff_dask.store.entries import Location, Named, StoredResult
 from handoff_dask.store.naming import Namer, ResultName, Unnameable, changes
-from handoff_dask.store.opened import opened
+from handoff_dask.store.opened import opened, read
 from handoff_dask.store.result_store import Store
 from handoff_dask.tracebacks import users_frame
 from handoff_dask.wire.stored_as import Place, StoredAs
-from handoff_dask.worker.saving import read
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,14 @@ class StoredResults:
         runs: set[int] = set()
         ahead = set(ends)
         while ahead:
-            named = {i: n for i in ahead if (n := names[i]) and _is_stored(nodes[i], n)}
-            there = opened(store).look([name for name in named.values() if name.key not in gone])
+            named = {
+                i: name
+                for i in ahead
+                if _is_stored(nodes[i])
+                and isinstance(name := names[i], ResultName)
+                and name.key not in gone
+            }
+            there = opened(store).look(named.values())
             found.update((i, there[n.key]) for i, n in named.items() if n.key in there)
             missing = [i for i in ahead if i not in found]
             runs.update(missing)
@@ -77,9 +91,7 @@ class StoredResults:
         """
         if not self.found:
             return list(nodes)
-        return [
-            self._reading(node, nodes) if node.index in self.runs else node for node in nodes
-        ]
+        return [self._reading(node, nodes) if node.index in self.runs else node for node in nodes]
 
     def _reading(self, node: Node, nodes: Sequence[Node]) -> Node:
         collocated = node.collocated if node.collocated in self.runs else None
@@ -115,10 +127,8 @@ class StoredResults:
         places = {}
         for index in self.runs:
             name = self.names[index]
-            if isinstance(name, ResultName) and _is_stored(nodes[index], name):
-                place = Place(
-                    Location.of(name), label, function_label(nodes[index].function.id)
-                )
+            if isinstance(name, ResultName) and _is_stored(nodes[index]):
+                place = Place(Location.of(name), label, function_label(nodes[index].function.id))
                 places[index] = StoredAs(packed, place.packed())
         return places
 
@@ -130,7 +140,7 @@ class StoredResults:
         missing: dict[Hashable, ResultName] = {}
         for index in sorted(self.runs):
             node, name = nodes[index], self.names[index]
-            if node.kind == "function" and node.function.stored:
+            if _is_stored(node):
                 if isinstance(name, ResultName):
                     missing[node.function.id] = name
                 else:
@@ -139,8 +149,8 @@ class StoredResults:
         return InStore(self.store, self.found, unnamed, missing, last)
 
 
-def _is_stored(node: Node, name: ResultName | Unnameable) -> bool:
-    return node.kind == "function" and node.function.stored and isinstance(name, ResultName)
+def _is_stored(node: Node) -> bool:
+    return node.kind == "function" and node.function.stored
 
 
 def attempt_of(stored: StoredResult, store: Store) -> Attempt:
@@ -162,8 +172,11 @@ def attempt_of(stored: StoredResult, store: Store) -> Attempt:
 def record(known: InStore, dag_id: Hashable, nodes: Sequence[Node]) -> None:
     """Record what a run stores, and has, for :func:`reasons` in later ones."""
     if known.store is not None:
-        found = {nodes[i].function.id: stored.location for i, stored in known.results.items()}
-        names = {function_label(id_): name for id_, name in {**found, **known.missing}.items()}
+        names: dict[str, Named] = {
+            function_label(nodes[i].function.id): stored.location
+            for i, stored in known.results.items()
+        }
+        names.update((function_label(id_), name) for id_, name in known.missing.items())
         opened(known.store).record_run(dag_label(dag_id), names)
 
 
@@ -188,14 +201,15 @@ class Reasons(Mapping[Hashable, str]):
     Each is found out when it is asked for.
     """
 
-    def __init__(self, known: InStore, functions: Mapping[Hashable, Function]) -> None:
+    def __init__(
+        self, known: InStore, nodes: Sequence[Node], functions: Mapping[Hashable, Function]
+    ) -> None:
         self._known = known
+        self._nodes = nodes
         self._functions = functions
 
     def __getitem__(self, function_id: Hashable) -> str:
-        return _reason(
-            self._known, self._functions[function_id], self._known.missing[function_id]
-        )
+        return self._reason(self._functions[function_id], self._known.missing[function_id])
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._known.missing)
@@ -209,16 +223,38 @@ class Reasons(Mapping[Hashable, str]):
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return dict, (dict(self),)  # without the store, which may have a secret
 
+    @cached_property
+    def _makers(self) -> dict[str, str]:
+        """{key of a result: label of its function}."""
+        known = self._known
+        makers = {name.key: function_label(id_) for id_, name in known.missing.items()}
+        for index, stored in known.results.items():
+            makers[stored.location.key] = function_label(self._nodes[index].function.id)
+        return makers
 
-def _reason(known: InStore, function: Function, name: ResultName) -> str:
-    last = known.last.get(function_label(function.id))
-    if last is None:
-        return "no earlier run of the DAG has stored it"
-    if last.key == name.key:
-        return "the last run did not store it, or its entry is gone"
-    assert known.store is not None
-    try:
-        before = opened(known.store).manifest(last)
-    except StoredResultMissing as error:
-        return f"its name has changed; in what is not known, as of the last run's entry {error.problem}"
-    return "; ".join(changes(name, before._asdict()))
+    def _reason(self, function: Function, name: ResultName) -> str:
+        last = self._known.last.get(function_label(function.id))
+        if last is None:
+            return "no earlier run of the DAG has stored it"
+        if last.key == name.key:
+            return "the last run did not store it, or its entry is gone"
+        assert self._known.store is not None
+        try:
+            before = opened(self._known.store).manifest(last)
+        except StoredResultMissing as error:
+            return f"its name changed; in what is not known: of the last entry, {error.problem}"
+        return "; ".join(changes(name, before._asdict(), self._makers))
+
+
+def explain(dag: DAG, store: Store) -> dict[Hashable, str | None]:
+    """Return why each function of a DAG would run; None for those whose results are stored."""
+    dag.validate()
+    functions = functions_of(dag)
+    nodes = expand(functions)
+    ends = [node.index for node in nodes if node.kind == "function"]
+    known = StoredResults.look(store, nodes, ends).known(nodes, dag.id)
+    reasons = {**Reasons(known, nodes, functions), **known.unnamed}
+    stored = {nodes[index].function.id for index in known.results}
+    ids = [nodes[index].function.id for index in ends]
+    rest = "its result is not to be stored"
+    return {id_: None if id_ in stored else reasons.get(id_, rest) for id_ in ids}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from copy import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, cast
 from uuid import uuid4
 
@@ -49,9 +49,7 @@ class Submission:
         The DAG is not valid, or holds what cannot be pickled.
     """
 
-    def __init__(
-        self, dag: DAG, options: RunOptions, gone: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, dag: DAG, options: RunOptions, gone: frozenset[str] = frozenset()) -> None:
         dag.validate()
         self.options = options
         self._gone = gone
@@ -68,9 +66,7 @@ class Submission:
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
         awaited = {
-            n.function.id: n.index
-            for n in regular
-            if n.function.id in wanted or n.index in discard
+            n.function.id: n.index for n in regular if n.function.id in wanted or n.index in discard
         }
         stored = StoredResults.look(options.stored_in, nodes, awaited.values(), gone)
         nodes, runs = stored.without(nodes), stored.runs

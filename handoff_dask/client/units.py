@@ -13,9 +13,8 @@ from handoff_dask.client.describing import Outline
 from handoff_dask.compat import client_side as compat
 from handoff_dask.errors import StoreError
 from handoff_dask.store.entries import StoredResult
-from handoff_dask.store.opened import opened
+from handoff_dask.store.opened import opened, read
 from handoff_dask.store.result_store import Store
-from handoff_dask.worker.saving import read
 
 
 class Unit(NamedTuple):

@@ -74,6 +74,15 @@ def free_near_inputs(ts: TaskState) -> None:
     prioritise(ts, 2.0**40)
 
 
+def let_any_worker_take(ts: TaskState) -> None:
+    """Let a task of :func:`free_near_inputs` run that found no running worker.
+
+    Dask reconsiders such a task only for workers that its restrictions name, however loose.
+    """
+    if ts.worker_restrictions is _NOWHERE and ts.loose_restrictions:
+        ts.worker_restrictions = None
+
+
 def release_hold(ts: TaskState, workers: frozenset[str], resources: dict[str, float]) -> None:
     """Let a held task run on the only worker of a set, and claim resources there."""
     ts.worker_restrictions = workers  # type: ignore[assignment] # Dask only reads it

@@ -266,7 +266,9 @@ class Translator:
             sources = tuple(map(place.__getitem__, self._nodes[index].dependencies))
             retries = min(self.policies[index].max_retries, 2**31)
             stored = self.stored.get(index)
-            members.append(Member(index, names, sources, retries, index in bundle.kept, call, stored))
+            members.append(
+                Member(index, names, sources, retries, index in bundle.kept, call, stored)
+            )
         refs = [*map(self._pack.content, all_names)]
         refs += (TaskRef(self.key(index)) for index in bundle.dependencies)
         return Task(name, run_bundle, packed(members), tuple(all_names), *refs)

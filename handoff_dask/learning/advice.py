@@ -39,7 +39,8 @@ class CodeAdvice:
     Attributes
     ----------
     code : str
-        The module and name of the code.
+        The module and name of the code; for lambdas, local functions and those of a script, also
+        the file and line of one of them.
     count : int
         Attempts that it is based on.
     declared : Mapping

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import PurePath
 from types import CodeType
 from typing import Any
 
@@ -21,31 +22,24 @@ _ABOUT_SOURCE = ("__doc__", "__firstlineno__", "__static_attributes__")
 def code_identity(code: Callable[..., Any]) -> str:
     """Return a text that is the same for functions of the same code.
 
-        It has the module and the qualified name of what is called in the end: below partial calls,
-        bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
-        in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
-        of what they do follows. Comments, docstrings, line numbers and files do not change it.
+    It has the module and the qualified name of what is called in the end: below partial calls,
+    bound methods and ``functools.wraps``. Instances without a name have those of their class. Names
+    in ``__main__``, lambdas and local functions can mean something else tomorrow, so a fingerprint
+    of what they do follows. Comments, docstrings, line numbers and files do not change it.
 
-        Examples
-        --------
-        >>> from functools import partial
-    from itertools import pairwise
-        >>> import json
-        >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
-        ('json.dumps', 'json.dumps')
-        >>> code_identity(", ".join)
-        'builtins.str.join'
-        >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
-        True
+    Examples
+    --------
+    >>> from functools import partial
+    >>> import json
+    >>> code_identity(json.dumps), code_identity(partial(json.dumps, indent=2))
+    ('json.dumps', 'json.dumps')
+    >>> code_identity(", ".join)
+    'builtins.str.join'
+    >>> code_identity(lambda: 1) == code_identity(lambda: 1) != code_identity(lambda: 2)
+    True
     """
-    name = qualified_name(code)
-    inner = _innermost(code)
-    source = getattr(inner, "__code__", None)
-    if source is None and _name_of(inner) is None:
-        source = getattr(type(inner).__call__, "__code__", None)
-    if isinstance(source, CodeType) and (name.startswith("__main__.") or "<" in name):
-        return f"{name}#{_fingerprint(source)}"
-    return name
+    name, source = _called(code)
+    return name if source is None else f"{name}#{_fingerprint(source)}"
 
 
 def qualified_name(code: Callable[..., Any]) -> str:
@@ -56,16 +50,40 @@ def qualified_name(code: Callable[..., Any]) -> str:
     >>> qualified_name(partial(lambda x: x))
     'handoff_dask.learning.identity.<lambda>'
     """
+    return _called(code)[0]
+
+
+def code_title(code: Callable[..., Any]) -> str:
+    """Return a text by which people know a code: where names can mean something else, its line.
+
+    Examples
+    --------
+    >>> import json
+    >>> code_title(json.dumps)
+    'json.dumps'
+    """
+    name, source = _called(code)
+    if source is None:
+        return name
+    file = PurePath(source.co_filename)
+    # The files of notebooks' cells are temporary and named by numbers.
+    in_cell = file.parent.name.startswith("ipykernel_")
+    line = source.co_firstlineno
+    return f"{name} at " + (f"line {line} of a cell" if in_cell else f"{file.name}:{line}")
+
+
+def _called(code: Callable[..., Any]) -> tuple[str, CodeType | None]:
+    """Return the name of what is called in the end, and its code if the name is not enough."""
     inner = _innermost(code)
-    name = _name_of(inner)
+    name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None)
+    source = getattr(inner, "__code__", None)
     if name is None:
         inner = type(inner)
         name = inner.__qualname__
-    return f"{getattr(inner, '__module__', None) or 'builtins'}.{name}"
-
-
-def _name_of(code: Any) -> str | None:
-    return getattr(code, "__qualname__", None) or getattr(code, "__name__", None)
+        source = getattr(inner.__call__, "__code__", None)
+    module = getattr(inner, "__module__", None) or "builtins"
+    ambiguous = isinstance(source, CodeType) and (module == "__main__" or "<" in name)
+    return f"{module}.{name}", source if ambiguous else None
 
 
 def _innermost(code: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -159,7 +159,7 @@ class Uses:
             measured.add_peak(Measurement(started, round(peak, 1)))
         if function is not None and seconds >= _SHORT:
             duration = Measurement(started, round(seconds, 3))
-            measured.add_function(_digest(function), duration)
+            measured.add_function(digest(function), duration)
 
     def record_kill(self, code: str, *, exceeded: float) -> None:
         """Record a function that was killed because it needed more memory than this (MB)."""
@@ -219,8 +219,15 @@ class Uses:
         measured = self._codes.get(code)
         if measured is None or not measured.functions:
             return None
-        duration = measured.functions.get(_digest(function))
+        duration = measured.functions.get(digest(function))
         return None if duration is None else duration.value
+
+    def longer(self, code: str, than: float) -> Iterator[str]:
+        """Yield digests of the functions of a code that are known to take longer than this (s)."""
+        measured = self._codes.get(code)
+        for name, duration in measured.functions.items() if measured else ():
+            if duration.value > than:
+                yield name
 
     def merge(self, other: Uses) -> None:
         """Include the measurements of another."""
@@ -284,7 +291,8 @@ class Uses:
         return uses
 
 
-def _digest(name: str) -> str:
+def digest(name: str) -> str:
+    """Return what the name of a function is kept as."""
     return blake2b(name.encode(errors="backslashreplace"), digest_size=6).hexdigest()
 
 

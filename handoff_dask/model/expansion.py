@@ -322,9 +322,7 @@ class _Expansion:
 
             given = Replacing(Argument, slot)(given)
         code, extra_args, extra_kwargs = given
-        return Call(
-            code, tuple(args), extra_args, extra_kwargs, tuple(slots), function.store_key
-        )
+        return Call(code, tuple(args), extra_args, extra_kwargs, tuple(slots), function.store_key)
 
     def entry(
         self, user: Function, arg: Hashable | Argument, inline: dict[Hashable, Call]

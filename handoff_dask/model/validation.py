@@ -91,11 +91,7 @@ def _setting_problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "cost", problem
     yield from _node_problems(function)
     yield from _isolate_problems(function)
-    if not isinstance(function.stored, bool):
-        yield "stored", f"must be True or False, not {function.stored!r}"
-    key = function.store_key
-    if key is not None and not (isinstance(key, str) and key):
-        yield "store_key", f"must be text that is not empty, or None, not {key!r}"
+    yield from _store_problems(function.stored, function.store_key)
     if problem := number_problem(function.priority, -math.inf):
         yield "priority", problem
     if function.max_retries is not None and (problem := count_problem(function.max_retries)):
@@ -134,6 +130,13 @@ def _isolate_problems(function: Function) -> Iterator[tuple[str, str]]:
         yield "isolate", f"must be True, False or None, not {function.isolate!r}"
     elif learns_memory(function) and function.isolate is False:
         yield "isolate", "must not be False if memory is AUTO: only a process can be measured"
+
+
+def _store_problems(stored: object, key: object) -> Iterator[tuple[str, str]]:
+    if not isinstance(stored, bool):
+        yield "stored", f"must be True or False, not {stored!r}"
+    if key is not None and not (isinstance(key, str) and key):
+        yield "store_key", f"must be None or text that is not empty, not {key!r}"
 
 
 def _is_checked(value: object) -> bool:

@@ -50,7 +50,7 @@ class _Averages:
 #: Of so many measured functions, the first weigh a fiftieth of what they did.
 _SETTLED = 4 * _MEMORY
 #: A function that takes this many times as long as others of its code is not of their kind.
-_FAR = 4
+FAR = 4
 #: Shorter durations count as equal (s). Bounds what is remembered and how often runs are ranked.
 NOTHING = 0.001
 
@@ -83,16 +83,16 @@ class Durations:
         """Whether the first of a family, which may have loaded its code, weigh nothing any more."""
         return self._codes.count(code) >= _SETTLED
 
-    def longer(self, seconds: Mapping[str, float]) -> dict[tuple[str, str], float]:
-        """Return {token: s} of functions that take far longer than others of their code.
+    def longer(self, seconds: Mapping[str, float]) -> set[tuple[str, str]]:
+        """Return the tokens of functions that take far longer than others of their code.
 
         `seconds` has the codes in question, and what their functions take on average. A token is a
         pair of the code and what tells the function from others.
         """
         return {
-            token: own
+            token
             for token, own in self._tokens.items()
-            if isinstance(token, tuple) and own > _FAR * seconds.get(token[0], own)
+            if isinstance(token, tuple) and own > FAR * seconds.get(token[0], own)
         }
 
     def of_code(self, code: str) -> float | None:

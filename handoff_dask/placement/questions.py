@@ -55,19 +55,16 @@ class Questions:
                 return key, finding
         return None
 
-    def roomiest(
-        self, resource: str, cost: Mapping[str, float], pin: tuple[str, ...] = ()
-    ) -> Mapping[str, float] | None:
-        """Return the capacities of the worker with most of a resource that can hold a cost.
-
-        Its threads are there under ``"threads"``. None if no worker can hold it.
-        """
+    def able(
+        self, cost: Mapping[str, float], pin: tuple[str, ...] = ()
+    ) -> list[tuple[float, Mapping[str, float]]]:
+        """Return the threads and the capacities of each worker that can hold a cost."""
         need = self._fleet.cost(cost)
-        able = [w for w in self._fleet.candidates(pin, None) if need.fits(w.shape.capacity)]
-        if not able:
-            return None
-        worker = max(able, key=lambda worker: worker.spec_capacity.get(resource, 0.0))
-        return {"threads": worker.slots, resource: 0.0, **worker.spec_capacity}
+        return [
+            (worker.slots, worker.spec_capacity)
+            for worker in self._fleet.candidates(pin, None)
+            if need.fits(worker.shape.capacity)
+        ]
 
     @property
     def has_workers(self) -> bool:
@@ -91,8 +88,8 @@ class Questions:
         """Whether what is known of how long functions of a code take is from many of them."""
         return self._durations.is_settled(code)
 
-    def longer(self, seconds: Mapping[str, float]) -> dict[tuple[str, str], float]:
-        """Return {token: s} of functions known to take far longer than others of their code."""
+    def longer(self, seconds: Mapping[str, float]) -> set[tuple[str, str]]:
+        """Return the tokens of functions known to take far longer than others of their code."""
         return self._durations.longer(seconds)
 
     def free(self, worker: str) -> dict[str, float]:

@@ -104,8 +104,11 @@ class Gate:
         asyncio.get_running_loop().call_soon(take_back)
 
     def _annotate(self, ts: TaskState, record: UnitRecord, place: Place) -> None:
-        """Annotate a task with the attempt's number and the two ends of a transform."""
-        mark = {**(ts.annotations or {}).get("handoff", {}), "attempt": len(record.entries) + 1}
+        """Annotate a task with its attempt, and with the two ends of a transform."""
+        mark = {**(ts.annotations or {}).get("handoff", {})}
+        mark["attempt"] = attempt = len(record.entries) + 1
+        # Dask's messages hold no larger numbers.
+        mark["most"] = min(attempt + record.row.policy.max_retries - record.failures, 2**31)
         mark.pop("cost", None)  # of an attempt before
         if record.cost is not record.row.cost:
             mark["cost"] = record.cost

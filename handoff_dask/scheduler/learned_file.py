@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import blake2b
 from typing import NamedTuple
 
 import fsspec
@@ -26,8 +27,9 @@ from handoff_dask.learning.uses import Uses
 
 logger = logging.getLogger(__name__)
 
-#: Marks our files.
-_FORMAT = "handoff-learned-1"
+#: Marks our files: a name, and the version of the format.
+_NAME = "handoff-learned-"
+_FORMAT = f"{_NAME}1"
 #: No scheduler takes longer from reading the main file to writing it (s).
 _GRACE = 3600.0
 _TEMPORARY = ".tmp"
@@ -96,6 +98,10 @@ class Files:
                     os.remove(path)
 
 
+class _OtherVersionError(ValueError):
+    """A file of a version of Handoff that has another format: it is not damaged."""
+
+
 class _Content(NamedTuple):
     """What a main file or a part has."""
 
@@ -113,8 +119,11 @@ class _Content(NamedTuple):
         if not content.strip():
             return cls(Uses(), {})
         data = json.loads(content)
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise ValueError(f"it is not in the format {_FORMAT}")
+        written = data.get("format") if isinstance(data, dict) else None
+        if written != _FORMAT:
+            other = isinstance(written, str) and written.startswith(_NAME)
+            problem = f"it is in the format {written}" if other else "it is no file of Handoff's"
+            raise (_OtherVersionError if other else ValueError)(f"{problem}, not {_FORMAT}")
         parts = data.get("parts")
         if not isinstance(parts, dict) or not all(type(v) in (int, float) for v in parts.values()):
             raise ValueError(f"its parts are not a mapping of names to times: {parts!r:.80}")
@@ -147,16 +156,15 @@ class LearnedFile:
         try:
             files = Files(self._url)
             uses, _ = self._parts(files)
-            content = self._main(files)
+            content, _ = self._main(files)
         except Exception as error:
             self._warn("read", error)
             return Uses()
-        if content is not None:
-            uses.merge(content.uses)
-            try:
-                self._tidy(files, content)
-            except Exception as error:
-                self._warn("remove files beside", error)
+        uses.merge(content.uses)
+        try:
+            self._tidy(files, content)
+        except Exception as error:
+            self._warn("remove files beside", error)
         return uses
 
     def save(self, uses: Uses) -> None:
@@ -179,11 +187,9 @@ class LearnedFile:
     def _merge(self, files: Files) -> None:
         """Merge all parts into the main file."""
         uses, names = self._parts(files)
-        content = self._main(files)
-        if content is None:
-            aside = f"{files.main}.damaged-{uuid.uuid4().hex[:8]}"
+        content, aside = self._main(files)
+        if aside is not None:
             files.rename(files.main, aside)
-            content = _Content(Uses(), {})
         uses.merge(content.uses)
         now = self._clock()
         parts = {name: content.parts.get(name, now) for name in names}
@@ -214,17 +220,24 @@ class LearnedFile:
                 names.append(name)
         return uses, names
 
-    def _main(self, files: Files) -> _Content | None:
-        """Return what the main file has; None if it is damaged or something else."""
+    def _main(self, files: Files) -> tuple[_Content, str | None]:
+        """Return what the main file has; if it is damaged, also what a save renames it to."""
+        content = files.read(files.main)
         try:
-            return _Content.load(files.read(files.main))
+            return _Content.load(content), None
+        except _OtherVersionError:
+            raise
         except ValueError as error:
-            self._warn("read", error)
-            return None
+            # The same at each look, so that the warning can name it.
+            aside = f"{files.main}.damaged-{blake2b(content, digest_size=4).hexdigest()}"
+            self._warn("read", error, f"; when it is saved, the file is renamed to {aside}")
+            return _Content(Uses(), {}), aside
 
-    def _warn(self, action: str, error: Exception) -> None:
+    def _warn(self, action: str, error: Exception, follows: str = "") -> None:
         if action not in self._warned:
             self._warned.add(action)
             url = re.sub(r"//[^/@]*@", "//", self._url)  # without a password
             why = f"{type(error).__name__}: {error}"
-            logger.warning("Handoff cannot %s what was learned, %s (%s)", action, url, why)
+            logger.warning(
+                "Handoff cannot %s what was learned, %s (%s)%s", action, url, why, follows
+            )

@@ -106,10 +106,9 @@ class Lifecycle:
                 self.gate.keep(dependent.key)
         if finish in ("released", "waiting") and record.run.failed:
             self._orphan(ts)
-        if isinstance(record, BundleRecord) and finish in ("released", "forgotten"):
-            if not ts.who_wants:
-                self.bundles.released(record)
         if finish == "forgotten":
+            if isinstance(record, BundleRecord):
+                self.bundles.released(record)
             self.lives.dropped(record)
             del self.runs.functions[key]
             record.run.alive -= 1

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
 from handoff_dask.attempts.states import Held
-from handoff_dask.learning.uses import Uses
+from handoff_dask.learning.uses import Uses, digest
 from handoff_dask.model.attempt import Attempt
+from handoff_dask.placement.durations import FAR
 from handoff_dask.placement.questions import Questions
 from handoff_dask.scheduler.learned_file import LearnedFile
 from handoff_dask.scheduler.records import FunctionRecord, RunRecord, UnitRecord
@@ -31,9 +34,25 @@ PAUSE = 10.0
 PATIENCE = 30.0
 #: What a function claims (MB) while no worker is known that could run it.
 _NOTHING = 1.0
+#: For how many costs and pins it is remembered what their workers have.
+_KINDS = 256
 
 #: Where a code is kept, and what identifies it.
 _Code = tuple[str | None, str]
+
+
+class _Kind(NamedTuple):
+    """Functions of a code and a run that claim the same."""
+
+    run_id: str
+    cost: tuple[tuple[str, float], ...]
+    pin: tuple[str, ...]
+    exceeded: float
+
+    @classmethod
+    def of(cls, record: FunctionRecord) -> _Kind:
+        row = record.row
+        return cls(record.run.spec.run_id, tuple(row.cost.items()), row.pin, record.exceeded)
 
 
 @dataclass(eq=False)
@@ -49,9 +68,9 @@ class Measurements:
         #: By the path or URL of the file; None: in memory only.
         self._uses: dict[str | None, Uses] = {None: Uses()}
         self._files: dict[str, LearnedFile] = {}
-        #: The functions that wait with a learned claim, of each code by what decides about it;
-        #: those that wait no more are removed when they are noticed.
-        self._held: defaultdict[_Code, defaultdict[Any, set[FunctionRecord]]] = defaultdict(
+        #: The functions that wait with a learned claim. Those that wait no more, or claim something
+        #: else since they were killed, are removed when they are noticed.
+        self._held: defaultdict[_Code, defaultdict[_Kind, set[FunctionRecord]]] = defaultdict(
             lambda: defaultdict(set)
         )
         #: The files with unsaved measurements, those of them that should not wait for the next
@@ -60,6 +79,8 @@ class Measurements:
         self._urgent: set[str] = set()
         self._saved: dict[str, float] = {}
         self._saves: dict[str, asyncio.Task[None]] = {}
+        # To look at all workers for each function takes too long if there are many.
+        self._limits = lru_cache(_KINDS)(self._limits_now)
 
     # Files
 
@@ -110,6 +131,7 @@ class Measurements:
     def __call__(self, event: Recorded) -> None:
         """Learn from the end of an attempt; save what was learned when a run closes."""
         if isinstance(event, RunClosed):
+            self._forget(event.run_id)
             for url in list(self._unsaved):
                 self._save_soon(url, at_once=True)
             return
@@ -165,6 +187,19 @@ class Measurements:
                 if seconds is not None:
                     yield row, seconds
 
+    def longer(self, spec: RunSpec, seconds: Mapping[str, float]) -> set[tuple[str, str]]:
+        """Return the functions that are known to take far longer than others of their code.
+
+        `seconds` says how long those take (s), by the names of the codes of a run. Of each function
+        there is the name of its code and the digest of its label.
+        """
+        known = {(name, digest(label)) for name, label in self.questions.longer(seconds)}
+        if spec.learned is not None:
+            uses = self._uses[spec.learned]
+            for name, mean in seconds.items():
+                known.update((name, own) for own in uses.longer(spec.codes[name], FAR * mean))
+        return known
+
     # Claims
 
     def claim(self, record: FunctionRecord) -> float | None:
@@ -174,33 +209,52 @@ class Measurements:
         """
         row, spec = record.row, record.run.spec
         code = spec.learned, spec.codes[row.prefix]
-        kind = tuple(row.cost.items()), row.pin, record.exceeded
-        self._held[code][kind].add(record)
+        self._held[code][_Kind.of(record)].add(record)
         return self._claim(code, record)
 
     def _claim(self, code: _Code, record: FunctionRecord) -> float | None:
         row = record.row
-        worker = self.questions.roomiest("memory", row.cost, row.pin)
-        if worker is None:
+        limits = self._limits(tuple(row.cost.items()), row.pin)
+        if limits is None:
             return max(_NOTHING, record.exceeded)
-        cpu = row.cost.get("cpu", 0.0)
-        share = cpu / worker["cpu"] if cpu and worker.get("cpu") else 1 / worker["threads"]
+        least, most = limits
         return self._uses[code[0]].claim(
             code[1],
-            worker_memory=worker["memory"],
-            cpu_share=min(share, 1.0),
+            worker_memory=most,
+            cpu_share=least / most if most else 0.0,
             exceeded=record.exceeded,
         )
 
+    def _limits_now(
+        self, cost: tuple[tuple[str, float], ...], pin: tuple[str, ...]
+    ) -> tuple[float, float] | None:
+        """Return the least and the most memory to claim (MB) beside a cost.
+
+        None if no worker can hold the cost.
+        """
+        workers = self.questions.able(dict(cost), pin)
+        cpu = dict(cost).get("cpu", 0.0)
+        memory, least = 0.0, math.inf
+        for threads, capacity in workers:
+            # With claims below this share of its memory, a worker would run no more at once.
+            share = cpu / capacity["cpu"] if cpu and capacity.get("cpu") else 1 / threads
+            least = min(least, capacity.get("memory", 0.0) * min(share, 1.0))
+            memory = max(memory, capacity.get("memory", 0.0))
+        return (least, memory) if workers else None
+
     def workers_changed(self) -> None:
         """Have functions claim what fits the workers that there are now."""
+        self._limits.cache_clear()
         for code in list(self._held):
             self._revise(code)
 
     def _revise(self, code: _Code) -> None:
         """Have held functions claim what was learned meanwhile, if that has changed."""
         for kind, records in list(self._held[code].items()):
-            while records and not isinstance((sample := next(iter(records))).state, Held):
+            while records:
+                sample = next(iter(records))
+                if isinstance(sample.state, Held) and _Kind.of(sample) == kind:
+                    break
                 records.discard(sample)
             if not records:
                 del self._held[code][kind]
@@ -209,6 +263,13 @@ class Measurements:
                     self.claim_again(record)
         if not self._held[code]:
             del self._held[code]
+
+    def _forget(self, run_id: str) -> None:
+        for code, kinds in list(self._held.items()):
+            for kind in [kind for kind in kinds if kind.run_id == run_id]:
+                del kinds[kind]
+            if not kinds:
+                del self._held[code]
 
 
 def _in_thread(function: Callable[..., T], *args: object) -> asyncio.Future[T]:

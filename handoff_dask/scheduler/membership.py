@@ -230,8 +230,8 @@ class Bundles:
 
     def _empty(self, record: BundleRecord) -> None:
         """Have a bundle that nothing is left of end at once: it needs no inputs, which may fail."""
-        ts = self.scheduler.tasks[record.key]
-        if record.members.open_count or record.members.having(DONE):
+        ts = self.scheduler.tasks.get(record.key)
+        if ts is None or record.members.open_count or record.members.having(DONE):
             return
         if ts.state not in ("waiting", "no-worker"):
             return
@@ -308,7 +308,7 @@ class Bundles:
     def leave(self, record: BundleRecord, positions: Collection[int]) -> None:
         """Make tasks of their own for members, and for what depends on them in the bundle."""
         leaving = with_dependents(set(positions), self._sources(record))
-        self._start(own.key for own in self._separate(record, leaving))
+        self._begin(record, self._separate(record, leaving))
 
     def input_failed(self, ts: TaskState) -> None:
         """Save the members of bundles that do not need what failed, before Dask fails these."""
@@ -330,8 +330,7 @@ class Bundles:
             owns = self._separate(record, set(record.members.open) - lost)
             if owns:
                 # After the transition that is under way.
-                keys = [own.key for own in owns]
-                asyncio.get_running_loop().call_soon(self._start, keys)
+                asyncio.get_running_loop().call_soon(self._begin, record, owns)
 
     def _separate(self, record: BundleRecord, positions: Collection[int]) -> list[FunctionRecord]:
         """Make tasks of their own for members; they are not to start yet."""
@@ -365,6 +364,21 @@ class Bundles:
             if wanted:
                 asyncio.get_running_loop().call_soon(self._start, [dependent.key])
 
+    def _begin(self, record: BundleRecord, owns: Iterable[FunctionRecord]) -> None:
+        """Let members begin that left a bundle; forget them if nobody wants them any more."""
+        keys = [own.key for own in owns]
+        unneeded = [key for key in (record.key, *keys) if self._is_let_go(record, key)]
+        # These first, so that Dask does not give up what they need with what is forgotten.
+        self._start(key for key in keys if key not in unneeded)
+        stimulus_id = f"handoff-forget-{time.time()}"
+        self.scheduler.transitions(dict.fromkeys(unneeded, "forgotten"), stimulus_id)
+
+    def _is_let_go(self, record: BundleRecord, key: Any) -> bool:
+        """Whether a task that has to do with a bundle is needed no more than the bundle is."""
+        bundle, ts = map(self.scheduler.tasks.get, (record.key, key))
+        wanted = bundle is not None and bundle.who_wants
+        return not wanted and ts is not None and not ts.who_wants and not ts.dependents
+
     def _start(self, keys: Iterable[Any]) -> None:
         """Let tasks begin that were made or changed for members."""
         tasks = self.scheduler.tasks
@@ -396,26 +410,26 @@ class Bundles:
                     self._make_taking(record, index)
                 values.append(TaskRef(run_.key_of(index)))
         keep = row.wanted or not row.awaited
-        if member.stored is None:
-            spec = Task(own.key, run if keep else run_and_discard, member.names, member.call, *values)
-        else:
+        call: tuple[Any, ...] = run if keep else run_and_discard, member.names, member.call
+        if member.stored is not None:
             terms = Terms(None, None, keep, gpus=False, stored=member.stored)
-            spec = Task(own.key, run_on_terms, terms, member.names, member.call, *values)
-        task = compat.put_task(self.scheduler, own.key, spec, ts, {"handoff": dict(_mark(ts))})
+            call = run_on_terms, terms, member.names, member.call
+        spec = Task(own.key, *call, *values)
+        marks = {"handoff": dict(_mark(ts)), "retries": member.max_retries}
+        task = compat.put_task(self.scheduler, own.key, spec, ts, marks)
         compat.hold(task)
         self.runs.functions[own.key] = own
         run_.alive += 1
-        if row.awaited:
+        if row.awaited and ts.who_wants:
             # Until the bundle is released, or the client has a future of it.
             self.scheduler.client_desires_keys([own.key], run_.spec.keeper)
 
     def let_go(self, keys: Iterable[Any]) -> None:
-        """Release what left failed bundles that no client wants any more."""
+        """Release what left bundles that no client wants any more."""
         for key in keys:
             record, ts = self.runs.functions.get(key), self.scheduler.tasks.get(key)
-            if isinstance(record, BundleRecord) and ts is not None and ts.state == "erred":
-                if not ts.who_wants:
-                    self.released(record)
+            if isinstance(record, BundleRecord) and ts is not None and not ts.who_wants:
+                self.released(record)
 
     def released(self, record: BundleRecord) -> None:
         """Release what left a bundle that nobody wants, after the transition that is under way."""

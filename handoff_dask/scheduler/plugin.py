@@ -234,6 +234,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             # The event comes before Dask looks for tasks that may run there.
             for ts in self.scheduler.unrunnable:
                 self.gate.keep(ts.key)
+                compat.let_any_worker_take(ts)
             if "status" in msg and topic in self.registry.names:
                 self.engine.worker_running(topic, msg["status"] == Status.running.name)
                 self.inquiries.status_changed(topic, msg["status"])

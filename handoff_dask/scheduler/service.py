@@ -66,7 +66,7 @@ class Service:
         await self.measurements.open(described.learned)
         refused, run = self.runs.open(described, spec)
         if run is None:
-            return pickle.dumps(Opened(refused, {}, {}, {}, None, False))
+            return pickle.dumps(Opened(refused, {}, set(), {}, None, False))
         if not run.spec.functions:  # no graph will follow, and nothing to tell its end by
             if run.kept:
                 run.arrived.set()
@@ -78,7 +78,7 @@ class Service:
         questions = self.engine.questions
         seconds = self.runs.seconds_of(spec, spec.codes)
         threads = {row.index: questions.threads(row.cost) for row in spec.kinds if not row.pin}
-        longer = questions.longer(seconds)
+        longer = self.measurements.longer(spec, seconds)
         nannies = all(ws.nanny for ws in self.scheduler.workers.values())
         unavailable = None
         if spec.isolated is not None and (problems := self.registry.unavailable):

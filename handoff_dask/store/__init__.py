@@ -1,1 +1,1 @@
-"""Results that outlive their run: how they are named, and where they are kept."""
+"""Results that outlive their cluster: what they are called, and how they are stored."""

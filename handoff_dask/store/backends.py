@@ -90,6 +90,7 @@ class Backend:
         """Return the files in a folder and in those below it, without temporary ones."""
         self._system.invalidate_cache()
         try:
+            self._system.ls(folder, detail=False)  # `find` hides why it finds nothing
             files = self._system.find(folder, detail=True)
         except FileNotFoundError:
             return []

@@ -5,7 +5,7 @@ An entry is one object::
     prelude   magic, format version, lengths, CRC-32 of all that is not in blocks, HMAC
     header    JSON: whose result it is, who made it and when, the sizes of the frames
     manifest  digests of what its name was made from, opaque here
-    blocks    the frames, in blocks: codec, length, CRC-32, content
+    blocks    the frames, in blocks: codec, length, checksum, content
 
 The first frame is a pickle; the others are its large buffers, which are neither copied nor pickled.
 Every byte is under a checksum, so that an entry is right or counts as missing. No checksum protects
@@ -23,14 +23,16 @@ import pickle
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import Enum
-from typing import IO, Any, NamedTuple, Protocol, TypeVar
+from functools import lru_cache
+from importlib import import_module
+from operator import mul
+from typing import IO, Any, NamedTuple, Protocol, TypeVar, cast
 
 import cloudpickle
-from distributed.protocol.compression import compressions
-from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from handoff_dask import pickling
 from handoff_dask._version import __version__
@@ -46,8 +48,10 @@ _MAGIC = b"handoff\n"
 _PRELUDE = struct.Struct("<8sHIIQ")
 #: CRC-32 of all before the blocks; HMAC or zeros.
 _SEALS = struct.Struct("<I32s")
-#: Codec, length of the content, CRC-32 of both and of the block's number.
+#: Codec, length of the content, checksum of all and of the block's number.
 _BLOCK = struct.Struct("<BII")
+#: The words of a row: large contents are summed up by rows, and the sums are hashed.
+_ROW = struct.Struct("<8192Q")
 _HEAD_SIZE = _PRELUDE.size + _SEALS.size
 #: Frames are hashed, compressed and written in blocks (bytes).
 _BLOCK_SIZE = 4 * 1024 * 1024
@@ -231,6 +235,8 @@ class _ValuePickler(pickling.Pickler):
             try:
                 obj.__reduce_ex__(5)
             except Exception:
+                from distributed.protocol.serialize import dask_deserialize, dask_serialize
+
                 try:
                     serialize = dask_serialize.dispatch(type(obj))
                     return dask_deserialize.dispatch(type(obj)), serialize(obj)
@@ -306,7 +312,51 @@ def _pack_block(item: tuple[int, bool, memoryview]) -> tuple[bytes, bytes | memo
 
 
 def _checksum(number: int, codec: int, content: bytes | memoryview) -> int:
-    return zlib.crc32(content, zlib.crc32(struct.pack("<QBI", number, codec, len(content))))
+    place = zlib.crc32(struct.pack("<QBI", number, codec, len(content)))
+    rows = len(content) - len(content) % _ROW.size
+    if rows:
+        place = zlib.crc32(_sums(memoryview(content)[:rows]), place)
+    return zlib.crc32(content[rows:], place)
+
+
+def _sums(rows: memoryview) -> bytes:
+    """Return a sum of 64 bits for each row: of its words, each times a weight.
+
+    This takes a third of the time of CRC-32, and less than writing does. Weights are odd, so that
+    no change of one word is missed, and differ, so that the order of words counts.
+    """
+    weights = _weights()
+    if _numpy() is None:
+        return b"".join(
+            struct.pack("<Q", sum(map(mul, words, weights)) % 2**64)
+            for words in _ROW.iter_unpack(rows)
+        )
+    words = _numpy().frombuffer(rows, "<u8").reshape(-1, len(weights))
+    sums: bytes = _numpy().dot(words, weights).astype("<u8", copy=False).tobytes()
+    return sums
+
+
+@lru_cache(maxsize=1)
+def _numpy() -> Any:
+    with suppress(ImportError):
+        return import_module("numpy")
+    return None
+
+
+@lru_cache(maxsize=1)
+def _weights() -> Any:
+    # Any fixed odd numbers would do.
+    words = _ROW.unpack(hashlib.shake_128(b"handoff").digest(_ROW.size))
+    odd = [word | 1 for word in words]
+    return odd if _numpy() is None else _numpy().array(odd, "<u8")
+
+
+@lru_cache(maxsize=1)
+def _compressions() -> Mapping[str, Any]:
+    # Late, as an isolated function that reads its inputs has no use for Dask.
+    from distributed.protocol.compression import compressions
+
+    return cast("Mapping[str, Any]", compressions)
 
 
 def _compressed(block: memoryview, pickled: bool) -> tuple[int, bytes | memoryview]:
@@ -314,7 +364,7 @@ def _compressed(block: memoryview, pickled: bool) -> tuple[int, bytes | memoryvi
 
     Writing large buffers is faster than zlib: it is for what pickle made of objects and text only.
     """
-    codec = next((number for number, name in _FAST.items() if name in compressions), None)
+    codec = next((number for number, name in _FAST.items() if name in _compressions()), None)
     if codec is None and pickled:
         codec = _ZLIB
     if codec is None or len(block) < _LEAST_COMPRESSED:
@@ -330,7 +380,7 @@ def _compressed(block: memoryview, pickled: bool) -> tuple[int, bytes | memoryvi
 def _compress(codec: int, block: memoryview) -> bytes:
     if codec == _ZLIB:
         return zlib.compress(block, 1)
-    return bytes(compressions[_FAST[codec]].compress(block))
+    return bytes(_compressions()[_FAST[codec]].compress(block))
 
 
 def _ahead(call: Callable[[T], R], items: Iterable[T], size: int) -> Iterator[R]:
@@ -374,10 +424,8 @@ def read_head(file: IO[bytes], named: Named | None = None) -> Head:
     _, version, header_size, manifest_size, total = _PRELUDE.unpack(prelude)
     crc, mac = _SEALS.unpack(seals)
     if version != FORMAT:
-        # A flipped bit looks like another version; nothing more is known of an entry of another.
-        raise Unreadable(
-            f"it has the format {version}; this version of handoff_dask reads {FORMAT}"
-        )
+        # Or a flipped bit: nothing can be checked of another format.
+        raise Unreadable(f"it has the format {version}, and this handoff_dask reads {FORMAT}")
     if _HEAD_SIZE + header_size + manifest_size > total:
         raise Unreadable("its head is damaged")
     rest = _exactly(file, header_size + manifest_size)
@@ -464,8 +512,8 @@ def _unpack_block(item: tuple[int, int, int, memoryview, memoryview]) -> None:
         return
     if codec == _ZLIB:
         block[:] = zlib.decompress(content)
-    elif (name := _FAST.get(codec)) in compressions:
-        block[:] = compressions[name].decompress(content)
+    elif (name := _FAST.get(codec)) and name in _compressions():
+        block[:] = _compressions()[name].decompress(content)
     else:
         raise Unreadable(f"it is compressed with {name or codec}, which is not installed")
 

@@ -29,6 +29,10 @@ class Fingerprint(NamedTuple):
     piece: str | None = None
 
 
+#: Objects inside each other. Some make another of their kind whenever they are looked into.
+_DEEPEST = 10_000
+
+
 @dataclass(slots=True)
 class _Visit:
     """An object on the way from the root to the one that is looked at."""
@@ -72,10 +76,12 @@ class Fingerprints:
 
         def visit(label: str, value: Any) -> None:
             try:
+                if len(path) > _DEEPEST:
+                    raise Unnameable("nested too deeply")
                 made = shape(value)
             except Exception as error:
                 what = str(error) if isinstance(error, Unnameable) else type(value).__name__
-                labels = [*(visit.label for visit in path[1:]), *([label] if path else [])]
+                labels = [*(step.label for step in path[1:]), *([label] if path else [])]
                 raise Unnameable(" -> ".join([*labels, what])) from None
             self._alive.append(value)
             shapes[id(value)] = made

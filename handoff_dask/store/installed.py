@@ -38,8 +38,17 @@ def distributions(module: str) -> frozenset[str] | None:
     if module in sys.modules:
         return _distributions(module, getattr(sys.modules[module], "__file__", None))
     top = module.partition(".")[0]
-    spec = None if top in sys.modules else importlib.util.find_spec(top)
-    return distributions(top) if spec is None else _distributions(module, spec.origin)
+    if top != module:
+        return distributions(top)
+    file = _file_of(module)
+    return None if file is None else _distributions(module, file)
+
+
+@cache
+def _file_of(module: str) -> str | None:
+    """Return where a module would be imported from."""
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    return None if spec is None else spec.origin
 
 
 @cache

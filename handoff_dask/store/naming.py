@@ -50,15 +50,6 @@ class ResultName(NamedTuple):
     upstream: Mapping[str, str]
 
 
-class _Code(NamedTuple):
-    """The part of a call's code that all calls of it have in common."""
-
-    label: str
-    fingerprint: Fingerprint
-    #: `ResultName.code` if no argument adds to it.
-    parts: Mapping[str, str]
-
-
 class Namer:
     """Names the results of one submission; each object is hashed once.
 
@@ -70,20 +61,19 @@ class Namer:
 
     Examples
     --------
+    >>> import threading
     >>> from handoff_dask import DAG
     >>> from handoff_dask.model.expansion import expand
-    >>> def names(*args):
+    >>> def name(*args):
     ...     dag = DAG()
     ...     dag.add(pow, *args)
-    ...     return Namer("ignore").names(expand(dag.functions))
-    >>> (name,) = names(2, 3)
-    >>> name.label, name.key[:8], list(name.arguments)
-    ('builtins.pow', 'DOCTEST', ['argument 0', 'argument 1'])
-    >>> changes(names(2, 4)[0], name)
+    ...     return Namer().names(expand(dag.functions))[0]
+    >>> name(2, 3).label, list(name(2, 3).arguments)
+    ('builtins.pow', ['argument 0', 'argument 1'])
+    >>> changes(name(2, 4), name(2, 3))
     ['argument 1 changed']
-    >>> import threading
-    >>> names(2, threading.Lock())
-    [Unnameable('argument 1 -> lock')]
+    >>> name(2, threading.Lock())
+    Unnameable('argument 1 -> lock')
     """
 
     def __init__(self, versions: Versions = "exact") -> None:
@@ -198,7 +188,9 @@ class _Description:
             label = self._code(code)
         else:
             label = call.store_key
-            self._plain(label, f"store_key{suffix}")
+            encoded = digest(label.encode("utf-8", "surrogatepass"))
+            self.content.append(b"store_key" + encoded)
+            self._add(frozenset([(f"store_key{suffix}", encoded)]), frozenset())
         self.label = self.label or label
         for number, entry in enumerate(call.args):
             self._entry(entry, f"argument {number}{suffix}")
@@ -268,11 +260,20 @@ def _short(digest: bytes) -> str:
     return digest.hex()[:12]
 
 
-def changes(new: ResultName, old: ResultName | Mapping[str, Mapping[str, str]]) -> list[str]:
+def changes(
+    new: ResultName,
+    old: ResultName | Mapping[str, Mapping[str, str]],
+    makers: Mapping[str, str] | None = None,
+) -> list[str]:
     """Say in words which parts of a name differ from those of another.
 
-    Of another name, `code`, `arguments` and `upstream` are enough, in a mapping.
+    Of another name, `code`, `arguments` and `upstream` are enough, in a mapping. `makers` says
+    whose results the keys in `upstream` are.
     """
+
+    def whose(name: str, key: str) -> str:
+        return f"of {makers[key]}" if makers and key in makers else f"that is passed as {name}"
+
     if isinstance(old, ResultName):
         if old.key == new.key:
             return []
@@ -283,7 +284,7 @@ def changes(new: ResultName, old: ResultName | Mapping[str, Mapping[str, str]]) 
         *_changes(
             new.upstream,
             old["upstream"],
-            lambda name, *_: f"the result that is passed as {name} changed",
+            lambda name, key, _: f"the result {whose(name, key)} changed",
         ),
     ]
     return changed or ["how the arguments are passed changed"]
@@ -292,7 +293,7 @@ def changes(new: ResultName, old: ResultName | Mapping[str, Mapping[str, str]]) 
 def _code_change(name: str, new: str, old: str) -> str:
     if _is_version(new) or _is_version(old):
         return f"{name} is {new} instead of {old}"
-    return f"code of {name} changed" if name != "store_key" else "store_key changed"
+    return f"{name} changed" if name.startswith("store_key") else f"code of {name} changed"
 
 
 def _is_version(text: str) -> bool:

@@ -10,9 +10,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from handoff_dask.errors import StoredResultMissing, StoreError
 from handoff_dask.store import entries as entry_format
@@ -31,6 +31,8 @@ from handoff_dask.store.entries import (
 from handoff_dask.store.result_store import Store
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FOLDER = f"handoff-{FORMAT}"
 #: The folder of the records of runs; those of entries end in a dash and 8 digits.
@@ -98,9 +100,9 @@ class OpenStore:
         StoreError
             The store cannot be used, and is required.
         """
-        wanted = {self._path(named): named for named in names}
         there: dict[str, StoredResult] = {}
         try:
+            wanted = {self._path(named): named for named in names}
             contents = iter(self._backend.peek(list(wanted)))
         except Exception as error:
             self._failed("read", error)
@@ -141,14 +143,7 @@ class OpenStore:
         StoredResultMissing
             It is gone, damaged or unreadable here.
         """
-        path = self._path(named)
-        try:
-            with self._backend.open(path) as file:
-                return entry_format.read(file, named, self._store.hmac_key)[1]
-        except Exception as error:
-            raise StoredResultMissing(
-                named.key, self._missing(path, error), self._store.shown_url
-            ) from error
+        return self._opening(named, lambda f: entry_format.read(f, named, self._store.hmac_key)[1])
 
     def value(self, stored: StoredResult) -> Any:
         """Return the value of a result that :meth:`look` returned.
@@ -173,13 +168,17 @@ class OpenStore:
         """
         try:
             frames = entry_format.frames_of(value)
+        except Exception as error:
+            self._failed(f"store the result of {made.function} in", error, "pickle")
+            return None
+        try:
             return self._backend.write(
                 self._path(location),
                 sum(map(len, frames)),
                 lambda file: entry_format.write(file, frames, location, made, self._store.hmac_key),
             )
         except Exception as error:
-            self._failed("write", error)
+            self._failed("write to", error)
             return None
 
     def manifest(self, named: Named) -> Manifest:
@@ -190,14 +189,20 @@ class OpenStore:
         StoredResultMissing
             As :meth:`read`.
         """
-        path = self._path(named)
+        return self._opening(
+            named, lambda file: entry_format.manifest_of(entry_format.read_head(file, named))
+        )
+
+    def _opening(self, named: Named, read: Callable[[IO[bytes]], T]) -> T:
+        """Return what a call reads from an entry; raise StoredResultMissing if it cannot."""
+        path = named.key
         try:
+            path = self._path(named)
             with self._backend.open(path) as file:
-                return entry_format.manifest_of(entry_format.read_head(file, named))
+                return read(file)
         except Exception as error:
-            raise StoredResultMissing(
-                named.key, self._missing(path, error), self._store.shown_url
-            ) from error
+            why = self._missing(path, error)
+            raise StoredResultMissing(named.key, why, self._store.shown_url) from error
 
     def record_run(self, dag: str, functions: Mapping[str, Named]) -> None:
         """Record under which names a run stores its results, for `why` in later runs.
@@ -216,7 +221,7 @@ class OpenStore:
             for old in self._backend.list(folder)[:-_KEPT_RUNS]:
                 self._backend.remove(old.path)
         except Exception as error:
-            self._failed("write", error)
+            self._failed("write to", error)
 
     def last_run(self, dag: str) -> dict[str, Location]:
         """Return under which names the last run of a DAG stored its results; empty if unknown."""
@@ -341,12 +346,12 @@ class OpenStore:
             )
         return why
 
-    def _failed(self, action: str, error: Exception) -> None:
-        """Warn that something failed, or raise StoreError if the store is required."""
+    def _failed(self, action: str, error: Exception, kind: str = "") -> None:
+        """Raise StoreError if the store is required; else warn once of this kind or action."""
         if self._store.required:
             raise self._error(action, error) from error
         self._warn(
-            action,
+            kind or action,
             "Handoff cannot %s the store %s, and goes on without it: %s",
             action,
             self._store.shown_url,
@@ -366,6 +371,11 @@ class OpenStore:
 def opened(store: Store) -> OpenStore:
     """Return what reads and writes a store; one for each process, so that it warns once."""
     return OpenStore(store)
+
+
+def read(store: Store, named: Named) -> Any:
+    """Return a stored result; see :meth:`OpenStore.read`."""
+    return opened(store).read(named)
 
 
 def _is_gone(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType
 from typing import NamedTuple
 
@@ -27,7 +28,9 @@ _LOADS_NAME = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _LOADS_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
 
 
-def references(code: CodeType) -> list[Global | Import]:
+# Closures of one body share their code.
+@lru_cache(maxsize=10_000)
+def references(code: CodeType) -> tuple[Global | Import, ...]:
     """Return what a code object and those inside it refer to, each once, sorted.
 
     Examples
@@ -41,10 +44,8 @@ def references(code: CodeType) -> list[Global | Import]:
     Global(chain=('str',))
     Import(module='math', level=0, name='pi')
     """
-    globals_ = {ref for ref in _references(code) if isinstance(ref, Global)}
-    imports = {ref for ref in _references(code) if isinstance(ref, Import)}
-    # Not `name or ""` in the record itself: a module may have an attribute of any name.
-    return [*sorted(globals_), *sorted(imports, key=lambda i: (i.level, i.module, i.name or ""))]
+    met = set(_references(code))
+    return tuple(sorted(met, key=lambda each: (type(each).__name__, repr(each))))
 
 
 def _references(code: CodeType) -> Iterator[Global | Import]:

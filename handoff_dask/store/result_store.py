@@ -73,12 +73,12 @@ class Store:
             raise ValueError(f"required must be True or False, not {required!r}")
         if storage_options is not None and not hasattr(storage_options, "keys"):
             raise ValueError(f"storage_options must be a mapping, not {storage_options!r:.80}")
-        if not isinstance(hmac_key, (str, bytes, type(None))) or hmac_key in ("", b""):
+        self.hmac_key = hmac_key.encode() if isinstance(hmac_key, str) else hmac_key
+        if self.hmac_key == b"" or not isinstance(self.hmac_key, bytes | None):
             raise ValueError("hmac_key must be text or bytes, and not empty")
         self.versions: Versions = versions
         self.required = required
         self.storage_options = dict(storage_options or {})
-        self.hmac_key = hmac_key.encode() if isinstance(hmac_key, str) else hmac_key
 
     @property
     def shown_url(self) -> str:
@@ -100,21 +100,16 @@ class Store:
     def __hash__(self) -> int:
         return hash((self.url, self.versions, self.required))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._fields
-
 
 def _absolute(url: str | os.PathLike[str]) -> str:
     """Return a URL that means the same in every process; raise if there is no driver for it."""
-    try:
-        text = os.fspath(url)
-    except TypeError:
-        text = None
+    text: Any = os.fspath(url) if isinstance(url, os.PathLike) else url
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the URL of a store must be text or a path, not {url!r}")
     protocol, path = fsspec.core.split_protocol(text)
     if protocol in (None, "file", "local"):
-        return os.path.abspath(os.path.expanduser(path))
+        local: str = os.path.abspath(os.path.expanduser(path))
+        return local
     try:
         for part in text.split("::"):  # drivers may be chained
             name, _ = fsspec.core.split_protocol(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copyreg
 import functools
 import importlib
@@ -9,10 +10,9 @@ import importlib.util
 import sys
 import types
 import typing
-from builtins import __dict__ as _BUILTINS
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import toolz
 
@@ -174,14 +174,14 @@ def _function(function: FunctionType) -> Shape:
     if library is not None:
         return library
     namespace = function.__globals__
-    home = namespace.get("__name__")
+    home = str(namespace.get("__name__"))
     installed = None  # what encloses it, if that is: then what it refers to is installed as well
-    if isinstance(home, str) and getattr(sys.modules.get(home), "__dict__", None) is namespace:
+    if getattr(sys.modules.get(home), "__dict__", None) is namespace:
         installed = distributions(home)
-    if installed and function.__qualname__ == "singledispatch.<locals>.wrapper":
-        own = {"registry": dict(function.registry)}  # type: ignore[attr-defined]
-        return Shape([_tag("singledispatch"), *_named(own)], libraries=installed)
     code = function.__code__
+    if home == "functools" and hasattr(function, "registry"):  # singledispatch; it has a cache
+        registry = {"registry": dict(function.registry)}
+        return Shape([_tag("singledispatch"), *_named(registry)])
     content: list[bytes | Edge] = [_tag("function"), Edge("code", code)]
     defaults = function.__defaults__ or ()
     content += [_tag("defaults", len(defaults)), *_inside(defaults, "default ")]
@@ -189,14 +189,19 @@ def _function(function: FunctionType) -> Shape:
     content.append(_tag("closure", len(code.co_freevars)))
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
-            content.append(Edge(f"closure {name}", cell.cell_contents))
+            encoded = plain(cell.cell_contents)
         except ValueError:
             content.append(b"empty;")
+            continue
+        content.append(Edge(f"closure {name}", cell.cell_contents) if encoded is None else encoded)
     content += _named({name: v for name, v in vars(function).items() if name != MARK})
     if installed:
         return Shape([*content, *map(_text, (home, function.__qualname__))], libraries=installed)
     for reference in references(code):
-        content += (_global if isinstance(reference, Global) else _import)(reference, namespace)
+        if isinstance(reference, Global):
+            content += _global(reference, namespace)
+        else:
+            content += _import(reference, namespace)
     label = f"{function.__module__}.{function.__qualname__}"
     return Shape(content, label, frozenset([PYTHON]))
 
@@ -206,8 +211,8 @@ def _global(reference: Global, namespace: Mapping[str, Any]) -> Iterator[bytes |
     yield _text(first)
     if first in namespace:
         value, binding = namespace[first], f"{namespace.get('__name__')}.{first}"
-    elif first in _BUILTINS:
-        value, binding = _BUILTINS[first], None
+    elif first in vars(builtins):
+        value, binding = vars(builtins)[first], None
     else:
         yield b"undefined;"
         return
@@ -278,6 +283,10 @@ _NO_MEMBERS = {
 }  # fmt: skip
 
 
+#: The flag of types that are made while a program runs (``Py_TPFLAGS_HEAPTYPE``).
+_MADE_BY_CODE = 1 << 9
+
+
 def _class(cls: type) -> Shape:
     library = _library(cls)
     if library is not None:
@@ -287,6 +296,8 @@ def _class(cls: type) -> Shape:
     file = compiled(sys.modules.get(cls.__module__))
     if file is not None:
         return Shape([*content, _text(file)])
+    if not cls.__flags__ & _MADE_BY_CODE and (installed := distributions(cls.__module__)):
+        return Shape(content, libraries=installed)
     content += _inside((type(cls), *cls.__bases__), "base ")
     content += _named({name: v for name, v in vars(cls).items() if name not in _NO_MEMBERS})
     label = f"{cls.__module__}.{cls.__qualname__}"
@@ -396,7 +407,7 @@ def _from(module: ModuleType) -> frozenset[str]:
 def _instance(value: Any) -> Shape:
     """Return the shape of any other object: its class, and what a copy would be made from."""
     cls = type(value)
-    if any(base.__module__.partition(".")[0] == "distributed" for base in cls.__mro__):
+    if any(str(base.__module__).partition(".")[0] == "distributed" for base in cls.__mro__):
         raise Unnameable(cls.__name__)  # stands for something on a cluster
     library = _library(value)
     if library is not None:
@@ -407,9 +418,9 @@ def _instance(value: Any) -> Shape:
     if issubclass(cls, (set, frozenset)) and cls.__reduce__ in (set.__reduce__, _FROZEN_REDUCE):
         content.append(Edge("elements", frozenset(value)))  # its own copy has no stable order
         return Shape([*content, *_named(getattr(value, "__dict__", {}))])
-    reduce = copyreg.dispatch_table.get(cls)
+    reduced: Any
     try:
-        reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        reduced = cast("Any", copyreg.dispatch_table.get(cls, _reduce))(value)
     except Exception:
         raise Unnameable(cls.__name__) from None
     if isinstance(reduced, str):
@@ -417,9 +428,9 @@ def _instance(value: Any) -> Shape:
         if known is None:
             raise Unnameable(f"{cls.__name__} {reduced}")
         return known
-    make, args, state, items, pairs, set_state = (*reduced, *[None] * (6 - len(reduced)))
-    content.append(Edge("made by", make))
-    content += [_tag("args", len(args))]
+    padded: tuple[Any, ...] = (*reduced, None, None, None, None)
+    make, args, state, items, pairs, set_state = padded[:6]
+    content += [Edge("made by", make), _tag("args", len(args))]
     content += [b"class;" if arg is cls else Edge("made of", arg) for arg in args]
     content += _state(state)
     for label, many in (("items", items), ("pairs", pairs)):
@@ -432,13 +443,14 @@ def _instance(value: Any) -> Shape:
 _FROZEN_REDUCE = frozenset.__reduce__
 
 
+def _reduce(value: Any) -> Any:
+    return value.__reduce_ex__(4)
+
+
 def _state(state: Any) -> Iterator[bytes | Edge]:
     """Yield the attributes of an object; those in slots come in a second dict."""
-    if (
-        type(state) is tuple
-        and len(state) == 2
-        and all(type(s) in (dict, type(None)) for s in state)
-    ):
+    kinds = [type(part) for part in state] if type(state) is tuple else []
+    if len(kinds) == 2 and {*kinds} <= {dict, type(None)}:
         for part in state:
             yield from _state(part)
     elif type(state) is dict and all(type(name) is str for name in state):

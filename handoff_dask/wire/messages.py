@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -250,8 +250,8 @@ class Opened(NamedTuple):
     refused: tuple[int, Finding] | None
     #: How long each code takes (s), as far as that is known.
     seconds: Mapping[str, float]
-    #: {(code, label): s} of functions that are known to take longer than others of their code.
-    longer: Mapping[tuple[str, str], float]
+    #: (code, digest of the label) of functions known to take far longer than others of their code.
+    longer: Set[tuple[str, str]]
     #: How many threads could run each of the kinds at once, by the index of its node.
     threads: Mapping[int, int]
     #: A node that is isolated, and why workers cannot do that.

@@ -185,7 +185,7 @@ class _Bundle:
         tried, failures = self._attempts.get(position, (0, 0))
         while self._starts_now(position, tried + 1):
             tried += 1
-            if self._attempt(position, tried, failures >= member.max_retries):
+            if self._attempt(position, tried, tried + member.max_retries - failures):
                 self._release(member)
                 return
             if self._gives_back():
@@ -193,9 +193,12 @@ class _Bundle:
                 return
             failures += 1
 
-    def _attempt(self, position: int, attempt: int, last: bool) -> bool:
-        """Start a member once; return whether it succeeded or that was its last attempt."""
-        member = self._members[position]
+    def _attempt(self, position: int, attempt: int, most: int) -> bool:
+        """Start a member once; return whether it succeeded or that was its last attempt.
+
+        `most` is the number of the last attempt that it has left.
+        """
+        member, last = self._members[position], attempt >= most
         started, cpu = time.time(), time.thread_time()
         identity = None
         try:
@@ -214,8 +217,9 @@ class _Bundle:
                     used = Usage(time.thread_time() - cpu, None, size_of(value))
                     saver.save(value, started, time.time(), used)
         except BaseException as error:  # whatever a function raises is its failure
-            # The client has what the store has lost made again.
-            last = last or isinstance(error, StoredResultMissing)
+            # The client has what the store has lost made again, and the function goes on.
+            lost = issubclass(type(error), StoredResultMissing)
+            last = last or lost
             packed_error = replaced(error)
             failure = MemberFailure(
                 position,
@@ -234,9 +238,9 @@ class _Bundle:
                 self._values[position] = value
             return True
         self._report.failed(failure)
-        if self._task is not None and compat.failures_shown():
+        if self._task is not None and not lost and compat.failures_shown():
             text = f"{failure.error_type}: {failure.message}"
-            log_failure(identity or (self._task.key, None), text, attempt, member.max_retries + 1)
+            log_failure(identity or (self._task.key, None), text, attempt, most)
         if failure.exception is not None:
             self._errors[position] = failure.exception
             self._failed[position] = position

@@ -11,9 +11,8 @@ from typing import Any
 from handoff_dask.compat import worker as compat
 from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import UNKNOWN, Usage
-from handoff_dask.store.entries import Location, Made
+from handoff_dask.store.entries import Made
 from handoff_dask.store.opened import OpenStore, opened
-from handoff_dask.store.result_store import Store
 from handoff_dask.wire.stored_as import Place, StoredAs
 
 #: Stands for a result that is not in the store.
@@ -23,11 +22,6 @@ ABSENT: Any = object()
 @lru_cache(maxsize=8)
 def _opened(store: bytes) -> OpenStore:
     return opened(pickle.loads(store))
-
-
-def read(store: Store, location: Location) -> Any:
-    """Return a stored result."""
-    return opened(store).read(location)
 
 
 class Saver:

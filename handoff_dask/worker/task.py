@@ -380,13 +380,17 @@ def _reported(
     message["outcome"] = "timeout" if ended.outcome == "killed" else ended.outcome
     message["usage"] = tuple(ended.usage)
     task.log(TOPIC, {"action": "attempt-failed", **message})
+    # What the store has lost is made again, and the function goes on.
+    silent = silent or issubclass(type(error), StoredResultMissing)
     if compat.silence_failure() and not silent:
         _log_attempt(identity or (task.key, None), message, task.facts)
     return failure
 
 
 def _log_attempt(identity: _Identity, message: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    attempt, most = facts.get("handoff", {}).get("attempt", 1), (facts.get("retries") or 0) + 1
+    mark = facts.get("handoff", {})
+    attempt = mark.get("attempt", 1)
+    most = mark.get("most", (facts.get("retries") or 0) + 1)
     text = f"{message['error_type']}: {message['message']}"
     log_failure(identity, text, attempt, most, allowed=message["retry"])
 
@@ -394,7 +398,11 @@ def _log_attempt(identity: _Identity, message: Mapping[str, Any], facts: Mapping
 def log_failure(
     identity: _Identity, text: str, attempt: int, most: int, *, allowed: bool = True
 ) -> None:
-    """Log that an attempt failed, in one line; `allowed`: whether the policy allows another."""
+    """Log that an attempt failed, in one line.
+
+    `most` is the number of the last attempt that is left; `allowed` says whether the policy allows
+    another.
+    """
     if not allowed:
         follows = "its retry policy allows no further attempt"
     else:
@@ -419,7 +427,7 @@ def _failure(
     verdict: Verdict | None = None,
 ) -> dict[str, Any]:
     """Describe a failure; a policy with code is evaluated here, where the user's modules are."""
-    if isinstance(error, StoredResultMissing):
+    if issubclass(type(error), StoredResultMissing):
         verdict = Verdict(retry=False)  # the client has it made again
     elif verdict is None and policy is not None:
         attempt = facts.get("handoff", {}).get("attempt", 1)

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +41,9 @@ def act(root, deeds, *inputs):
     me, worker, task = current(), get_worker(), running_here.get().task
     folder = Path(root, str(os.getpid()))
     folder.mkdir(exist_ok=True)
-    _, start = worker.plugins["handoff"].starts._started[task.run_id]
-    name = f"{uuid4().hex}-{mark(start)}"
+    # A worker that closes has taken its plugins off: nobody asks for the mark then.
+    starts = task.starts
+    name = f"{uuid4().hex}-{'closing' if starts is None else mark(starts._started[task.run_id][1])}"
     offered = {n: v for n, v in worker.state.total_resources.items() if n in COSTLY}
     facts = [
         worker.address, worker.state.nthreads, offered, dict(me.cost), is_bundle(task.key),
@@ -49,23 +51,37 @@ def act(root, deeds, *inputs):
     ]  # fmt: skip
     (folder / f"{me.dag_id}.{me.id}.{name}").write_text(json.dumps(facts))
     try:
-        return _act(me, folder, deeds, inputs)
+        return _act(me, root, deeds, inputs)
     finally:
         Path(root, f"{name}.end").write_text(str(time.time()))
 
 
 def mark(start):
     """Name a start as a worker records it: of a bundle, that is the latest one."""
-    return f"{start.number}-{start.started.hex().replace('.', '_')}"
+    return f"{start.number}-{hexed(start.started)}"
 
 
-def all_marked(folder, starts):
-    """Whether the functions that these starts are of have recorded themselves."""
+def hexed(time):
+    """Write a time exactly, as a part of a file's name."""
+    return time.hex().replace(".", "_")
+
+
+def note_unmarked(root, pid, starts):
+    """Record which functions of a process have started and have not recorded themselves.
+
+    Call this when nothing more starts there and its end is near: each of them may come to record
+    itself until then, or not.
+    """
+    folder = Path(root, str(pid))
+    folder.mkdir(exist_ok=True)
     marked = {name.partition("-")[2] for name in os.listdir(folder)}
-    return all(mark(start) in marked for start in starts)
+    times = [start.started for start in starts if mark(start) not in marked]
+    draft = folder / uuid4().hex
+    draft.write_text(json.dumps(times))
+    draft.rename(folder / f"unmarked-{draft.name}")  # another may end the process before
 
 
-def _act(me, folder, deeds, inputs):
+def _act(me, root, deeds, inputs):
     deed, seconds = deeds[me.attempt - 1] if me.attempt <= len(deeds) else ("return", 0)
     time.sleep(seconds)
     if deed == "raise":
@@ -75,13 +91,11 @@ def _act(me, folder, deeds, inputs):
     if deed == "leave":
         sys.exit(3)
     if deed == "exit" or deed in DEATHS:
-        # Not while another function is between its start and its own word of it: listing gives the
-        # interpreter away, what follows does not.
-        starts, deadline = get_worker().plugins["handoff"].starts, time.monotonic() + 3
-        while not all_marked(folder, [start for _, start in starts._started.copy().values()]):
-            if time.monotonic() > deadline:
-                break  # one was withdrawn just after it had started: its function never runs
+        if starts := running_here.get().task.starts:  # or else the worker is closing
+            starts._lock.acquire()  # nothing starts from here on
+            note_unmarked(root, os.getpid(), [start for _, start in starts._started.values()])
         os._exit(3) if deed == "exit" else os.kill(os.getpid(), DEATHS[deed])
+        time.sleep(60)  # until the signal arrives
     if deed == "return a lock":
         return threading.Lock()
     return 1 + sum(inputs) % 1_000_003
@@ -111,13 +125,25 @@ def intervals(root):
     return ended
 
 
-def count_starts(root):
-    """Return {(dag id, function id): starts}, as the functions recorded them."""
-    starts = {}
-    for path in Path(root).glob("*/*.*"):
-        dag_id, id_, _ = path.name.split(".")
-        starts[dag_id, int(id_)] = starts.get((dag_id, int(id_)), 0) + 1
-    return starts
+class Records(NamedTuple):
+    """What functions recorded themselves."""
+
+    #: {(dag id, function id): starts}
+    starts: Counter[tuple[str, int]]
+    #: The times of starts that are unrecorded because the process ended right then.
+    unmarked: set[float]
+
+    @classmethod
+    def of(cls, root):
+        """Read them."""
+        starts, marked = Counter(), set()
+        for path in Path(root).glob("*/*.*"):
+            dag_id, id_, name = path.name.split(".")
+            starts[dag_id, int(id_)] += 1
+            marked.add(name.rpartition("-")[2])
+        notes = [json.loads(path.read_text()) for path in Path(root).glob("*/unmarked-*")]
+        times = {time for note in notes for time in note if hexed(time) not in marked}
+        return cls(starts, times)
 
 
 def random_dag(rng: random.Random, name: str, root: str, deadly: bool):

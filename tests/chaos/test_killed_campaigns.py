@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 SCRIPT = Path(__file__).with_name("campaign.py")
 #: Kills in a test; then it is left alone.
 KILLS = 3

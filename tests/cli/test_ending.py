@@ -64,6 +64,52 @@ def test_a_signal_releases_what_the_run_held(start, handoff, on, folder, number)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_same_command_goes_on(start, handoff, folder):
+    """SIGTERM in a run with a store ends with 75, and what was done does not run again."""
+    (folder / "steps.py").write_text(STEPS)
+    command = ("run", "steps.py:dag", "--worker", "cpu=1", "--store", "kept", "--json-lines")
+    process = start(*command, "--", "gate=gate")
+    for line in process.stdout:
+        if json.loads(line).get("done", 0) >= 3:
+            break
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75
+    assert "run the same command again" in stderr
+    assert json.loads(stdout.splitlines()[-1])["exit_code"] == 75
+    (folder / "gate").touch()
+    done = handoff(*command, "--", "gate=gate")
+    assert done.returncode == 0, done.stderr
+    begun = (folder / "log").read_text().split()
+    assert begun[:3] == ["0", "1", "2"] and begun.count("3") == 2
+    assert [begun.count(str(i)) for i in (0, 1, 2, 4)] == [1, 1, 1, 1]
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["exit_code"] == 0
+
+
+STEPS = """
+import os
+import time
+
+from handoff_dask import DAG
+
+
+def step(before, number, gate):
+    with open("log", "a") as log:
+        log.write(f"{number}\\n")
+    while number == 3 and not os.path.exists(gate):
+        time.sleep(0.05)
+    return number
+
+
+def dag(gate):
+    dag, last = DAG("steps"), None
+    for number in range(5):
+        last = dag.add(step, last, number, gate, id=number)
+    return dag
+"""
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 0.9])
 def test_a_signal_while_the_cluster_starts(start, folder, delay):
     """Whenever it comes, nothing is left running."""

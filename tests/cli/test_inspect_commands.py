@@ -180,7 +180,7 @@ def test_help(handoff):
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: python -m dask handoff [OPTIONS] COMMAND")
     assert "130  interrupted" in done.stdout
-    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+    assert all(f"\n  {command} " in done.stdout for command in (*COMMANDS, "store"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

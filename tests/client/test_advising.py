@@ -87,6 +87,22 @@ def test_a_row_for_each_code_and_cost():
     ]
 
 
+def test_codes_that_a_name_does_not_tell():
+    """Lambdas are shown with their place; those that do the same are one code, wherever."""
+    functions = [
+        Function("a", [], lambda: 1),
+        Function("b", [], lambda: 2),
+        Function("c", [], lambda: 1),
+    ]
+    rows = result_of(*functions, peaks=[1, 2, 3]).advice().rows
+    line = test_codes_that_a_name_does_not_tell.__code__.co_firstlineno + 3
+    name = f"{__name__}.test_codes_that_a_name_does_not_tell.<locals>.<lambda>"
+    assert [(row.code, row.count) for row in rows] == [
+        (f"{name} at test_advising.py:{line}", 2),
+        (f"{name} at test_advising.py:{line + 1}", 1),
+    ]
+
+
 def test_learned_memory_counts_as_what_was_claimed():
     """The plan with the declared costs has what AUTO claimed in the end."""
     result = result_of(*loads(cost={"memory": AUTO}), peaks=[900] * 4, claim=4000)
@@ -147,8 +163,9 @@ def test_a_file_gives_the_same_advice(tmp_path, name):
         Function(
             "m", [("load", 0), "i"], merge, node=collocated(("load", 0)), cost={"memory": AUTO}
         ),
+        Function("l", [], lambda: 1),
     ]
-    result = result_of(*functions, peaks=[700] * 6)
+    result = result_of(*functions, peaks=[700] * 7)
     attempts = {id_: tried for id_, tried in result.attempts.items() if id_ != "i"}
     result = replace(result, attempts=attempts)
     write_result(OutputFile(tmp_path / name), result)

@@ -74,6 +74,8 @@ OTHER = "next on another worker, if there is one"
             ended(4, "timeout", None, None),
             "attempt 4 of 4 of function 'f' timed out on tcp://w",
         ),
+        # One before did not count.
+        (ended(5), "attempt 5 of function 'f' failed on tcp://w (ValueError: no)"),
     ],
 )
 def test_a_failed_attempt(lines, event, text):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import toolz
 
-from handoff_dask.learning.identity import code_identity
+from handoff_dask.learning.identity import code_identity, code_title
 
 HERE = __name__
 
@@ -140,7 +140,7 @@ class Model:
 
 def identities(path: Path, source: str, seed: str) -> str:
     ends = """
-    from handoff_dask.learning.identity import code_identity
+    from handoff_dask.learning.identity import code_identity, code_title
     print(code_identity(clean), code_identity(Model()), code_identity(lambda: {"a"}))
     """
     path.write_text(source + dedent(ends))
@@ -157,3 +157,15 @@ def test_identities_last(tmp_path: Path) -> None:
     assert first.count("#") == 3
     assert identities(tmp_path / "b.py", ANOTHER, "2") == first
     assert identities(tmp_path / "a.py", SCRIPT.replace('"r"}', '"s"}'), "1") != first
+
+
+def test_titles_say_where_a_code_is() -> None:
+    """A place follows the name if that can mean something else; cells of notebooks have lines."""
+    assert code_title(functools.partial(add, 1)) == f"{HERE}.add"
+    code = functools.partial(lambda: 1)
+    name = f"{HERE}.test_titles_say_where_a_code_is.<locals>.<lambda>"
+    line = test_titles_say_where_a_code_is.__code__.co_firstlineno + 3
+    assert code_title(code) == f"{name} at test_identity.py:{line}"
+    in_cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("\ndef f(): ...", "/tmp/ipykernel_7/1234.py", "exec"), in_cell)
+    assert code_title(in_cell["f"]) == "__main__.f at line 2 of a cell"

@@ -327,18 +327,34 @@ def test_a_file_that_was_not_finished_is_no_file(
 def test_what_is_no_file_of_ours_is_kept(
     url: str, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged or other file counts as none, with one warning; the first save renames it."""
+    """A damaged or other file counts as none; the warning says what the save renames it to."""
     files = Files(url)
     files.write(files.main, content)
     file = LearnedFile(url)
     assert codes(file.open()) == ""
     assert files.read(files.main) == content
     file.save(learned("a"))
-    assert len(warnings(caplog)) == 1
+    (warning,) = warnings(caplog)
     assert codes(LearnedFile(url).open()) == "a"
     system, path = fsspec.core.url_to_fs(url)
     (aside,) = system.glob(f"{path}.damaged-*")
     assert files.read(aside) == content
+    assert f"renamed to {aside}" in warning
+
+
+def test_a_file_of_another_version_stays(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not damaged: versions that share a file do not move it away from each other."""
+    files = Files(url)
+    content = b'{"format": "handoff-learned-99", "new": []}'
+    files.write(files.main, content)
+    file = LearnedFile(url)
+    assert codes(file.open()) == ""
+    file.save(learned("a"))
+    assert files.read(files.main) == content
+    assert ["handoff-learned-99" in text for text in warnings(caplog)] == [True, True]
+    # It is merged by the next version that can.
+    files.write(files.main, b"")
+    assert codes(LearnedFile(url).open()) == "a"
 
 
 def test_an_empty_file_is_used(url: str) -> None:

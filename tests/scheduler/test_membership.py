@@ -7,6 +7,7 @@ import gc
 import time
 
 import pytest
+from distributed import Status
 
 from handoff_dask import Function, FunctionFailedError, RunCancelledError, submit
 from handoff_dask.attempts.losses import End, KnownStart, Lost
@@ -25,6 +26,7 @@ from tests.trust.test_bundles import (
     did,
     doing,
     fail,
+    made_by,
     on_cluster,
     sum_of,
     until,
@@ -411,6 +413,54 @@ async def test_released(c, s, a, b):
     s.client_releases_keys(keys=[bundle.key], client=c.id)
     await until(lambda: index in record.errors)
     del run, result
+    gc.collect()
+    await until(lambda: not s.tasks)
+
+
+@on_cluster()
+async def test_leaving_after_the_run_was_let_go(c, s, a, b):
+    """Only what others need of it is still made; nothing else stays, not the bundle either."""
+    pairs = [f for i in range(COUNT) for f in (
+        doing(i, did, i, args=["first"]), doing(("after", i), did, args=[i]))]  # fmt: skip
+    plugin, run, record, bundle = await waiting(s, *pairs)
+    source, needs = next(
+        (needs[0], p) for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs
+    )
+    index = bundle.bundle.members[source]
+    outside = c.submit(abs, run.futures[index // 2])
+    await until(lambda: outside.key in s.tasks)
+    await run.cancel()
+    await until(lambda: not s.tasks[bundle.key].who_wants)
+    plugin.bundles.leave(bundle, [source])
+    assert record.key_of(index) in s.tasks
+    assert bundle.key not in s.tasks
+    assert record.key_of(bundle.bundle.members[needs]) not in s.tasks
+    GO.set()
+    assert await outside == index // 2
+    assert DID == ["first", index // 2]
+    outside.release()
+    del run
+    gc.collect()
+    await until(lambda: not s.tasks)
+
+
+@on_cluster(config={"distributed.worker.memory.pause": False})
+async def test_letting_a_run_go_whose_results_were_lost(c, s, a, b):
+    """What left a bundle that waits to run again is not waited for."""
+    pairs = [f for i in range(COUNT) for f in (
+        doing(i, did, i), doing(("after", i), did, args=[i]))]  # fmt: skip
+    run, record = await begin(s, dag_of(*pairs), 0)
+    await until(lambda: record.over)
+    plugin, bundle = s.plugins["handoff"], record.bundle_of(0)
+    at, other = (a, b) if made_by(record, 0) == a.address else (b, a)
+    other.status = Status.paused
+    await until(lambda: s.workers[other.address].status == Status.paused)
+    await at.close()
+    await until(lambda: s.tasks[bundle.key].state == "no-worker")
+    needs = next(p for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs)
+    plugin.bundles.leave(bundle, [needs])
+    assert record.left and s.tasks[bundle.key].waiters
+    del run
     gc.collect()
     await until(lambda: not s.tasks)
 

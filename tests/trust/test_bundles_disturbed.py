@@ -9,7 +9,7 @@ import time
 
 import pytest
 from distributed import Client, LocalCluster, Nanny, Status
-from distributed.utils_test import gen_cluster
+from distributed.utils_test import captured_logger, gen_cluster
 
 from handoff_dask import (
     AllocationError,
@@ -103,9 +103,11 @@ async def test_what_is_lost_uses_up_no_retry(c, s, a, b):
     run, record = await begin(s, dag, "again", placement_timeout=60)
     await until(lambda: record.counts["done"] == COUNT + 1)
     at, other = (a, b) if made_by(record, COUNT) == a.address else (b, a)
-    await at.close()
-    await register_node(other.address, {"token": 1})
-    result = await asyncio.wait_for(run, 60)
+    with captured_logger("handoff_dask.worker") as log:
+        await at.close()
+        await register_node(other.address, {"token": 1})
+        result = await asyncio.wait_for(run, 60)
+    assert "attempt 2 of 3 failed: ValueError: not now; it will be retried" in log.getvalue()
     assert result.results["again"] == "again"
     assert [x.outcome for x in result.attempts["again"]] == ["ok", "error", "ok"]
     assert [x.number for x in result.attempts["again"]] == [1, 2, 3]
@@ -134,6 +136,21 @@ async def test_a_cost_that_no_worker_can_hold_any_more(c, s, a, b):
         await asyncio.wait_for(run, 60)
     assert caught.value.function_id in range(COUNT)
     assert DID == ["go"]
+
+
+@on_cluster(config={"distributed.worker.memory.pause": False})
+async def test_a_result_while_all_workers_are_paused(c, s, a, b):
+    """A member's result that is asked for meanwhile is there once a worker goes on."""
+    run, record = await begin(s, dag_of(*quick()), 0)
+    await until(lambda: record.over)
+    for worker in (a, b):
+        worker.status = Status.paused
+    await until(lambda: not s.running)
+    future = run.futures[0]
+    await until(lambda: future.key in s.tasks and s.tasks[future.key].state == "no-worker")
+    for worker in (a, b):
+        worker.status = Status.running
+    assert await asyncio.wait_for(future.result(), 30) == 0
 
 
 @on_cluster(config={"distributed.worker.memory.pause": False})

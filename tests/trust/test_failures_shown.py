@@ -17,9 +17,11 @@ from handoff_dask import (
     FunctionFailedError,
     RetryPolicy,
     UnknownWorkerError,
+    current,
     execute,
     execute_local,
     get_result,
+    register_node,
     submit,
     uninstall,
 )
@@ -165,6 +167,30 @@ async def test_a_failed_attempt_is_a_line(c, s, a, b):
         "attempt",
     ]
     assert "Compute Failed" not in dasks.getvalue()
+
+
+def fail_twice_after_a_success():
+    if 1 < current().attempt < 4:
+        raise ValueError("no")
+
+
+@gen_cluster(client=True)
+async def test_the_number_of_an_attempt_after_a_lost_result(c, s, a, b):
+    """An attempt that does not count makes more attempts possible, which the log knows."""
+    f = Function("f", [], fail_twice_after_a_success, max_retries=2)
+    dag = dag_of(f, Function("uses it", ["f"], repr, cost={"token": 1}), id="d")
+    run = await submit(dag, placement_timeout=60)
+    await run.futures["f"]
+    (ws,) = s.tasks[run.futures["f"].key].who_has
+    at, other = (a, b) if ws.address == a.address else (b, a)
+    with captured_logger("handoff_dask.worker") as ours:
+        await at.close()
+        await register_node(other.address, {"token": 1})
+        await run
+    failed = "failed: ValueError: no; it will be retried"
+    assert [line for line in ours.getvalue().splitlines() if "attempt" in line] == [
+        f"Function 'f' of DAG 'd': attempt {number} of 4 {failed}" for number in (2, 3)
+    ]
 
 
 @pytest.mark.parametrize("by_handler", [False, True])

@@ -20,6 +20,7 @@ from handoff_dask import (
     InvalidFunctionError,
     OutOfMemoryError,
     RetryPolicy,
+    current,
     execute,
     execute_local,
     explain,
@@ -178,6 +179,26 @@ def test_durations_are_kept(tmp_path):
     second()
 
 
+def test_a_long_function_travels_alone(tmp_path):
+    """A new cluster knows which of many short functions is long: it puts that into no bundle."""
+    path = tmp_path / "learned.json"
+    dag = DAG("d")
+    dag.map(time.sleep, [0.2] + [0.001] * 400)
+
+    # Dask's test tools replace the configuration.
+    @gen_cluster(client=True, nthreads=[("", 2)], config={"handoff.learned": str(path)})
+    async def bundled(c, s, a):
+        run = await submit(dag)
+        (record,) = s.plugins["handoff"].runs.values()
+        await run
+        return [home >= 0 for home in record.homes]
+
+    bundled()
+    long, *short = bundled()
+    assert not long
+    assert sum(short) > 300
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}'])
 def test_a_damaged_file(content, tmp_path, caplog):
     """It is renamed, with one warning; the run goes on and a new file is written."""
@@ -221,6 +242,44 @@ async def test_workers_that_come_later(c, s):
     del run
 
 
+@gen_cluster(
+    client=True,
+    nthreads=[("", 4, {"memory_limit": "1GB"}), ("", 4, {"memory_limit": "20GB"})],
+    config=UNPAUSED,
+)
+async def test_a_worker_with_much_memory_beside(c, s, a, b):
+    """It does not raise the claims of what others run: these use all their threads."""
+    await execute(needing([10] * 8))
+    result = await execute(needing([10] * 8))
+    assert set(result.results.values()) == {250}
+
+
+def test_the_log_counts_what_is_left(caplog):
+    """A kill uses none of the retries: the log does not say that no attempt is left."""
+
+    def fail(mb):
+        block = b"x" * (mb * 1_000_000)
+        while current().cost["memory"] < mb:
+            time.sleep(0.01)  # until it is killed
+        raise ValueError(len(block) // 1_000_000)
+
+    @gen_cluster(
+        client=True, nthreads=[("", 2)], worker_kwargs={"memory_limit": "800MB"}, config=UNPAUSED
+    )
+    async def run(c, s, a):
+        dag = DAG("d")
+        dag.add(fail, 500, id="f", cost={"memory": AUTO}, max_retries=1)
+        with pytest.raises(FunctionFailedError):
+            await execute(dag)
+
+    run()
+    ends = [r.getMessage().split("'d': ")[1] for r in caplog.records if "attempt" in r.message]
+    assert ends == [
+        "attempt 2 of 3 failed: ValueError: 500; it will be retried",
+        "attempt 3 of 3 failed: ValueError: 500; no attempt is left",
+    ]
+
+
 @gen_cluster(client=True, nthreads=[], config=UNPAUSED, timeout=60)
 async def test_a_worker_that_leaves_after_a_kill(c, s):
     """What ran out of memory and waits for a larger worker claims what those that stay have."""
@@ -233,7 +292,7 @@ async def test_a_worker_that_leaves_after_a_kill(c, s):
         dag = needing([700], seconds=0.1)
         for name, memory in (("small", 900), ("large", 3300)):
             dag.add(time.sleep, 5, id=name, cost={"memory": memory}, node=name, max_retries=0)
-        run = await submit(dag, placement_timeout=20, on_error="continue")
+        run = await submit(dag, placement_timeout=1, on_error="continue")
         functions = s.plugins["handoff"].functions
         while not any(
             record.row.learns_memory and record.exceeded for record in functions.values()
@@ -259,7 +318,7 @@ async def test_a_worker_that_leaves_beside_pins(c, s):
         for i in range(8):
             fields = {"node": "small"} if i % 2 else {}
             dag.add(need, 10, id=("f", i), cost={"memory": AUTO}, **fields)
-        run = await submit(dag, placement_timeout=20, on_error="continue")
+        run = await submit(dag, placement_timeout=1, on_error="continue")
         while (await run.status())["running"] < 2:
             await asyncio.sleep(0.01)
         await large.close()

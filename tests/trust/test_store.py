@@ -120,7 +120,7 @@ def test_a_change_reaches_its_dependents(client, store, log):
     assert result.results == {"a": 2, "b": 12, "c": 22, "d": 34}
     assert noted(log) == sorted("abcd" * 2)
     assert "argument 1" in result.why["a"]
-    assert "passed as argument 1" in result.why["b"]
+    assert result.why["b"] == "the result of 'a' changed"
     assert execute(diamond(log), store=store).allocations == {}
 
 

@@ -103,6 +103,8 @@ class Reply(NamedTuple):
 
     places: tuple[Place, ...]
     usage: Usage
+    #: Seconds of processor time of the child, from its start.
+    cpu_time: float
     #: Whether the child can run another call.
     reusable: bool
     #: Whether it says later if it can: it tidies up its memory first.

@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -127,6 +128,7 @@ class _Child:
         reply = Reply(
             () if result is None else result.places,
             Usage(used.cpu_time, used.peak, size),
+            used.total_cpu_time,
             self._is_alone(),
             settles,
             evaluated.failure,
@@ -287,28 +289,33 @@ class _Forwarding(logging.Handler):
 class _Refusing(MetaPathFinder, Loader):
     """Has functions of Dask raise an error that says why they cannot work here."""
 
-    _NAMES = ("get_client", "get_worker", "secede")
+    _NAMES: Mapping[str, tuple[str, ...]] = {
+        "distributed.worker": ("get_client", "get_worker", "secede"),
+        "distributed.worker_client": ("worker_client",),
+    }
+
+    def __init__(self) -> None:
+        #: {name of a module that is being imported: its own loader}
+        self._inner: dict[str, Loader] = {}
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Find the module of these functions."""
-        if fullname != "distributed.worker":
+        """Find a module of these functions."""
+        if fullname not in self._NAMES:
             return None
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(fullname, path, target)):
-                self._inner = spec.loader
-                spec.loader = self
+                assert spec.loader is not None
+                self._inner[fullname], spec.loader = spec.loader, self
                 return spec
         return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Leave that to the loader."""
-        assert self._inner is not None
-        return self._inner.create_module(spec)
+        return self._inner[spec.name].create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         """Execute the module, and replace the functions before others import them."""
-        assert self._inner is not None
-        module.__loader__ = self._inner
-        self._inner.exec_module(module)
-        for name in self._NAMES:
+        module.__loader__ = loader = self._inner.pop(module.__name__)
+        loader.exec_module(module)
+        for name in self._NAMES[module.__name__]:
             setattr(module, name, lambda *_, _name=name, **__: refuse_isolated(f"{_name}()"))

@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from contextlib import ExitStack, suppress
+from typing import Any, NamedTuple
 
 from handoff_dask.worker.isolation.calls import Reply, Start, Surroundings, World
 from handoff_dask.worker.isolation.channel import Channel, Message
@@ -24,6 +25,8 @@ from handoff_dask.worker.isolation.server import END, FORK, ORDER, WORD, Server
 KEPT = 1 << 16
 #: Seconds that a child gets to end by itself.
 _PATIENCE = 0.5
+#: Seconds that an idle child gets to tidy up when a call wants it. It may run users' finalizers.
+_TIDYING = 2.0
 #: What the server's interpreter runs: it finds the package where this process does, and nothing in
 #: the working directory, which comes first with ``-c``.
 _BOOTSTRAP = (
@@ -40,18 +43,21 @@ class ServerHandle:
     """The process that forks children."""
 
     def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP],
-                stdin=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
-            )
-            assert self._popen.stdin is not None
-            with self._popen.stdin as stdin:
-                stdin.write(pickle.dumps(sys.path))
-                stdin.write(pickle.dumps(Server(theirs.fileno(), os.getpid())))
+        with ExitStack() as ours:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.enter_context(self._control)
+            with theirs:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-c", _BOOTSTRAP],
+                    stdin=subprocess.PIPE,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
+                )
+                assert self._popen.stdin is not None
+                with self._popen.stdin as stdin:
+                    stdin.write(pickle.dumps(sys.path))
+                    stdin.write(pickle.dumps(Server(theirs.fileno(), os.getpid())))
+            ours.pop_all()
         self.pid = self._popen.pid
 
     @property
@@ -77,6 +83,15 @@ class ServerHandle:
         self._popen.wait()
 
 
+class End(NamedTuple):
+    """How a child ended."""
+
+    #: In words.
+    how: str
+    #: Seconds of processor time of its last call, with its descendants; None if unknown.
+    cpu_time: float | None
+
+
 class ChildHandle:
     """A child; one thread at a time uses it, and any thread may kill it."""
 
@@ -85,24 +100,27 @@ class ChildHandle:
         self.place = world, surroundings
         self.calls = 0
         self._settles = False
-        ours, theirs = socket.socketpair()
-        self._status, status = os.pipe()
-        (out, their_out), (err, their_err) = os.pipe(), os.pipe()
-        server.send(FORK, fds=[theirs.fileno(), their_out, their_err, status])
-        theirs.close()
-        for end in (their_out, their_err, status):
-            os.close(end)
-        self._channel = Channel(ours)
+        #: Seconds of processor time that it had used when its last call began, and when it ended.
+        self._before = self._after = 0.0
+        with ExitStack() as ours, ExitStack() as theirs:
+            sock, their_sock = socket.socketpair()
+            ours.enter_context(sock)
+            theirs.enter_context(their_sock)
+            pipes = [_pipe(ours, theirs) for _ in range(3)]
+            (out, their_out), (err, their_err), (self._status, status) = pipes
+            server.send(FORK, fds=[their_sock.fileno(), their_out, their_err, status])
+            theirs.close()
+            pid, _ = self._word()
+            if pid is None:
+                raise NoProcessError("no process could be started for an isolated function")
+            self._ours = ours.pop_all()
+        self.pid = pid
+        self._channel = Channel(sock)
         self._outputs = {out: _Output("stdout"), err: _Output("stderr")}
         self._kept = bytearray()
         self._poll = select.poll()
-        for fd in (ours.fileno(), out, err):
+        for fd in (sock.fileno(), out, err):
             self._poll.register(fd, select.POLLIN)
-        pid = self._word()
-        if pid is None:
-            self.close()
-            raise NoProcessError("no process could be started for an isolated function")
-        self.pid = pid
         levels = {
             name: logger.level
             for name, logger in list(logging.root.manager.loggerDict.items())
@@ -112,9 +130,15 @@ class ChildHandle:
             self._channel.send(pickle.dumps(Start(world, surroundings, levels)))
 
     def ready(self) -> bool:
-        """Whether it can run a call; this may wait until it has tidied up."""
+        """Whether it can run a call; this may wait a little until it has tidied up."""
+        deadline = time.monotonic() + _TIDYING
         try:
             while self._settles:
+                patience = deadline - time.monotonic()
+                if patience <= 0:
+                    return False
+                if not self._channel.buffered and not self._pass_on(patience):
+                    continue
                 content = pickle.loads(self._channel.receive().facts)
                 if isinstance(content, bool):
                     self._settles = False
@@ -130,6 +154,7 @@ class ChildHandle:
         Raise EOFError or ConnectionError if the child ends.
         """
         self.calls += 1
+        self._before = self._after
         self._kept.clear()
         self._channel.send(facts, values.data, values.fds)
         while True:
@@ -138,7 +163,7 @@ class ChildHandle:
             message = self._channel.receive()
             content = pickle.loads(message.facts)
             if isinstance(content, Reply):
-                self._settles = content.settles
+                self._settles, self._after = content.settles, content.cpu_time
                 self._pass_on(0)
                 return content, message
             _log(content)
@@ -152,17 +177,17 @@ class ChildHandle:
         """Kill it and its descendants."""
         self._server.send(END, self.pid)
 
-    def end(self) -> str:
+    def end(self) -> End:
         """Kill it, wait until nothing is left of it, and say how it ended."""
         self.kill()
-        how = _words(self._word())
+        status, cpu_time = self._word()
         for fd, output in self._outputs.items():
             os.set_blocking(fd, False)
             with suppress(BlockingIOError):  # somebody else's process still has it
                 while data := os.read(fd, KEPT):
                     self._pass(output, data)
         self.close()
-        return how
+        return End(_words(status), None if cpu_time is None else cpu_time - self._before)
 
     def retire(self, *, wait: bool = False) -> None:
         """Let it end by itself; it is killed if it does not. `wait` until nothing is left of it."""
@@ -174,20 +199,17 @@ class ChildHandle:
 
     def close(self) -> None:
         """Close the connections to it, which ends it if it is idle."""
-        self._channel.close()
-        for fd in (self._status, *self._outputs):
-            os.close(fd)
-        self._outputs.clear()
+        self._ours.close()
 
-    def _word(self) -> int | None:
-        """Wait for the next word of the server about it; None if the server has ended."""
+    def _word(self) -> tuple[int, float] | tuple[None, None]:
+        """Wait for the next word of the server about it; nothing if the server has ended."""
         word = os.read(self._status, WORD.size)
-        return int(WORD.unpack(word)[0]) if word else None
+        return WORD.unpack(word) if word else (None, None)
 
     def _pass_on(self, timeout: float | None) -> bool:
-        """Pass on what it printed; return whether there is a message."""
+        """Pass on what it printed; return whether there is a message. `timeout`: seconds."""
         message = False
-        for fd, _ in self._poll.poll(timeout):
+        for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
             output = self._outputs.get(fd)
             if output is None:
                 message = True
@@ -201,6 +223,13 @@ class ChildHandle:
         self._kept += data
         del self._kept[:-KEPT]
         output.write(data)
+
+
+def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end, stack in zip(ends, (ours, theirs), strict=True):
+        stack.callback(os.close, end)
+    return ends
 
 
 class _Output:

@@ -52,8 +52,9 @@ def _field(content: bytes, name: bytes) -> float:
 class Used(NamedTuple):
     """What a call used, and how it left the process."""
 
-    #: Seconds.
+    #: Seconds: of the call, and of this process from its start.
     cpu_time: float
+    total_cpu_time: float
     #: The most memory, and that at the end (MB).
     peak: float
     now: float
@@ -90,7 +91,8 @@ class Meter:
         status = _status(content, self._inputs)
         peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
         signals = content[content.find(b"SigBlk:") : content.find(b"CapInh:")]
-        return Used(_cpu_time() - self._began, peak, status.now, signals)
+        cpu_time = _cpu_time()
+        return Used(cpu_time - self._began, cpu_time, peak, status.now, signals)
 
 
 def _cpu_time() -> float:

@@ -136,15 +136,20 @@ class Pool:
             if child.ready():
                 return child
             child.retire()
-        with self._lock:
-            if self._closed:
-                raise NoProcessError("the processes of isolated functions have been closed")
-            if self._server is None or not self._server.alive:
-                if self._server is not None:
-                    self._server.close()
-                self._server = ServerHandle()
-            server = self._server
-        return ChildHandle(server, *place)
+        try:
+            with self._lock:
+                if self._closed:
+                    raise NoProcessError("the processes of isolated functions have been closed")
+                if self._server is None or not self._server.alive:
+                    if self._server is not None:
+                        self._server.close()
+                    self._server = ServerHandle()
+                server = self._server
+            return ChildHandle(server, *place)
+        except OSError as error:
+            raise NoProcessError(
+                f"no process could be started for an isolated function: {error}"
+            ) from error
 
     def _idle_child(self, place: tuple[World, Surroundings]) -> ChildHandle | None:
         with self._lock:
@@ -183,9 +188,9 @@ class Pool:
         if answer is None or not running.finish():
             for fd in () if answer is None else answer[1].fds:
                 os.close(fd)
-            how = child.end()
+            how, cpu_time = child.end()
             outcome, detail = running.stopped or ("process-died", how)
-            return Ended(outcome, None, Usage(None, watch.peak or None), child.output, detail)
+            return Ended(outcome, None, Usage(cpu_time, watch.peak or None), child.output, detail)
         reply, message = answer
         usage = reply.usage._replace(peak_memory=max(reply.usage.peak_memory or 0.0, watch.peak))
         ended = Ended("ok", None, usage, child.output, verdict=reply.verdict)

@@ -7,6 +7,7 @@ a result that arrived that way is passed on to the next child without being copi
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import threading
@@ -118,6 +119,9 @@ def unpack(data: Any, places: Sequence[Place], fds: Sequence[int], *, shared: bo
     """
     segments = []
     try:
+        if any(place.segment >= len(fds) for place in places):
+            # The kernel drops what this process has no descriptors for.
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         for fd in fds:
             address, content = mapped(fd, shared=shared)
             if shared:

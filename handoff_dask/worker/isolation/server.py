@@ -26,8 +26,9 @@ from handoff_dask.worker.isolation.process_tree import children_of
 #: What a worker asks for: to fork a child, or to end one in so many seconds.
 ORDER = struct.Struct("<cid")
 FORK, END = b"f", b"e"
-#: What the server writes to a child's pipe: its process id, then its exit status.
-WORD = struct.Struct("<i")
+#: What the server writes to a child's pipe: its process id, then its exit status, each with the
+#: seconds of processor time that it and its descendants have used.
+WORD = struct.Struct("<id")
 #: Seconds between looks at whether the worker is still there; usually its socket tells.
 _PULSE = 1.0
 
@@ -57,8 +58,10 @@ class Server(Shipped):
         self._children: dict[int, int] = {}
         #: {process id: when to kill it}
         self._deadlines: dict[int, float] = {}
-        #: {process id of a reaped child: its exit status}
-        self._ended: dict[int, int] = {}
+        #: {process id of a reaped child: its exit status and processor time}
+        self._ended: dict[int, tuple[int, float]] = {}
+        #: Processor time of what they left behind.
+        self._left = 0.0
 
     def __reduce__(self) -> tuple[object, ...]:
         return super().__reduce__() if bootstrap.shipped() else (Server, self.arguments)
@@ -131,7 +134,7 @@ class Server(Shipped):
             os.close(status)
         else:
             self._children[pid] = status
-            _tell(status, pid)
+            _tell(status, pid, 0.0)
         return None
 
     def _end_late_ones(self) -> None:
@@ -146,17 +149,24 @@ class Server(Shipped):
         with suppress(BlockingIOError):
             os.read(woken, 4096)
         with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] in self._children:
-                    self._ended[ended[0]] = ended[1]
+            while (ended := os.wait4(-1, os.WNOHANG))[0]:
+                pid, status, usage = ended
+                cpu_time = usage.ru_utime + usage.ru_stime
+                if pid in self._children:
+                    self._ended[pid] = status, cpu_time
+                else:
+                    self._left += cpu_time
         # The kernel's list may lack some while others end. So it has to be clean twice.
         if self._ended and not self._kill_orphans() and not self._kill_orphans():
-            for pid, status in self._ended.items():
+            # Nobody knows whose it was if several have ended.
+            left = self._left if len(self._ended) == 1 else 0.0
+            for pid, (status, cpu_time) in self._ended.items():
                 pipe = self._children.pop(pid)
                 self._deadlines.pop(pid, None)
-                _tell(pipe, status)
+                _tell(pipe, status, cpu_time + left)
                 os.close(pipe)
             self._ended.clear()
+            self._left = 0.0
 
     def _kill_orphans(self) -> bool:
         """Kill what children that have ended left behind; return whether there was something."""
@@ -179,6 +189,6 @@ def _kill(pid: int) -> bool:
     return True
 
 
-def _tell(pipe: int, word: int) -> None:
+def _tell(pipe: int, word: int, cpu_time: float) -> None:
     with suppress(BrokenPipeError):  # nobody waits for it
-        os.write(pipe, WORD.pack(word))
+        os.write(pipe, WORD.pack(word, cpu_time))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import time
 
 import pytest
@@ -25,6 +26,42 @@ def test_what_a_call_uses(pool):
     assert 0.2 <= usage.cpu_time < 0.5
     assert 0 < usage.peak_memory < 50
     assert 100_000 <= usage.result_bytes < 101_000
+
+
+def burn(seconds):
+    """Use processor time."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def _hoard(burn=burn):
+    burn(0.3)
+    blocks = []
+    while True:
+        blocks.append(bytearray(b"x" * 10_000_000))
+
+
+def _die(burn=burn):
+    burn(0.3)
+    os._exit(1)
+
+
+def _die_with_a_child(burn=burn):
+    if not os.fork():
+        burn(0.3)
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(100)
+    time.sleep(100)
+
+
+@pytest.mark.parametrize("call", [_hoard, _die, _die_with_a_child])
+def test_the_cpu_time_of_calls_that_are_killed(pool, call):
+    """It is known, with that of descendants and without that of earlier calls in the process."""
+    value(run(pool, burn, 1))
+    ended = run(pool, call, limit=300)
+    assert ended.outcome in ("out-of-memory", "process-died")
+    assert 0.3 <= ended.usage.cpu_time < 1
 
 
 def test_a_short_spike(pool):

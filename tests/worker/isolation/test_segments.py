@@ -11,7 +11,7 @@ import pytest
 
 from handoff_dask.worker.isolation import segments
 from handoff_dask.worker.isolation.segments import KEPT, LARGE, pack, unpack
-from tests.worker.isolation.calling import run, value
+from tests.worker.isolation.calling import few_descriptors, run, value
 
 
 def arrived(thing, *, shared=True):
@@ -104,6 +104,15 @@ def test_many_arrays(pool):
     results = [value(run(pool, lambda n=n: np.full(200_000, n))) for n in range(20)]
     arrays = [*results, *(np.full(200_000, n) for n in range(300))]
     assert value(run(pool, lambda given: [a[0] for a in given], arrays)) == [a[0] for a in arrays]
+
+
+def test_results_without_descriptors(pool):
+    """A result for which no descriptor is left fails its function, and the error says why."""
+    value(run(pool, os.getpid))
+    with few_descriptors(0):
+        ended = run(pool, np.zeros, 1_000_000)
+    assert (ended.outcome, ended.value.message) == ("error", "[Errno 24] Too many open files")
+    assert value(run(pool, np.zeros, 1_000_000))[0] == 0
 
 
 def test_large_pickles(pool):
