@@ -2,7 +2,8 @@
 
 Every photograph is resized, then turned gray and sepia, blurred, and reduced to its edges. Each
 picture gets a thumbnail for the collage, and each effect is compared with the resized photograph
-for the report. Run it with the photographs that come with scikit-image, or with your own::
+for the report. All of that is kept in a store, so that a second run only writes the files again.
+Run it with the photographs that come with scikit-image, or with your own::
 
     python notebooks/image_pipeline.py
     python notebooks/image_pipeline.py ~/Pictures/holiday --output holiday
@@ -73,8 +74,12 @@ class PictureError(ValueError):
 
 # Inline: evaluated inside resize, so that the full size is never a result.
 @function(type="inline")
-def read(path: str) -> Picture:
-    """Decode a photograph, upright as its camera was held."""
+def read(path: str, changed: int = 0) -> Picture:
+    """Decode a photograph, upright as its camera was held.
+
+    `changed` is when the file was. It only tells the store that a photograph is not the one that
+    had this path before.
+    """
     try:
         with Image.open(path) as photograph:
             return np.asarray(ImageOps.exif_transpose(photograph).convert("RGB"))
@@ -195,12 +200,15 @@ def report(measured: Sequence[Sequence[Metrics]], names: Sequence[str]) -> list[
     ]
 
 
+# Not stored: they run for the files that they write, not for what they return.
+@function(stored=False)
 def save_picture(picture: Picture, path: str) -> str:
     """Write a picture to a file and return its path."""
     Image.fromarray(picture).save(path)
     return path
 
 
+@function(stored=False)
 def save_table(rows: Sequence[Mapping[str, object]], path: str) -> str:
     """Write rows to a CSV file and return its path."""
     with Path(path).open("w", newline="", encoding="utf-8") as file:
@@ -236,7 +244,7 @@ def build_dag(photographs: Iterable[str | Path], output: str | Path, side: int =
     dag = DAG("image_pipeline")
     thumbnails, measured = [], []
     for path, name in zip(paths, names, strict=True):
-        photograph = dag.add(read, str(path), id=("read", name))
+        photograph = dag.add(read, str(path), path.stat().st_mtime_ns, id=("read", name))
         resized = dag.add(resize, photograph, side, id=("resize", name))
         pictures = {"resize": resized}
         for effect, (code, extra) in EFFECTS.items():
@@ -305,6 +313,7 @@ def show(result: ExecutionResult) -> str:
         attempt.worker: attempt.worker_name
         for attempts in result.attempts.values()
         for attempt in attempts
+        if attempt.outcome != "stored"
     }
     counts: dict[str, Counter[str]] = {}
     for id_, worker in result.allocations.items():
@@ -314,7 +323,9 @@ def show(result: ExecutionResult) -> str:
     lines.append(f"{'function':<24}" + "".join(f"{name:>8}" for name in CAPABILITIES))
     for step, ran in counts.items():
         lines.append(f"{step:<24}" + "".join(f"{ran[name] or '-':>8}" for name in CAPABILITIES))
-    lines += ["", f"{len(result.allocations)} functions in {result.makespan:.1f} s"]
+    stored = sum(attempts[-1].outcome == "stored" for attempts in result.attempts.values())
+    total = f"{len(result.allocations)} functions in {result.makespan:.1f} s"
+    lines += ["", f"{total}, {stored} results from the store" if stored else total]
     return "\n".join(lines)
 
 
@@ -323,7 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("folder", nargs="?", type=Path, help="your own photographs")
     parser.add_argument(
-        "--output", type=Path, default=Path("image_pipeline_output"), help="where the results go"
+        "--output",
+        type=Path,
+        default=Path("image_pipeline_output"),
+        help="where the results go, and the store",
     )
     args = parser.parse_args(argv)
     try:
@@ -336,7 +350,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with make_cluster() as cluster, Client(cluster) as client:
         try:
             result = execute(
-                dag, client=client, results=["report", ("save", "collage"), ("save", "report")]
+                dag,
+                client=client,
+                results=["report", ("save", "collage"), ("save", "report")],
+                store=args.output / "store",
             )
         except FunctionFailedError as error:
             print(f"error: {error.__cause__}", file=sys.stderr)

@@ -92,7 +92,10 @@ def test_a_corrupt_picture_is_named(tmp_path, capfd):
 
 
 def test_the_pipeline_on_three_worker_processes(tmp_path, capsys):
-    """With own pictures, edges run only on the GPU worker; collage and report are written."""
+    """With own pictures, edges run only on the GPU worker; collage and report are written.
+
+    The second time, that is all that runs.
+    """
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for path in pipeline.find_photographs(None)[:2]:
@@ -115,3 +118,9 @@ def test_the_pipeline_on_three_worker_processes(tmp_path, capsys):
         pixels = np.asarray(collage)
     assert collage.size == (8 + 5 * 168, 28 + 2 * 188)
     assert pixels.std() > 30  # pictures, not a blank sheet
+
+    (out / "report.csv").unlink()
+    assert pipeline.main([str(photographs), "--output", str(out)]) == 0
+    assert "2 functions in" in (text := capsys.readouterr().out)
+    assert "2 results from the store" in text
+    assert (out / "report.csv").exists()

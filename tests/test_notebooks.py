@@ -47,12 +47,13 @@ def test_a_notebook_is_committed_without_outputs(path):
         assert cell.get("execution_count") is None
 
 
-def test_there_are_six_notebooks():
+def test_there_are_seven_notebooks():
     """The documentation lists them by name."""
     assert [path.stem for path in NOTEBOOKS] == [
         "distributed_image_processing",
         "existing_cluster",
         "getting_started",
+        "nothing_computed_twice",
         "resource_management",
         "retries_and_failures",
         "simple_pipeline",
