@@ -6,6 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from copy import copy
 from typing import Any, Literal, cast
 
 from distributed import Client
@@ -92,7 +93,8 @@ def execute(
         Called with each event of the run as it happens, in order: :class:`RunOpened`,
         :class:`FunctionPlaced`, :class:`AttemptEnded`, :class:`FunctionEnded`, :class:`RunStopped`
         and :class:`RunClosed`. It is called on the client's event loop, so it must be quick and
-        must not wait for anything. What it raises is logged once and does not harm the run.
+        must not wait for anything. What it raises is logged once and does not harm the run. A run
+        that finds that its `store` has lost something is closed, and opened again for the rest.
     progress
         Whether to show the progress on standard error: as a bar on a terminal, else as a line every
         10 s. In a notebook, it is drawn in the output of the cell.
@@ -271,12 +273,12 @@ def _started(
 ) -> Follower | Awaitable[Follower]:
     """Start a run, on an embedded cluster if there is no other."""
     __tracebackhide__ = True
-    with collector.paused():
-        submission = Submission(dag, options)
-    annotating.warn(list(map(submission.translator.key, submission.first)))
-    stored_results.warn(submission.outline.stored)
     client = current_client(client)
-    submission.check_futures(client)
+    if client is not None and client.asynchronous and options.stored_in is not None:
+        dag.validate()
+        return _looked_up_and_sent(copy(dag), options, client)
+    submission = _prepared(dag, options)
+    _check(submission, client)
     if client is not None:
         run = Follower(submission.outline, client)
         return _sent_async(submission, run) if client.asynchronous else _sent(submission, run)
@@ -292,6 +294,26 @@ def _started(
     # The cluster stops when nobody refers to the run any more and it has ended.
     run.close = weakref.finalize(run, embedded.close)
     return run
+
+
+def _prepared(dag: DAG, options: RunOptions) -> Submission:
+    with collector.paused():
+        return Submission(dag, options)
+
+
+def _check(submission: Submission, client: Client | None) -> None:
+    """Warn of what is odd, and raise if an argument cannot be had."""
+    annotating.warn(list(map(submission.translator.key, submission.first)))
+    stored_results.warn(submission.outline.stored)
+    submission.check_futures(client)
+
+
+async def _looked_up_and_sent(dag: DAG, options: RunOptions, client: Client) -> Follower:
+    """Start a run; the client's loop does not wait for the store, which may be slow."""
+    __tracebackhide__ = True
+    submission = await asyncio.to_thread(_prepared, dag, options)
+    _check(submission, client)
+    return await _sent_async(submission, Follower(submission.outline, client))
 
 
 def _sent(submission: Submission, run: Follower) -> Follower:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -32,6 +33,10 @@ from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Waiting
 from handoff_dask.wire.messages import Opened, RunReport, allocation_error
 
+logger = logging.getLogger(__name__)
+
+#: How often a run starts again without exactly what the store has lost; then, without all it has.
+RESTARTS = 8
 #: Seconds before the first further look at a run that the scheduler does not yet call over.
 PAUSE = 0.005
 
@@ -58,6 +63,8 @@ class Follower:
         self._before: outcomes.Before = outcomes.NOTHING
         #: Key of the task that submitted it, if any.
         self._within: Any = None
+        self._began = 0.0
+        self._restarts = 0
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
@@ -104,7 +111,7 @@ class Follower:
         """Open the run on the cluster; `within` is the key of the task that submits it, if any."""
         client, options, self._within = self.client, submission.options, within
         if options.stored_in is not None:
-            self._submission = submission
+            self._submission, self._began = submission, asyncio.get_running_loop().time()
         await connection.install(client)
         pins = None
         if isinstance(options.allocation_strategy, Allocator):
@@ -336,7 +343,7 @@ class Follower:
         try:
             while True:
                 report, causes = await self._ended()
-                if gone := self._gone(causes):
+                if gone := self._gone(report, causes):
                     self._before = self._before.then(self.outline, report)
                     await self._start_again(gone)
                     continue
@@ -373,18 +380,34 @@ class Follower:
             # A worker that was lost meanwhile took results with it; these are made again.
             await asyncio.sleep(waiting.PATIENCE / 10)
 
-    def _gone(self, causes: outcomes.Causes) -> frozenset[str]:
+    def _gone(self, report: RunReport, causes: outcomes.Causes) -> frozenset[str]:
         """Return the keys of what the store has lost since it was looked up."""
-        if self._submission is None or self._stopped is not None:
+        stopped = self._stopped or (report.stop is not None and report.stop.kind != "failed")
+        if self._submission is None or stopped:
             return frozenset()
         errors = (*causes.values(), *self.units.problems.values())
-        return frozenset(error.key for error in errors if isinstance(error, StoredResultMissing))
+        missing = {error.key for error in errors if isinstance(error, StoredResultMissing)}
+        # Not what an argument, or a function's own run, was to read.
+        used = {stored.location.key for stored in self.outline.stored.results.values()}
+        gone = frozenset(missing & used)
+        if not gone or self._restarts < RESTARTS:
+            return gone
+        logger.warning(
+            "Run %r goes on without what is stored: after %d starts, there are still results that "
+            "this client has seen in %r, and that are missing for its workers",
+            self.outline.dag_id,
+            self._restarts + 1,
+            self.outline.stored.store,
+        )
+        return frozenset(used)
 
     async def _start_again(self, gone: Iterable[str]) -> None:
         """Run what is left without what the store has lost; it has the rest."""
         assert self._submission is not None
+        self._restarts += 1
         self.units.release()
-        submission = await asyncio.to_thread(self._submission.again, gone)
+        since = asyncio.get_running_loop().time() - self._began
+        submission = await asyncio.to_thread(self._submission.again, gone, since)
         self.outline = submission.outline
         self.units = Units(self.outline, self.client)
         await self.start(submission, self._within)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -107,10 +108,17 @@ class Submission:
         #: Hears of the attempts if this process logs them.
         self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
 
-    def again(self, gone: Iterable[str]) -> Submission:
-        """Return a submission of the same functions without what the store has lost."""
+    def again(self, gone: Iterable[str], since: float) -> Submission:
+        """Return a submission of the same functions without what the store has lost.
+
+        `since` is how long this one has run: the limit of time goes on.
+        """
         assert self._dag is not None
-        return Submission(self._dag, self.options, self._gone.union(gone))
+        options = self.options
+        if options.timeout is not None:
+            left = max(cast("float", options.timeout) - since, 0.001)
+            options = replace(options, timeout=left)
+        return Submission(self._dag, options, self._gone.union(gone))
 
     @property
     def has_listeners(self) -> bool:

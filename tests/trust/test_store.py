@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, wait
+from fsspec.implementations.memory import MemoryFileSystem
 
 from handoff_dask import (
     DAG,
@@ -28,6 +32,9 @@ from handoff_dask import (
     get_run,
     submit,
 )
+from handoff_dask.client.options import RunOptions
+from handoff_dask.client.submission import Submission
+from handoff_dask.errors import StoredResultMissing
 from tests.support import dag_of
 from tests.trust.stored_calls import (
     add,
@@ -277,6 +284,97 @@ def spoil(path, how):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("bundle", [False, "1 s"])
+def test_all_entries_are_lost(client, store, log, tmp_path, bundle, isolate, on_error):
+    """Whoever was to read them: alone, in a bundle, in another process, or through a transform."""
+    dag = DAG("repaired")
+    a = dag.add(array, log, 100_000, 1, id="a")
+    b = dag.add(array, log, 100_000, 2, id="b")
+    sums = dag.add(np.add, a, b, id="sum")
+    execute(dag, store=store)
+    held = dag.add(until, str(tmp_path / "open"), log, 1, id="held")
+    dag.add(np.add, Argument("sum", (pack, ["packed"]), unpack), held, id="end", isolate=isolate)
+    dag.add(np.add, sums, held, id="other end", isolate=isolate)
+    durations = {id: "1 ms" for id in dag.functions}
+    run = submit(dag, store=store, bundle=bundle, durations=durations, on_error=on_error)
+    for path in entries(store):
+        path.unlink()
+    (tmp_path / "open").touch()
+    yielded = dict(run.as_completed(timeout=60))
+    result = run.result(timeout=60)
+    assert not result.errors and yielded.keys() == result.results.keys()
+    assert result["end"][0] == result["other end"][0] == 4
+    assert noted(log).count("a") == noted(log).count("b") == 2
+
+
+def test_what_others_cannot_read(client, store, log):
+    """A future that cannot be read fails what it is passed to; nothing is started again."""
+    execute(diamond(log), store=store)
+    futures = submit(diamond(log), store=store).futures
+    for path in entries(store):
+        path.unlink()
+    dag = DAG("of futures")
+    dag.add(add, log, futures["a"], id="b")
+    with pytest.warns(UserWarning, match="is not stored"):
+        run = submit(dag, store=store)
+    with pytest.raises(FunctionFailedError) as failed:
+        run.result(timeout=60)
+    assert isinstance(failed.value.__cause__, StoredResultMissing)
+
+
+def test_workers_that_see_another_store(client, log):
+    """The run goes on without it after a few starts, with a warning."""
+    dag = DAG("elsewhere")
+    arrays = dag.map(array, [log] * 20, [10] * 20, range(20))
+    with Client(processes=False, set_as_default=False, dashboard_address=":0") as here:
+        execute(dag, store="memory://elsewhere", client=here)
+    Path(log).unlink()
+    for number, ref in enumerate(arrays):
+        dag.add(np.sum, ref, id=number)
+    result = execute(dag, store="memory://elsewhere", results="sinks", bundle=False)
+    assert result.results == {number: 10.0 * number for number in range(20)}
+    assert len(noted(log)) < 10 * 20
+
+
+def test_the_limit_of_time(store):
+    """It goes on while a run starts again."""
+    submission = Submission(dag_of(), RunOptions(timeout=60, store=store))
+    assert submission.again((), 20).again((), 30).options.timeout == 10
+
+
+class HeldBack(MemoryFileSystem):
+    """A file system that answers once it is allowed to."""
+
+    protocol = "heldback"
+    asked, allowed, waited_in_vain = threading.Event(), threading.Event(), False
+
+    def cat_ranges(self, *args, **kwargs):
+        """Wait, and read."""
+        self.asked.set()
+        type(self).waited_in_vain |= not self.allowed.wait(30)
+        return super().cat_ranges(*args, **kwargs)
+
+
+def test_a_slow_store(cluster, log):
+    """The loop of an asynchronous client goes on while a store is looked at."""
+    fsspec.register_implementation("heldback", HeldBack, clobber=True)
+
+    async def main():
+        async with Client(cluster.scheduler_address, asynchronous=True) as client:
+            running = asyncio.create_task(
+                execute(diamond(log), store="heldback://store", client=client)
+            )
+            while not HeldBack.asked.is_set():
+                await asyncio.sleep(0.01)
+            HeldBack.allowed.set()
+            return await running
+
+    assert asyncio.run(main())["d"] == 32
+    assert not HeldBack.waited_in_vain
 
 
 def test_a_store_that_cannot_be_used(client, log, tmp_path, caplog):
