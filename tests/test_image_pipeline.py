@@ -121,6 +121,7 @@ def test_the_pipeline_on_three_worker_processes(tmp_path, capsys):
 
     (out / "report.csv").unlink()
     assert pipeline.main([str(photographs), "--output", str(out)]) == 0
-    assert "2 functions in" in (text := capsys.readouterr().out)
+    text = capsys.readouterr().out
+    assert "2 functions in" in text
     assert "2 results from the store" in text
     assert (out / "report.csv").exists()
