@@ -36,7 +36,7 @@ from handoff_dask.wire.messages import Opened, RunReport, allocation_error
 logger = logging.getLogger(__name__)
 
 #: How often a run starts again without exactly what the store has lost; then, without all it has.
-RESTARTS = 8
+_RESTARTS = 8
 #: Seconds before the first further look at a run that the scheduler does not yet call over.
 PAUSE = 0.005
 
@@ -63,8 +63,8 @@ class Follower:
         self._before: outcomes.Before = outcomes.NOTHING
         #: Key of the task that submitted it, if any.
         self._within: Any = None
-        self._began = 0.0
-        self._restarts = 0
+        #: When it was last started, by the loop's clock, and how often it was started again.
+        self._began, self._restarts = 0.0, 0
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
@@ -390,7 +390,7 @@ class Follower:
         # Not what an argument, or a function's own run, was to read.
         used = {stored.location.key for stored in self.outline.stored.results.values()}
         gone = frozenset(missing & used)
-        if not gone or self._restarts < RESTARTS:
+        if not gone or self._restarts < _RESTARTS:
             return gone
         logger.warning(
             "Run %r goes on without what is stored: after %d starts, there are still results that "

@@ -203,6 +203,7 @@ def test_in_a_notebook(monkeypatch):
 
 
 SCRIPT = """
+import signal
 import sys
 import time
 
@@ -214,6 +215,7 @@ def work(mode):
         raise LookupError("no such thing")
     time.sleep(600 if mode == "interrupt" else 1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else it may be ignored, as with nohup
 dag = DAG("shown").add_function(Function("f", [], work, extra_args=sys.argv[1:], max_retries=0))
 execute(dag, progress=True)
 """
