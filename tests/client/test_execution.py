@@ -198,6 +198,7 @@ async def test_costs_and_custom_resources(c, s, a, b):
 @gen_cluster(
     nthreads=[("127.0.0.1", 1, {"resources": {"GPU": 2}, "memory_limit": "512 MB"})] * 2,
     client=True,
+    config={"distributed.worker.memory.pause": False},  # this process may use more
 )
 async def test_workers_offer_what_they_have(c, s, a, b):
     """Workers that declare no cpu or memory offer threads and limit; what is declared stays."""
