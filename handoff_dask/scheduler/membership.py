@@ -304,6 +304,19 @@ class Bundles:
             mark["keep"] = sorted(kept | needed)
         return mark
 
+    def lacking(self, key: Any, **_: Any) -> None:
+        """Have bundles run again whose results lack a value that a task is to take out of them.
+
+        It was taken before, and lost since; when the bundle last ran, nobody needed it.
+        """
+        ts = self.scheduler.tasks.get(key)
+        if ts is not None and key not in self.runs.functions and ts.state != "memory":
+            stimulus_id = f"handoff-lacking-{time.time()}"
+            for dependency in list(ts.dependencies):
+                record = self.runs.functions.get(dependency.key)
+                if isinstance(record, BundleRecord) and dependency.state == "memory":
+                    self.scheduler.transitions({dependency.key: "released"}, stimulus_id)
+
     # Leaving
 
     def leave(self, record: BundleRecord, positions: Collection[int]) -> None:
@@ -492,7 +505,7 @@ class Bundles:
     def cancel(self, record: BundleRecord, position: int) -> bool:
         """Cancel a member that has not ended, and what depends on it in its bundle.
 
-        False if it has ended, or if functions outside depend on it.
+        False if it has ended, or if functions outside depend on one of these.
         """
         members, run_ = record.members, record.run
         if members.states[position] != OPEN:
@@ -502,10 +515,12 @@ class Bundles:
             for p in with_dependents({position}, self._sources(record))
             if members.states[p] == OPEN
         ]
-        index = record.bundle.members[position]
-        ts = self.scheduler.tasks.get(run_.key_of(index))
-        if (ts is not None and ts.dependents) or index in self._collected(record):
-            return False
+        collected = self._collected(record)
+        for p in gone:
+            index = record.bundle.members[p]
+            ts = self.scheduler.tasks.get(run_.key_of(index))
+            if (ts is not None and ts.dependents) or index in collected:
+                return False
         if isinstance(record.state, PLACED):
             worker = record.state.placement.worker
             number = compat.placement_number(self.scheduler.tasks[record.key])

@@ -149,6 +149,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 "handoff_gone": self.service.last_word,
                 "handoff-portion": self._portion,
                 "handoff-members": self.bundles.reported,
+                "handoff-lacking": self.bundles.lacking,
                 "handoff-take": self._take,
             },
         )

@@ -347,12 +347,12 @@ class Runs(Mapping[str, RunRecord]):
         runs: dict[RunRecord, UnitRecord] = {}
         for key in keys:
             record = self.functions.get(key)
-            if record is None:
-                # A function in a bundle is cancelled alone, unless others outside depend on it.
-                record = self.cancel_member(key)
             if record is None and (coming := self._run_to_bring(key)):
                 coming.asked.append(partial(self._cancel_late, key, client, force))
                 continue
+            if record is None:
+                # A function in a bundle is cancelled alone, unless others outside depend on it.
+                record = self.cancel_member(key)
             if record is None:
                 others.append(key)
                 continue
@@ -374,11 +374,15 @@ class Runs(Mapping[str, RunRecord]):
         return others
 
     def _run_to_bring(self, key: Any) -> RunRecord | None:
-        """Return the run of a function that has not come yet, given its key."""
+        """Return the run of a function that has not come yet, given its key.
+
+        Or that is in a bundle, while others may come that depend on it.
+        """
         run = self._runs.get(run_of(key) or "")
         if run is None or run.arrived.is_set() or index_of(key) >= len(run.homes):
             return None
-        return None if run.unit_key(index_of(key)) in self.scheduler.tasks else run
+        alone = run.bundle_of(index_of(key)) is None
+        return None if alone and run.unit_key(index_of(key)) in self.scheduler.tasks else run
 
     def _cancel_late(self, key: Any, client: str, force: bool) -> None:
         others = self.cancelled([key], client, force)

@@ -21,8 +21,9 @@ from handoff_dask.standins import text_of, type_of
 from handoff_dask.wire.payload import Name
 from handoff_dask.wire.stored_as import StoredAs
 
-#: The stream message by which a worker reports members, and the one that withdraws a member.
-MEMBERS = "handoff-members"
+#: The stream messages by which a worker reports members, and that a bundle's result lacks a value;
+#: and the one that withdraws a member.
+MEMBERS, LACKING = "handoff-members", "handoff-lacking"
 WITHDRAW_MEMBER = "handoff-withdraw-member"
 
 

@@ -16,6 +16,7 @@ from handoff_dask.model.attempt import Usage
 from handoff_dask.packed_errors import packed, replaced
 from handoff_dask.standins import type_of
 from handoff_dask.wire.bundles import (
+    LACKING,
     MEMBERS,
     EndedColumns,
     Member,
@@ -58,6 +59,12 @@ def take(index: int, values: Values) -> Any:
     if index in values.errors:
         compat.silence_failure()
         raise packed(pickle.loads(values.errors[index]))
+    if index not in values and index not in values.problems:
+        # It is just leaving, or was not needed when the bundle ran last: the scheduler knows.
+        task = compat.this_task()
+        if task is not None:
+            task.send(LACKING, {})
+        raise compat.NotStarted
     return values[index]
 
 
@@ -67,13 +74,7 @@ def collect(indices: Sequence[int], left: Sequence[int], values: Values, *own: A
     `own` are the values of those that left the bundle since, whose indices are `left`.
     """
     others = dict(zip(left, own, strict=True))
-    for index in indices:
-        if index not in values and index not in others:
-            if index in values.errors:
-                take(index, values)
-            if index not in values.problems:
-                raise compat.NotStarted  # it is just leaving: the scheduler will say where it is
-    return [others[index] if index in others else values[index] for index in indices]
+    return [others[index] if index in others else take(index, values) for index in indices]
 
 
 def run_collector(

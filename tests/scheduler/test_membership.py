@@ -14,7 +14,7 @@ from handoff_dask import Function, FunctionFailedError, RunCancelledError, submi
 from handoff_dask.attempts.losses import End, KnownStart, Lost
 from handoff_dask.attempts.members import CANCELLED, DONE, FAILED, LEFT, OPEN, with_dependents
 from handoff_dask.compat import scheduler as compat
-from handoff_dask.wire.bundles import EndedColumns, MemberFailure
+from handoff_dask.wire.bundles import EndedColumns, MemberFailure, Values
 from handoff_dask.wire.keys import is_collected
 from tests.support import dag_of
 from tests.trust.test_bundles import (
@@ -393,6 +393,17 @@ async def test_take(c, s, a, b):
     s.client_releases_keys(keys=[key, record.key_of(alone)], client=c.id)
 
 
+@on_cluster()
+async def test_a_value_that_a_bundle_returns_no_more(c, s, a, b):
+    """A bundle that ran again without a member runs once more when its value is asked for."""
+    run, record = await begin(s, dag_of(*(doing(i, did, i) for i in range(COUNT))), 0)
+    await run.wait()
+    bundle = record.bundle_of(0)
+    (a if made_by(record, 0) == a.address else b).data[bundle.key] = Values({})
+    assert await asyncio.wait_for(run.futures[0], LONG) == 0
+    assert bundle.members.tries[bundle.position(0)] == 2
+
+
 # Cancelling
 
 
@@ -420,6 +431,16 @@ async def test_cancel(c, s, a, b):
 async def test_cancel_what_others_need(c, s, a, b):
     """A member whose value is needed outside its bundle cannot be cancelled alone."""
     use = Function("use", [3], abs, node=str(a.name))
+    plugin, run, _, bundle = await waiting(s, *members(), *chain(3, 5), use, together=(3,))
+    assert not plugin.bundles.cancel(bundle, bundle.position(4))
+    assert bundle.members.states[bundle.position(4)] == OPEN
+    check_attempts(await ended(run), COUNT + 7)
+
+
+@on_cluster()
+async def test_cancel_what_those_depend_on_that_others_need(c, s, a, b):
+    """A member cannot be cancelled alone if what depends on it is needed outside."""
+    use = Function("use", [(3, 1)], abs, node=str(a.name))
     plugin, run, _, bundle = await waiting(s, *members(), *chain(3, 5), use, together=(3,))
     assert not plugin.bundles.cancel(bundle, bundle.position(4))
     assert bundle.members.states[bundle.position(4)] == OPEN
