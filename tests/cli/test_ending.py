@@ -57,7 +57,8 @@ def test_a_signal_releases_what_the_run_held(start, handoff, on, folder, number)
     started(process)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, stderr) == (130, "Error: interrupted\n")
+    # Before that, it may have said that connecting takes long.
+    assert (process.returncode, stderr.splitlines()[-1]) == (130, "Error: interrupted")
     assert handoff("runs", *on).stdout == "no runs\n"
     (folder / "gate").touch()
     done = handoff("run", "pipeline.py:sleepers", *on, "--", "n=2", "seconds=0.1", "cpu=2")
