@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Mapping
 from typing import Any, NoReturn, cast
 
-from distributed import Future
-
 from handoff_dask.client import connection, watching
 from handoff_dask.client.answers import DictAnswer, ScalarAnswer
 from handoff_dask.client.completion import AsCompleted
@@ -55,7 +53,7 @@ class Run:
         self._follower = follower
 
     @property
-    def futures(self) -> Mapping[Hashable, Future[Any]]:
+    def futures(self) -> Mapping[Hashable, Any]:
         """{function id: Future} of the results that were asked for."""
         return self._follower.units.by_function
 
