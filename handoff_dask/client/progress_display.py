@@ -19,6 +19,7 @@ from handoff_dask.client.following import Follower
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.client.waiting import wait_for
 from handoff_dask.errors import ClusterLostError
+from handoff_dask.model.attempt import count_earlier
 from handoff_dask.model.dag import DAG
 from handoff_dask.placement.events import Waiting
 from handoff_dask.widgets import markup, reports
@@ -88,7 +89,7 @@ class Lines(Display):
         if result is None:
             return
         workers = markup.count(len(set(result.allocations.values())), "worker")
-        stored, total = _stored(result), len(self.ids)
+        stored, total = count_earlier(result.attempts), len(self.ids)
         some = ""
         if stored:  # what only stored ones need is not even looked at
             some, total = f" ({stored} of them stored)", len({*result.attempts, *result.errors})
@@ -171,7 +172,7 @@ class Cell(Display):
     def end(self, result: ExecutionResult | None, failure: BaseException | None) -> None:
         """Draw the outcome."""
         if result is not None:
-            done = {"done": len(result.allocations), STORED: _stored(result)}
+            done = {"done": len(result.allocations), STORED: count_earlier(result.attempts)}
             self._counts = {**done, "failed": len(result.errors)}
         problem = "" if failure is None else f"{type(failure).__name__}: {failure}"
         self._handle.update(self._drawing(problem or f"ended after {markup.seconds(self.seconds)}"))
@@ -227,11 +228,6 @@ async def _looks(run: Follower, display: Display) -> AsyncGenerator[Look, None]:
             why = await run.explain(_ASKED) if counts["held"] else RunExplanation({})
             yield Look(counts, why, left)
         pause = max(display.interval or 0.0, (time.monotonic() - asked) / _SHARE)
-
-
-def _stored(result: ExecutionResult) -> int:
-    """Return how many functions did not run because their results were in the store."""
-    return sum(attempt.earlier for tried in result.attempts.values() for attempt in tried)
 
 
 def summary(counts: Mapping[str, int], why: RunExplanation, left: float | None) -> str:

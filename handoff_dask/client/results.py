@@ -15,7 +15,7 @@ from handoff_dask.client.options import ResultSelection
 from handoff_dask.client.stored_results import attempt_of
 from handoff_dask.errors import UnknownFunctionError
 from handoff_dask.model import jsonable
-from handoff_dask.model.attempt import Attempt
+from handoff_dask.model.attempt import Attempt, count_earlier
 from handoff_dask.model.comparing import Comparable
 from handoff_dask.model.dag import DAG
 from handoff_dask.model.expansion import Node, sinks
@@ -109,7 +109,7 @@ class ExecutionResult(Comparable):
 
     def __repr__(self) -> str:
         failed = f", {len(self.errors)} failed or not run" if self.errors else ""
-        earlier = sum(a.earlier for attempts in self.attempts.values() for a in attempts)
+        earlier = count_earlier(self.attempts)
         stored = f", {earlier} stored" if earlier else ""
         return (
             f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} results, "

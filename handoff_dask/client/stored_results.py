@@ -19,6 +19,7 @@ from handoff_dask.model.expansion import (
     Node,
     Transformed,
     expand,
+    untransformed,
     with_dependencies,
 )
 from handoff_dask.model.function import Function
@@ -110,14 +111,10 @@ class StoredResults:
 
     def _read(self, index: int, nodes: Sequence[Node], made: dict[int, Entry]) -> Entry:
         """Return what reads a result, and applies the transforms that follow."""
-        steps: list[tuple[Any, tuple[Any, ...]]] = []
-        while nodes[index].kind != "function":
-            step = nodes[index].call
-            steps.insert(0, (step.code, step.extra_args))
-            (index,) = nodes[index].dependencies
+        index, steps = untransformed(nodes, index)
         if index not in made:
             made[index] = Call(read, (), (self.store, self.found[index].location.for_reading()), {})
-        return Transformed(made[index], tuple(steps)) if steps else made[index]
+        return Transformed(made[index], steps) if steps else made[index]
 
     def places(self, nodes: Sequence[Node], dag_id: Hashable) -> dict[int, StoredAs]:
         """Return where the results of the nodes that run are stored."""
@@ -170,7 +167,7 @@ def attempt_of(stored: StoredResult, store: Store) -> Attempt:
 
 
 def record(known: InStore, dag_id: Hashable, nodes: Sequence[Node]) -> None:
-    """Record what a run stores, and has, for :func:`reasons` in later ones."""
+    """Record what a run stores, and has, for :class:`Reasons` in later ones."""
     if known.store is not None:
         names: dict[str, Named] = {
             function_label(nodes[i].function.id): stored.location

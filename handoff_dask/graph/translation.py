@@ -29,6 +29,7 @@ from handoff_dask.model.expansion import (
     Transformed,
     expand,
     node_policy,
+    untransformed,
     with_dependencies,
 )
 from handoff_dask.model.function import Function, time_limit
@@ -314,15 +315,11 @@ def _without_transforms(node: Node, nodes: list[Node]) -> tuple[Call, list[int]]
     dependencies: list[int] = []
     entries: dict[int, Entry] = {}
     for position, index in enumerate(node.dependencies):
-        steps: list[tuple[Any, tuple[Any, ...]]] = []
-        while nodes[index].kind != "function":
-            step = nodes[index]
-            steps.insert(0, (step.call.code, step.call.extra_args))
-            (index,) = step.dependencies
+        index, steps = untransformed(nodes, index)
         if index not in dependencies:
             dependencies.append(index)
         entry: Entry = dependencies.index(index)
-        entries[position] = Transformed(entry, tuple(steps)) if steps else entry
+        entries[position] = Transformed(entry, steps) if steps else entry
     return with_dependencies(node.call, entries), dependencies
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Outcome = Literal[
     "ok", "stored", "error", "worker-lost", "timeout", "cancelled", "out-of-memory", "process-died"
@@ -81,3 +81,8 @@ class Attempt:
     def duration(self) -> float:
         """Seconds from start to stop."""
         return self.stopped - self.started
+
+
+def count_earlier(attempts: Mapping[Any, Iterable[Attempt]]) -> int:
+    """Return how many functions did not run because their results were in the store."""
+    return sum(attempt.earlier for tried in attempts.values() for attempt in tried)

@@ -124,6 +124,18 @@ def with_dependencies(call: Call, entries: Mapping[int, Entry]) -> Call:
     return result
 
 
+def untransformed(
+    nodes: Sequence[Node], index: int
+) -> tuple[int, tuple[tuple[Any, tuple[Any, ...]], ...]]:
+    """Return the function whose result a node returns, and the transforms between, in order."""
+    steps: list[tuple[Any, tuple[Any, ...]]] = []
+    while nodes[index].kind != "function":
+        step = nodes[index]
+        steps.insert(0, (step.call.code, step.call.extra_args))
+        (index,) = step.dependencies
+    return index, tuple(steps)
+
+
 def given(call: Call) -> Iterator[Any]:
     """Yield all codes and arguments in a call."""
     pending: list[Any] = [call]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from handoff_dask.learning.advice import CodeAdvice
-from handoff_dask.model.attempt import UNKNOWN, Attempt
+from handoff_dask.model.attempt import UNKNOWN, Attempt, count_earlier
 from handoff_dask.widgets import markup
 from handoff_dask.widgets.markup import OUTCOME_COLOURS, PLAIN, STATE_COLOURS, Html, seconds
 from handoff_dask.widgets.timeline import Bar, draw
@@ -65,7 +65,7 @@ def result(
     summary = f"{markup.count(functions, 'function')}, {seconds(makespan)}"
     if rows:
         summary += f" on {markup.count(len(rows), 'worker')}"
-    stored = sum(a.earlier for tried in attempts.values() for a in tried)
+    stored = count_earlier(attempts)
     if stored:
         summary += f", {stored:,} from the store"
     extra = sum(len(tried) - 1 for tried in attempts.values())
