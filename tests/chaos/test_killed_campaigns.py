@@ -6,6 +6,7 @@ the machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -35,7 +36,8 @@ def killed(process, log, starts, delay):
         time.sleep(0.002)
     time.sleep(delay)
     midway = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     return midway
 
