@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import copyreg
 import functools
 import importlib
@@ -21,7 +20,7 @@ from handoff_dask.model.expansion import Slot
 from handoff_dask.model.marking import MARK
 from handoff_dask.store.hashing import array_digest, digest
 from handoff_dask.store.installed import PYTHON, compiled, distributions
-from handoff_dask.store.references import Global, Import, references
+from handoff_dask.store.references import Global, Import, names, references
 
 
 class Unnameable(Exception):
@@ -56,6 +55,8 @@ class Shape(NamedTuple):
 def shape(value: Any) -> Shape:
     """Return what an object consists of, or raise `Unnameable` if it cannot be looked into."""
     kind = type(value)
+    if id(value) in _LATE:
+        raise Unnameable("finds code while it runs")
     if kind in _PLAIN:
         encoded = _PLAIN[kind](value)
         return Shape([encoded if len(encoded) <= _LONG else b"#" + digest(encoded)])
@@ -148,8 +149,26 @@ def _named(values: Mapping[str, Any], label: str = "attribute") -> Iterator[byte
 # Code
 
 
+#: What makes or finds code by a text: which code that is shows only when it runs.
+_LATE = frozenset(
+    map(id, (eval, exec, globals, __import__, importlib.import_module, importlib.__import__))
+) | {id(sys.modules)}
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a function or class is from a module of the user's, whatever its name says."""
+    if isinstance(value, FunctionType):
+        namespace = value.__globals__
+        home = str(namespace.get("__name__"))
+        known = getattr(sys.modules.get(home), "__dict__", None) is namespace
+        return known and distributions(home) is None
+    return isinstance(value, type) and distributions(str(value.__module__)) is None
+
+
 def _library(value: Any) -> Shape | None:
     """Return the name of what is installed and can be imported by that name."""
+    if isinstance(value, FunctionType) and _is_own(value):  # in place of what is installed
+        return None
     module = getattr(value, "__module__", None)
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if isinstance(module, str) and isinstance(name, str):
@@ -199,45 +218,55 @@ def _function(function: FunctionType) -> Shape:
         return Shape([*content, *map(_text, (home, function.__qualname__))], libraries=installed)
     for reference in references(code):
         if isinstance(reference, Global):
-            content += _global(reference, namespace)
+            content += _global(reference, function)
         else:
-            content += _import(reference, namespace)
+            content += _import(reference, function)
     label = f"{function.__module__}.{function.__qualname__}"
     return Shape(content, label, frozenset([PYTHON]))
 
 
-def _global(reference: Global, namespace: Mapping[str, Any]) -> Iterator[bytes | Edge]:
+def _global(reference: Global, function: FunctionType) -> Iterator[bytes | Edge]:
+    namespace, known = function.__globals__, function.__builtins__
     first, *attributes = reference.chain
     yield _text(first)
     if first in namespace:
         value, binding = namespace[first], f"{namespace.get('__name__')}.{first}"
-    elif first in vars(builtins):
-        value, binding = vars(builtins)[first], None
+    elif first in known:
+        value, binding = known[first], None
     else:
         yield b"undefined;"
         return
     label = first
     for name in attributes:
-        if not isinstance(value, ModuleType) or distributions(value.__name__) is not None:
+        if not isinstance(value, ModuleType):
+            break
+        installed = distributions(value.__name__) is not None
+        if installed and not isinstance(vars(value).get(name), ModuleType):
             break
         yield _text(name)
-        if name not in vars(value):
+        try:
+            inner = getattr(value, name)  # the module may make it when it is asked for
+        except Exception:
             yield b"undefined;"
             return
         label += f".{name}"
         binding = f"{value.__name__}.{name}"
-        value = vars(value)[name]
+        value = inner
     yield Edge(f"global {label}", value, binding)
+    if isinstance(value, ModuleType):
+        yield from _put_into(value.__name__, names(function.__code__))
 
 
-def _import(reference: Import, namespace: Mapping[str, Any]) -> Iterator[bytes | Edge]:
+def _import(reference: Import, function: FunctionType) -> Iterator[bytes | Edge]:
     """Yield what an import inside of a function leads to; what is installed is not imported."""
+    namespace = function.__globals__
     package = namespace.get("__package__") or str(namespace.get("__name__")).rpartition(".")[0]
     module = importlib.util.resolve_name("." * reference.level + reference.module, package)
     yield _text(module)
     installed = distributions(module)
     if installed is not None:
         yield Edge(f"import {module}", _Installed(module, installed))
+        yield from _put_into(module, names(function.__code__))
         return
     try:
         value: Any = importlib.import_module(module)
@@ -254,11 +283,33 @@ def _import(reference: Import, namespace: Mapping[str, Any]) -> Iterator[bytes |
     yield Edge(f"import {module}.{reference.name}", value, f"{module}.{reference.name}")
 
 
+def _put_into(module: str, read: frozenset[str]) -> Iterator[bytes | Edge]:
+    """Yield what the version of an installed module does not tell of the names that are read.
+
+    That is what own code has put there, and what finds code by a text.
+    """
+    if module not in sys.modules or distributions(module) is None:
+        return
+    inside = vars(sys.modules[module])
+    for name in sorted(read & inside.keys()):
+        value = inside[name]
+        if id(value) in _LATE or _is_own(value):
+            yield _text(name)
+            yield Edge(f"{module}.{name}", value, f"{module}.{name}")
+
+
 class _Installed(NamedTuple):
     """A module that is not imported, because it is enough to know what it belongs to."""
 
     module: str
     libraries: frozenset[str]
+
+
+#: Attributes of modules that do not count: what Python's import sets.
+_ABOUT_MODULE = {
+    "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__",
+    "__path__", "__builtins__", "__annotations__", "__warningregistry__",
+}  # fmt: skip
 
 
 def _module(module: ModuleType) -> Shape:
@@ -270,7 +321,7 @@ def _module(module: ModuleType) -> Shape:
         return Shape([_tag("compiled"), _text(file)])
     content: list[bytes | Edge] = [_tag("module")]
     for name, value in sorted(vars(module).items()):
-        if not (name.startswith("__") and name.endswith("__")):
+        if name not in _ABOUT_MODULE:
             content.append(_text(name))
             content.append(Edge(f"attribute {name}", value, f"{module.__name__}.{name}"))
     return Shape(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import ssl
+import sys
 import threading
 from textwrap import dedent
 
@@ -392,3 +393,90 @@ def test_fields_of_a_function_do_not_count():
     """The fields that ``@function`` gives to code leave its name."""
     source = "from handoff_dask import function\n@function(cost={'cpu': %d})\ndef f(x): return x"
     assert key_of(cell(source % 1).f) == key_of(cell(source % 2).f)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x): return globals()['util'](x)",
+        "def f(x): return eval('util(x)')",
+        "def f(x): exec('util(x)')",
+        "def f(x): return __import__('helpers').util(x)",
+        "import importlib\ndef f(x): return importlib.import_module('helpers').util(x)",
+        "from importlib import import_module\ndef f(x): return import_module('helpers').util(x)",
+        "def f(x):\n import importlib as i\n return i.import_module('helpers').util(x)",
+        "def f(x):\n from importlib import import_module as i\n return i('helpers').util(x)",
+        "import sys\ndef f(x): return getattr(sys.modules[__name__], 'util')(x)",
+        "def f(x):\n import sys\n return sys.modules['helpers'].util(x)",
+        "import builtins\ndef f(x): return builtins.eval('util(x)')",
+    ],
+)
+def test_code_that_is_found_while_it_runs(source):
+    """What makes or finds code by a text can do anything, so that it has no name."""
+    with pytest.raises(Unnameable, match=r"-> finds code while it runs$"):
+        key_of(cell(source).f, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "after"),
+    [
+        # what a module has is not only what its functions are
+        ("def f():\n import helpers\n return helpers.__version__", "__version__ = 1", 2),
+        ("import helpers\ndef f(): return getattr(helpers, 'A')", "A = 1", 2),
+        # attributes that a module makes when it is asked
+        ("import helpers\ndef f(): return helpers.a", "def __getattr__(name): return 1", 2),
+        ("def f():\n import helpers\n return helpers.a", "def __getattr__(name): return 1", 2),
+        ("def f():\n from helpers import a\n return a", "def __getattr__(name): return 1", 2),
+        # the package of a module that is imported
+        ("def f():\n import helpers.sub\n return helpers.util()", "def util(): return 1", 2),
+        # what was put into an installed module, under another name or in the place of its own
+        (
+            "import json, helpers as h\njson.x = h.x\ndef f(): return json.x()",
+            "def x(): return 1",
+            2,
+        ),
+        (
+            "import json, helpers as h\njson.x = h.x\ndef f():\n from json import x\n return x()",
+            "def x(): return 1",
+            2,
+        ),
+        (
+            "import json, helpers as h\njson.x = h.x\ndef f():\n import json\n return json.x()",
+            "def x(): return 1",
+            2,
+        ),
+        (
+            "import json, helpers as h\njson.x = h.loads\ndef f(): return json.x()",
+            "import json, functools\n@functools.wraps(json.loads)\ndef loads(*a): return 1",
+            2,
+        ),
+    ],
+)
+def test_modules_that_functions_refer_to(monkeypatch, source, before, after):
+    """Whatever a function can get from a module counts, however it gets it."""
+    import json
+
+    monkeypatch.setattr(json, "x", None, raising=False)
+    keys = []
+    for helpers in (before, before, before[:-1] + str(after)):
+        own_module(monkeypatch, "helpers", helpers)
+        package = sys.modules["helpers"]
+        package.sub = own_module(monkeypatch, "helpers.sub", "def util(): return 1")
+        keys.append(key_of(cell(source).f))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_module_that_is_imported_by_another_name(monkeypatch):
+    """A submodule that a function imports by a name of its own counts by what it has."""
+    keys = []
+    for number in (1, 1, 2):
+        package = own_module(monkeypatch, "helpers", "")
+        package.sub = own_module(monkeypatch, "helpers.sub", f"def util(): return {number}")
+        keys.append(key_of(cell("def f():\n import helpers.sub as sub\n return sub.util()").f))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_builtins_of_a_function():
+    """A function may have builtins of its own."""
+    first, second = (eval("lambda: g()", {"__builtins__": {"g": g}}) for g in (len, repr))
+    assert key_of(first) != key_of(second)
