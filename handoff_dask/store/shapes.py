@@ -146,6 +146,12 @@ def _named(values: Mapping[str, Any], label: str = "attribute") -> Iterator[byte
         yield Edge(f"{label} {name}", values[name])
 
 
+def _attributes(value: Any) -> Iterator[bytes | Edge]:
+    """Yield the attributes of a callable, but what it is called and what it costs."""
+    ignored = {*functools.WRAPPER_ASSIGNMENTS, MARK}
+    yield from _named({name: v for name, v in vars(value).items() if name not in ignored})
+
+
 # Code
 
 
@@ -213,7 +219,7 @@ def _function(function: FunctionType) -> Shape:
             content.append(b"empty;")
             continue
         content.append(Edge(f"closure {name}", cell.cell_contents) if encoded is None else encoded)
-    content += _named({name: v for name, v in vars(function).items() if name != MARK})
+    content += _attributes(function)
     if installed:
         return Shape([*content, *map(_text, (home, function.__qualname__))], libraries=installed)
     for reference in references(code):
@@ -221,8 +227,28 @@ def _function(function: FunctionType) -> Shape:
             content += _global(reference, function)
         else:
             content += _import(reference, function)
+    content += [*_described(content, names(code))]
     label = f"{function.__module__}.{function.__qualname__}"
     return Shape(content, label, frozenset([PYTHON]))
+
+
+#: What describes functions and classes, and by which names code gets at it.
+_DESCRIPTIONS = {
+    "__name__": {"__name__", "__qualname__"},
+    "__doc__": {"__doc__", "getdoc"},
+    "__annotations__": {
+        "__annotations__", "get_annotations", "get_type_hints", "signature", "getfullargspec",
+    },
+}  # fmt: skip
+
+
+def _described(content: Iterable[bytes | Edge], read: frozenset[str]) -> Iterator[Edge]:
+    """Yield what describes the functions that code refers to, as far as code reads such things."""
+    for attribute in (name for name, ways in _DESCRIPTIONS.items() if ways & read):
+        for part in content:
+            if isinstance(part, Edge) and isinstance(part.value, FunctionType | type):
+                described = getattr(part.value, attribute, None)
+                yield Edge(f"{part.label} {attribute}", described)
 
 
 def _global(reference: Global, function: FunctionType) -> Iterator[bytes | Edge]:
@@ -331,6 +357,7 @@ def _module(module: ModuleType) -> Shape:
 _NO_MEMBERS = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__abstractmethods__",
     "_abc_impl", "__firstlineno__", "__static_attributes__", "__annotations_cache__", MARK,
+    "__slotnames__", "_value2member_map_",  # which appear while classes are used
 }  # fmt: skip
 
 
@@ -350,7 +377,10 @@ def _class(cls: type) -> Shape:
     if not cls.__flags__ & _MADE_BY_CODE and (installed := distributions(cls.__module__)):
         return Shape(content, libraries=installed)
     content += _inside((type(cls), *cls.__bases__), "base ")
-    content += _named({name: v for name, v in vars(cls).items() if name not in _NO_MEMBERS})
+    members = {name: v for name, v in vars(cls).items() if name not in _NO_MEMBERS}
+    if not members.get("__annotations__"):  # empty ones appear when somebody looks for them
+        members.pop("__annotations__", None)
+    content += _named(members)
     label = f"{cls.__module__}.{cls.__qualname__}"
     return Shape(content, label, distributions(cls.__module__) or frozenset([PYTHON]))
 
@@ -386,12 +416,13 @@ def _wrapping(*names: str) -> Callable[[Any], Shape]:
 def _partial(value: Any) -> Shape:
     content: list[bytes | Edge] = [_tag(type(value).__name__), Edge("func", value.func)]
     content += [_tag("args", len(value.args)), *_inside(value.args, "argument ")]
-    return Shape([*content, *_named(value.keywords or {}, "keyword")])
+    content += _named(value.keywords or {}, "keyword")
+    return Shape([*content, *_attributes(value)])
 
 
 def _cached(value: Any) -> Shape:
-    held = {"wrapped": value.__wrapped__, **value.cache_parameters()}
-    return Shape([_tag("lru_cache"), *_named(held)])
+    held = value.cache_parameters()
+    return Shape([_tag("lru_cache"), *_named(held), *_attributes(value)])
 
 
 # Objects of other types
@@ -483,6 +514,8 @@ def _instance(value: Any) -> Shape:
     make, args, state, items, pairs, set_state = padded[:6]
     content += [Edge("made by", make), _tag("args", len(args))]
     content += [b"class;" if arg is cls else Edge("made of", arg) for arg in args]
+    if type(state) is dict and MARK in state:
+        state = {name: v for name, v in state.items() if name != MARK} or None
     content += _state(state)
     for label, many in (("items", items), ("pairs", pairs)):
         content.append(_tag(label))
@@ -510,10 +543,6 @@ def _state(state: Any) -> Iterator[bytes | Edge]:
         yield Edge("state", state)
 
 
-def _by_name(value: Any) -> Shape:
-    return Shape([_tag(type(value).__name__), _text(value.__name__)])
-
-
 _SHAPES: dict[type, Callable[[Any], Shape]] = {
     list: _sequence,
     tuple: _sequence,
@@ -539,9 +568,9 @@ _SHAPES: dict[type, Callable[[Any], Shape]] = {
     types.ClassMethodDescriptorType: _descriptor,
     types.GetSetDescriptorType: _descriptor,
     types.MemberDescriptorType: _descriptor,
-    typing.TypeVar: _by_name,
-    typing.ParamSpec: _by_name,
-    typing.NewType: _by_name,
+    typing.TypeVar: _wrapping("__name__", "__constraints__", "__bound__"),
+    typing.ParamSpec: _wrapping("__name__"),
+    typing.NewType: _wrapping("__name__", "__supertype__"),
 }
 
 

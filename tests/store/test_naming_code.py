@@ -34,6 +34,7 @@ def deep(x): return x + LIMIT
 def util(x): return deep(x)
 def unused(x): return x
 """
+DECORATED = "import inspect, typing\ndef d(g): return lambda: %s"
 
 
 def keys(monkeypatch, base=BASE, helpers=HELPERS, file="/nowhere/helpers.py"):
@@ -200,6 +201,38 @@ def test_changed_helpers_count(monkeypatch, old, new, piece):
         ),
         # attributes of functions
         ("def f(): return f.a\nf.a = 1", "def f(): return f.a\nf.a = 2"),
+        (
+            "import functools\n@functools.cache\ndef f(): return f.a\nf.a = 1",
+            "import functools\n@functools.cache\ndef f(): return f.a\nf.a = 2",
+        ),
+        (
+            "from functools import partial\np = partial(len)\np.a = 1\ndef f(): return p.a",
+            "from functools import partial\np = partial(len)\np.a = 2\ndef f(): return p.a",
+        ),
+        (
+            "from typing import TypeVar\nT = TypeVar('T', bound=int)\ndef f(): return T",
+            "from typing import TypeVar\nT = TypeVar('T', bound=str)\ndef f(): return T",
+        ),
+        (
+            "from typing import NewType\nT = NewType('T', int)\ndef f(): return T",
+            "from typing import NewType\nT = NewType('T', str)\ndef f(): return T",
+        ),
+        ("import types\n@types.coroutine\ndef f(): yield", "def f(): yield"),
+        # variables whose names the function can see
+        ("def f():\n a = 1\n return locals()", "def f():\n b = 1\n return locals()"),
+        ("def f():\n a = 1\n b = 2\n return a", "def f():\n a = 1\n b = 2\n return b"),
+        # what describes functions, where code reads that
+        ("def f():\n 'a'\n return f.__doc__", "def f():\n 'b'\n return f.__doc__"),
+        ("class C: 'a'\ndef f(): return C.__doc__", "class C: 'b'\ndef f(): return C.__doc__"),
+        *(
+            (f"{DECORATED % read}\n@d\ndef f(x: int): pass", f"{DECORATED % read}\n@d\n{after}")
+            for read, after in [
+                ("g.__name__", "def h(x: int): pass\nf = h"),
+                ("g.__annotations__", "def f(x: float): pass"),
+                ("typing.get_type_hints(g)", "def f(x: float): pass"),
+                ("inspect.signature(g)", "def f(x: float): pass"),
+            ]
+        ),
         # what is installed
         (
             "import numpy\ndef f(x): return numpy.sum(x)",
@@ -268,6 +301,40 @@ def test_closures_of_one_body():
 
     assert key_of(made(1), 0) == key_of(made(1), 0)
     assert len({key_of(made(n), 0) for n in (1, 2, 1.0, True, "1", made(1))}) == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "edit"),
+    [
+        ("def f(x):\n a, b = x, 1\n return a", "def f(x):\n c, d = x, 1\n return c"),
+        ("def f(x):\n class C: a = 1", "def f(x):\n class C:\n  'A docstring.'\n  a = 1"),
+        (
+            "from handoff_dask import function\nclass C:\n def __call__(s): pass\nf = C()",
+            "from handoff_dask import function\nclass C:\n def __call__(s): pass\n"
+            "f = function(cost={'cpu': 2})(C())",
+        ),
+    ],
+)
+def test_what_functions_do_not_see(source, edit):
+    """Names of local variables, docstrings of local classes and costs of instances leave a name."""
+    assert key_of(cell(source).f) == key_of(cell(edit).f)
+
+
+@pytest.mark.parametrize(
+    ("source", "use"),
+    [
+        ("class C: pass", "C().__reduce_ex__(4)"),
+        ("class C: pass", "C.__annotations__"),
+        ("import enum\nclass C(enum.Flag): A, B = 1, 2", "C.A | C.B"),
+        ("import typing as t\n@t.runtime_checkable\nclass C(t.Protocol): ...", "isinstance(1, C)"),
+    ],
+)
+def test_the_use_of_a_class_does_not_count(source, use):
+    """What Python itself puts into a class while it is used leaves the name."""
+    script = cell(f"{source}\ndef f(): return C")
+    before = key_of(script.f)
+    exec(use, vars(script))
+    assert key_of(script.f) == before
 
 
 def test_names_of_functions_do_not_count():
