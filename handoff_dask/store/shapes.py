@@ -14,6 +14,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import toolz
+from dask import is_dask_collection
 
 from handoff_dask.learning.identity import instructions
 from handoff_dask.model.expansion import Slot
@@ -495,8 +496,16 @@ def _instance(value: Any) -> Shape:
     if library is not None:
         return library
     content: list[bytes | Edge] = [_tag("object"), Edge("class", cls)]
+    if is_dask_collection(value):
+        raise Unnameable(cls.__name__)
     if hasattr(cls, "__dask_tokenize__"):
-        return Shape([*content, Edge("__dask_tokenize__()", value.__dask_tokenize__())])
+        # Dask's own tokens leave out the helpers and constants that functions refer to.
+        if cls.__module__ == "dask._task_spec":
+            held = ("func", "args", "kwargs", "target", "value")
+            parts = {name: getattr(value, name) for name in held if hasattr(value, name)}
+            return Shape([*content, *_named(parts)])
+        if "dask" not in (distributions(cls.__module__) or ()):
+            return Shape([*content, Edge("__dask_tokenize__()", value.__dask_tokenize__())])
     if issubclass(cls, (set, frozenset)) and cls.__reduce__ in (set.__reduce__, _FROZEN_REDUCE):
         content.append(Edge("elements", frozenset(value)))  # its own copy has no stable order
         return Shape([*content, *_named(getattr(value, "__dict__", {}))])
