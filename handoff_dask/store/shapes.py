@@ -14,7 +14,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import toolz
-from dask import is_dask_collection
+from dask.base import is_dask_collection
 
 from handoff_dask.learning.identity import instructions
 from handoff_dask.model.expansion import Slot
