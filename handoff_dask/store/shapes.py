@@ -147,10 +147,12 @@ def _named(values: Mapping[str, Any], label: str = "attribute") -> Iterator[byte
         yield Edge(f"{label} {name}", values[name])
 
 
+_ABOUT_CALLABLE = {*functools.WRAPPER_ASSIGNMENTS, MARK}
+
+
 def _attributes(value: Any) -> Iterator[bytes | Edge]:
     """Yield the attributes of a callable, but what it is called and what it costs."""
-    ignored = {*functools.WRAPPER_ASSIGNMENTS, MARK}
-    yield from _named({name: v for name, v in vars(value).items() if name not in ignored})
+    yield from _named({name: v for name, v in vars(value).items() if name not in _ABOUT_CALLABLE})
 
 
 # Code
@@ -253,7 +255,7 @@ def _described(content: Iterable[bytes | Edge], read: frozenset[str]) -> Iterato
 
 
 def _global(reference: Global, function: FunctionType) -> Iterator[bytes | Edge]:
-    namespace, known = function.__globals__, function.__builtins__
+    namespace, known = function.__globals__, cast("Any", function).__builtins__
     first, *attributes = reference.chain
     yield _text(first)
     if first in namespace:
