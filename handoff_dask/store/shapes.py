@@ -176,8 +176,6 @@ def _is_own(value: Any) -> bool:
 
 def _library(value: Any) -> Shape | None:
     """Return the name of what is installed and can be imported by that name."""
-    if isinstance(value, FunctionType) and _is_own(value):  # in place of what is installed
-        return None
     module = getattr(value, "__module__", None)
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if isinstance(module, str) and isinstance(name, str):
@@ -198,14 +196,16 @@ def _imported_by(module: str, name: str, value: Any) -> Shape | None:
 
 
 def _function(function: FunctionType) -> Shape:
-    library = _library(function)
-    if library is not None:
-        return library
     namespace = function.__globals__
     home = str(namespace.get("__name__"))
     installed = None  # what encloses it, if that is: then what it refers to is installed as well
-    if getattr(sys.modules.get(home), "__dict__", None) is namespace:
+    known = getattr(sys.modules.get(home), "__dict__", None) is namespace
+    if known:
         installed = distributions(home)
+    # Own code may stand in the place of what is installed.
+    library = None if known and installed is None else _library(function)
+    if library is not None:
+        return library
     code = function.__code__
     if home == "functools" and hasattr(function, "registry"):  # singledispatch; it has a cache
         registry = {"registry": dict(function.registry)}
