@@ -6,6 +6,7 @@ import dis
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from itertools import pairwise
 from pathlib import PurePath
 from types import CodeType
@@ -14,7 +15,7 @@ from typing import Any
 import toolz
 
 #: Flags that say how a function is called and what it is: variadic, a generator, a coroutine.
-_FLAGS = 0x2AC
+_FLAGS = 0x3AC
 #: What the body of a class stores about its source.
 _ABOUT_SOURCE = ("__doc__", "__firstlineno__", "__static_attributes__")
 
@@ -108,15 +109,26 @@ def instructions(code: CodeType) -> Iterator[str]:
     """Yield what a code object does, as text that is the same in every process.
 
     Nested ones are part of its constants. Instructions refer to constants and names by value
-    instead of by number: a new docstring renumbers the constants.
+    instead of by number: a new docstring renumbers the constants. Local variables have numbers,
+    unless the code can get their names.
     """
+    arguments = code.co_argcount + code.co_kwonlyargcount
+    arguments += sum(bool(code.co_flags & flag) for flag in (CO_VARARGS, CO_VARKEYWORDS))
+    variables: dict[Any, int] = {}
+    if not {"locals", "vars", "dir", "f_locals"} & {*code.co_names}:
+        variables = {n: i for i, n in enumerate(code.co_varnames[arguments:])}
     yield f"{code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount}"
-    yield f"{code.co_flags & _FLAGS} {code.co_varnames}"
+    yield f"{code.co_flags & _FLAGS} {code.co_varnames[:arguments]}"
     yield repr(getattr(code, "co_exceptiontable", b""))
     for instruction, following in pairwise((*dis.get_instructions(code), None)):
         assert instruction is not None
-        if not (instruction.opname == "LOAD_CONST" and _is_about_source(following)):
-            yield f"{instruction.opname} {_stable(instruction.argval)}"
+        is_description = instruction.opname == "LOAD_CONST" and _is_about_source(following)
+        if not is_description and not _is_about_source(instruction):
+            value = instruction.argval
+            if instruction.opcode in dis.haslocal:  # of two variables from Python 3.13 on
+                local = value if isinstance(value, tuple) else (value,)
+                value = tuple(variables.get(name, name) for name in local)
+            yield f"{instruction.opname} {_stable(value)}"
 
 
 def _is_about_source(following: dis.Instruction | None) -> bool:

@@ -48,10 +48,17 @@ def references(code: CodeType) -> tuple[Global | Import, ...]:
     return tuple(sorted(met, key=lambda each: (type(each).__name__, repr(each))))
 
 
+@lru_cache(maxsize=10_000)
+def names(code: CodeType) -> frozenset[str]:
+    """Return all names of globals and attributes in a code object and in those inside it."""
+    inside = (names(part) for part in code.co_consts if isinstance(part, CodeType))
+    return frozenset(code.co_names).union(*inside)
+
+
 def _references(code: CodeType) -> Iterator[Global | Import]:
     chain: tuple[str, ...] = ()
     constants: list[object] = []  # those just before an import: its level and its names
-    module, level = "", 0
+    module, level, previous = "", 0, ""
     for instruction in dis.get_instructions(code):
         operation, value = instruction.opname, instruction.argval
         if operation == "EXTENDED_ARG":
@@ -68,10 +75,14 @@ def _references(code: CodeType) -> Iterator[Global | Import]:
             module, level = value, int(constants[-2])  # type: ignore[call-overload]
             if not constants[-1]:
                 yield Import(module, level, None)
-        elif operation == "IMPORT_FROM":
+        elif previous == "IMPORT_NAME" and operation.startswith("STORE"):
+            # `import a.b` binds a; only `import a.b as c` binds the module itself.
+            yield Import(module.partition(".")[0], level, None)
+        elif operation == "IMPORT_FROM" and constants[-1]:
             yield Import(module, level, value)
         elif operation in ("LOAD_CONST", "LOAD_SMALL_INT"):
             constants = [*constants[-1:], value]
+        previous = operation
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _references(constant)

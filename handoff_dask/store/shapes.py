@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import copyreg
 import functools
 import importlib
@@ -15,13 +14,14 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import toolz
+from dask.base import is_dask_collection
 
 from handoff_dask.learning.identity import instructions
 from handoff_dask.model.expansion import Slot
 from handoff_dask.model.marking import MARK
 from handoff_dask.store.hashing import array_digest, digest
 from handoff_dask.store.installed import PYTHON, compiled, distributions
-from handoff_dask.store.references import Global, Import, references
+from handoff_dask.store.references import Global, Import, names, references
 
 
 class Unnameable(Exception):
@@ -56,6 +56,8 @@ class Shape(NamedTuple):
 def shape(value: Any) -> Shape:
     """Return what an object consists of, or raise `Unnameable` if it cannot be looked into."""
     kind = type(value)
+    if id(value) in _LATE:
+        raise Unnameable("finds code while it runs")
     if kind in _PLAIN:
         encoded = _PLAIN[kind](value)
         return Shape([encoded if len(encoded) <= _LONG else b"#" + digest(encoded)])
@@ -145,7 +147,31 @@ def _named(values: Mapping[str, Any], label: str = "attribute") -> Iterator[byte
         yield Edge(f"{label} {name}", values[name])
 
 
+_ABOUT_CALLABLE = {*functools.WRAPPER_ASSIGNMENTS, MARK}
+
+
+def _attributes(value: Any) -> Iterator[bytes | Edge]:
+    """Yield the attributes of a callable, but what it is called and what it costs."""
+    yield from _named({name: v for name, v in vars(value).items() if name not in _ABOUT_CALLABLE})
+
+
 # Code
+
+
+#: What makes or finds code by a text: which code that is shows only when it runs.
+_LATE = frozenset(
+    map(id, (eval, exec, globals, __import__, importlib.import_module, importlib.__import__))
+) | {id(sys.modules)}
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a function or class is from a module of the user's, whatever its name says."""
+    if isinstance(value, FunctionType):
+        namespace = value.__globals__
+        home = str(namespace.get("__name__"))
+        known = getattr(sys.modules.get(home), "__dict__", None) is namespace
+        return known and distributions(home) is None
+    return isinstance(value, type) and distributions(str(value.__module__)) is None
 
 
 def _library(value: Any) -> Shape | None:
@@ -170,14 +196,16 @@ def _imported_by(module: str, name: str, value: Any) -> Shape | None:
 
 
 def _function(function: FunctionType) -> Shape:
-    library = _library(function)
-    if library is not None:
-        return library
     namespace = function.__globals__
     home = str(namespace.get("__name__"))
     installed = None  # what encloses it, if that is: then what it refers to is installed as well
-    if getattr(sys.modules.get(home), "__dict__", None) is namespace:
+    known = getattr(sys.modules.get(home), "__dict__", None) is namespace
+    if known:
         installed = distributions(home)
+    # Own code may stand in the place of what is installed.
+    library = None if known and installed is None else _library(function)
+    if library is not None:
+        return library
     code = function.__code__
     if home == "functools" and hasattr(function, "registry"):  # singledispatch; it has a cache
         registry = {"registry": dict(function.registry)}
@@ -194,50 +222,80 @@ def _function(function: FunctionType) -> Shape:
             content.append(b"empty;")
             continue
         content.append(Edge(f"closure {name}", cell.cell_contents) if encoded is None else encoded)
-    content += _named({name: v for name, v in vars(function).items() if name != MARK})
+    content += _attributes(function)
     if installed:
         return Shape([*content, *map(_text, (home, function.__qualname__))], libraries=installed)
     for reference in references(code):
         if isinstance(reference, Global):
-            content += _global(reference, namespace)
+            content += _global(reference, function)
         else:
-            content += _import(reference, namespace)
+            content += _import(reference, function)
+    content += [*_described(content, names(code))]
     label = f"{function.__module__}.{function.__qualname__}"
     return Shape(content, label, frozenset([PYTHON]))
 
 
-def _global(reference: Global, namespace: Mapping[str, Any]) -> Iterator[bytes | Edge]:
+#: What describes functions and classes, and by which names code gets at it.
+_DESCRIPTIONS = {
+    "__name__": {"__name__", "__qualname__"},
+    "__doc__": {"__doc__", "getdoc"},
+    "__annotations__": {
+        "__annotations__", "get_annotations", "get_type_hints", "signature", "getfullargspec",
+    },
+}  # fmt: skip
+
+
+def _described(content: Iterable[bytes | Edge], read: frozenset[str]) -> Iterator[Edge]:
+    """Yield what describes the functions that code refers to, as far as code reads such things."""
+    for attribute in (name for name, ways in _DESCRIPTIONS.items() if ways & read):
+        for part in content:
+            if isinstance(part, Edge) and isinstance(part.value, FunctionType | type):
+                described = getattr(part.value, attribute, None)
+                yield Edge(f"{part.label} {attribute}", described)
+
+
+def _global(reference: Global, function: FunctionType) -> Iterator[bytes | Edge]:
+    namespace, known = function.__globals__, cast("Any", function).__builtins__
     first, *attributes = reference.chain
     yield _text(first)
     if first in namespace:
         value, binding = namespace[first], f"{namespace.get('__name__')}.{first}"
-    elif first in vars(builtins):
-        value, binding = vars(builtins)[first], None
+    elif first in known:
+        value, binding = known[first], None
     else:
         yield b"undefined;"
         return
     label = first
     for name in attributes:
-        if not isinstance(value, ModuleType) or distributions(value.__name__) is not None:
+        if not isinstance(value, ModuleType):
+            break
+        installed = distributions(value.__name__) is not None
+        if installed and not isinstance(vars(value).get(name), ModuleType):
             break
         yield _text(name)
-        if name not in vars(value):
+        try:
+            inner = getattr(value, name)  # the module may make it when it is asked for
+        except Exception:
             yield b"undefined;"
             return
         label += f".{name}"
         binding = f"{value.__name__}.{name}"
-        value = vars(value)[name]
+        value = inner
     yield Edge(f"global {label}", value, binding)
+    if isinstance(value, ModuleType):
+        yield from _put_into(value.__name__, names(function.__code__))
 
 
-def _import(reference: Import, namespace: Mapping[str, Any]) -> Iterator[bytes | Edge]:
+def _import(reference: Import, function: FunctionType) -> Iterator[bytes | Edge]:
     """Yield what an import inside of a function leads to; what is installed is not imported."""
+    namespace = function.__globals__
     package = namespace.get("__package__") or str(namespace.get("__name__")).rpartition(".")[0]
     module = importlib.util.resolve_name("." * reference.level + reference.module, package)
     yield _text(module)
     installed = distributions(module)
     if installed is not None:
         yield Edge(f"import {module}", _Installed(module, installed))
+        yield from _put_into(module, names(function.__code__))
         return
     try:
         value: Any = importlib.import_module(module)
@@ -254,11 +312,33 @@ def _import(reference: Import, namespace: Mapping[str, Any]) -> Iterator[bytes |
     yield Edge(f"import {module}.{reference.name}", value, f"{module}.{reference.name}")
 
 
+def _put_into(module: str, read: frozenset[str]) -> Iterator[bytes | Edge]:
+    """Yield what the version of an installed module does not tell of the names that are read.
+
+    That is what own code has put there, and what finds code by a text.
+    """
+    if module not in sys.modules or distributions(module) is None:
+        return
+    inside = vars(sys.modules[module])
+    for name in sorted(read & inside.keys()):
+        value = inside[name]
+        if id(value) in _LATE or _is_own(value):
+            yield _text(name)
+            yield Edge(f"{module}.{name}", value, f"{module}.{name}")
+
+
 class _Installed(NamedTuple):
     """A module that is not imported, because it is enough to know what it belongs to."""
 
     module: str
     libraries: frozenset[str]
+
+
+#: Attributes of modules that do not count: what Python's import sets.
+_ABOUT_MODULE = {
+    "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__",
+    "__path__", "__builtins__", "__annotations__", "__warningregistry__",
+}  # fmt: skip
 
 
 def _module(module: ModuleType) -> Shape:
@@ -270,7 +350,7 @@ def _module(module: ModuleType) -> Shape:
         return Shape([_tag("compiled"), _text(file)])
     content: list[bytes | Edge] = [_tag("module")]
     for name, value in sorted(vars(module).items()):
-        if not (name.startswith("__") and name.endswith("__")):
+        if name not in _ABOUT_MODULE:
             content.append(_text(name))
             content.append(Edge(f"attribute {name}", value, f"{module.__name__}.{name}"))
     return Shape(content)
@@ -280,6 +360,7 @@ def _module(module: ModuleType) -> Shape:
 _NO_MEMBERS = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__abstractmethods__",
     "_abc_impl", "__firstlineno__", "__static_attributes__", "__annotations_cache__", MARK,
+    "__slotnames__", "_value2member_map_",  # which appear while classes are used
 }  # fmt: skip
 
 
@@ -299,7 +380,10 @@ def _class(cls: type) -> Shape:
     if not cls.__flags__ & _MADE_BY_CODE and (installed := distributions(cls.__module__)):
         return Shape(content, libraries=installed)
     content += _inside((type(cls), *cls.__bases__), "base ")
-    content += _named({name: v for name, v in vars(cls).items() if name not in _NO_MEMBERS})
+    members = {name: v for name, v in vars(cls).items() if name not in _NO_MEMBERS}
+    if not members.get("__annotations__"):  # empty ones appear when somebody looks for them
+        members.pop("__annotations__", None)
+    content += _named(members)
     label = f"{cls.__module__}.{cls.__qualname__}"
     return Shape(content, label, distributions(cls.__module__) or frozenset([PYTHON]))
 
@@ -335,12 +419,13 @@ def _wrapping(*names: str) -> Callable[[Any], Shape]:
 def _partial(value: Any) -> Shape:
     content: list[bytes | Edge] = [_tag(type(value).__name__), Edge("func", value.func)]
     content += [_tag("args", len(value.args)), *_inside(value.args, "argument ")]
-    return Shape([*content, *_named(value.keywords or {}, "keyword")])
+    content += _named(value.keywords or {}, "keyword")
+    return Shape([*content, *_attributes(value)])
 
 
 def _cached(value: Any) -> Shape:
-    held = {"wrapped": value.__wrapped__, **value.cache_parameters()}
-    return Shape([_tag("lru_cache"), *_named(held)])
+    held = value.cache_parameters()
+    return Shape([_tag("lru_cache"), *_named(held), *_attributes(value)])
 
 
 # Objects of other types
@@ -413,8 +498,16 @@ def _instance(value: Any) -> Shape:
     if library is not None:
         return library
     content: list[bytes | Edge] = [_tag("object"), Edge("class", cls)]
+    if is_dask_collection(value):
+        raise Unnameable(cls.__name__)
     if hasattr(cls, "__dask_tokenize__"):
-        return Shape([*content, Edge("__dask_tokenize__()", value.__dask_tokenize__())])
+        # Dask's own tokens leave out the helpers and constants that functions refer to.
+        if cls.__module__ == "dask._task_spec":
+            held = ("func", "args", "kwargs", "target", "value")
+            parts = {name: getattr(value, name) for name in held if hasattr(value, name)}
+            return Shape([*content, *_named(parts)])
+        if "dask" not in (distributions(cls.__module__) or ()):
+            return Shape([*content, Edge("__dask_tokenize__()", value.__dask_tokenize__())])
     if issubclass(cls, (set, frozenset)) and cls.__reduce__ in (set.__reduce__, _FROZEN_REDUCE):
         content.append(Edge("elements", frozenset(value)))  # its own copy has no stable order
         return Shape([*content, *_named(getattr(value, "__dict__", {}))])
@@ -432,6 +525,8 @@ def _instance(value: Any) -> Shape:
     make, args, state, items, pairs, set_state = padded[:6]
     content += [Edge("made by", make), _tag("args", len(args))]
     content += [b"class;" if arg is cls else Edge("made of", arg) for arg in args]
+    if type(state) is dict and MARK in state:
+        state = {name: v for name, v in state.items() if name != MARK} or None
     content += _state(state)
     for label, many in (("items", items), ("pairs", pairs)):
         content.append(_tag(label))
@@ -459,10 +554,6 @@ def _state(state: Any) -> Iterator[bytes | Edge]:
         yield Edge("state", state)
 
 
-def _by_name(value: Any) -> Shape:
-    return Shape([_tag(type(value).__name__), _text(value.__name__)])
-
-
 _SHAPES: dict[type, Callable[[Any], Shape]] = {
     list: _sequence,
     tuple: _sequence,
@@ -488,9 +579,9 @@ _SHAPES: dict[type, Callable[[Any], Shape]] = {
     types.ClassMethodDescriptorType: _descriptor,
     types.GetSetDescriptorType: _descriptor,
     types.MemberDescriptorType: _descriptor,
-    typing.TypeVar: _by_name,
-    typing.ParamSpec: _by_name,
-    typing.NewType: _by_name,
+    typing.TypeVar: _wrapping("__name__", "__constraints__", "__bound__"),
+    typing.ParamSpec: _wrapping("__name__"),
+    typing.NewType: _wrapping("__name__", "__supertype__"),
 }
 
 

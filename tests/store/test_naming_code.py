@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import ssl
+import sys
 import threading
 from textwrap import dedent
 
@@ -33,6 +34,7 @@ def deep(x): return x + LIMIT
 def util(x): return deep(x)
 def unused(x): return x
 """
+DECORATED = "import inspect, typing\ndef d(g): return lambda: %s"
 
 
 def keys(monkeypatch, base=BASE, helpers=HELPERS, file="/nowhere/helpers.py"):
@@ -199,6 +201,38 @@ def test_changed_helpers_count(monkeypatch, old, new, piece):
         ),
         # attributes of functions
         ("def f(): return f.a\nf.a = 1", "def f(): return f.a\nf.a = 2"),
+        (
+            "import functools\n@functools.cache\ndef f(): return f.a\nf.a = 1",
+            "import functools\n@functools.cache\ndef f(): return f.a\nf.a = 2",
+        ),
+        (
+            "from functools import partial\np = partial(len)\np.a = 1\ndef f(): return p.a",
+            "from functools import partial\np = partial(len)\np.a = 2\ndef f(): return p.a",
+        ),
+        (
+            "from typing import TypeVar\nT = TypeVar('T', bound=int)\ndef f(): return T",
+            "from typing import TypeVar\nT = TypeVar('T', bound=str)\ndef f(): return T",
+        ),
+        (
+            "from typing import NewType\nT = NewType('T', int)\ndef f(): return T",
+            "from typing import NewType\nT = NewType('T', str)\ndef f(): return T",
+        ),
+        ("import types\n@types.coroutine\ndef f(): yield", "def f(): yield"),
+        # variables whose names the function can see
+        ("def f():\n a = 1\n return locals()", "def f():\n b = 1\n return locals()"),
+        ("def f():\n a = 1\n b = 2\n return a", "def f():\n a = 1\n b = 2\n return b"),
+        # what describes functions, where code reads that
+        ("def f():\n 'a'\n return f.__doc__", "def f():\n 'b'\n return f.__doc__"),
+        ("class C: 'a'\ndef f(): return C.__doc__", "class C: 'b'\ndef f(): return C.__doc__"),
+        *(
+            (f"{DECORATED % read}\n@d\ndef f(x: int): pass", f"{DECORATED % read}\n@d\n{after}")
+            for read, after in [
+                ("g.__name__", "def h(x: int): pass\nf = h"),
+                ("g.__annotations__", "def f(x: float): pass"),
+                ("typing.get_type_hints(g)", "def f(x: float): pass"),
+                ("inspect.signature(g)", "def f(x: float): pass"),
+            ]
+        ),
         # what is installed
         (
             "import numpy\ndef f(x): return numpy.sum(x)",
@@ -267,6 +301,40 @@ def test_closures_of_one_body():
 
     assert key_of(made(1), 0) == key_of(made(1), 0)
     assert len({key_of(made(n), 0) for n in (1, 2, 1.0, True, "1", made(1))}) == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "edit"),
+    [
+        ("def f(x):\n a, b = x, 1\n return a", "def f(x):\n c, d = x, 1\n return c"),
+        ("def f(x):\n class C: a = 1", "def f(x):\n class C:\n  'A docstring.'\n  a = 1"),
+        (
+            "from handoff_dask import function\nclass C:\n def __call__(s): pass\nf = C()",
+            "from handoff_dask import function\nclass C:\n def __call__(s): pass\n"
+            "f = function(cost={'cpu': 2})(C())",
+        ),
+    ],
+)
+def test_what_functions_do_not_see(source, edit):
+    """Names of local variables, docstrings of local classes and costs of instances leave a name."""
+    assert key_of(cell(source).f) == key_of(cell(edit).f)
+
+
+@pytest.mark.parametrize(
+    ("source", "use"),
+    [
+        ("class C: pass", "C().__reduce_ex__(4)"),
+        ("class C: pass", "C.__annotations__"),
+        ("import enum\nclass C(enum.Flag): A, B = 1, 2", "C.A | C.B"),
+        ("import typing as t\n@t.runtime_checkable\nclass C(t.Protocol): ...", "isinstance(1, C)"),
+    ],
+)
+def test_the_use_of_a_class_does_not_count(source, use):
+    """What Python itself puts into a class while it is used leaves the name."""
+    script = cell(f"{source}\ndef f(): return C")
+    before = key_of(script.f)
+    exec(use, vars(script))
+    assert key_of(script.f) == before
 
 
 def test_names_of_functions_do_not_count():
@@ -392,3 +460,90 @@ def test_fields_of_a_function_do_not_count():
     """The fields that ``@function`` gives to code leave its name."""
     source = "from handoff_dask import function\n@function(cost={'cpu': %d})\ndef f(x): return x"
     assert key_of(cell(source % 1).f) == key_of(cell(source % 2).f)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x): return globals()['util'](x)",
+        "def f(x): return eval('util(x)')",
+        "def f(x): exec('util(x)')",
+        "def f(x): return __import__('helpers').util(x)",
+        "import importlib\ndef f(x): return importlib.import_module('helpers').util(x)",
+        "from importlib import import_module\ndef f(x): return import_module('helpers').util(x)",
+        "def f(x):\n import importlib as i\n return i.import_module('helpers').util(x)",
+        "def f(x):\n from importlib import import_module as i\n return i('helpers').util(x)",
+        "import sys\ndef f(x): return getattr(sys.modules[__name__], 'util')(x)",
+        "def f(x):\n import sys\n return sys.modules['helpers'].util(x)",
+        "import builtins\ndef f(x): return builtins.eval('util(x)')",
+    ],
+)
+def test_code_that_is_found_while_it_runs(source):
+    """What makes or finds code by a text can do anything, so that it has no name."""
+    with pytest.raises(Unnameable, match=r"-> finds code while it runs$"):
+        key_of(cell(source).f, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "after"),
+    [
+        # what a module has is not only what its functions are
+        ("def f():\n import helpers\n return helpers.__version__", "__version__ = 1", 2),
+        ("import helpers\ndef f(): return getattr(helpers, 'A')", "A = 1", 2),
+        # attributes that a module makes when it is asked
+        ("import helpers\ndef f(): return helpers.a", "def __getattr__(name): return 1", 2),
+        ("def f():\n import helpers\n return helpers.a", "def __getattr__(name): return 1", 2),
+        ("def f():\n from helpers import a\n return a", "def __getattr__(name): return 1", 2),
+        # the package of a module that is imported
+        ("def f():\n import helpers.sub\n return helpers.util()", "def util(): return 1", 2),
+        # what was put into an installed module, under another name or in the place of its own
+        (
+            "import json, helpers as h\njson.x = h.x\ndef f(): return json.x()",
+            "def x(): return 1",
+            2,
+        ),
+        (
+            "import json, helpers as h\njson.x = h.x\ndef f():\n from json import x\n return x()",
+            "def x(): return 1",
+            2,
+        ),
+        (
+            "import json, helpers as h\njson.x = h.x\ndef f():\n import json\n return json.x()",
+            "def x(): return 1",
+            2,
+        ),
+        (
+            "import json, helpers as h\njson.x = h.loads\ndef f(): return json.x()",
+            "import json, functools\n@functools.wraps(json.loads)\ndef loads(*a): return 1",
+            2,
+        ),
+    ],
+)
+def test_modules_that_functions_refer_to(monkeypatch, source, before, after):
+    """Whatever a function can get from a module counts, however it gets it."""
+    import json
+
+    monkeypatch.setattr(json, "x", None, raising=False)
+    keys = []
+    for helpers in (before, before, before[:-1] + str(after)):
+        own_module(monkeypatch, "helpers", helpers)
+        package = sys.modules["helpers"]
+        package.sub = own_module(monkeypatch, "helpers.sub", "def util(): return 1")
+        keys.append(key_of(cell(source).f))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_module_that_is_imported_by_another_name(monkeypatch):
+    """A submodule that a function imports by a name of its own counts by what it has."""
+    keys = []
+    for number in (1, 1, 2):
+        package = own_module(monkeypatch, "helpers", "")
+        package.sub = own_module(monkeypatch, "helpers.sub", f"def util(): return {number}")
+        keys.append(key_of(cell("def f():\n import helpers.sub as sub\n return sub.util()").f))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_builtins_of_a_function():
+    """A function may have builtins of its own."""
+    first, second = (eval("lambda: g()", {"__builtins__": {"g": g}}) for g in (len, repr))
+    assert key_of(first) != key_of(second)

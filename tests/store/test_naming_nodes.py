@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import threading
 
+import dask.array
+import dask.bag
 import pytest
 
 from handoff_dask import DAG, Argument, Function
+from handoff_dask.graph.from_dask import functions_of, graph_of
 from handoff_dask.model.expansion import expand
 from handoff_dask.store.naming import Namer, Unnameable, changes
-from tests.store.naming_support import key_of, name_of, named
+from tests.store.naming_support import key_of, name_of, named, own_module, value_key
 
 
 def source(x=0):
@@ -147,3 +150,29 @@ def test_changes(as_mapping):
     assert changes(new, old._asdict() if as_mapping else old) == words
     assert changes(new, new) == []
     assert changes(joined(A, B, args=["a"]), joined(A, B, argument_inclusion="as_list", args=["a"]))
+
+
+COLLECTIONS = {
+    "array": lambda util: dask.array.ones(4, chunks=2).map_blocks(util, dtype=float).sum(),
+    "bag": lambda util: dask.bag.from_sequence([1, 2], npartitions=2).map(util).sum(),
+    "delayed": lambda util: dask.delayed(util, pure=True)(dask.delayed(util, pure=True)(1)),
+}
+
+
+@pytest.mark.parametrize("make", COLLECTIONS.values(), ids=COLLECTIONS)
+def test_helpers_of_collections(monkeypatch, make):
+    """A helper counts in the tasks of a Dask collection, also where Dask has fused them."""
+    keys = []
+    for number in (1, 1, 2):
+        source = f"def deep(x): return x + {number}\ndef util(x): return deep(x)"
+        helpers = own_module(monkeypatch, "helpers", source)
+        functions = functions_of(graph_of([make(helpers.util)], optimize_graph=True))
+        *_, name = named(DAG(functions=functions))
+        keys.append(name.key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_collections_as_arguments():
+    """A collection that is passed as it is has no certain name."""
+    with pytest.raises(Unnameable, match=r"^argument 0 -> Array$"):
+        value_key(dask.array.ones(3))
