@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import cloudpickle
+
 from handoff_dask.client.describing import InStore, dag_label, function_label
 from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import Attempt
@@ -23,6 +25,7 @@ from handoff_dask.model.expansion import (
     with_dependencies,
 )
 from handoff_dask.model.function import Function
+from handoff_dask.store import loaded
 from handoff_dask.store.entries import Location, Named, StoredResult
 from handoff_dask.store.naming import Namer, ResultName, Unnameable, changes
 from handoff_dask.store.opened import opened, read
@@ -121,13 +124,25 @@ class StoredResults:
         if self.store is None:
             return {}
         packed, label = pickle.dumps(self.store), dag_label(dag_id)
+        expected: dict[int, bytes] = {}  # by the id of what `ResultName.code` is
         places = {}
         for index in self.runs:
             name = self.names[index]
             if isinstance(name, ResultName) and _is_stored(nodes[index]):
                 place = Place(Location.of(name), label, function_label(nodes[index].function.id))
-                places[index] = StoredAs(packed, place.packed())
+                code = expected.get(id(name.code))
+                if code is None:
+                    code = expected[id(name.code)] = self._expected(name)
+                places[index] = StoredAs(packed, code, place.packed())
         return places
+
+    def _expected(self, name: ResultName) -> bytes:
+        """Return what a worker's code must be so that its results deserve a name."""
+        assert self.store is not None
+        # What is sent by value is not the worker's.
+        sent = tuple(f"{m}." for m in ("__main__", *cloudpickle.list_registry_pickle_by_value()))
+        code = loaded.loaded(label for label in name.code if not label.startswith(sent))
+        return loaded.packed(self.store.shown_url, code)
 
     def known(self, nodes: Sequence[Node], dag_id: Hashable) -> InStore:
         """Return what a client of the run has to know of it."""

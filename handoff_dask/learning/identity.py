@@ -40,7 +40,7 @@ def code_identity(code: Callable[..., Any]) -> str:
     True
     """
     name, source = _called(code)
-    return name if source is None else f"{name}#{_fingerprint(source)}"
+    return name if source is None else f"{name}#{fingerprint(source)}"
 
 
 def qualified_name(code: Callable[..., Any]) -> str:
@@ -100,7 +100,8 @@ def _innermost(code: Any) -> Any:
     return code
 
 
-def _fingerprint(code: CodeType) -> str:
+def fingerprint(code: CodeType) -> str:
+    """Return 12 hexadecimal digits that stand for what a code object does."""
     parts = "\n".join(instructions(code)).encode(errors="backslashreplace")
     return hashlib.sha256(parts).hexdigest()[:12]
 

@@ -13,6 +13,8 @@ class StoredAs(NamedTuple):
 
     #: The store, pickled; one object for all functions of a run.
     store: bytes
+    #: What the worker's code must be, for ``loaded.check``; one object for functions of one code.
+    code: bytes
     #: The fields of a :class:`Place`, pickled.
     place: bytes
 

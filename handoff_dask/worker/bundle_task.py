@@ -212,6 +212,8 @@ class _Bundle:
             value = ABSENT if saver is None or attempt == 1 else saver.result()
             stored = value is not ABSENT
             if not stored:
+                if saver is not None:
+                    saver.check()
                 # In a context of its own, so that nothing a function sets there reaches the next.
                 value = copy_context().run(run_member, identity, call, values, attempt, self._task)
                 if saver is not None:

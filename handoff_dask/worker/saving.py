@@ -11,6 +11,7 @@ from typing import Any
 from handoff_dask.compat import worker as compat
 from handoff_dask.errors import StoredResultMissing
 from handoff_dask.model.attempt import UNKNOWN, Usage
+from handoff_dask.store import loaded
 from handoff_dask.store.entries import Made
 from handoff_dask.store.opened import OpenStore, opened
 from handoff_dask.wire.stored_as import Place, StoredAs
@@ -29,7 +30,12 @@ class Saver:
 
     def __init__(self, stored: StoredAs) -> None:
         self._store = _opened(stored.store)
+        self._code = stored.code
         self._place = Place(*pickle.loads(stored.place))
+
+    def check(self) -> None:
+        """Raise StoreError if results must not be stored, since other code makes them."""
+        loaded.check(self._code)
 
     def result(self) -> Any:
         """Return the result if it is in the store, ABSENT if not."""

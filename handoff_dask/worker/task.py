@@ -187,7 +187,8 @@ def _run_isolated(
     policy = terms.policy
     address = compat.worker_address()
     keep = terms.keep or terms.stored is not None
-    request = Request(names, call, values, keep, policy, attempt, cost, address)
+    code = None if terms.stored is None else terms.stored.code
+    request = Request(names, call, values, keep, policy, attempt, cost, address, code)
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
     with compat.started() as check:
@@ -258,10 +259,13 @@ def _run(
             begun = time.thread_time()
             with running(*identity), _time_limit(timeout, policy, identity):
                 try:
+                    saver = None if stored is None else Saver(stored)
+                    if saver is not None:
+                        saver.check()
                     value = evaluate(opened_call, results, compat.worker_address)
-                    if stored is not None:
+                    if saver is not None:
                         used = Usage(time.thread_time() - begun, None, size_of(value))
-                        Saver(stored).save(value, started, time.time(), used)
+                        saver.save(value, started, time.time(), used)
                     return value
                 except BaseException as raised:
                     error = raised  # not through the context managers, which set the traceback

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import platform
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -465,3 +467,101 @@ def test_nothing_is_left(client, store, log):
     )
     assert left == (0, 0)
     assert len([p for p in Path(store).rglob("*") if p.is_file() and "tmp" in p.name]) == 0
+
+
+MODULE = """
+import threading
+from functools import lru_cache, wraps
+
+FACTOR, calls, seen, held = {factor}, 0, [], threading.Lock
+
+def kept(function):
+    cache = {{}}
+    @wraps(function)
+    def wrapper(x):
+        return cache.setdefault(x, function(x))
+    return wrapper
+
+@lru_cache
+def cached(x):
+    return x {operator} 1
+
+class Scale:
+    known = {{}}
+
+    @staticmethod
+    def by(x):
+        return x * {scale}
+
+@kept
+def total(x, offset={offset}):
+    return Scale.by(cached(x)) * FACTOR + offset
+
+def work(x):
+    global calls
+    calls += 1
+    seen.append(x)
+    Scale.known[x] = total(x)
+    return Scale.known[x]
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Return what writes a module, with some parts of it changed, and imports it here."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(**changes):
+        parts = {"factor": 2, "operator": "+", "scale": 10, "offset": 0, **changes}
+        (tmp_path / "edited_helpers.py").write_text(MODULE.format(**parts))
+        importlib.invalidate_caches()
+        sys.modules.pop("edited_helpers", None)
+        return importlib.import_module("edited_helpers")
+
+    yield write
+    sys.modules.pop("edited_helpers", None)
+
+
+@pytest.mark.parametrize("how", [{}, {"bundle": False}, {"isolate": True}], ids=str)
+def test_modules_that_were_edited(store, module, tmp_path, how):
+    """No worker stores what old code has made under the name of the new; it says what to do."""
+
+    def run(helpers, start):
+        dag = DAG("edited")
+        for i in range(20):
+            dag.add(lambda x: -x, dag.add(helpers.work, i, id=i), id=(i, "negative"))
+        dag.add(helpers.work, start, id="start")
+        return execute(dag, client=client, store=store, max_retries=0, **how)
+
+    changes = {
+        "factor": (3, "edited_helpers.FACTOR"),
+        "operator": ("-", "edited_helpers.cached"),
+        "scale": (11, "edited_helpers.Scale.by"),
+        "offset": (1, "edited_helpers.total"),
+    }
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address=":0", memory_limit=0
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+
+        def paths(path):
+            sys.path.insert(0, path)
+            sys.dont_write_bytecode = True
+
+        client.run(paths, str(tmp_path))
+        first = run(module(), 1)
+        assert first[1] == 40
+        # What functions change while they run, such as caches, is no reason to fail.
+        assert run(module(), 2)["start"] == 60
+        before = entries(store)
+        for part, (value, label) in changes.items():
+            with pytest.raises(FunctionFailedError, match=rf"{label} .* client.restart\(\)"):
+                run(module(**{part: value}), 3)
+        assert entries(store) == before
+        assert run(module(), 3)["start"] == 80
+        client.restart()
+        client.run(paths, str(tmp_path))
+        assert run(module(factor=3), 1)[1] == 60

@@ -41,6 +41,8 @@ class Request(NamedTuple):
     cost: Mapping[str, float] = {}
     #: The worker's address.
     address: str = "local"
+    #: What its code must be, for ``loaded.check``, if its result is stored.
+    code: bytes | None = None
 
 
 class Ended(NamedTuple):

@@ -24,6 +24,7 @@ from handoff_dask.attempts.retries import Verdict
 from handoff_dask.model.attempt import Usage
 from handoff_dask.model.expansion import evaluate
 from handoff_dask.packed_errors import packed
+from handoff_dask.store.loaded import check
 from handoff_dask.wire.payload import opened
 from handoff_dask.worker.current import isolate, refuse_isolated, running
 from handoff_dask.worker.isolation.calls import (
@@ -163,6 +164,8 @@ class _Child:
         values = unpack(message.data, order.places, message.fds, shared=False)
         self._inputs = values
         identity, call, results = opened(request.names, request.call, values)
+        if request.code is not None:
+            check(request.code)
         if threading.active_count() > 1:
             self._threads = set(threading.enumerate())
         if self._width is not None and (limits := sys.modules.get("threadpoolctl")):
