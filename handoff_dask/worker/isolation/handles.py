@@ -139,11 +139,12 @@ class ChildHandle:
                     return False
                 if not self._channel.buffered and not self._pass_on(patience):
                     continue
-                content = pickle.loads(self._channel.receive().facts)
+                message = self._channel.receive()
+                content = pickle.loads(message.facts)
                 if isinstance(content, bool):
                     self._settles = False
                     return content
-                _log(content)
+                _log(content, message.data)
         except (EOFError, ConnectionError):
             return False
         return not any(fd == self._channel.fileno() for fd, _ in self._poll.poll(0))
@@ -166,7 +167,7 @@ class ChildHandle:
                 self._settles, self._after = content.settles, content.cpu_time
                 self._pass_on(0)
                 return content, message
-            _log(content)
+            _log(content, message.data)
 
     @property
     def output(self) -> str:
@@ -245,12 +246,17 @@ class _Output:
             getattr(sys, self._name).write(self._decoder.decode(data))
 
 
-def _log(content: dict[str, Any]) -> None:
-    """Handle a log record of a child."""
+def _log(content: dict[str, Any], extra: memoryview) -> None:
+    """Handle a log record of a child; `extra`: its users' fields, pickled."""
     record = logging.makeLogRecord(content)
     logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+    try:
+        if logger.isEnabledFor(record.levelno):
+            with suppress(Exception):  # it goes without what cannot be imported here
+                record.__dict__.update(pickle.loads(extra) if extra else {})
+            logger.handle(record)
+    except Exception:  # users' handlers and filters are no reason for the call to fail
+        logging.Handler().handleError(record)
 
 
 def _words(status: int | None) -> str:

@@ -45,8 +45,8 @@ def _status(content: bytes, inputs: float) -> _Status:
 
 
 def _field(content: bytes, name: bytes) -> float:
-    at = content.find(name)
-    return int(content[at + len(name) :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
+    at = content.find(b"\n" + name)  # in a line of its own: a process may have any name
+    return int(content[at + len(name) + 1 :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
 
 
 class Used(NamedTuple):
@@ -90,7 +90,7 @@ class Meter:
         content = os.pread(self._file, 4096, 0)
         status = _status(content, self._inputs)
         peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
-        signals = content[content.find(b"SigBlk:") : content.find(b"CapInh:")]
+        signals = content[content.find(b"\nSigBlk:") : content.find(b"\nCapInh:")]
         cpu_time = _cpu_time()
         return Used(cpu_time - self._began, cpu_time, peak, status.now, signals)
 
@@ -166,12 +166,11 @@ class Watcher:
             self._watches.add(watch)
             # Calls that are short never wake the thread: it still waits for an earlier one.
             if watch.due < self._wakes:
-                self._wakes = watch.due
                 if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="handoff-memory", daemon=True
-                    )
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="handoff-memory", daemon=True)
+                    thread.start()
+                    self._thread = thread
+                self._wakes = watch.due
                 self._changed.notify()
 
     def remove(self, watch: Watch) -> None:

@@ -177,12 +177,15 @@ class Pool:
             self._keep(child)
             raise
         if running.begin(child, watch):
-            self._watcher.add(watch)
             try:
+                self._watcher.add(watch)
                 order = Order(request._replace(values=()), values.places, logging.root.level)
                 answer = child.ask(pickle.dumps(order), values)
             except (EOFError, ConnectionError):
                 pass  # it has ended
+            except BaseException:  # too many threads, for example
+                child.end()
+                raise
             finally:
                 self._watcher.remove(watch)
         if answer is None or not running.finish():

@@ -132,6 +132,19 @@ def test_fast_allocation(pool):
     assert ended.usage.peak_memory < 2000
 
 
+def test_processes_with_any_name(pool):
+    """A process that is named like a field of what the kernel says of it is measured, too."""
+
+    def call():
+        with open("/proc/self/comm", "w") as file:
+            file.write("RssAnon: x")
+        time.sleep(0.3)  # it is looked at
+        return bytes(300_000_000)
+
+    assert 300 < run(pool, call, limit=1_000).usage.peak_memory < 350
+    assert run(pool, call, limit=10).outcome == "out-of-memory"
+
+
 def test_without_a_limit(pool):
     """Without a claim, nothing is killed."""
     ended = run(pool, lambda: len(bytearray(b"x" * 300_000_000)))
