@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import pickle
@@ -90,6 +91,79 @@ def test_what_functions_change(pool, tmp_path):
     value(run(pool, change, str(tmp_path)))
     time.sleep(0.05)
     assert value(run(pool, state)) == before
+
+
+@pytest.mark.parametrize("timer", [signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF])
+def test_timers_that_functions_leave(pool, timer):
+    """They do not fire in the next function."""
+
+    def work():
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+        return os.getpid()
+
+    before = value(run(pool, lambda: signal.setitimer(timer, 0.05) and os.getpid()))
+    assert before == value(run(pool, work))
+
+
+def test_crashes_are_shown_whatever_functions_change(pool, tmp_path):
+    """The output of the next function has the place of its crash."""
+
+    def disable():
+        faulthandler.disable()
+
+    def redirect():
+        faulthandler.enable(open(tmp_path / "crash", "w"))
+
+    def handle():
+        signal.signal(signal.SIGABRT, lambda *_: None)
+
+    def exit_later():
+        faulthandler.dump_traceback_later(0.01, exit=True)
+
+    for change in (disable, redirect, handle, exit_later):
+        run(pool, change)
+        ended = run(pool, lambda: time.sleep(0.05) or os.abort())
+        assert (ended.outcome, "SIGABRT" in ended.detail) == ("process-died", True)
+        assert "Fatal Python error: Aborted" in ended.output
+
+
+def test_standard_input_that_functions_change(pool, tmp_path):
+    """The next function finds an empty one."""
+    (tmp_path / "lines").write_text("line\n" * 10_000)
+
+    def close_file():
+        sys.stdin.close()
+
+    def close_descriptor():
+        os.close(0)
+
+    def redirect():
+        os.dup2(os.open(tmp_path / "lines", os.O_RDONLY), 0)
+        return sys.stdin.readline()
+
+    def remove():
+        sys.stdin = None
+
+    pid = value(run(pool, os.getpid))
+    for change in (close_file, close_descriptor, redirect, remove):
+        run(pool, change)
+        assert value(run(pool, lambda: (os.getpid(), sys.stdin.read(), os.read(0, 1)))) == (
+            pid,
+            "",
+            b"",
+        )
+
+
+def test_cores_that_functions_choose(pool):
+    """The next function may use all those that the worker may."""
+
+    def pin():
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+    run(pool, pin)
+    assert value(run(pool, lambda: os.sched_getaffinity(0))) == os.sched_getaffinity(0)
 
 
 def test_folders_that_functions_remove(pool, tmp_path):
