@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import pickle
+import resource
 import signal
 import sys
 import threading
@@ -39,6 +40,7 @@ from handoff_dask.worker.isolation.libc import (
     adopt_orphans,
     end_with_parent,
     return_free_memory,
+    write_lines,
 )
 from handoff_dask.worker.isolation.memory import Meter
 from handoff_dask.worker.isolation.segments import Packed, pack, unpack
@@ -51,6 +53,7 @@ _TIDY, _GROWN = 64, 300
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 #: Signals that faulthandler handles.
 _CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+_RESOURCES = sorted({v for name, v in vars(resource).items() if name.startswith("RLIMIT_")})
 #: Variables that say how many threads numerical libraries use.
 _WIDTHS = (
     "OMP_NUM_THREADS",
@@ -72,6 +75,7 @@ def live(channel: Channel, stdout: int, stderr: int, server: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.nice(_NICE)
     isolate()
+    write_lines()
     sys.meta_path.insert(0, _Refusing())
     with suppress(EOFError, ConnectionError):
         start: Start = pickle.loads(channel.receive().facts)
@@ -109,6 +113,7 @@ class _Child:
         self._first: float | None = None
         idle = self._meter.stop()
         self._idle, self._signals = idle.now, idle.signals
+        self._rights = idle.rights, _limits()
 
     def run(self, message: Message) -> None:
         """Run a call."""
@@ -125,6 +130,7 @@ class _Child:
                 stream.flush()
         result = evaluated.result
         size = None if result is None or not order.request.keep else result.size
+        alone = self._is_alone()
         used = self._meter.stop()
         self._inputs = None
         settles = used.now > self._idle + _TIDY
@@ -132,7 +138,7 @@ class _Child:
             () if result is None else result.places,
             Usage(used.cpu_time, used.peak, size),
             used.total_cpu_time,
-            self._is_alone(),
+            alone and (used.rights, _limits()) == self._rights,
             settles,
             evaluated.failure,
             evaluated.verdict,
@@ -207,6 +213,11 @@ class _Child:
         if self._first is None:
             self._first = self._idle
         return self._idle < self._first + _GROWN
+
+
+def _limits() -> list[Any]:
+    """Return what functions can change of a process and not always change back."""
+    return [os.getpriority(os.PRIO_PROCESS, 0), *map(resource.getrlimit, _RESOURCES)]
 
 
 class _Surroundings:

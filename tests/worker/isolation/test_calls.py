@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import pickle
@@ -172,6 +173,17 @@ def test_output_and_logs(pool, capsys, caplog):
     assert sorted(ended.output.splitlines()) == ["from a program", "out é", "raw"]
     (record,) = caplog.records
     assert (record.name, record.getMessage()) == ("mine", "a record")
+
+
+def test_output_of_native_code(pool, monkeypatch):
+    """What C functions print arrives in lines, also just before a crash."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    def talk():
+        ctypes.CDLL(None).puts(b"from C")
+        os._exit(3)
+
+    assert run(pool, talk).output == "from C\n"
 
 
 def test_logs_of_threads(pool, caplog):

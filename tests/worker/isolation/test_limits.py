@@ -64,6 +64,31 @@ def test_the_cpu_time_of_calls_that_are_killed(pool, call):
     assert 0.3 <= ended.usage.cpu_time < 5
 
 
+def _forked(burn, last):
+    """Burn in a forked process, and let it do something last; return when it has burnt."""
+    read, write = os.pipe()
+    if not os.fork():
+        burn(0.3)
+        os.write(write, b"x")
+        last()
+        os._exit(0)
+    os.read(read, 1)
+
+
+def test_the_cpu_time_of_processes_that_are_left(pool):
+    """It counts, whether they have ended without being waited for or are killed."""
+
+    def ends(burn=burn, forked=_forked):
+        forked(burn, bool)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+
+    def stays(burn=burn, forked=_forked):
+        forked(burn, signal.pause)
+
+    for call in (ends, ends, stays):
+        assert 0.3 <= run(pool, call).usage.cpu_time < 0.5
+
+
 def test_a_short_spike(pool):
     """Memory that a call had for a moment is seen within 5 %."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from tests.integration.separate import bare_python
 from tests.worker.isolation.calling import run, value
 
 __all__ = ["bare_python"]
+
+ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may change the user")
 
 
 def test_a_child_is_light(pool):
@@ -166,6 +170,23 @@ def test_cores_that_functions_choose(pool):
     assert value(run(pool, lambda: os.sched_getaffinity(0))) == os.sched_getaffinity(0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: os.nice(1),
+        lambda: resource.setrlimit(resource.RLIMIT_AS, (10**9, resource.RLIM_INFINITY)),
+        pytest.param(lambda: os.setgid(65534), marks=ROOT),
+        pytest.param(lambda: os.setuid(65534), marks=ROOT),
+        lambda: ctypes.CDLL(None).prctl(38, 1, 0, 0, 0),  # no new privileges
+    ],
+    ids=["priority", "limit", "group", "user", "privileges"],
+)
+def test_rights_that_functions_give_up(pool, change):
+    """A process that may do less than before is not used again."""
+    pid = value(run(pool, lambda: (change(), os.getpid())[1]))
+    assert value(run(pool, os.getpid)) != pid
+
+
 def test_folders_that_functions_remove(pool, tmp_path):
     """A function that removes its working directory does not end its child."""
 
@@ -192,6 +213,22 @@ def test_closed_output(pool, capsys, close):
     value(run(pool, close))
     value(run(pool, lambda: print("still here")))
     assert capsys.readouterr().out == "still here\n"
+
+
+@pytest.mark.parametrize("flags", [["-O"], ["-W", "error"], ["-X", "utf8=0"]])
+def test_options_of_the_interpreter(flags, tmp_path):
+    """Functions run with those of their worker."""
+    (tmp_path / "script.py").write_text(
+        "import os, sys\n"
+        "from handoff_dask.worker.isolation.pool import Pool\n"
+        "from tests.worker.isolation.calling import run\n"
+        "def options(): return tuple(sys.flags), sys.warnoptions\n"
+        "pool = Pool(1)\n"
+        "sys.exit(run(pool, options).value != options())\n"
+    )
+    path = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"}
+    subprocess.run([sys.executable, *flags, tmp_path / "script.py"], check=True, env=env)
 
 
 def test_worlds(pool):
