@@ -257,8 +257,8 @@ class _Surroundings:
         if environment() != self._environ:
             os.environb.clear()
             os.environb.update(self._environ)
-        for number, file in enumerate(self._files):
-            os.dup2(file, number)
+        for fd, file in enumerate(self._files):
+            os.dup2(file, fd)
         sys.stdin = open(0, closefd=False)  # the one before may have read ahead
         if (sys.stdout, sys.stderr) != self._streams or any(s.closed for s in self._streams):
             self._streams = sys.stdout, sys.stderr = _stream(1), _stream(2)
