@@ -51,8 +51,6 @@ _NICE = 5
 #: MB that a child may keep between calls before it tidies up, and before it is replaced.
 _TIDY, _GROWN = 64, 300
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-#: Signals that faulthandler handles.
-_CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
 _RESOURCES = sorted({v for name, v in vars(resource).items() if name.startswith("RLIMIT_")})
 #: Variables that say how many threads numerical libraries use.
 _WIDTHS = (
@@ -232,7 +230,6 @@ class _Surroundings:
         self._mask = os.umask(0o22)
         sys.path[:] = start.surroundings.path
         self._cpus = os.sched_getaffinity(0)
-        faulthandler.disable()
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         self.restore()
 
@@ -241,9 +238,8 @@ class _Surroundings:
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         faulthandler.cancel_dump_traceback_later()
-        # Those of crashes have a handler in any case.
-        if signals or any(signal.getsignal(n) is not self._handlers[n] for n in _CRASHES):
-            faulthandler.disable()
+        faulthandler.disable()  # and enable it below: functions may have set handlers of crashes
+        if signals:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             for number, handler in self._handlers.items():
                 if signal.getsignal(number) is not handler:
