@@ -106,6 +106,16 @@ def as_store(store: Any) -> Store | None:
     raise ValueError(f"{name} must be a URL, a path or a Store, not {store!r}")
 
 
+def learned_url() -> str | None:
+    """Return the setting ``handoff.learned``, where what is learned of functions is kept."""
+    url = config.get("learned")
+    if not url:
+        return None
+    if isinstance(url, (str, os.PathLike)):
+        return os.fspath(url)
+    raise ValueError(f"the setting handoff.learned must be a URL or a path, not {url!r}")
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What :func:`~handoff_dask.execute` and :func:`~handoff_dask.submit` take."""
@@ -190,11 +200,6 @@ class RunOptions:
     def stored_in(self) -> Store | None:
         """The store in which results are looked up and kept."""
         return cast("Store | None", self.store)
-
-    @property
-    def learned(self) -> str | None:
-        """The file or URL where what is learned of functions is kept."""
-        return config.get("learned") or None
 
     @property
     def worth(self) -> float:

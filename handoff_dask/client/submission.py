@@ -14,7 +14,7 @@ from distributed import Client, Future
 from handoff_dask import collector
 from handoff_dask.client.attempt_log import AttemptLog
 from handoff_dask.client.describing import Outline, Rows, dag_label
-from handoff_dask.client.options import Allocator, RunOptions
+from handoff_dask.client.options import Allocator, RunOptions, learned_url
 from handoff_dask.client.results import select
 from handoff_dask.client.stored_results import StoredResults
 from handoff_dask.errors import AllocationError, InvalidFunctionError, UnknownWorkerError
@@ -204,7 +204,7 @@ class Submission:
             own_stored=outline.stored.packed(
                 nodes[index].function for index in outline.stored.results
             ),
-            learned=options.learned,
+            learned=learned_url(),
             own_id=cloudpickle.dumps(outline.dag_id),
             strategy=strategy if isinstance(strategy, str) else "packed",
             max_concurrency=options.max_concurrency,

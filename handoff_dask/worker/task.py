@@ -12,7 +12,8 @@ import pickle
 import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from distributed import Client
@@ -191,7 +192,10 @@ def _run_isolated(
     request = Request(names, call, values, keep, policy, attempt, cost, address, code)
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
-    with compat.started() as check:
+    identity = Verbatim(isolated.label), Verbatim(isolated.dag_label)
+    pool = task.plugin.processes()
+    kill = partial(pool.kill, task.key)
+    with compat.started() as check, ExitStack() as limits:
 
         def begin() -> None:
             # From here on, the pool knows the call: it can be killed.
@@ -199,19 +203,9 @@ def _run_isolated(
             if task.given_up:
                 compat.silence_failure()
                 raise RuntimeError("it was given up")  # nobody hears of it
-            if timeout is not None:
-                timer.start()
+            limits.enter_context(_time_limit(timeout, policy, identity, kill))
 
-        pool = task.plugin.processes()
-        late = f"it ran longer than its timeout of {timeout} s"
-        timer = threading.Timer(
-            min(timeout or 0.0, threading.TIMEOUT_MAX), pool.kill, args=(task.key, late)
-        )
-        timer.daemon = True
-        try:
-            ended = pool.run(request, world, limit=cost.get("memory"), key=task.key, on_start=begin)
-        finally:
-            timer.cancel()
+        ended = pool.run(request, world, limit=cost.get("memory"), key=task.key, on_start=begin)
     if ended.outcome == "ok":
         if terms.stored is not None:
             try:
@@ -228,14 +222,13 @@ def _run_isolated(
         error = OutOfMemoryError(isolated.label, claim, peak, ended.detail)
     elif ended.outcome == "process-died":
         error = ProcessDiedError(isolated.label, ended.detail, ended.output)
-    elif ended.detail == late:
-        error = TimeoutError(late)
+    elif timeout is not None and ended.detail == _late(timeout):
+        error = TimeoutError(ended.detail)
     elif task.given_up:
         compat.silence_failure()
         raise RuntimeError(ended.detail)  # nobody hears of it
     else:  # whether it runs again is not decided here
         raise compat.Reschedule
-    identity = Verbatim(isolated.label), Verbatim(isolated.dag_label)
     # A claim that was learned and too low is nobody's failure.
     silent = isolated.learns_memory and ended.outcome == "out-of-memory"
     raise _reported(error, started, policy, identity, ended, silent=silent)
@@ -317,9 +310,21 @@ def _devices(needed: bool) -> Iterator[tuple[int, ...]]:
             held_gpus.reset(token)
 
 
+def _late(timeout: float) -> str:
+    return f"it ran longer than its timeout of {timeout} s"
+
+
 @contextmanager
-def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity) -> Iterator[None]:
-    """Tell the scheduler when a call exceeds its time and, after that, when its thread is free."""
+def _time_limit(
+    timeout: float | None,
+    policy: bytes | None,
+    identity: _Identity,
+    kill: Callable[[str], bool] | None = None,
+) -> Iterator[None]:
+    """Tell the scheduler when a call exceeds its time and, after that, when its thread is free.
+
+    It need not be told if `kill`, called with the reason, ends the call.
+    """
     task = None if timeout is None else compat.this_task()
     if timeout is None or task is None:
         yield
@@ -330,7 +335,9 @@ def _time_limit(timeout: float | None, policy: bytes | None, identity: _Identity
 
     def expire() -> None:
         nonlocal expired
-        error = TimeoutError(f"it ran longer than its timeout of {timeout} s")
+        error = TimeoutError(_late(timeout))
+        if kill is not None and kill(str(error)):
+            return
         message = _failure(error, str(error), started, policy, task.facts)
         with lock:
             if not ended:

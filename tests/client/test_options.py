@@ -6,13 +6,20 @@ import math
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import dask
 import pytest
 
 from handoff_dask import DAG, Function, execute, execute_local, explain, plan, submit
-from handoff_dask.client.options import Allocator, RunOptions, StrategyName, patience
+from handoff_dask.client.options import (
+    Allocator,
+    RunOptions,
+    StrategyName,
+    learned_url,
+    patience,
+)
 from handoff_dask.placement.strategies import STRATEGIES
 
 planned = partial(plan, capabilities={"w": {"cpu": 1}}, durations={})
@@ -62,6 +69,21 @@ def test_option_that_is_wrong(option, value):
         RunOptions(**{option: value})
     if value != 0:
         assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a/b.json", "memory://a/b.json", Path("a/b.json"), None, ""])
+def test_where_what_is_learned_is_kept(value):
+    """The setting is a URL or a path; without one, nothing is kept."""
+    with dask.config.set({"handoff.learned": value}):
+        assert learned_url() == (str(value) if value else None)
+
+
+@pytest.mark.parametrize("value", [5, True, ["a"], b"a"])
+def test_what_is_no_place_for_what_is_learned(value):
+    """The error names the setting."""
+    with dask.config.set({"handoff.learned": value}):
+        with pytest.raises(ValueError, match=r"^the setting handoff\.learned must be "):
+            learned_url()
 
 
 def test_the_names_of_strategies():

@@ -66,3 +66,10 @@ def using(mb):
     """Use some memory; return what is claimed, and from when to when."""
     started = time.monotonic()
     return need(mb, 0.05), started, time.monotonic()
+
+
+class Stuck:
+    """Hangs where it is unpickled, for a while."""
+
+    def __reduce__(self):
+        return time.sleep, (5,)

@@ -35,6 +35,7 @@ from handoff_dask import (
 from handoff_dask.worker.isolation import unavailable
 from tests.support import dag_of
 from tests.trust.isolated_calls import (
+    Stuck,
     coroutine,
     grandchildren,
     hang,
@@ -275,6 +276,16 @@ def children_of(client):
 
     time.sleep(0.2)
     return [name for names in client.run(commands).values() for name in names]
+
+
+def test_a_result_that_hangs_on_arrival(client):
+    """Its timeout counts for the result, too: the attempt ends, but its thread is free later."""
+    dag = DAG("stuck")
+    dag.add(Stuck, id="a", isolate=True, timeout=0.5, max_retries=0)
+    started = time.monotonic()
+    result = execute(dag, on_error="continue")
+    assert time.monotonic() - started < 4
+    assert result.attempts["a"][0].outcome == "timeout"
 
 
 def test_the_limit_is_the_claim(client):

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import pickle
+import resource
 import signal
 import sys
 import threading
@@ -40,6 +41,7 @@ from handoff_dask.worker.isolation.libc import (
     adopt_orphans,
     end_with_parent,
     return_free_memory,
+    write_lines,
 )
 from handoff_dask.worker.isolation.memory import Meter
 from handoff_dask.worker.isolation.segments import Packed, pack, unpack
@@ -49,6 +51,8 @@ from handoff_dask.worker.verdicts import judge
 _NICE = 5
 #: MB that a child may keep between calls before it tidies up, and before it is replaced.
 _TIDY, _GROWN = 64, 300
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_RESOURCES = sorted({v for name, v in vars(resource).items() if name.startswith("RLIMIT_")})
 #: Variables that say how many threads numerical libraries use.
 _WIDTHS = (
     "OMP_NUM_THREADS",
@@ -70,6 +74,7 @@ def live(channel: Channel, stdout: int, stderr: int, server: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.nice(_NICE)
     isolate()
+    write_lines()
     sys.meta_path.insert(0, _Refusing())
     with suppress(EOFError, ConnectionError):
         start: Start = pickle.loads(channel.receive().facts)
@@ -107,6 +112,7 @@ class _Child:
         self._first: float | None = None
         idle = self._meter.stop()
         self._idle, self._signals = idle.now, idle.signals
+        self._rights = idle.rights, _limits()
 
     def run(self, message: Message) -> None:
         """Run a call."""
@@ -123,6 +129,7 @@ class _Child:
                 stream.flush()
         result = evaluated.result
         size = None if result is None or not order.request.keep else result.size
+        alone = self._is_alone()
         used = self._meter.stop()
         self._inputs = None
         settles = used.now > self._idle + _TIDY
@@ -130,7 +137,7 @@ class _Child:
             () if result is None else result.places,
             Usage(used.cpu_time, used.peak, size),
             used.total_cpu_time,
-            self._is_alone(),
+            alone and (used.rights, _limits()) == self._rights,
             settles,
             evaluated.failure,
             evaluated.verdict,
@@ -209,46 +216,52 @@ class _Child:
         return self._idle < self._first + _GROWN
 
 
+def _limits() -> list[Any]:
+    """Return what functions can change of a process and not always change back."""
+    return [os.getpriority(os.PRIO_PROCESS, 0), *map(resource.getrlimit, _RESOURCES)]
+
+
 class _Surroundings:
     """What functions change and the next one would notice."""
 
     def __init__(self, start: Start, stdout: int, stderr: int) -> None:
+        #: What the standard streams lead to.
+        self._files = os.open(os.devnull, os.O_RDONLY), stdout, stderr
         self._environ = {**start.surroundings.environ, **_variables(start.world)}
         self._folder = start.surroundings.folder
-        self._outputs = stdout, stderr
         self._streams: tuple[io.TextIOWrapper, ...] = ()
         self._mask = os.umask(0o22)
         sys.path[:] = start.surroundings.path
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        sys.stdin = open(0, closefd=False)
-        self._handlers: dict[int, Any] = {}
-        self.restore()
+        self._cpus = os.sched_getaffinity(0)
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-        faulthandler.enable(stderr)
+        self.restore()
 
     def restore(self, *, signals: bool = True) -> None:
         """Make everything as it was when the child started; `signals`: those, too."""
-        signal.alarm(0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()  # and enable it below: functions may have set handlers of crashes
         if signals:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             for number, handler in self._handlers.items():
                 if signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
+        if os.sched_getaffinity(0) != self._cpus:
+            with suppress(OSError):
+                os.sched_setaffinity(0, self._cpus)
         os.umask(self._mask)
         with suppress(OSError):
             os.chdir(self._folder)
         if environment() != self._environ:
             os.environb.clear()
             os.environb.update(self._environ)
-        for number, output in enumerate(self._outputs, 1):
-            os.dup2(output, number)
+        for fd, file in enumerate(self._files):
+            os.dup2(file, fd)
+        sys.stdin = open(0, closefd=False)  # the one before may have read ahead
         if (sys.stdout, sys.stderr) != self._streams or any(s.closed for s in self._streams):
-            sys.stdout = _stream(1)
-            sys.stderr = _stream(2)
-            self._streams = sys.stdout, sys.stderr
+            self._streams = sys.stdout, sys.stderr = _stream(1), _stream(2)
+        faulthandler.enable(self._files[2])
 
 
 def _stream(fd: int) -> io.TextIOWrapper:
@@ -262,6 +275,10 @@ def _variables(world: World) -> dict[bytes, bytes]:
     if world.width is not None:
         variables.update(dict.fromkeys(_WIDTHS, str(world.width)))
     return {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
+
+
+#: The fields that every log record has. Others are users' objects.
+_PLAIN = (*logging.makeLogRecord({}).__dict__, "message")
 
 
 class _Forwarding(logging.Handler):
@@ -279,12 +296,12 @@ class _Forwarding(logging.Handler):
             if os.getpid() != self._pid:
                 print(self.format(record), file=sys.stderr)
                 return
-            facts = self._formatting.prepare(record).__dict__
-            try:
-                self._channel.send(pickle.dumps(facts))
-            except (TypeError, AttributeError, pickle.PicklingError):
-                plain = logging.makeLogRecord({}).__dict__
-                self._channel.send(pickle.dumps({key: facts[key] for key in plain if key in facts}))
+            extra = self._formatting.prepare(record).__dict__
+            facts = {key: extra.pop(key) for key in _PLAIN if key in extra}
+            data = b""
+            with suppress(Exception):  # they go without what cannot be pickled
+                data = pickle.dumps(extra) if extra else b""
+            self._channel.send(pickle.dumps(facts), data)
         except Exception:
             self.handleError(record)
 

@@ -48,7 +48,7 @@ class ServerHandle:
             ours.enter_context(self._control)
             with theirs:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-c", _BOOTSTRAP],
+                    [sys.executable, *_flags(), "-c", _BOOTSTRAP],
                     stdin=subprocess.PIPE,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
@@ -81,6 +81,12 @@ class ServerHandle:
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         self._popen.wait()
+
+
+def _flags() -> list[str]:
+    """Return the options of this interpreter, such as ``-O``, as multiprocessing passes them on."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
 
 
 class End(NamedTuple):
@@ -139,11 +145,12 @@ class ChildHandle:
                     return False
                 if not self._channel.buffered and not self._pass_on(patience):
                     continue
-                content = pickle.loads(self._channel.receive().facts)
+                message = self._channel.receive()
+                content = pickle.loads(message.facts)
                 if isinstance(content, bool):
                     self._settles = False
                     return content
-                _log(content)
+                _log(content, message.data)
         except (EOFError, ConnectionError):
             return False
         return not any(fd == self._channel.fileno() for fd, _ in self._poll.poll(0))
@@ -166,7 +173,7 @@ class ChildHandle:
                 self._settles, self._after = content.settles, content.cpu_time
                 self._pass_on(0)
                 return content, message
-            _log(content)
+            _log(content, message.data)
 
     @property
     def output(self) -> str:
@@ -187,19 +194,28 @@ class ChildHandle:
                 while data := os.read(fd, KEPT):
                     self._pass(output, data)
         self.close()
-        return End(_words(status), None if cpu_time is None else cpu_time - self._before)
+        return End(_words(status), self._since(cpu_time))
 
-    def retire(self, *, wait: bool = False) -> None:
-        """Let it end by itself; it is killed if it does not. `wait` until nothing is left of it."""
+    def retire(self) -> None:
+        """Let it end by itself; it is killed if it does not."""
         self._server.send(END, self.pid, _PATIENCE)
         self._channel.close()
-        if wait:
-            self._word()
         self.close()
+
+    def finish(self) -> float | None:
+        """Let it end, wait until nothing is left of it, and return its processor time, as `end`."""
+        self._server.send(END, self.pid, _PATIENCE)
+        self._channel.close()
+        _, cpu_time = self._word()
+        self.close()
+        return self._since(cpu_time)
 
     def close(self) -> None:
         """Close the connections to it, which ends it if it is idle."""
         self._ours.close()
+
+    def _since(self, cpu_time: float | None) -> float | None:
+        return None if cpu_time is None else cpu_time - self._before
 
     def _word(self) -> tuple[int, float] | tuple[None, None]:
         """Wait for the next word of the server about it; nothing if the server has ended."""
@@ -245,12 +261,17 @@ class _Output:
             getattr(sys, self._name).write(self._decoder.decode(data))
 
 
-def _log(content: dict[str, Any]) -> None:
-    """Handle a log record of a child."""
+def _log(content: dict[str, Any], extra: memoryview) -> None:
+    """Handle a log record of a child; `extra`: its users' fields, pickled."""
     record = logging.makeLogRecord(content)
     logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+    try:
+        if logger.isEnabledFor(record.levelno):
+            with suppress(Exception):  # it goes without what cannot be imported here
+                record.__dict__.update(pickle.loads(extra) if extra else {})
+            logger.handle(record)
+    except Exception:  # users' handlers and filters are no reason for the call to fail
+        logging.Handler().handleError(record)
 
 
 def _words(status: int | None) -> str:

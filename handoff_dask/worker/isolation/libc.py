@@ -19,6 +19,7 @@ _libc.madvise.argtypes = (c_void_p, c_size_t, c_int)
 _FAILED = c_void_p(-1).value
 #: ``madvise``: map all pages at once instead of one fault after the other. Since Linux 5.14.
 _MADV_POPULATE_READ = 22
+_IOLBF = 1  # of <stdio.h>
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -74,6 +75,12 @@ def return_free_memory() -> None:
     """Give free memory of the C library's heap back to the system."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def write_lines() -> None:
+    """Have native code write what it prints line by line, also where that is no terminal."""
+    stdout = c_void_p.in_dll(_libc, "stdout")
+    _libc.setvbuf(stdout, None, _IOLBF, c_size_t(0))
 
 
 def _error() -> OSError:

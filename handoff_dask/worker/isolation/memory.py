@@ -45,8 +45,13 @@ def _status(content: bytes, inputs: float) -> _Status:
 
 
 def _field(content: bytes, name: bytes) -> float:
-    at = content.find(name)
-    return int(content[at + len(name) :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
+    at = content.find(b"\n" + name)  # in a line of its own: a process may have any name
+    return int(content[at + len(name) + 1 :].split(None, 1)[0]) * _KIB if at >= 0 else 0.0
+
+
+def _lines(content: bytes, first: bytes, end: bytes) -> bytes:
+    """Return the lines from one field up to another."""
+    return content[content.find(b"\n" + first) : content.find(b"\n" + end)]
 
 
 class Used(NamedTuple):
@@ -60,6 +65,8 @@ class Used(NamedTuple):
     now: float
     #: The signals that are blocked, ignored and handled.
     signals: bytes
+    #: The user, the groups and the capabilities of the process.
+    rights: tuple[bytes, ...]
 
 
 class Meter:
@@ -90,9 +97,14 @@ class Meter:
         content = os.pread(self._file, 4096, 0)
         status = _status(content, self._inputs)
         peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
-        signals = content[content.find(b"SigBlk:") : content.find(b"CapInh:")]
+        signals = _lines(content, b"SigBlk:", b"CapInh:")
+        rights = (
+            _lines(content, b"Uid:", b"FDSize:"),
+            _lines(content, b"Groups:", b"NStgid:"),
+            _lines(content, b"CapInh:", b"Cpus_allowed:"),
+        )
         cpu_time = _cpu_time()
-        return Used(cpu_time - self._began, cpu_time, peak, status.now, signals)
+        return Used(cpu_time - self._began, cpu_time, peak, status.now, signals, rights)
 
 
 def _cpu_time() -> float:
@@ -166,12 +178,11 @@ class Watcher:
             self._watches.add(watch)
             # Calls that are short never wake the thread: it still waits for an earlier one.
             if watch.due < self._wakes:
-                self._wakes = watch.due
                 if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="handoff-memory", daemon=True
-                    )
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="handoff-memory", daemon=True)
+                    thread.start()
+                    self._thread = thread
+                self._wakes = watch.due
                 self._changed.notify()
 
     def remove(self, watch: Watch) -> None:

@@ -18,7 +18,6 @@ from handoff_dask.worker.isolation.calls import (
     Ended,
     Order,
     Outcome,
-    Reply,
     Request,
     Surroundings,
     World,
@@ -177,12 +176,15 @@ class Pool:
             self._keep(child)
             raise
         if running.begin(child, watch):
-            self._watcher.add(watch)
             try:
+                self._watcher.add(watch)
                 order = Order(request._replace(values=()), values.places, logging.root.level)
                 answer = child.ask(pickle.dumps(order), values)
             except (EOFError, ConnectionError):
                 pass  # it has ended
+            except BaseException:  # too many threads, for example
+                child.end()
+                raise
             finally:
                 self._watcher.remove(watch)
         if answer is None or not running.finish():
@@ -194,7 +196,11 @@ class Pool:
         reply, message = answer
         usage = reply.usage._replace(peak_memory=max(reply.usage.peak_memory or 0.0, watch.peak))
         ended = Ended("ok", None, usage, child.output, verdict=reply.verdict)
-        self._give_back(child, reply)
+        if reply.reusable:
+            self._keep(child)
+        # What the function left behind still uses what it claimed.
+        elif (cpu_time := child.finish()) is not None:
+            ended = ended._replace(usage=usage._replace(cpu_time=cpu_time))
         if reply.failure is not None:
             return ended._replace(outcome="error", value=_raisable(reply.failure))
         try:
@@ -202,14 +208,7 @@ class Pool:
                 value=unpack(message.data, reply.places, message.fds, shared=True)
             )
         except BaseException as error:  # unpickling runs the user's code
-            return _failed(request, error)._replace(usage=usage, output=ended.output)
-
-    def _give_back(self, child: ChildHandle, reply: Reply) -> None:
-        if not reply.reusable:
-            # What the function left behind still uses what it claimed.
-            child.retire(wait=True)
-        else:
-            self._keep(child)
+            return _failed(request, error)._replace(usage=ended.usage, output=ended.output)
 
     def _keep(self, child: ChildHandle) -> None:
         """Keep an idle child for the next call, unless there are enough or it has done enough."""

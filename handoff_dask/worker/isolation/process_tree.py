@@ -31,6 +31,13 @@ def tree_of(pid: int) -> list[int]:
     return tree
 
 
+def is_resource_tracker(pid: int) -> bool:
+    """Whether a process cleans up after others that use multiprocessing, or joblib's loky."""
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return b"resource_tracker" in file.read()
+    return False
+
+
 def _parents() -> Iterator[tuple[int, int]]:
     for name in os.listdir("/proc"):
         if name.isdecimal():

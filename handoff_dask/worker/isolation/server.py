@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from handoff_dask.shipping.parcel import Shipped
 from handoff_dask.worker.isolation import child
 from handoff_dask.worker.isolation.channel import Channel
 from handoff_dask.worker.isolation.libc import adopt_orphans
-from handoff_dask.worker.isolation.process_tree import children_of
+from handoff_dask.worker.isolation.process_tree import children_of, is_resource_tracker, tree_of
 
 #: What a worker asks for: to fork a child, or to end one in so many seconds.
 ORDER = struct.Struct("<cid")
@@ -31,6 +32,9 @@ FORK, END = b"f", b"e"
 WORD = struct.Struct("<id")
 #: Seconds between looks at whether the worker is still there; usually its socket tells.
 _PULSE = 1.0
+#: Seconds that a resource tracker gets to remove what processes that have ended left in shared
+#: memory.
+_TRACKING = 1.0
 
 
 class _Ends(NamedTuple):
@@ -56,7 +60,7 @@ class Server(Shipped):
         self.arguments: tuple[int, int] = (control, worker)
         #: {process id: the pipe on which the worker waits for its end}
         self._children: dict[int, int] = {}
-        #: {process id: when to kill it}
+        #: {process id of a child or of a resource tracker: when to kill it}
         self._deadlines: dict[int, float] = {}
         #: {process id of a reaped child: its exit status and processor time}
         self._ended: dict[int, tuple[int, float]] = {}
@@ -107,8 +111,7 @@ class Server(Shipped):
                     return ends
             self._end_late_ones()
             self._reap(woken)
-        for pid in self._children:
-            _kill(pid)
+        self._kill(self._children)
         while self._children:
             select.select([woken], [], [], _PULSE)
             self._reap(woken)
@@ -141,7 +144,10 @@ class Server(Shipped):
         now = time.monotonic()
         for pid in [pid for pid, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[pid]
-            if pid in self._children and pid not in self._ended:
+            if pid in self._children:
+                if pid not in self._ended:
+                    self._kill([pid])
+            else:
                 _kill(pid)
 
     def _reap(self, woken: int) -> None:
@@ -156,6 +162,7 @@ class Server(Shipped):
                     self._ended[pid] = status, cpu_time
                 else:
                     self._left += cpu_time
+                    self._deadlines.pop(pid, None)
         # The kernel's list may lack some while others end. So it has to be clean twice.
         if self._ended and not self._kill_orphans() and not self._kill_orphans():
             # Nobody knows whose it was if several have ended.
@@ -170,15 +177,35 @@ class Server(Shipped):
 
     def _kill_orphans(self) -> bool:
         """Kill what children that have ended left behind; return whether there was something."""
-        orphans = [pid for pid in children_of(os.getpid()) if pid not in self._children]
+        return self._kill(pid for pid in children_of(os.getpid()) if pid not in self._children)
+
+    def _kill(self, pids: Iterable[int]) -> bool:
+        """Kill processes and their descendants; return whether there is something to wait for.
+
+        Resource trackers of multiprocessing get a moment: they remove the shared memory of the
+        others when these have ended.
+        """
+        members = [member for pid in pids for member in tree_of(pid)]
+        trackers = set(filter(is_resource_tracker, members))
+        late = time.monotonic() + _TRACKING
+        for tracker in trackers:
+            self._deadlines.setdefault(tracker, late)
+        spared = set(map(_group_of, trackers))
+        others = [member for member in members if member not in trackers]
         # Not another user's, such as those of sudo, for which nobody could wait.
-        return any([_kill(pid) for pid in orphans])
+        return any([_kill(pid, group=pid not in spared) for pid in others]) or bool(trackers)
 
 
-def _kill(pid: int) -> bool:
-    """Kill a process and its group, if it leads one; return whether that was allowed."""
+def _group_of(pid: int) -> int | None:
     with suppress(OSError):
-        if os.getpgid(pid) == pid:
+        return os.getpgid(pid)
+    return None
+
+
+def _kill(pid: int, *, group: bool = False) -> bool:
+    """Kill a process; return whether that was allowed. `group`: and its group, if it leads one."""
+    with suppress(OSError):
+        if group and _group_of(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
     try:
         os.kill(pid, signal.SIGKILL)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import pickle
 import subprocess
+import sys
 import threading
 import traceback
 
@@ -173,6 +175,17 @@ def test_output_and_logs(pool, capsys, caplog):
     assert (record.name, record.getMessage()) == ("mine", "a record")
 
 
+def test_output_of_native_code(pool, monkeypatch):
+    """What C functions print arrives in lines, also just before a crash."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    def talk():
+        ctypes.CDLL(None).puts(b"from C")
+        os._exit(3)
+
+    assert run(pool, talk).output == "from C\n"
+
+
 def test_logs_of_threads(pool, caplog):
     """What threads log while their function runs arrives, whatever the function returns then."""
 
@@ -191,6 +204,33 @@ def test_logs_of_threads(pool, caplog):
     value(run(pool, talk))
     numbers = {int(record.getMessage()) for record in caplog.records}
     assert numbers == {number * 1000 + i for number in range(4) for i in range(200)}
+
+
+def test_logs_of_what_cannot_be_imported_here(pool, caplog, tmp_path):
+    """A record whose extra fields only exist in the process arrives without them."""
+    (tmp_path / "only_there.py").write_text("class Thing: pass\n")
+
+    def talk():
+        sys.path.insert(0, str(tmp_path))
+        import only_there
+
+        logging.getLogger("mine").warning("heard", extra={"thing": only_there.Thing()})
+        return 1
+
+    assert value(run(pool, talk)) == 1
+    (record,) = caplog.records
+    assert record.getMessage() == "heard"
+
+
+def test_log_handlers_that_fail(pool, monkeypatch, capsys):
+    """A handler that raises here says so, as others do, and costs the call nothing."""
+
+    def fail(record):
+        raise ValueError("full")
+
+    monkeypatch.setattr(logging.getLogger("mine"), "filters", [fail])
+    assert value(run(pool, lambda: logging.getLogger("mine").warning("lost") or 1)) == 1
+    assert "ValueError: full" in capsys.readouterr().err
 
 
 def test_logs_of_levels_that_are_shown(pool, caplog):

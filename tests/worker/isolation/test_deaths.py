@@ -159,6 +159,61 @@ def test_nothing_is_left_of_a_call_that_leaves_a_daemon(pool):
     assert not alive(orphan)
 
 
+def leave_shared_memory(begun, method, end):
+    """Leave shared memory and a semaphore; write their names to a file."""
+    import multiprocessing
+    from multiprocessing.shared_memory import SharedMemory
+
+    context = multiprocessing.get_context(method)
+    lock = context.Lock()
+    process = context.Process(target=id, args=[lock])
+    process.start()
+    process.join()
+    names = [SharedMemory(create=True, size=1_000).name, "sem." + lock._semlock.name[1:]]
+    with open(begun + ".names", "w") as file:
+        file.write(" ".join(names))
+    os.rename(begun + ".names", begun)
+    end()
+
+
+def left_of(begun):
+    """Return what is still there of the shared memory whose names are in a file."""
+    return {*begun.read_text().split()} & {*os.listdir("/dev/shm")}
+
+
+@pytest.mark.parametrize("end", [bool, os.abort, sys.exit])
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_shared_memory_that_was_not_removed(pool, end, method, tmp_path):
+    """What a function leaves in shared memory is gone when its call ends."""
+    run(pool, leave_shared_memory, str(tmp_path / "begun"), method, end)
+    assert not left_of(tmp_path / "begun")
+
+
+def test_shared_memory_of_a_killed_call(pool, tmp_path):
+    """What a killed call has in shared memory is gone, too."""
+
+    def call(begun):
+        leave_shared_memory(begun, "spawn", lambda: time.sleep(100))
+
+    assert killed(pool, call, tmp_path).outcome == "killed"
+    assert not left_of(tmp_path / "begun")
+
+
+def test_resource_trackers_that_do_not_end(pool):
+    """They are killed like all else, a moment later."""
+
+    def call():
+        code = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+        command = [sys.executable, "-c", code, "resource_tracker"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+            print(process.stdout.readline().decode())
+            os._exit(3)
+
+    ended = run(pool, call)
+    assert ended.outcome == "process-died"
+    assert not alive(int(ended.output))
+
+
 def test_threads_that_do_not_end(pool):
     """A thread that outlives its function ends with it, and its child is not used again."""
 

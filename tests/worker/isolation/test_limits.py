@@ -64,6 +64,31 @@ def test_the_cpu_time_of_calls_that_are_killed(pool, call):
     assert 0.3 <= ended.usage.cpu_time < 5
 
 
+def _forked(burn, last):
+    """Burn in a forked process, and let it do something last; return when it has burnt."""
+    read, write = os.pipe()
+    if not os.fork():
+        burn(0.3)
+        os.write(write, b"x")
+        last()
+        os._exit(0)
+    os.read(read, 1)
+
+
+def test_the_cpu_time_of_processes_that_are_left(pool):
+    """It counts, whether they have ended without being waited for or are killed."""
+
+    def ends(burn=burn, forked=_forked):
+        forked(burn, bool)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+
+    def stays(burn=burn, forked=_forked):
+        forked(burn, signal.pause)
+
+    for call in (ends, ends, stays):
+        assert 0.3 <= run(pool, call).usage.cpu_time < 0.5
+
+
 def test_a_short_spike(pool):
     """Memory that a call had for a moment is seen within 5 %."""
 
@@ -130,6 +155,19 @@ def test_fast_allocation(pool):
     ended = run(pool, hoard, limit=1000)
     assert ended.outcome == "out-of-memory"
     assert ended.usage.peak_memory < 2000
+
+
+def test_processes_with_any_name(pool):
+    """A process that is named like a field of what the kernel says of it is measured, too."""
+
+    def call():
+        with open("/proc/self/comm", "w") as file:
+            file.write("RssAnon: x")
+        time.sleep(0.3)  # it is looked at
+        return bytes(300_000_000)
+
+    assert 300 < run(pool, call, limit=1_000).usage.peak_memory < 350
+    assert run(pool, call, limit=10).outcome == "out-of-memory"
 
 
 def test_without_a_limit(pool):

@@ -191,6 +191,19 @@ def test_workers_that_fork(pool):
     assert value(run(pool, os.getpid)) == pid
 
 
+def test_too_many_threads(pool, monkeypatch):
+    """Without a thread that watches its memory, no call runs; later ones are watched again."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            run(pool, os.getpid)
+    assert run(pool, lambda: bytearray(10**9), limit=10).outcome == "out-of-memory"
+
+
 def test_ten_thousand_calls(pool):
     """Many calls leave no descriptor, and so no shared memory, and no process behind."""
     value(run(pool, lambda: None))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import logging
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +22,8 @@ from tests.integration.separate import bare_python
 from tests.worker.isolation.calling import run, value
 
 __all__ = ["bare_python"]
+
+ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may change the user")
 
 
 def test_a_child_is_light(pool):
@@ -92,6 +97,96 @@ def test_what_functions_change(pool, tmp_path):
     assert value(run(pool, state)) == before
 
 
+@pytest.mark.parametrize("timer", [signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF])
+def test_timers_that_functions_leave(pool, timer):
+    """They do not fire in the next function."""
+
+    def work():
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+        return os.getpid()
+
+    before = value(run(pool, lambda: signal.setitimer(timer, 0.05) and os.getpid()))
+    assert before == value(run(pool, work))
+
+
+def test_crashes_are_shown_whatever_functions_change(pool, tmp_path):
+    """The output of the next function has the place of its crash."""
+
+    def disable():
+        faulthandler.disable()
+
+    def redirect():
+        faulthandler.enable(open(tmp_path / "crash", "w"))
+
+    def handle():
+        signal.signal(signal.SIGABRT, lambda *_: None)
+
+    def exit_later():
+        faulthandler.dump_traceback_later(0.01, exit=True)
+
+    for change in (disable, redirect, handle, exit_later):
+        run(pool, change)
+        ended = run(pool, lambda: time.sleep(0.05) or os.abort())
+        assert (ended.outcome, "SIGABRT" in ended.detail) == ("process-died", True)
+        assert "Fatal Python error: Aborted" in ended.output
+
+
+def test_standard_input_that_functions_change(pool, tmp_path):
+    """The next function finds an empty one."""
+    (tmp_path / "lines").write_text("line\n" * 10_000)
+
+    def close_file():
+        sys.stdin.close()
+
+    def close_descriptor():
+        os.close(0)
+
+    def redirect():
+        os.dup2(os.open(tmp_path / "lines", os.O_RDONLY), 0)
+        return sys.stdin.readline()
+
+    def remove():
+        sys.stdin = None
+
+    pid = value(run(pool, os.getpid))
+    for change in (close_file, close_descriptor, redirect, remove):
+        run(pool, change)
+        assert value(run(pool, lambda: (os.getpid(), sys.stdin.read(), os.read(0, 1)))) == (
+            pid,
+            "",
+            b"",
+        )
+
+
+def test_cores_that_functions_choose(pool):
+    """The next function may use all those that the worker may."""
+
+    def pin():
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+    run(pool, pin)
+    assert value(run(pool, lambda: os.sched_getaffinity(0))) == os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: os.nice(1),
+        lambda: resource.setrlimit(resource.RLIMIT_AS, (10**9, resource.RLIM_INFINITY)),
+        pytest.param(lambda: os.setgid(65534), marks=ROOT),
+        pytest.param(lambda: os.setuid(65534), marks=ROOT),
+        lambda: ctypes.CDLL(None).prctl(38, 1, 0, 0, 0),  # no new privileges
+    ],
+    ids=["priority", "limit", "group", "user", "privileges"],
+)
+def test_rights_that_functions_give_up(pool, change):
+    """A process that may do less than before is not used again."""
+    pid = value(run(pool, lambda: (change(), os.getpid())[1]))
+    assert value(run(pool, os.getpid)) != pid
+
+
 def test_folders_that_functions_remove(pool, tmp_path):
     """A function that removes its working directory does not end its child."""
 
@@ -118,6 +213,22 @@ def test_closed_output(pool, capsys, close):
     value(run(pool, close))
     value(run(pool, lambda: print("still here")))
     assert capsys.readouterr().out == "still here\n"
+
+
+@pytest.mark.parametrize("flags", [["-O"], ["-W", "error"], ["-X", "utf8=0"]])
+def test_options_of_the_interpreter(flags, tmp_path):
+    """Functions run with those of their worker."""
+    (tmp_path / "script.py").write_text(
+        "import os, sys\n"
+        "from handoff_dask.worker.isolation.pool import Pool\n"
+        "from tests.worker.isolation.calling import run\n"
+        "def options(): return tuple(sys.flags), sys.warnoptions\n"
+        "pool = Pool(1)\n"
+        "sys.exit(run(pool, options).value != options())\n"
+    )
+    path = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"}
+    subprocess.run([sys.executable, *flags, tmp_path / "script.py"], check=True, env=env)
 
 
 def test_worlds(pool):
