@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from handoff_dask import config
 from handoff_dask.cli.command import TIME, command, print_table, target_options
 from handoff_dask.cli.dag_loader import load
 from handoff_dask.cli.exit_codes import FAILED, Problem
+from handoff_dask.client.options import as_store
 from handoff_dask.client.stored_results import explain
 from handoff_dask.store.opened import Entry, OpenStore
 from handoff_dask.store.result_store import Store
@@ -49,11 +49,16 @@ def _store_options(command: F) -> F:
     return click.argument("url", required=False)(_driver_option(command))
 
 
-def _opened(url: str | None, storage_options: dict[str, Any]) -> OpenStore:
-    url = url if url is not None else config.get("store")
-    if url is None:
+def _chosen(url: str | None, storage_options: dict[str, Any]) -> Store:
+    given = {"storage_options": storage_options} if storage_options else {}
+    store = as_store(url, **given)
+    if store is None:
         raise Problem("which store? Give its URL, or set DASK_HANDOFF__STORE")
-    return OpenStore(Store(url, storage_options=storage_options))
+    return store
+
+
+def _opened(url: str | None, storage_options: dict[str, Any]) -> OpenStore:
+    return OpenStore(_chosen(url, storage_options))
 
 
 @command(
@@ -139,7 +144,7 @@ def why(url: str, storage_options: dict[str, Any], as_json: bool, **target: Any)
     Nothing runs. Each function without a stored result is listed: with what changed in its code,
     its arguments or the results that it needs, or with why its result cannot be stored.
     """
-    reasons = explain(load(**target).dag, Store(url, storage_options=storage_options))
+    reasons = explain(load(**target).dag, _chosen(url, storage_options))
     would_run = {str(id): reason for id, reason in reasons.items() if reason is not None}
     if as_json:
         click.echo(json.dumps(would_run, indent=1))
