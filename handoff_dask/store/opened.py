@@ -355,11 +355,12 @@ class OpenStore:
             "Handoff cannot %s the store %s, and goes on without it: %s",
             action,
             self._store.shown_url,
-            _why(error),
+            f"{type(error).__name__}: {error}",
         )
 
     def _error(self, action: str, error: Exception) -> StoreError:
-        return StoreError(self._store.shown_url, f"cannot {action} it: {_why(error)}")
+        problem = f"cannot {action} it: {type(error).__name__}: {error}"
+        return StoreError(self._store.shown_url, problem)
 
     def _warn(self, kind: str, message: str, *arguments: str) -> None:
         if kind not in self._warned:
