@@ -87,7 +87,7 @@ class OpenStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._folders: dict[str, str] = {}
-        #: The kinds of problems that were warned of.
+        #: The kinds of problems that there has been a warning of.
         self._warned: set[str] = set()
 
     def look(self, names: Iterable[Named]) -> dict[str, StoredResult]:
