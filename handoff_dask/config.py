@@ -60,7 +60,8 @@ def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if not any(_fits(value, type_) for type_ in types):
         described = " or ".join(_KINDS[type_][1] for type_ in types)
-        yield f"the setting {name} must be {described}, not {value!r}"
+        shown = "" if schema.get("writeOnly") else f", not {value!r}"  # secrets are not shown
+        yield f"the setting {name} must be {described}{shown}"
         return
     if schema.get("format") == "duration" and value is not False:
         try:
@@ -68,7 +69,7 @@ def _misfits(name: str, value: Any, schema: dict[str, Any]) -> Iterator[str]:
         except (KeyError, ValueError):
             yield f"the setting {name} must be a time such as 60s or 50ms, not {value!r}"
     known = schema.get("properties", {})
-    for key, inner in value.items() if schema["type"] == "object" else ():
+    for key, inner in value.items() if known and isinstance(value, dict) else ():
         # Dask accepts both spellings; environment variables can only have underscores.
         canonical = str(key).replace("_", "-")
         if canonical in known:

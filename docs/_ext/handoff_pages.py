@@ -56,7 +56,7 @@ def _leaves(schema: dict[str, Any], path: tuple[str, ...]) -> list[tuple[tuple[s
     leaves = []
     for name, about in schema["properties"].items():
         below = (*path, name)
-        leaves += _leaves(about, below) if "properties" in about else [(below, about)]
+        leaves += _leaves(about, below) if about["type"] == "object" else [(below, about)]
     return leaves
 
 

@@ -39,6 +39,7 @@ from handoff_dask.model.dag import DAG
 @command(
     "run pipeline.py:dag --worker cpu=4,memory=8GB --output result.json",
     "run pipeline.py:make_dag --scheduler-file scheduler.json -- day=2026-03-01",
+    "run pipeline.py:dag --store /scratch/results",
     "run package.module:dag --scheduler tcp://host:8786 --detach",
     "run trace.json --scale 0.01 --worker cpu=8,memory=16GB",
     remark=EPILOG,
@@ -83,7 +84,8 @@ from handoff_dask.model.dag import DAG
     "--store",
     metavar="URL",
     help="Where to keep results beyond this run, and to look for them before anything runs: a "
-    "folder, or a URL that fsspec knows. The default is Dask's setting handoff.store.",
+    "folder, or a URL that fsspec knows. The default is Dask's setting handoff.store, which also "
+    "has the options of stores.",
 )
 @click.option(
     "--detach",

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from handoff_dask import config
 from handoff_dask.cli.command import TIME, command, print_table, target_options
 from handoff_dask.cli.dag_loader import load
 from handoff_dask.cli.exit_codes import FAILED, Problem
+from handoff_dask.client.options import as_store
 from handoff_dask.client.stored_results import explain
 from handoff_dask.store.opened import Entry, OpenStore
 from handoff_dask.store.result_store import Store
@@ -49,11 +49,16 @@ def _store_options(command: F) -> F:
     return click.argument("url", required=False)(_driver_option(command))
 
 
-def _opened(url: str | None, storage_options: dict[str, Any]) -> OpenStore:
-    url = url if url is not None else config.get("store")
-    if url is None:
+def _chosen(url: str | None, storage_options: dict[str, Any]) -> Store:
+    given = {"storage_options": storage_options} if storage_options else {}
+    store = as_store(url, **given)
+    if store is None:
         raise Problem("which store? Give its URL, or set DASK_HANDOFF__STORE")
-    return OpenStore(Store(url, storage_options=storage_options))
+    return store
+
+
+def _opened(url: str | None, storage_options: dict[str, Any]) -> OpenStore:
+    return OpenStore(_chosen(url, storage_options))
 
 
 @command(
@@ -98,9 +103,10 @@ def ls(url: str | None, storage_options: dict[str, Any], as_json: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; only say what would be.")
 def rm(url: str | None, storage_options: dict[str, Any], older_than: float, dry_run: bool) -> None:
-    """Remove old results from a store, and what killed writers left behind.
+    """Remove old results from a store.
 
-    A result is as old as the end of the function that made it, even if it was read since.
+    The age of a result counts from the end of the function that made it, even if it was read since.
+    What killed writers left behind is removed, too.
     """
     removed = list(_opened(url, storage_options).remove(older_than, dry_run))
     click.echo(f"{'would remove' if dry_run else 'removed'} {_total(removed)}")
@@ -109,7 +115,9 @@ def rm(url: str | None, storage_options: dict[str, Any], older_than: float, dry_
 @command("store verify /scratch/results")
 @_store_options
 def verify(url: str | None, storage_options: dict[str, Any]) -> None:
-    """Read every result of a store and check that it is undamaged.
+    """Check that no result of a store is damaged.
+
+    Every result is read.
 
     The exit code is 1 if one is damaged. Damaged results count as missing in runs, and are replaced
     when they are computed again. What killed writers left behind is removed.
@@ -134,12 +142,13 @@ def verify(url: str | None, storage_options: dict[str, Any]) -> None:
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write {function: reason} as JSON.")
 def why(url: str, storage_options: dict[str, Any], as_json: bool, **target: Any) -> None:
-    """Say which functions of a DAG would run, and why: what changed since its last run.
+    """Say which functions of a DAG would run, and why.
 
-    Nothing runs. Each function without a stored result is listed: with what changed in its code,
-    its arguments or the results that it needs, or with why its result cannot be stored.
+    Nothing runs. Each function without a stored result is listed: with what changed since the last
+    run of the DAG in its code, its arguments or the results that it needs, or with why its result
+    cannot be stored.
     """
-    reasons = explain(load(**target).dag, Store(url, storage_options=storage_options))
+    reasons = explain(load(**target).dag, _chosen(url, storage_options))
     would_run = {str(id): reason for id, reason in reasons.items() if reason is not None}
     if as_json:
         click.echo(json.dumps(would_run, indent=1))
@@ -173,7 +182,10 @@ def _as_dict(entry: Entry) -> dict[str, Any]:
 
 @click.group()
 def store() -> None:
-    """Look after a store of results."""
+    """Look after a store of results.
+
+    A key and other options of the store are taken from Dask's setting handoff.store.
+    """
 
 
 for subcommand in (ls, why, rm, verify):

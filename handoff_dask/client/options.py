@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import Any, Literal, Protocol, Union, cast, get_args, runtime_checkable
 
 from handoff_dask import config
@@ -92,18 +92,26 @@ def _durations(given: Any) -> Mapping[Hashable, float]:
     return known
 
 
-def as_store(store: Any) -> Store | None:
-    """Return a store, given by itself or by its URL; None is the setting ``handoff.store``."""
+def as_store(store: Any, **options: Any) -> Store | None:
+    """Return a store, given by itself or by its URL; None is the setting ``handoff.store``.
+
+    A URL goes with the options of the setting, unless `options` replace them.
+    """
+    setting = config.get("store")
+    configured = setting if isinstance(setting, Mapping) else {"url": setting}
+    configured = {str(key).replace("-", "_"): value for key, value in configured.items()}
     name = "store"
     if store is None:
-        name, store = "the setting handoff.store", config.get("store")
+        name, store = "the setting handoff.store", configured.get("url")
     if not store:  # the setting is empty, or False switches it off
         return None
     if isinstance(store, Store):
         return store
-    if isinstance(store, (str, os.PathLike)):
-        return Store(os.fspath(store))
-    raise ValueError(f"{name} must be a URL, a path or a Store, not {store!r}")
+    if not isinstance(store, (str, os.PathLike)):
+        raise ValueError(f"{name} must be a URL, a path or a Store, not {store!r}")
+    if unknown := configured.keys() - signature(Store).parameters.keys():
+        raise ValueError(f"there is no setting handoff.store.{min(unknown)}")
+    return Store(**{**configured, **options, "url": os.fspath(store)})
 
 
 def learned_url() -> str | None:

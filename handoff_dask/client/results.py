@@ -111,10 +111,11 @@ class ExecutionResult(Comparable):
         failed = f", {len(self.errors)} failed or not run" if self.errors else ""
         earlier = count_earlier(self.attempts)
         stored = f", {earlier} stored" if earlier else ""
+        workers = len(set(self.allocations.values()))
         return (
-            f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} results, "
-            f"{len(self.allocations)} functions on {len(set(self.allocations.values()))} workers, "
-            f"{self.makespan:.3g} s{stored}{failed}>"
+            f"<ExecutionResult of {self.dag_id!r}: {markup.count(len(self.results), 'result')}, "
+            f"{markup.count(len(self.allocations), 'function')} on "
+            f"{markup.count(workers, 'worker')}, {self.makespan:.3g} s{stored}{failed}>"
         )
 
     def _repr_html_(self) -> str:

@@ -4,9 +4,9 @@ An object appears whole or not at all, under its final name. In folders it is wr
 temporary name and renamed, elsewhere it is put at once. There are no locks, which network file
 systems may lack: whoever writes an object last wins, and all write the same.
 
-Nothing waits for the disk (``fsync``): that takes three times as long as writing. What a power cut
-takes was written within the last seconds, and counts as missing, because every byte has a checksum.
-The end of a process, or of all of them, loses nothing.
+Nothing waits for the disk (``fsync``), which would take three times as long as writing. A power cut
+can lose what was written in the last seconds. That counts as missing, because checksums cover every
+byte. Nothing is lost when processes end or are killed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Backend:
         return file
 
     def write(self, path: str, size: int, write: Callable[[IO[bytes]], int]) -> int:
-        """Create or replace a file by what a call writes, about `size` bytes."""
+        """Create or replace a file with what a call writes, about `size` bytes."""
         if size <= _LARGEST_IN_MEMORY:
             with io.BytesIO() as file:
                 written = write(file)
@@ -134,7 +134,7 @@ class LocalBackend(Backend):
         return open(path, "rb")
 
     def write(self, path: str, size: int, write: Callable[[IO[bytes]], int]) -> int:
-        """Create or replace a file by what a call writes."""
+        """Create or replace a file with what a call writes."""
         folder = os.path.dirname(path)
         try:
             written = self._write(path, write)

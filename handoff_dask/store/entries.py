@@ -8,8 +8,8 @@ An entry is one object::
     blocks    the frames, in blocks: codec, length, checksum, content
 
 The first frame is a pickle; the others are its large buffers, which are neither copied nor pickled.
-Every byte is under a checksum, so that an entry is right or counts as missing. No checksum protects
-from somebody who may write to the store and means harm, since a pickle is code: the HMAC does.
+Checksums cover every byte, so an entry is right or counts as missing. They do not protect against
+somebody who may write to the store and means harm, since a pickle is code: the HMAC does.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Head(NamedTuple):
 def frames_of(value: object) -> list[memoryview]:
     """Return a value as a pickle, the first frame, and the large buffers that it refers to.
 
-    Raises what pickling raises if the value can be stored in no way.
+    Raises what pickling raises if the value cannot be stored.
     """
     buffers: list[memoryview] = []
 
@@ -227,7 +227,7 @@ def frames_of(value: object) -> list[memoryview]:
 
 
 class _ValuePickler(pickling.Pickler):
-    """Pickles what has no module to be found in by value; what refuses, as Dask serialises it."""
+    """Pickles by value what no module has; uses Dask's serialisation for what cannot be pickled."""
 
     def reducer_override(self, obj: Any) -> Any:
         reduced = super().reducer_override(obj)
@@ -267,7 +267,7 @@ def write(
         separators=(",", ":"),
     ).encode()
     manifest = location.manifest or b""
-    # The prelude comes last: only then the length is known.
+    # The prelude is written last, when the length is known.
     file.write(bytes(_HEAD_SIZE) + header + manifest)
     total = _HEAD_SIZE + len(header) + len(manifest)
     digest = hashlib.sha256() if hmac_key is not None else None

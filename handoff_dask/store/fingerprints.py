@@ -29,7 +29,7 @@ class Fingerprint(NamedTuple):
     piece: str | None = None
 
 
-#: Objects inside each other. Some make another of their kind whenever they are looked into.
+#: How deeply objects may be nested. Some make another of their kind whenever they are inspected.
 _DEEPEST = 10_000
 
 
@@ -40,7 +40,7 @@ class _Visit:
     label: str
     id: int
     edges: Iterator[Edge]
-    #: When it was reached, and the earliest that was reached of those that contain each other.
+    #: Its number in the order of visits, and the lowest number known to be in its cycle.
     number: int
     earliest: int
 
@@ -148,8 +148,8 @@ class Fingerprints:
     def _digests(self, members: Mapping[int, Shape], pieces_by_name: bool) -> dict[int, bytes]:
         """Return a digest of each object, the same whichever of them was reached first.
 
-        Those that contain each other are told apart by what they contain to a growing depth, until
-        that tells no more of them apart.
+        Objects that contain each other are distinguished by their content to a growing depth, until
+        a greater depth distinguishes no more of them.
         """
 
         def digest(shape: Shape, known: Mapping[int, bytes]) -> bytes:

@@ -13,7 +13,7 @@ _CHUNK = 2**23
 
 
 def digest(data: Any) -> bytes:
-    """Return 20 bytes that stand for some others; large data is hashed by several threads."""
+    """Return a digest of 20 bytes; large data is hashed by several threads."""
     view = memoryview(data)
     if view.nbytes <= _CHUNK:
         return _sha(view)
@@ -23,7 +23,7 @@ def digest(data: Any) -> bytes:
 
 
 def digest_of(parts: Iterable[bytes]) -> bytes:
-    """Return a digest of parts that say themselves where they end."""
+    """Return a digest of parts, each of which shows where it ends."""
     return _sha(b"".join(parts))
 
 

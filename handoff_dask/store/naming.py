@@ -86,7 +86,7 @@ class Namer:
         """Return the name of each node's result, or why it has none, by the node's index."""
         by_index = {node.index: node for node in nodes}
         made: dict[int, ResultName | Unnameable] = {}
-        #: Why those have no name that depend on a node.
+        #: By index: why results that depend on this node's have no name.
         reasons: dict[int, Unnameable] = {}
         pending = list(nodes)[::-1]
         while pending:
@@ -168,7 +168,7 @@ class _Description:
     def __init__(self, namer: Namer, keys: Sequence[str]) -> None:
         self._namer = namer
         self._keys = keys
-        #: By id: numbers of the calls that were met. One that is used twice is evaluated once.
+        #: Numbers of the calls so far, by id. A call that is used twice is evaluated once.
         self._calls: dict[int, int] = {}
         self.label = ""
         self.content: list[bytes] = []
@@ -267,8 +267,8 @@ def changes(
 ) -> list[str]:
     """Say in words which parts of a name differ from those of another.
 
-    Of another name, `code`, `arguments` and `upstream` are enough, in a mapping. `makers` says
-    whose results the keys in `upstream` are.
+    The other one may be a mapping with `code`, `arguments` and `upstream`. `makers` gives the
+    function that makes the result of each key in `upstream`.
     """
 
     def whose(name: str, key: str) -> str:

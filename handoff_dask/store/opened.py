@@ -87,7 +87,7 @@ class OpenStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._folders: dict[str, str] = {}
-        #: The kinds of problems that were warned of.
+        #: The kinds of problems that there has been a warning of.
         self._warned: set[str] = set()
 
     def look(self, names: Iterable[Named]) -> dict[str, StoredResult]:
@@ -355,11 +355,12 @@ class OpenStore:
             "Handoff cannot %s the store %s, and goes on without it: %s",
             action,
             self._store.shown_url,
-            _why(error),
+            f"{type(error).__name__}: {error}",
         )
 
     def _error(self, action: str, error: Exception) -> StoreError:
-        return StoreError(self._store.shown_url, f"cannot {action} it: {_why(error)}")
+        problem = f"cannot {action} it: {type(error).__name__}: {error}"
+        return StoreError(self._store.shown_url, problem)
 
     def _warn(self, kind: str, message: str, *arguments: str) -> None:
         if kind not in self._warned:

@@ -47,7 +47,7 @@ class Store:
     Raises
     ------
     ValueError
-        An argument is invalid.
+        An argument is invalid, or no driver is known for the URL.
     StoreError
         The driver for the URL is not installed.
 
@@ -115,6 +115,9 @@ def _absolute(url: str | os.PathLike[str]) -> str:
             name, _ = fsspec.core.split_protocol(part)
             if name or "/" not in part:
                 fsspec.get_filesystem_class(name or part)
+    except ValueError as error:
+        shown = _without_password(text)
+        raise ValueError(f"there is no driver for the store {shown!r}: {error}") from None
     except ImportError as error:
         problem = f"its driver is not installed: {error}"
         raise StoreError(_without_password(text), problem) from error

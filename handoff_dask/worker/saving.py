@@ -26,7 +26,7 @@ def _opened(store: bytes) -> OpenStore:
 
 
 class Saver:
-    """Has the result of a function read from the store, or written there."""
+    """Reads the result of a function from the store, or writes it there."""
 
     def __init__(self, stored: StoredAs) -> None:
         self._store = _opened(stored.store)

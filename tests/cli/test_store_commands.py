@@ -128,6 +128,28 @@ def test_the_store_of_the_settings(tmp_path: Path, handoff) -> None:
     assert done.returncode == 2 and "which store? Give its URL" in done.stderr
 
 
+def test_a_key_from_the_environment(handoff: Any, folder: Path) -> None:
+    """A secret is never on a command line: the URL may be, and the key is in the settings."""
+    (folder / "chain.py").write_text(CHAIN)
+    key = {"DASK_HANDOFF__STORE__HMAC_KEY": "secret"}
+    done = handoff("run", "chain.py:dag", "--store", "store", "--quiet", env=key)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "2 of 3 functions stored"
+        in handoff("store", "why", "store", "chain.py:dag", env=key).stdout
+    )
+    assert ", 0 damaged" in handoff("store", "verify", "store", env=key).stdout
+    other = {"DASK_HANDOFF__STORE__HMAC_KEY": "other"}
+    assert ", 2 damaged" in handoff("store", "verify", "store", env=other).stdout
+    assert (
+        "2 results"
+        in handoff("store", "ls", env={**key, "DASK_HANDOFF__STORE__URL": "store"}).stdout
+    )
+    assert (
+        "removed 2 results" in handoff("store", "rm", "store", "--older-than", "0", env=key).stdout
+    )
+
+
 def test_options_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """They arrive as text, or as what JSON makes of them."""
     arrived = {}

@@ -12,7 +12,7 @@ from typing import get_args
 import dask
 import pytest
 
-from handoff_dask import DAG, Function, execute, execute_local, explain, plan, submit
+from handoff_dask import DAG, Function, Store, execute, execute_local, explain, plan, submit
 from handoff_dask.client.options import (
     Allocator,
     RunOptions,
@@ -171,3 +171,22 @@ def test_what_is_no_dag(call, wrong, form):
     """The error says what the first argument must be, and shows the form."""
     with pytest.raises(TypeError, match=rf"the first argument must be a DAG, .*{form}"):
         call(wrong)
+
+
+def test_a_store_with_options_in_the_settings():
+    """The setting may be a group of options; a URL that is given replaces only its URL."""
+    options = {"hmac-key": "secret", "required": True, "storage_options": {"profile": "science"}}
+    secret = {"hmac_key": "secret", "required": True, "storage_options": {"profile": "science"}}
+    with dask.config.set({"handoff.store": {"url": "/kept", **options}}):
+        assert RunOptions().stored_in == Store("/kept", **secret)
+        assert RunOptions(store="/other").stored_in == Store("/other", **secret)
+        assert RunOptions(store=Store("/other")).stored_in == Store("/other")
+        assert RunOptions(store=False).stored_in is None
+    with dask.config.set({"handoff.store": options}):
+        assert RunOptions().stored_in is None
+        assert RunOptions(store="/other").stored_in == Store("/other", **secret)
+    with (
+        dask.config.set({"handoff.store": {"ulr": "/kept"}}),
+        pytest.raises(ValueError, match=r"there is no setting handoff\.store\.ulr"),
+    ):
+        RunOptions(store="/other")

@@ -150,6 +150,8 @@ def test_repr():
         "<ExecutionResult of 'd': 2 results, 2 functions on 2 workers, 8.5 s, 1 failed or not run>"
     )
     assert "failed" not in repr(ExecutionResult("d", {}))
+    alone = ExecutionResult("d", {"a": 1}, allocations={"a": "tcp://w:1"})
+    assert "1 result, 1 function on 1 worker, " in repr(alone)
 
 
 def test_a_result_by_its_id():

@@ -93,7 +93,7 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ({"url": ""}, "must be text or a path, not ''"),
         ({"url": None}, "must be text or a path, not None"),
         ({"url": 3}, "must be text or a path, not 3"),
-        ({"url": "nosuch://x"}, "nosuch"),
+        ({"url": "nosuch://me:pw@x"}, "no driver for the store 'nosuch://x': .* nosuch"),
         ({"versions": "major"}, "one of 'exact', 'minor', 'ignore', not 'major'"),
         ({"required": "yes"}, "required must be True or False, not 'yes'"),
         ({"storage_options": 3}, "storage_options must be a mapping, not 3"),
@@ -320,6 +320,17 @@ def test_a_stale_handle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write(location(1), SMALL, MADE)
     monkeypatch.setattr(backends, "open", stale, raising=False)
     assert missing(store, location(1)) == "it is gone"
+
+
+def test_a_place_where_nothing_can_be_made(warned: list[str]) -> None:
+    """The warning passes on what the file system says; nothing was there that could be gone."""
+    PutGet.problem = FileNotFoundError("no such bucket")
+    try:
+        OpenStore(Store("putget://bucket")).write(location(1), SMALL, MADE)
+    finally:
+        PutGet.clear()
+    assert [w.partition("without it: ")[2] for w in warned] == ["FileNotFoundError: no such bucket"]
+    warned.clear()
 
 
 @pytest.mark.parametrize("required", [False, True])

@@ -523,16 +523,28 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("edited_helpers", None)
 
 
-@pytest.mark.parametrize("how", [{}, {"bundle": False}, {"isolate": True}], ids=str)
-def test_modules_that_were_edited(store, module, tmp_path, how):
+def edited(helpers, start):
+    """Return a DAG of functions of the module and of others that use their results."""
+    dag = DAG("edited")
+    for i in range(20):
+        dag.add(lambda x: -x, dag.add(helpers.work, i, id=i), id=(i, "negative"))
+    dag.add(helpers.work, start, id="start")
+    return dag
+
+
+def find_modules_in(path):
+    """Have a worker import what a test writes there."""
+    sys.path.insert(0, path)
+    sys.dont_write_bytecode = True
+
+
+@pytest.mark.parametrize("bundle", [None, False])
+def test_modules_that_were_edited(store, module, tmp_path, bundle):
     """No worker stores what old code has made under the name of the new; it says what to do."""
 
     def run(helpers, start):
-        dag = DAG("edited")
-        for i in range(20):
-            dag.add(lambda x: -x, dag.add(helpers.work, i, id=i), id=(i, "negative"))
-        dag.add(helpers.work, start, id="start")
-        return execute(dag, client=client, store=store, max_retries=0, **how)
+        dag = edited(helpers, start)
+        return execute(dag, client=client, store=store, max_retries=0, bundle=bundle)
 
     changes = {
         "factor": (3, "edited_helpers.FACTOR"),
@@ -546,12 +558,7 @@ def test_modules_that_were_edited(store, module, tmp_path, how):
         ) as cluster,
         Client(cluster) as client,
     ):
-
-        def paths(path):
-            sys.path.insert(0, path)
-            sys.dont_write_bytecode = True
-
-        client.run(paths, str(tmp_path))
+        client.run(find_modules_in, str(tmp_path))
         first = run(module(), 1)
         assert first[1] == 40
         # What functions change while they run, such as caches, is no reason to fail.
@@ -563,5 +570,22 @@ def test_modules_that_were_edited(store, module, tmp_path, how):
         assert entries(store) == before
         assert run(module(), 3)["start"] == 80
         client.restart()
-        client.run(paths, str(tmp_path))
+        client.run(find_modules_in, str(tmp_path))
         assert run(module(factor=3), 1)[1] == 60
+
+
+def test_modules_that_were_edited_in_processes(store, module, tmp_path):
+    """A process that has loaded the old code is replaced: the next attempt runs the new."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address=":0", memory_limit=0
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.run(find_modules_in, str(tmp_path))
+        for factor in (2, 3, 4):
+            dag = edited(module(factor=factor), factor)
+            result = execute(dag, client=client, store=store, isolate=True)
+            assert [result[i] for i in range(20)] == [(i + 1) * 10 * factor for i in range(20)]
+            again = execute(dag, client=client, store=store)
+            assert dict(again.results) == dict(result.results) and not again.allocations

@@ -113,6 +113,8 @@ class _Child:
         idle = self._meter.stop()
         self._idle, self._signals = idle.now, idle.signals
         self._rights = idle.rights, _limits()
+        #: Whether its modules are those of the client; or else the next attempt gets another child.
+        self._is_current = True
 
     def run(self, message: Message) -> None:
         """Run a call."""
@@ -137,7 +139,7 @@ class _Child:
             () if result is None else result.places,
             Usage(used.cpu_time, used.peak, size),
             used.total_cpu_time,
-            alone and (used.rights, _limits()) == self._rights,
+            alone and self._is_current and (used.rights, _limits()) == self._rights,
             settles,
             evaluated.failure,
             evaluated.verdict,
@@ -172,7 +174,9 @@ class _Child:
         self._inputs = values
         identity, call, results = opened(request.names, request.call, values)
         if request.code is not None:
+            self._is_current = False
             check(request.code)
+            self._is_current = True
         if threading.active_count() > 1:
             self._threads = set(threading.enumerate())
         if self._width is not None and (limits := sys.modules.get("threadpoolctl")):
