@@ -186,7 +186,8 @@ class Server(Shipped):
         others when these have ended.
         """
         members = [member for pid in pids for member in tree_of(pid)]
-        trackers = set(filter(is_resource_tracker, members))
+        # In this order: what has just ended has left its own to the server.
+        trackers = set(filter(is_resource_tracker, [*members, *children_of(os.getpid())]))
         late = time.monotonic() + _TRACKING
         for tracker in trackers:
             self._deadlines.setdefault(tracker, late)
