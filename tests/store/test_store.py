@@ -357,6 +357,19 @@ def test_no_permission(warned: list[str], required: bool) -> None:
         PutGet.clear()
 
 
+def test_a_driver_that_raises_at_once(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
+    """It may do so for all files together, as without a network: nothing is found."""
+
+    def raising(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(PutGet, "cat_ranges", raising)
+    assert OpenStore(Store("putget://bucket/store")).look([location(1)]) == {}
+    assert "cannot read the store putget://bucket/store" in warned.pop()
+    with pytest.raises(StoreError, match="no network"):
+        OpenStore(Store("putget://bucket/store", required=True)).look([location(1)])
+
+
 def test_a_worker_without_the_driver(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
     """It goes on without the store, although the client has the driver."""
     packed = pickle.dumps(Store("putget://bucket/store"))
