@@ -43,6 +43,18 @@ def fail_at_first(log, value):
     return value
 
 
+def never(log):
+    """Raise at each attempt."""
+    note(log, current().id)
+    raise ValueError("never")
+
+
+def fail_later(path, log):
+    """Wait for a file and raise."""
+    until(path, log, None)
+    never(os.devnull)
+
+
 def until(path, log, value):
     """Wait for a file."""
     note(log, current().id)
