@@ -111,6 +111,16 @@ def dag(gate):
 """
 
 
+def test_a_signal_while_the_dag_is_loaded(start, folder):
+    """With a store, a command that has not begun asks to be run again, too."""
+    (folder / "slow.py").write_text(f"import time\nprint('loads', flush=True)\ntime.sleep({LONG})")
+    process = start("run", "slow.py:dag", "--store", "kept")
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 0.9])
 def test_a_signal_while_the_cluster_starts(start, folder, delay):
     """Whenever it comes, nothing is left running."""
