@@ -37,6 +37,8 @@ T = TypeVar("T")
 _FOLDER = f"handoff-{FORMAT}"
 #: The folder of the records of runs; those of entries end in a dash and 8 digits.
 _RUNS = "runs"
+#: The name of a record: when it was made (s since epoch), and something unique.
+_RECORD = re.compile(r"(?P<at>\d{10}\.\d{6})-[0-9a-f]{32}\.json$")
 #: How many records are kept of a DAG.
 _KEPT_RUNS = 5
 #: The key of a name.
@@ -213,12 +215,15 @@ class OpenStore:
             As :meth:`write`.
         """
         content = json.dumps({name: (n.key, n.label) for name, n in functions.items()}).encode()
-        # In the order of time, as far as clocks agree.
-        name = f"{time.time():017.6f}-{uuid.uuid4().hex}.json"
         folder = self._folder(dag, _RUNS)
         try:
-            self._backend.write(f"{folder}/{name}", len(content), lambda file: file.write(content))
-            for old in self._backend.list(folder)[:-_KEPT_RUNS]:
+            records = self._backend.list(folder)
+            # In the order of time, or after a record that was made where the clock is ahead.
+            last = _RECORD.search(records[-1].path) if records else None
+            at = max(time.time(), float(last["at"]) + 1e-6 if last else 0.0)
+            path = f"{folder}/{at:017.6f}-{uuid.uuid4().hex}.json"
+            self._backend.write(path, len(content), lambda file: file.write(content))
+            for old in records[: -_KEPT_RUNS + 1]:
                 self._backend.remove(old.path)
         except Exception as error:
             self._failed("write to", error)

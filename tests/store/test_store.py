@@ -238,6 +238,17 @@ def test_runs_are_recorded(url: str) -> None:
     assert list(store.entries()) == []
 
 
+def test_a_clock_that_is_ahead(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine with a wrong clock has recorded is not for ever the last run."""
+    store = OpenStore(Store(url))
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda: 4e9)
+        for number in range(6):
+            store.record_run("nightly", {"'f'": location(number)})
+    store.record_run("nightly", {"'f'": location(7)})
+    assert store.last_run("nightly")["'f'"].key == location(7).key
+
+
 def test_a_damaged_record_of_a_run(folder: Path) -> None:
     """The one before it counts."""
     store = OpenStore(Store(folder))
