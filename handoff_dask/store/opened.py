@@ -20,7 +20,6 @@ from handoff_dask.store.backends import Backend, Listed, backend
 from handoff_dask.store.entries import (
     FORMAT,
     SMALL,
-    UNREAD,
     Location,
     Made,
     Manifest,
@@ -95,7 +94,7 @@ class OpenStore:
     def look(self, names: Iterable[Named]) -> dict[str, StoredResult]:
         """Return the results that are there, by key.
 
-        Small ones are read and checked; of others, only the head is.
+        Small ones are read and checked, but not unpickled; of others, only the head is.
 
         Raises
         ------
@@ -123,8 +122,8 @@ class OpenStore:
     def _peeked(self, path: str, named: Named, content: bytes, size: int | None) -> StoredResult:
         """Return a result whose entry begins with a content."""
         if len(content) < SMALL:
-            head, value = entry_format.read(io.BytesIO(content), named, self._store.hmac_key)
-            return StoredResult(head.location, head.made, head.total, value)
+            head = entry_format.check(io.BytesIO(content), named, self._store.hmac_key)
+            return StoredResult(head.location, head.made, head.total, content)
         head = self._head(path, content, named)
         if size is not None and size != head.total:
             raise Unreadable("it is too short" if size < head.total else "it is too long")
@@ -137,15 +136,17 @@ class OpenStore:
             with self._backend.open(path) as file:  # perhaps its manifest is long
                 return entry_format.read_head(file, named)
 
-    def read(self, named: Named) -> Any:
-        """Return a stored result.
+    def read(self, named: Named, content: bytes | None = None) -> Any:
+        """Return a stored result; `content` is its entry, if that has been read.
 
         Raises
         ------
         StoredResultMissing
             It is gone, damaged or unreadable here.
         """
-        return self._opening(named, lambda f: entry_format.read(f, named, self._store.hmac_key)[1])
+        return self._opening(
+            named, lambda file: entry_format.read(file, named, self._store.hmac_key)[1], content
+        )
 
     def value(self, stored: StoredResult) -> Any:
         """Return the value of a result that :meth:`look` returned.
@@ -155,7 +156,7 @@ class OpenStore:
         StoredResultMissing
             As :meth:`read`.
         """
-        return self.read(stored.location) if stored.value is UNREAD else stored.value
+        return self.read(stored.location, stored.content)
 
     def write(self, location: Location, value: object, made: Made) -> int | None:
         """Store a result in place of an entry that may be there.
@@ -195,12 +196,14 @@ class OpenStore:
             named, lambda file: entry_format.manifest_of(entry_format.read_head(file, named))
         )
 
-    def _opening(self, named: Named, read: Callable[[IO[bytes]], T]) -> T:
+    def _opening(
+        self, named: Named, read: Callable[[IO[bytes]], T], content: bytes | None = None
+    ) -> T:
         """Return what a call reads from an entry; raise StoredResultMissing if it cannot."""
         path = named.key
         try:
             path = self._path(named)
-            with self._backend.open(path) as file:
+            with self._backend.open(path) if content is None else io.BytesIO(content) as file:
                 return read(file)
         except Exception as error:
             why = self._missing(path, error)
