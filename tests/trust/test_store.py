@@ -278,6 +278,27 @@ def test_an_entry_that_is_lost_since_it_was_seen(client, store, log, damage, res
     assert set(execute(dag, store=store, results=results).allocations) == set()
 
 
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("also", [(), ("b",)])
+def test_damage_where_nothing_else_runs(client, store, log, detach, also):
+    """A damaged entry is a miss, also if it is seen only after all seemed to be there."""
+    dag = DAG("stored")
+    dag.add(array, log, 100_000, 1, id="a")
+    dag.add(array, log, 100_000, 2, id="b")
+    execute(dag, store=store)
+    for path in entries(store)[: 1 + len(also)]:
+        spoil(path, "changed")
+    run = submit(dag, store=store, detach=detach)
+    result = run.result(timeout=60)
+    assert result["a"][0] == 1 and result["b"][0] == 2
+    assert sorted(map(tuple, outcomes(result).values())) == sorted(
+        [("ok",), ("ok",) if also else ("stored",)]
+    )
+    assert len(noted(log)) == 3 + len(also)
+    if detach:
+        forget("stored")
+
+
 def spoil(path, how):
     if how == "removed":
         path.unlink()
