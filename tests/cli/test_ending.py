@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 
@@ -147,6 +148,25 @@ def test_a_second_signal_does_not_wait(start, on, gate):
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+def test_two_signals_at_once():
+    """A process in a group that is told to end may be told twice; with a store, it is still 75."""
+    program = """
+import signal
+from handoff_dask.cli import signals
+
+class Timer(signals.threading.Timer):
+    def start(self):
+        signal.raise_signal(signal.SIGTERM)
+
+signals.threading.Timer = Timer
+signals.resumable.set()
+with signals.interruptible():
+    signal.raise_signal(signal.SIGTERM)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE)
+    assert (ended.returncode, b"run the same command again" in ended.stderr) == (75, True)
 
 
 def test_the_scheduler_goes_away(start, environment, tmp_path):
