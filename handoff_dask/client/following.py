@@ -414,6 +414,7 @@ class Follower:
         if self._submission.options.detach:
             # Other clients only see the last start, which has to have it all.
             before = before._replace(over=frozenset(), values={}, errors={})
+        self.units.by_function.leave()
         self.units.release()
         since = asyncio.get_running_loop().time() - self._began
         submission = await asyncio.to_thread(self._submission.again, gone, before.over, since)

@@ -43,10 +43,13 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
         self._known: dict[int, Future[Any]] = {}
         #: Of results that no task of the run has.
         self._others: dict[Hashable, Future[Any]] = {}
+        #: Functions whose futures were asked for.
+        self._given: set[Hashable] = set()
 
     def __getitem__(self, function_id: Hashable) -> Future[Any]:
         if function_id not in self._wanted:
             raise KeyError(function_id)
+        self._given.add(function_id)
         if function_id in self._outline.stored_ids:
             stored = self._outline.stored_ids[function_id]
             return self._other(
@@ -80,6 +83,12 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
     def add(self, unit: Unit) -> None:
         """Include the future of a function that travels alone."""
         self._known[unit.indices[0]] = unit.future
+
+    def leave(self) -> None:
+        """Forget those that were asked for, without releasing them: somebody may have them."""
+        for function_id in self._given:
+            self._known.pop(self._outline.awaited.get(function_id, -1), None)
+        self._others.clear()
 
     def release(self) -> None:
         """Release those that were made."""
@@ -212,9 +221,10 @@ class Units:
 
         To be called on the client's loop: from another thread, each release would wake it.
         """
+        # Not left to the garbage collector: Dask's gather leaves circles of references.
         for unit in self._units:
-            # Not left to the garbage collector: Dask's gather leaves circles of references.
-            unit.future.release()
+            if unit.is_bundle:
+                unit.future.release()
         self._units.clear()
         self.by_function.release()
 

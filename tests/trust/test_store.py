@@ -355,6 +355,7 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
         dag.add(add, log, failed, id="after")
     durations = {id: "1 ms" for id in dag.functions}
     run = submit(dag, store=store, bundle=bundle, durations=durations, on_error=on_error)
+    held_here = {id: run.futures[id] for id in ("of a", "of b")}
     remove_entry_of(store, "a")
     first.touch()
     while "of a" not in run.attempts:
@@ -377,6 +378,9 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
     assert result.why["a"] == "the last run did not store it, or its entry is gone"
     assert result.why["long"] == result.why["of b"] == "no earlier run of the DAG has stored it"
     assert run.futures["side"].result() == 3
+    assert held_here["of b"].result()[0] == run.futures["of a"].result()[0] + 1 == 3
+    with pytest.raises(StoredResultMissing):
+        held_here["of a"].result()
     counts = run.counts()
     assert counts["done"] + counts["stored"] == 7 and counts["failed"] == 2 * failing
     if failing:
