@@ -61,7 +61,11 @@ class Before(NamedTuple):
         nodes, stored, wanted = outline.nodes, outline.stored, set(outline.wanted)
         there = {i: r for i, r in stored.results.items() if r.location.key not in gone}
         attempts = Attempts(report, nodes, replace(stored, results=there))
-        failed = {i: failure(nodes, i, causes, report) for i in causes if not _is_lost(causes[i])}
+        failed = {
+            i: failure(nodes, i, causes, report)
+            for i, cause in causes.items()
+            if not (isinstance(cause, StoredResultMissing) and cause.key in gone)
+        }
         errors = failed_or_not_run(nodes, failed, values)
         errors.update(_cancelled_ones(outline, report))
         kept = {
@@ -179,7 +183,7 @@ def result_of(
     # What the store has lost is not why a run has failed, unless nothing else is.
     error: BaseException | None = min(
         (*failed.values(), *unfetched.values()),
-        key=lambda error: _is_lost(error.__cause__),
+        key=lambda error: isinstance(error.__cause__, StoredResultMissing),
         default=None,
     )
     if error is None and stop is not None and stop.kind == "failed":
@@ -189,10 +193,6 @@ def result_of(
     if isinstance(error, FunctionFailedError):
         error.partial = result
     raise error from error.__cause__
-
-
-def _is_lost(error: BaseException | None) -> bool:
-    return isinstance(error, StoredResultMissing)
 
 
 def _cancelled_ones(outline: Outline, report: RunReport) -> dict[Hashable, BaseException]:

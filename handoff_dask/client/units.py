@@ -86,8 +86,9 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
 
     def leave(self) -> None:
         """Forget those that were asked for, without releasing them: somebody may have them."""
-        for function_id in self._given:
-            self._known.pop(self._outline.awaited.get(function_id, -1), None)
+        awaited = self._outline.awaited
+        for function_id in self._given & awaited.keys():
+            self._known.pop(awaited[function_id], None)
         self._others.clear()
 
     def release(self) -> None:

@@ -42,6 +42,7 @@ from tests.trust.stored_calls import (
     array,
     fail_at_first,
     fail_later,
+    miss,
     never,
     noted,
     pack,
@@ -353,6 +354,7 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
     if failing:
         failed = dag.add(never, log, id="failed", max_retries=1)
         dag.add(add, log, failed, id="after")
+        dag.add(miss, log, id="own")
     durations = {id: "1 ms" for id in dag.functions}
     run = submit(dag, store=store, bundle=bundle, durations=durations, on_error=on_error)
     held_here = {id: run.futures[id] for id in ("of a", "of b")}
@@ -362,7 +364,9 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
         time.sleep(0.01)
     second.touch()
     result = run.result(timeout=60)
-    assert noted(log) == sorted(["a", "a", "b", "held", "long", "side", *["failed"] * 2 * failing])
+    assert noted(log) == sorted(
+        ["a", "a", "b", "held", "long", "side", *["failed", "failed", "own"] * failing]
+    )
     assert outcomes(result) == {
         "a": ["ok"],
         "b": ["stored"],
@@ -371,10 +375,10 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
         "of b": ["ok"],
         "long": ["ok"],
         "side": ["ok"],
-        **({"failed": ["error", "error"]} if failing else {}),
+        **({"failed": ["error", "error"], "own": ["error"]} if failing else {}),
     }
     assert result["of a"][0] == 2 and result["of b"][0] == 3 and result["side"] == 3
-    assert set(result.errors) == ({"failed", "after"} if failing else set())
+    assert set(result.errors) == ({"failed", "after", "own"} if failing else set())
     assert result.why["a"] == "the last run did not store it, or its entry is gone"
     assert result.why["long"] == result.why["of b"] == "no earlier run of the DAG has stored it"
     assert run.futures["side"].result() == 3
@@ -382,7 +386,7 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
     with pytest.raises(StoredResultMissing):
         held_here["of a"].result()
     counts = run.counts()
-    assert counts["done"] + counts["stored"] == 7 and counts["failed"] == 2 * failing
+    assert counts["done"] + counts["stored"] == 7 and counts["failed"] == 3 * failing
     if failing:
         with pytest.raises(FunctionFailedError, match="never"):
             run.futures["after"].result()
