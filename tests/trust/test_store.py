@@ -360,8 +360,7 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
     held_here = {id: run.futures[id] for id in ("of a", "of b")}
     remove_entry_of(store, "a")
     first.touch()
-    while "of a" not in run.attempts:
-        time.sleep(0.01)
+    wait_for_attempt(run, "of a")
     second.touch()
     result = run.result(timeout=60)
     assert noted(log) == sorted(
@@ -392,6 +391,14 @@ def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, o
             run.futures["after"].result()
 
 
+def wait_for_attempt(run, function):
+    """Wait until an attempt of a function has ended."""
+    deadline = time.monotonic() + 60
+    while function not in run.attempts:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def remove_entry_of(store, function):
     """Remove the entry of a function's result."""
     for entry in opened(Store(store)).entries():
@@ -411,8 +418,7 @@ def test_a_failure_beside_a_lost_entry(client, store, log, tmp_path):
     run = submit(dag, store=store, bundle=False)
     remove_entry_of(store, "a")
     (tmp_path / "open").touch()
-    while "of a" not in run.attempts:
-        time.sleep(0.01)
+    wait_for_attempt(run, "of a")
     (tmp_path / "fail").touch()
     with pytest.raises(FunctionFailedError, match="'failed' failed after 1 attempt") as caught:
         run.result(timeout=60)
