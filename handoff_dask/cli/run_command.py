@@ -28,7 +28,7 @@ from handoff_dask.cli.json_lines import JsonLines
 from handoff_dask.cli.result_files import OutputFile, is_stdout, print_results, write_result
 from handoff_dask.client import progress_display
 from handoff_dask.client.execution import attended, submit
-from handoff_dask.client.options import RunOptions
+from handoff_dask.client.options import RunOptions, as_store
 from handoff_dask.client.progress_display import Display
 from handoff_dask.client.results import ExecutionResult
 from handoff_dask.errors import AllocationError
@@ -120,6 +120,8 @@ def run(
     embedded cluster: a worker process for each --worker or, without any, one with the whole
     machine. Progress goes to standard error.
     """
+    if as_store(options["store"]) is not None:
+        signals.resumable.set()  # before the DAG is loaded, which may take long
     if detach and not where.remote:
         raise Problem("--detach needs a cluster that outlives this command: give --scheduler")
     if detach and (output is not None or options["timeout"] is not None):
@@ -136,8 +138,6 @@ def run(
         default = "all" if detach or file is not None else "none"
         options["results"] = _selection(results or (default,), list(dag.functions))
         checked = RunOptions(**options, detach=detach)
-        if checked.stored_in is not None:
-            signals.resumable.set()
         if json_lines:
             display: Display = JsonLines(stdout, results=printed)
         elif quiet:

@@ -30,14 +30,15 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(signum: int, frame: Any) -> None:
         global _reason
+        # First, as a second signal may come at any moment.
+        if signum == signal.SIGTERM and resumable.is_set():
+            _reason = WorkLeft()
         # The run may take until the timer fires to clean up. A second signal ends it at once.
         for number in handled:
             signal.signal(number, lambda *_: leave())
         timer = threading.Timer(GRACE, leave)
         timer.daemon = True
         timer.start()
-        if signum == signal.SIGTERM and resumable.is_set():
-            _reason = WorkLeft()
         raise _reason
 
     handled = (signal.SIGINT, signal.SIGTERM)

@@ -121,6 +121,7 @@ class EmbeddedCluster:
 
 async def installed(client: Client) -> dict[str, Any] | None:
     """Return the facts of the plugin on a client's scheduler; None if it is not there."""
+    await compat.connected(client)
     _require_scheduler(client)
     facts: Any = client.get_metadata([HandoffPlugin.name], default=None)
     return cast("dict[str, Any] | None", await answered(client, facts))

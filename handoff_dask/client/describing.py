@@ -170,7 +170,7 @@ class InStore:
         if not self.results:
             return b""
         # Each client that follows the run reads the values from the store.
-        results = {index: stored.without_value() for index, stored in self.results.items()}
+        results = {index: stored.without_content() for index, stored in self.results.items()}
         return pickle.dumps((self.store, results, packed_outlines(functions)))
 
 

@@ -96,14 +96,19 @@ class Follower:
     def known_counts(self) -> dict[str, int]:
         """Return how many functions are in which state, as far as the futures tell."""
         if self._final:
-            return dict(self._final)
+            return self._before.counted(self._final)
         names = {"finished": "done", "error": "failed", "pending": "waiting"}
         counts = dict.fromkeys(STATES, 0)
         if self.outline.stored.store is not None:
             counts[STORED] = len(self.outline.stored.results)
         for unit in self.units:
             counts[names.get(str(unit.future.status), "cancelled")] += len(unit.indices)
-        return counts
+        return self._before.counted(counts)
+
+    def _counted(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return the counts of all functions, given the scheduler's."""
+        # It does not keep a run of which nothing is left to run.
+        return self._before.counted(counts) if counts else self.known_counts()
 
     # The start
 
@@ -205,8 +210,7 @@ class Follower:
     async def status(self) -> dict[str, Any]:
         """Count the functions by state, and return the attempts."""
         report, _ = await self.report()
-        counts = {**dict.fromkeys(STATES, 0), **(report.counts or self.known_counts())}
-        return {**counts, "attempts": self._attempts(report)}
+        return {**self._counted(report.counts), "attempts": self._attempts(report)}
 
     async def attempts(self) -> dict[Hashable, tuple[Attempt, ...]]:
         """Return the attempts that have ended, by function."""
@@ -220,9 +224,7 @@ class Follower:
     async def progress(self) -> Progress:
         """Ask how far the run is."""
         answer = await self._ask("progress")
-        # The scheduler does not keep a run of which nothing is left to run.
-        counts = {**dict.fromkeys(STATES, 0), **(answer["counts"] or self.known_counts())}
-        return Progress(counts, answer["remaining"])
+        return Progress(self._counted(answer["counts"]), answer["remaining"])
 
     async def counts(self) -> dict[str, int]:
         """Count the functions by state."""
@@ -256,7 +258,10 @@ class Follower:
 
     async def report(self) -> tuple[RunReport, outcomes.Causes]:
         """Ask the scheduler what happened, and for the errors of what failed, the first first."""
-        return await outcomes.opened_report(await self._ask("report"))
+        answer = await self._ask("report")
+        if answer is None and not self.outline.awaited:
+            return RunReport(), {}  # the scheduler does not keep a run of which nothing runs
+        return await outcomes.opened_report(answer)
 
     # The end
 
@@ -344,8 +349,7 @@ class Follower:
             while True:
                 report, causes = await self._ended()
                 if gone := self._gone(report, causes):
-                    self._before = self._before.then(self.outline, report)
-                    await self._start_again(gone)
+                    await self._start_again(gone, report, causes)
                     continue
                 self._final = report.counts
                 result = outcomes.result_of(
@@ -382,8 +386,7 @@ class Follower:
 
     def _gone(self, report: RunReport, causes: outcomes.Causes) -> frozenset[str]:
         """Return the keys of what the store has lost since it was looked up."""
-        stopped = self._stopped or (report.stop is not None and report.stop.kind != "failed")
-        if self._submission is None or stopped:
+        if self._submission is None or self._stopped or report.stop is not None:
             return frozenset()
         errors = (*causes.values(), *self.units.problems.values())
         missing = {error.key for error in errors if isinstance(error, StoredResultMissing)}
@@ -401,15 +404,22 @@ class Follower:
         )
         return frozenset(used)
 
-    async def _start_again(self, gone: Iterable[str]) -> None:
+    async def _start_again(
+        self, gone: frozenset[str], report: RunReport, causes: outcomes.Causes
+    ) -> None:
         """Run what is left without what the store has lost; it has the rest."""
         assert self._submission is not None
         self._restarts += 1
+        before = self._before.then(self.outline, report, causes, self.units.values, gone)
+        if self._submission.options.detach:
+            # Other clients only see the last start, which has to have it all.
+            before = before._replace(over=frozenset(), values={}, errors={})
+        self.units.by_function.leave()
         self.units.release()
         since = asyncio.get_running_loop().time() - self._began
-        submission = await asyncio.to_thread(self._submission.again, gone, since)
-        self.outline = submission.outline
-        self.units = Units(self.outline, self.client)
+        submission = await asyncio.to_thread(self._submission.again, gone, before.over, since)
+        self._before, self.outline = before, submission.outline
+        self.units = Units(self.outline, self.client, before)
         await self.start(submission, self._within)
         for piece in submission.pieces():
             if not await self.send(piece):

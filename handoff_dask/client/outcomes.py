@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from handoff_dask.attempts.states import DONE, FAILED, STATES
 from handoff_dask.client import connection
 from handoff_dask.client.describing import Outline, function_label
 from handoff_dask.client.results import Attempts, ExecutionResult, failed_or_not_run
@@ -20,6 +21,7 @@ from handoff_dask.errors import (
     RunCancelledError,
     RunTimeoutError,
     StandInError,
+    StoredResultMissing,
     TransferError,
     UnknownRunError,
     WorkerLostError,
@@ -36,15 +38,53 @@ Causes = Mapping[int, BaseException]
 class Before(NamedTuple):
     """What happened in a run before it went on without something that the store had lost."""
 
-    attempts: Mapping[Hashable, tuple[Attempt, ...]]
-    allocations: Mapping[Hashable, str]
+    attempts: Mapping[Hashable, tuple[Attempt, ...]] = MappingProxyType({})
+    allocations: Mapping[Hashable, str] = MappingProxyType({})
     tasks: int = 0
+    not_stored: Mapping[Hashable, str] = MappingProxyType({})
+    why: Mapping[Hashable, str] = MappingProxyType({})
+    #: Functions that do not run again, unless others need their results: they failed, or succeeded
+    #: and are not stored. The values and the errors are those that they have.
+    over: frozenset[Hashable] = frozenset()
+    values: Mapping[Hashable, Any] = MappingProxyType({})
+    errors: Mapping[Hashable, BaseException] = MappingProxyType({})
 
-    def then(self, outline: Outline, report: RunReport) -> Before:
-        """Return this and what a report says in addition."""
-        attempts = Attempts(report, outline.nodes)
-        allocations = {**self.allocations, **report.allocations(outline.nodes)}
-        return Before(self.and_then(attempts), allocations, self.tasks + report.tasks)
+    def then(
+        self,
+        outline: Outline,
+        report: RunReport,
+        causes: Causes,
+        values: Mapping[Hashable, Any],
+        gone: frozenset[str],
+    ) -> Before:
+        """Return this and what a report says in addition; `gone` are the keys of what is lost."""
+        nodes, stored, wanted = outline.nodes, outline.stored, set(outline.wanted)
+        there = {i: r for i, r in stored.results.items() if r.location.key not in gone}
+        attempts = Attempts(report, nodes, replace(stored, results=there))
+        failed = {
+            i: failure(nodes, i, causes, report)
+            for i, cause in causes.items()
+            if not (isinstance(cause, StoredResultMissing) and cause.key in gone)
+        }
+        errors = failed_or_not_run(nodes, failed, values)
+        errors.update(_cancelled_ones(outline, report))
+        kept = {
+            id_
+            for id_, tried in attempts.items()
+            if tried[-1].outcome == "ok"
+            and not (outline.functions[id_].stored and id_ not in stored.unnamed)
+            and (id_ in values or id_ not in wanted)
+        }
+        return Before(
+            self.and_then(attempts),
+            {**self.allocations, **report.allocations(nodes)},
+            self.tasks + report.tasks,
+            {**self.not_stored, **stored.unnamed},
+            Reasons(stored, nodes, outline.functions, self.why),
+            self.over | kept | errors.keys(),
+            {**self.values, **{id_: values[id_] for id_ in kept if id_ in values}},
+            {**self.errors, **errors},
+        )
 
     def and_then(
         self, attempts: Mapping[Hashable, tuple[Attempt, ...]]
@@ -54,15 +94,21 @@ class Before(NamedTuple):
             return attempts
         joined = dict(attempts)
         for id_, before in self.attempts.items():
+            both = *before, *attempts.get(id_, ())
             # What was made here is stored since.
-            after = [attempt for attempt in attempts.get(id_, ()) if not attempt.earlier]
-            joined[id_] = tuple(
-                replace(attempt, number=n) for n, attempt in enumerate((*before, *after), 1)
-            )
+            here = [attempt for attempt in both if not attempt.earlier]
+            joined[id_] = tuple(replace(a, number=n) for n, a in enumerate(here, 1)) or both[:1]
         return joined
 
+    def counted(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return how many functions are in which state, given the counts of those that run."""
+        total = {**dict.fromkeys(STATES, 0), **counts}
+        total[FAILED.shown] += len(self.errors)
+        total[DONE.shown] += len(self.over) - len(self.errors)
+        return total
 
-NOTHING = Before({}, {})
+
+NOTHING = Before()
 
 
 async def opened_report(answer: Mapping[str, Any] | None) -> tuple[RunReport, Causes]:
@@ -125,15 +171,21 @@ def result_of(
         errors={
             **failed_or_not_run(nodes, failed, {*values, *unfetched}),
             **unfetched,
-            **{nodes[i].function.id: _cancelled(outline, i) for i in report.cancelled},
+            **_cancelled_ones(outline, report),
+            **before.errors,
         },
         tasks=before.tasks + report.tasks,
         dag_functions=outline.functions,
         capabilities=report.capabilities,
-        not_stored=outline.stored.unnamed,
-        why=Reasons(outline.stored, nodes, outline.functions),
+        not_stored={**before.not_stored, **outline.stored.unnamed},
+        why=Reasons(outline.stored, nodes, outline.functions, before.why),
     )
-    error: BaseException | None = next(iter([*failed.values(), *unfetched.values()]), None)
+    # What the store has lost is not why a run has failed, unless nothing else is.
+    error: BaseException | None = min(
+        (*failed.values(), *unfetched.values()),
+        key=lambda error: isinstance(error.__cause__, StoredResultMissing),
+        default=None,
+    )
     if error is None and stop is not None and stop.kind == "failed":
         error = HandoffError(f"run {outline.dag_id!r}: {stop.problem}")
     if error is None or outline.on_error == "continue":
@@ -143,10 +195,13 @@ def result_of(
     raise error from error.__cause__
 
 
-def _cancelled(outline: Outline, index: int) -> RunCancelledError:
-    """Return the error of a function that was cancelled while its run went on."""
-    label = function_label(outline.nodes[index].function.id)
-    return RunCancelledError(outline.dag_id, f"function {label} was cancelled")
+def _cancelled_ones(outline: Outline, report: RunReport) -> dict[Hashable, BaseException]:
+    """Return the errors of functions that were cancelled while their run went on."""
+    ids = [outline.nodes[index].function.id for index in report.cancelled]
+    return {
+        id_: RunCancelledError(outline.dag_id, f"function {function_label(id_)} was cancelled")
+        for id_ in ids
+    }
 
 
 def failure_of(

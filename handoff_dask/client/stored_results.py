@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
@@ -214,20 +215,28 @@ class Reasons(Mapping[Hashable, str]):
     """
 
     def __init__(
-        self, known: InStore, nodes: Sequence[Node], functions: Mapping[Hashable, Function]
+        self,
+        known: InStore,
+        nodes: Sequence[Node],
+        functions: Mapping[Hashable, Function],
+        before: Mapping[Hashable, str] = MappingProxyType({}),
     ) -> None:
         self._known = known
         self._nodes = nodes
         self._functions = functions
+        #: Why functions ran before the run was started again.
+        self._before = before
 
     def __getitem__(self, function_id: Hashable) -> str:
+        if function_id in self._before:
+            return self._before[function_id]
         return self._reason(self._functions[function_id], self._known.missing[function_id])
 
     def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._known.missing)
+        return iter(dict.fromkeys((*self._before, *self._known.missing)))
 
     def __len__(self) -> int:
-        return len(self._known.missing)
+        return len({*self._before, *self._known.missing})
 
     def __repr__(self) -> str:
         return repr(dict(self))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, cast
@@ -42,7 +42,8 @@ def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Functio
 class Submission:
     """A DAG and the options of its run, checked and translated.
 
-    What the store has under the keys in `gone` is not used: it cannot be read.
+    What the store has under the keys in `gone` is not used: it cannot be read. The functions in
+    `over` are those of a run that is started again whose ends are known.
 
     Raises
     ------
@@ -50,7 +51,13 @@ class Submission:
         The DAG is not valid, or holds what cannot be pickled.
     """
 
-    def __init__(self, dag: DAG, options: RunOptions, gone: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        dag: DAG,
+        options: RunOptions,
+        gone: frozenset[str] = frozenset(),
+        over: Container[Hashable] = (),
+    ) -> None:
         dag.validate()
         self.options = options
         self._gone = gone
@@ -67,7 +74,9 @@ class Submission:
             n.index for n in regular if n.index not in used and n.function.id not in wanted
         )
         awaited = {
-            n.function.id: n.index for n in regular if n.function.id in wanted or n.index in discard
+            n.function.id: n.index
+            for n in regular
+            if (n.function.id in wanted or n.index in discard) and n.function.id not in over
         }
         stored = StoredResults.look(options.stored_in, nodes, awaited.values(), gone)
         nodes, runs = stored.without(nodes), stored.runs
@@ -108,17 +117,18 @@ class Submission:
         #: Hears of the attempts if this process logs them.
         self.log = AttemptLog(functions, options.policy) if AttemptLog.enabled() else None
 
-    def again(self, gone: Iterable[str], since: float) -> Submission:
+    def again(self, gone: Iterable[str], over: Container[Hashable], since: float) -> Submission:
         """Return a submission of the same functions without what the store has lost.
 
-        `since` is how long this one has run: the limit of time goes on.
+        The ends of the functions in `over` are known. `since` is how long this one has run: the
+        limit of time goes on.
         """
         assert self._dag is not None
         options = self.options
         if options.timeout is not None:
             left = max(cast("float", options.timeout) - since, 0.001)
             options = replace(options, timeout=left)
-        return Submission(self._dag, options, self._gone.union(gone))
+        return Submission(self._dag, options, self._gone.union(gone), over)
 
     @property
     def has_listeners(self) -> bool:

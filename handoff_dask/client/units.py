@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distributed import Client, Future
 
 from handoff_dask.client import gathering
 from handoff_dask.client.describing import Outline
+from handoff_dask.client.outcomes import NOTHING, Before
 from handoff_dask.compat import client_side as compat
 from handoff_dask.errors import StoreError
 from handoff_dask.store.entries import StoredResult
@@ -34,19 +35,29 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
     asked for, and so is the task that takes its result out of the others.
     """
 
-    def __init__(self, outline: Outline, client: Client) -> None:
+    def __init__(self, outline: Outline, client: Client, before: Before = NOTHING) -> None:
         self._outline = outline
         self._client = client
+        self._before = before
         self._wanted = dict.fromkeys(outline.wanted)
         self._known: dict[int, Future[Any]] = {}
-        #: Of results that are read from the store.
-        self._read: dict[Hashable, Future[Any]] = {}
+        #: Of results that no task of the run has.
+        self._others: dict[Hashable, Future[Any]] = {}
+        #: Functions whose futures were asked for.
+        self._given: set[Hashable] = set()
 
     def __getitem__(self, function_id: Hashable) -> Future[Any]:
         if function_id not in self._wanted:
             raise KeyError(function_id)
+        self._given.add(function_id)
         if function_id in self._outline.stored_ids:
-            return self._of_stored(function_id)
+            stored = self._outline.stored_ids[function_id]
+            return self._other(
+                function_id, read, self._outline.stored.store, stored.location.for_reading()
+            )
+        if function_id in self._before.over:
+            values, errors = self._before.values, self._before.errors
+            return self._other(function_id, _end, values.get(function_id), errors.get(function_id))
         index = self._outline.awaited[function_id]
         if index not in self._known:
             self._known[index] = Future(self._outline.key(index), self._client)
@@ -54,13 +65,11 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
             compat.send(self._client, message)
         return self._known[index]
 
-    def _of_stored(self, function_id: Hashable) -> Future[Any]:
-        """Return the future of a task that reads a result from the store."""
-        if function_id not in self._read:
-            store, stored = self._outline.stored.store, self._outline.stored_ids[function_id]
-            future = self._client.submit(read, store, stored.location.for_reading(), pure=False)
-            self._read[function_id] = future
-        return self._read[function_id]
+    def _other(self, function_id: Hashable, code: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Return the future of a task that has a result which no task of the run has."""
+        if function_id not in self._others:
+            self._others[function_id] = self._client.submit(code, *args, pure=False)
+        return self._others[function_id]
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._wanted)
@@ -75,16 +84,33 @@ class Futures(Mapping[Hashable, "Future[Any]"]):
         """Include the future of a function that travels alone."""
         self._known[unit.indices[0]] = unit.future
 
+    def leave(self) -> None:
+        """Forget those that were asked for, without releasing them: somebody may have them."""
+        awaited = self._outline.awaited
+        for function_id in self._given & awaited.keys():
+            self._known.pop(awaited[function_id], None)
+        self._others.clear()
+
     def release(self) -> None:
         """Release those that were made."""
-        for future in (*self._known.values(), *self._read.values()):
+        for future in (*self._known.values(), *self._others.values()):
             future.release()
 
 
-class Units:
-    """The tasks of a run, until they are released, and their results."""
+def _end(value: Any, error: BaseException | None) -> Any:
+    """Return a result, or raise an error, that is known."""
+    if error is not None:
+        raise error
+    return value
 
-    def __init__(self, outline: Outline, client: Client) -> None:
+
+class Units:
+    """The tasks of a run, until they are released, and their results.
+
+    `before` is what happened in it before it was started again.
+    """
+
+    def __init__(self, outline: Outline, client: Client, before: Before = NOTHING) -> None:
         self._outline = outline
         self._client = client
         self._units: list[Unit] = []
@@ -94,9 +120,9 @@ class Units:
         #: Whether functions may have left bundles whose values are here since ``adopt``.
         self._left_since = False
         #: Futures of single functions.
-        self.by_function = Futures(outline, client)
+        self.by_function = Futures(outline, client, before)
         #: {function id: value} of the results that are here.
-        self.values: dict[Hashable, Any] = {}
+        self.values: dict[Hashable, Any] = dict(before.values)
         #: {function id: error} of those that cannot be sent or opened.
         self.problems: gathering.Problems = {}
 
@@ -196,9 +222,10 @@ class Units:
 
         To be called on the client's loop: from another thread, each release would wake it.
         """
+        # Not left to the garbage collector: Dask's gather leaves circles of references.
         for unit in self._units:
-            # Not left to the garbage collector: Dask's gather leaves circles of references.
-            unit.future.release()
+            if unit.is_bundle:
+                unit.future.release()
         self._units.clear()
         self.by_function.release()
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import dask.config
 from dask import base
+from dask.utils import parse_timedelta
 from distributed import Client, Future, LocalCluster, Nanny, Worker
 
 #: Seconds for worker processes to end by themselves.
@@ -22,6 +24,19 @@ def settle_future(future: Future[Any], state: str) -> None:
         future_state.finish()
     elif future_state is not None and state == "erred":
         future_state.set_error(RuntimeError("its error could not be read"), None)
+
+
+async def connected(client: Client) -> None:
+    """Wait for the first connection of a client, which another thread may just be making.
+
+    The functions of a worker share the client that the first of them makes.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    while client._handle_report_task is None and client.status in ("newly-created", "connecting"):
+        if loop.time() > deadline:
+            return
+        await asyncio.sleep(0.01)
 
 
 def send(client: Client, message: dict[str, Any]) -> None:

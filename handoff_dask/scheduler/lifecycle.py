@@ -146,7 +146,8 @@ class Lifecycle:
             text = ts.exception_text or "it erred"
             error_type, _, message = text.partition("(")
             message = text if failure is None else failure.message
-            self.runs.function_failed(record.run, record.index, message)
+            raised = error_type if failure is None else failure.error_type
+            self.runs.function_failed(record.run, record.index, message, raised)
             lost = self.lives.erred(record, departure, error_type, message.rstrip(")"))
             if record.doom is not None:
                 record.run.decided.add(record.index)

@@ -161,7 +161,7 @@ class Bundles:
         for other in reached:
             if failure.exception is not None and record.members.states[other] == OPEN:
                 run_.errors[record.bundle.members[other]] = failure.exception
-        self.runs.function_failed(run_, index, failure.message)
+        self.runs.function_failed(run_, index, failure.message, failure.error_type)
         record.end((p for p in reached if record.members.states[p] == OPEN), FAILED)
 
     def _enter(

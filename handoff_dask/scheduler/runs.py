@@ -14,7 +14,7 @@ from handoff_dask import collector
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.states import UNENDED
 from handoff_dask.compat import scheduler as compat
-from handoff_dask.errors import HandoffError
+from handoff_dask.errors import HandoffError, StoredResultMissing
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import Finding
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord, UnitRecord
@@ -323,10 +323,14 @@ class Runs(Mapping[str, RunRecord]):
     def _out_of_time(self, run: RunRecord) -> None:
         self.stop(run, Stop("timeout", f"it did not end within {run.spec.timeout} s"))
 
-    def function_failed(self, run: RunRecord, index: int, problem: str) -> None:
+    def function_failed(
+        self, run: RunRecord, index: int, problem: str, error_type: str | None = None
+    ) -> None:
         """Record that a function failed for good; that may stop its run after this event."""
         run.failed[index] = problem
-        if run.spec.stops_at_failure:
+        # For what a store has lost, the client runs a part again: the rest goes on meanwhile.
+        lost = run.spec.stored is not None and error_type == StoredResultMissing.__name__
+        if run.spec.stops_at_failure and not lost:
             label = run.row(index).label
             self.stop_soon(run, Stop("failed", f"function {label} failed: {problem}"))
 

@@ -58,8 +58,8 @@ class Backend:
         contents = self._system.cat_ranges(
             list(paths), [0] * len(paths), [SMALL] * len(paths), on_error="return"
         )
-        for content in contents:
-            yield content if isinstance(content, Exception) else (content, None)
+        # Not as a generator: what the driver raises is raised by this call.
+        return (c if isinstance(c, Exception) else (c, None) for c in contents)
 
     def open(self, path: str) -> IO[bytes]:
         """Open a file for reading."""

@@ -26,7 +26,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from enum import Enum
 from functools import lru_cache
 from importlib import import_module
 from operator import mul
@@ -139,15 +138,6 @@ class Made(NamedTuple):
     usage: Usage = UNKNOWN
 
 
-class Unread(Enum):
-    """Stands for a value that was not read."""
-
-    UNREAD = "unread"
-
-
-UNREAD = Unread.UNREAD
-
-
 class StoredResult(NamedTuple):
     """A result that is in the store.
 
@@ -159,18 +149,19 @@ class StoredResult(NamedTuple):
         Who made it.
     size : int
         Size of the entry, in bytes.
-    value : Any
-        The result itself if it is small, otherwise ``UNREAD``.
+    content : bytes or None
+        The entry, checked, if it is small. Nothing is unpickled before somebody needs the value:
+        this process may have no use for it, nor what it takes, such as a GPU.
     """
 
     location: Location
     made: Made
     size: int
-    value: Any = UNREAD
+    content: bytes | None = None
 
-    def without_value(self) -> StoredResult:
-        """Return it as if it had not been read."""
-        return self._replace(value=UNREAD)
+    def without_content(self) -> StoredResult:
+        """Return it as if nothing of it had been read."""
+        return self._replace(content=None)
 
 
 class Head(NamedTuple):

@@ -20,7 +20,6 @@ from handoff_dask.store.backends import Backend, Listed, backend
 from handoff_dask.store.entries import (
     FORMAT,
     SMALL,
-    UNREAD,
     Location,
     Made,
     Manifest,
@@ -37,6 +36,8 @@ T = TypeVar("T")
 _FOLDER = f"handoff-{FORMAT}"
 #: The folder of the records of runs; those of entries end in a dash and 8 digits.
 _RUNS = "runs"
+#: The name of a record: when it was made (s since epoch), and something unique.
+_RECORD = re.compile(r"(?P<at>\d{10}\.\d{6})-[0-9a-f]{32}\.json$")
 #: How many records are kept of a DAG.
 _KEPT_RUNS = 5
 #: The key of a name.
@@ -93,7 +94,7 @@ class OpenStore:
     def look(self, names: Iterable[Named]) -> dict[str, StoredResult]:
         """Return the results that are there, by key.
 
-        Small ones are read and checked; of others, only the head is.
+        Small ones are read and checked, but not unpickled; of others, only the head is.
 
         Raises
         ------
@@ -121,8 +122,8 @@ class OpenStore:
     def _peeked(self, path: str, named: Named, content: bytes, size: int | None) -> StoredResult:
         """Return a result whose entry begins with a content."""
         if len(content) < SMALL:
-            head, value = entry_format.read(io.BytesIO(content), named, self._store.hmac_key)
-            return StoredResult(head.location, head.made, head.total, value)
+            head = entry_format.check(io.BytesIO(content), named, self._store.hmac_key)
+            return StoredResult(head.location, head.made, head.total, content)
         head = self._head(path, content, named)
         if size is not None and size != head.total:
             raise Unreadable("it is too short" if size < head.total else "it is too long")
@@ -135,15 +136,17 @@ class OpenStore:
             with self._backend.open(path) as file:  # perhaps its manifest is long
                 return entry_format.read_head(file, named)
 
-    def read(self, named: Named) -> Any:
-        """Return a stored result.
+    def read(self, named: Named, content: bytes | None = None) -> Any:
+        """Return a stored result; `content` is its entry, if that has been read.
 
         Raises
         ------
         StoredResultMissing
             It is gone, damaged or unreadable here.
         """
-        return self._opening(named, lambda f: entry_format.read(f, named, self._store.hmac_key)[1])
+        return self._opening(
+            named, lambda file: entry_format.read(file, named, self._store.hmac_key)[1], content
+        )
 
     def value(self, stored: StoredResult) -> Any:
         """Return the value of a result that :meth:`look` returned.
@@ -153,7 +156,7 @@ class OpenStore:
         StoredResultMissing
             As :meth:`read`.
         """
-        return self.read(stored.location) if stored.value is UNREAD else stored.value
+        return self.read(stored.location, stored.content)
 
     def write(self, location: Location, value: object, made: Made) -> int | None:
         """Store a result in place of an entry that may be there.
@@ -193,12 +196,14 @@ class OpenStore:
             named, lambda file: entry_format.manifest_of(entry_format.read_head(file, named))
         )
 
-    def _opening(self, named: Named, read: Callable[[IO[bytes]], T]) -> T:
+    def _opening(
+        self, named: Named, read: Callable[[IO[bytes]], T], content: bytes | None = None
+    ) -> T:
         """Return what a call reads from an entry; raise StoredResultMissing if it cannot."""
         path = named.key
         try:
             path = self._path(named)
-            with self._backend.open(path) as file:
+            with self._backend.open(path) if content is None else io.BytesIO(content) as file:
                 return read(file)
         except Exception as error:
             why = self._missing(path, error)
@@ -213,12 +218,15 @@ class OpenStore:
             As :meth:`write`.
         """
         content = json.dumps({name: (n.key, n.label) for name, n in functions.items()}).encode()
-        # In the order of time, as far as clocks agree.
-        name = f"{time.time():017.6f}-{uuid.uuid4().hex}.json"
         folder = self._folder(dag, _RUNS)
         try:
-            self._backend.write(f"{folder}/{name}", len(content), lambda file: file.write(content))
-            for old in self._backend.list(folder)[:-_KEPT_RUNS]:
+            records = self._backend.list(folder)
+            # In the order of time, or after a record that was made where the clock is ahead.
+            last = _RECORD.search(records[-1].path) if records else None
+            at = max(time.time(), float(last["at"]) + 1e-6 if last else 0.0)
+            path = f"{folder}/{at:017.6f}-{uuid.uuid4().hex}.json"
+            self._backend.write(path, len(content), lambda file: file.write(content))
+            for old in records[: -_KEPT_RUNS + 1]:
                 self._backend.remove(old.path)
         except Exception as error:
             self._failed("write to", error)

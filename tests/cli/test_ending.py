@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 
@@ -111,6 +112,16 @@ def dag(gate):
 """
 
 
+def test_a_signal_while_the_dag_is_loaded(start, folder):
+    """With a store, a command that has not begun asks to be run again, too."""
+    (folder / "slow.py").write_text(f"import time\nprint('loads', flush=True)\ntime.sleep({LONG})")
+    process = start("run", "slow.py:dag", "--store", "kept")
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 0.9])
 def test_a_signal_while_the_cluster_starts(start, folder, delay):
     """Whenever it comes, nothing is left running."""
@@ -137,6 +148,25 @@ def test_a_second_signal_does_not_wait(start, on, gate):
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+def test_two_signals_at_once():
+    """A process in a group that is told to end may be told twice; with a store, it is still 75."""
+    program = """
+import signal
+from handoff_dask.cli import signals
+
+class Timer(signals.threading.Timer):
+    def start(self):
+        signal.raise_signal(signal.SIGTERM)
+
+signals.threading.Timer = Timer
+signals.resumable.set()
+with signals.interruptible():
+    signal.raise_signal(signal.SIGTERM)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE)
+    assert (ended.returncode, b"run the same command again" in ended.stderr) == (75, True)
 
 
 def test_the_scheduler_goes_away(start, environment, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 
 from handoff_dask.errors import StoredResultMissing, StoreError
 from handoff_dask.store import backends
-from handoff_dask.store.entries import UNREAD, Location, Manifest
+from handoff_dask.store.entries import Location, Manifest
 from handoff_dask.store.opened import OpenStore, opened
 from handoff_dask.store.result_store import Store
 from tests.store.conftest import MADE, location
@@ -120,7 +120,7 @@ def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("key", [None, "secret"], ids=["unsigned", "signed"])
 def test_what_was_written_is_there(url: str, key: str | None) -> None:
-    """Small results are read when they are looked for, large ones when they are needed."""
+    """Small entries are read when they are looked for, large ones when they are needed."""
     store = OpenStore(Store(url, hmac_key=key))
     small, large, gone = location("small"), location("large"), location("gone", "other.code")
     assert store.look([small, large, gone]) == {}
@@ -129,13 +129,12 @@ def test_what_was_written_is_there(url: str, key: str | None) -> None:
     assert set(there) == {small.key, large.key}
     assert {key: result.size for key, result in there.items()} == sizes
     assert all(result.made == MADE for result in there.values())
-    assert there[small.key].value == SMALL and there[large.key].value is UNREAD
+    assert there[small.key].content is not None and there[large.key].content is None
     assert store.read(small) == SMALL
     assert (store.read(large) == LARGE).all()
     assert (store.value(there[large.key]) == LARGE).all()
-    assert store.value(there[small.key]) is there[small.key].value
-    assert there[small.key].without_value().value is UNREAD
-    assert pickle.loads(pickle.dumps(there[large.key])).value is UNREAD
+    assert store.value(there[small.key]) == store.value(there[small.key].without_content()) == SMALL
+    assert store.value(there[small.key]) is not store.value(there[small.key])
     assert missing(store, gone) == "it is gone"
     assert store.manifest(small) == Manifest({"f": "1"}, {}, {})
     with pytest.raises(StoredResultMissing, match="it is gone"):
@@ -170,13 +169,35 @@ def test_a_large_result_is_in_memory_once(folder: Path) -> None:
     assert (back == array).all()
 
 
+class Elsewhere:
+    """Can only be unpickled where its hardware is."""
+
+    def __reduce__(self) -> Any:
+        return unpickled_here, ()
+
+
+def unpickled_here() -> None:
+    raise RuntimeError("no device")
+
+
+def test_nothing_is_unpickled_to_look(folder: Path, warned: list[str]) -> None:
+    """A client finds what only its workers can use."""
+    store = OpenStore(Store(folder))
+    store.write(location(1), Elsewhere(), MADE)
+    there = store.look([location(1)])
+    assert set(there) == {location(1).key} and not warned
+    with pytest.raises(StoredResultMissing, match="cannot be unpickled: RuntimeError: no device"):
+        store.value(there[location(1).key])
+    assert "no device" in warned.pop()
+
+
 def test_a_head_that_is_large(url: str) -> None:
     """A name made from very many parts is no obstacle."""
     store = OpenStore(Store(url))
     where = location(1)._replace(manifest=b"[%s,{},{}]" % (b'{"f":"%s"}' % (b"x" * 100_000)))
     store.write(where, SMALL, MADE)
     there = store.look([where])[where.key]
-    assert there.value is UNREAD and store.value(there) == SMALL
+    assert there.content is None and store.value(there) == SMALL
     assert len(store.manifest(where).code["f"]) == 100_000
 
 
@@ -219,7 +240,7 @@ def test_clocks_do_not_matter(folder: Path, url: str) -> None:
     store.write(location(1), SMALL, future)
     for path in files(folder):
         os.utime(path, (0, 0))
-    assert store.look([location(1)])[location(1).key].value == SMALL
+    assert store.value(store.look([location(1)])[location(1).key]) == SMALL
     [entry] = store.entries()
     assert entry.age < -9e5
     assert list(store.remove(older_than=0)) == []
@@ -236,6 +257,17 @@ def test_runs_are_recorded(url: str) -> None:
     assert store.last_run("other") == {}
     assert len(store._backend.list(f"{store._backend.root}/handoff-1/runs")) == 6
     assert list(store.entries()) == []
+
+
+def test_a_clock_that_is_ahead(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine with a wrong clock has recorded is not for ever the last run."""
+    store = OpenStore(Store(url))
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda: 4e9)
+        for number in range(6):
+            store.record_run("nightly", {"'f'": location(number)})
+    store.record_run("nightly", {"'f'": location(7)})
+    assert store.last_run("nightly")["'f'"].key == location(7).key
 
 
 def test_a_damaged_record_of_a_run(folder: Path) -> None:
@@ -366,6 +398,19 @@ def test_no_permission(warned: list[str], required: bool) -> None:
         assert "no access" in warned.pop()
     finally:
         PutGet.clear()
+
+
+def test_a_driver_that_raises_at_once(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:
+    """It may do so for all files together, as without a network: nothing is found."""
+
+    def raising(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(PutGet, "cat_ranges", raising)
+    assert OpenStore(Store("putget://bucket/store")).look([location(1)]) == {}
+    assert "cannot read the store putget://bucket/store" in warned.pop()
+    with pytest.raises(StoreError, match="no network"):
+        OpenStore(Store("putget://bucket/store", required=True)).look([location(1)])
 
 
 def test_a_worker_without_the_driver(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from handoff_dask import current
+from handoff_dask.errors import StoredResultMissing
 
 
 def note(log, what):
@@ -41,6 +42,24 @@ def fail_at_first(log, value):
     if current().attempt == 1:
         raise ValueError("at first")
     return value
+
+
+def never(log):
+    """Raise at each attempt."""
+    note(log, current().id)
+    raise ValueError("never")
+
+
+def miss(log):
+    """Raise what a run of its own, or a future, may raise."""
+    note(log, current().id)
+    raise StoredResultMissing("0" * 40, "it is gone", "elsewhere")
+
+
+def fail_later(path, log):
+    """Wait for a file and raise."""
+    until(path, log, None)
+    never(os.devnull)
 
 
 def until(path, log, value):

@@ -277,3 +277,18 @@ def test_a_function_in_a_process_of_its_own_waits_for_a_run(client, program):
     """If a process runs only functions, any thread that waits there waits on behalf of one."""
     run = submit(dag_of(Function(id="outer", args=[], code=by_value(program))), max_retries=0)
     assert run.result(timeout=30).results == {"outer": 7}
+
+
+def test_the_first_at_once():
+    """The functions of a worker wait for the client that the first of them is making."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=8, dashboard_address=":0", memory_limit=0
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        functions = [
+            Function(id=i, args=[], code=value, extra_args=[str(i)], max_retries=0)
+            for i in range(8)
+        ]
+        assert execute(dag_of(*functions), client=client).results == {i: i for i in range(8)}

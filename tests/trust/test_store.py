@@ -37,11 +37,15 @@ from handoff_dask import (
 from handoff_dask.client.options import RunOptions
 from handoff_dask.client.submission import Submission
 from handoff_dask.errors import StoredResultMissing
+from handoff_dask.store.opened import opened
 from tests.support import dag_of
 from tests.trust.stored_calls import (
     add,
     array,
     fail_at_first,
+    fail_later,
+    miss,
+    never,
     noted,
     pack,
     unpack,
@@ -277,6 +281,27 @@ def test_an_entry_that_is_lost_since_it_was_seen(client, store, log, damage, res
     assert set(execute(dag, store=store, results=results).allocations) == set()
 
 
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("also", [(), ("b",)])
+def test_damage_where_nothing_else_runs(client, store, log, detach, also):
+    """A damaged entry is a miss, also if it is seen only after all seemed to be there."""
+    dag = DAG("stored")
+    dag.add(array, log, 100_000, 1, id="a")
+    dag.add(array, log, 100_000, 2, id="b")
+    execute(dag, store=store)
+    for path in entries(store)[: 1 + len(also)]:
+        spoil(path, "changed")
+    run = submit(dag, store=store, detach=detach)
+    result = run.result(timeout=60)
+    assert result["a"][0] == 1 and result["b"][0] == 2
+    assert sorted(map(tuple, outcomes(result).values())) == sorted(
+        [("ok",), ("ok",) if also else ("stored",)]
+    )
+    assert len(noted(log)) == 3 + len(also)
+    if detach:
+        forget("stored")
+
+
 def spoil(path, how):
     if how == "removed":
         path.unlink()
@@ -313,6 +338,96 @@ def test_all_entries_are_lost(client, store, log, tmp_path, bundle, isolate, on_
     assert noted(log).count("a") == noted(log).count("b") == 2
 
 
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+@pytest.mark.parametrize("bundle", [False, "1 s"])
+def test_a_lost_entry_harms_nothing_else(client, store, log, tmp_path, bundle, on_error):
+    """What runs meanwhile goes on; what failed, or ran and is not stored, does not run again."""
+    dag = DAG("repaired")
+    a = dag.add(array, log, 100_000, 1, id="a")
+    b = dag.add(array, log, 100_000, 2, id="b")
+    execute(dag, store=store)
+    first, second = tmp_path / "first", tmp_path / "second"
+    held = dag.add(until, str(first), log, 1, id="held")
+    dag.add(np.add, a, held, id="of a")
+    dag.add(np.add, b, held, id="of b")
+    dag.add(until, str(second), log, 2, id="long", timeout=60)
+    dag.add(add, log, 3, id="side", stored=False)
+    failing = on_error == "continue"
+    if failing:
+        failed = dag.add(never, log, id="failed", max_retries=1)
+        dag.add(add, log, failed, id="after")
+        dag.add(miss, log, id="own")
+    durations = {id: "1 ms" for id in dag.functions}
+    run = submit(dag, store=store, bundle=bundle, durations=durations, on_error=on_error)
+    held_here = {id: run.futures[id] for id in ("of a", "of b")}
+    remove_entry_of(store, "a")
+    first.touch()
+    wait_for_attempt(run, "of a")
+    second.touch()
+    result = run.result(timeout=60)
+    assert noted(log) == sorted(
+        ["a", "a", "b", "held", "long", "side", *["failed", "failed", "own"] * failing]
+    )
+    assert outcomes(result) == {
+        "a": ["ok"],
+        "b": ["stored"],
+        "held": ["ok"],
+        "of a": ["error", "ok"],
+        "of b": ["ok"],
+        "long": ["ok"],
+        "side": ["ok"],
+        **({"failed": ["error", "error"], "own": ["error"]} if failing else {}),
+    }
+    assert result["of a"][0] == 2 and result["of b"][0] == 3 and result["side"] == 3
+    assert set(result.errors) == ({"failed", "after", "own"} if failing else set())
+    assert result.why["a"] == "the last run did not store it, or its entry is gone"
+    assert result.why["long"] == result.why["of b"] == "no earlier run of the DAG has stored it"
+    assert run.futures["side"].result() == 3
+    assert held_here["of b"].result()[0] == run.futures["of a"].result()[0] + 1 == 3
+    with pytest.raises(StoredResultMissing):
+        held_here["of a"].result()
+    counts = run.counts()
+    assert counts["done"] + counts["stored"] == 7 and counts["failed"] == 3 * failing
+    if failing:
+        with pytest.raises(FunctionFailedError, match="never"):
+            run.futures["after"].result()
+
+
+def wait_for_attempt(run, function):
+    """Wait until an attempt of a function has ended."""
+    deadline = time.monotonic() + 60
+    while function not in run.attempts:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def remove_entry_of(store, function):
+    """Remove the entry of a function's result."""
+    for entry in opened(Store(store)).entries():
+        if entry.made.function == repr(function):
+            Path(entry.path).unlink()
+
+
+def test_a_failure_beside_a_lost_entry(client, store, log, tmp_path):
+    """The failure ends the run, and is its error."""
+    dag = DAG("failing")
+    a = dag.add(array, log, 100_000, 1, id="a")
+    execute(dag, store=store)
+    held = dag.add(until, str(tmp_path / "open"), log, 1, id="held")
+    of_a = dag.add(np.add, a, held, id="of a")
+    failed = dag.add(fail_later, str(tmp_path / "fail"), log, id="failed", max_retries=0)
+    dag.add(add, log, of_a, failed, id="end")
+    run = submit(dag, store=store, bundle=False)
+    remove_entry_of(store, "a")
+    (tmp_path / "open").touch()
+    wait_for_attempt(run, "of a")
+    (tmp_path / "fail").touch()
+    with pytest.raises(FunctionFailedError, match="'failed' failed after 1 attempt") as caught:
+        run.result(timeout=60)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert noted(log) == ["a", "failed", "held"]
+
+
 def test_what_others_cannot_read(client, store, log):
     """A future that cannot be read fails what it is passed to; nothing is started again."""
     execute(diamond(log), store=store)
@@ -345,7 +460,7 @@ def test_workers_that_see_another_store(client, log):
 def test_the_limit_of_time(store):
     """It goes on while a run starts again."""
     submission = Submission(dag_of(), RunOptions(timeout=60, store=store))
-    assert submission.again((), 20).again((), 30).options.timeout == 10
+    assert submission.again((), (), 20).again((), (), 30).options.timeout == 10
 
 
 class HeldBack(MemoryFileSystem):
