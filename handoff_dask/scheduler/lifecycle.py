@@ -229,8 +229,10 @@ class Lifecycle:
 
     def _pardon(self, record: UnitRecord) -> None:
         """Try a function again that had failed for good, since a client asks for that."""
-        record.run.failed.pop(record.index, None)
-        record.run.decided.discard(record.index)
+        if isinstance(record, BundleRecord):
+            self.bundles.pardon(record)
+        else:
+            record.run.pardon(record.index)
         record.refetched = False
         self.inputs.trust(record.key)
         self.lives.pardoned(record)
