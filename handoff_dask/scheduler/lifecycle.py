@@ -115,6 +115,8 @@ class Lifecycle:
             if not record.run.alive and record.run.arrived.is_set():
                 self.runs.forget(record.run)
         elif finish == "erred" and record.state.name != "failed":
+            if isinstance(record, BundleRecord):
+                self.bundles.reopen(record)  # lost results fail with it
             self._blame(record, ts)
             self.lives.failed(record)
         elif finish == "waiting" and record.state.name == "failed":

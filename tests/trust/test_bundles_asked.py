@@ -79,13 +79,18 @@ async def test_cancelled_with_what_depends_on_it(c, s, a, b):
 @on_cluster()
 async def test_cancelled_while_another_client_wants_it(c, s, a, b):
     """Without force, only the future of the client that cancels is."""
-    run, _ = await begin_blocked(s, detach=True)
+    run, record = await begin_blocked(s, detach=True)
     async with Client(s.address, asynchronous=True, set_as_default=False) as other:
         followed = await get_run("blocked", client=other)
-        await other.cancel([followed.futures["x", 4]])
+        future = followed.futures["x", 4]
+        key, wants = future.key, s.clients[other.id].wants_what
+        await until(lambda: key in {ts.key for ts in wants})
+        await other.cancel([future])
+        await until(lambda: key not in {ts.key for ts in wants})
+        assert not record.counts["cancelled"]
         GO.set()
         assert await run.futures["x", 4] == 1
-        del followed
+        del followed, future
     assert not (await run).errors
     del run
     await forget("blocked")
