@@ -246,7 +246,8 @@ def _unfetched(
 
 def described(error: BaseException | None) -> str:
     """Return the type and the text of an error."""
-    if error is None or isinstance(error, StandInError):
+    # Not isinstance(), which believes an error's __class__.
+    if error is None or issubclass(type(error), StandInError):
         return str(error)
     return f"{type(error).__name__}: {text_of(error)}"
 

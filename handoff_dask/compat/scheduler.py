@@ -276,7 +276,7 @@ def fail_task(
 
 
 def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
-    """Fail a task that must run again and whose dependency has failed since its first run.
+    """Fail a task that is to run, or again, and whose dependency has failed before.
 
     Dask would let it wait forever.
     """
@@ -293,7 +293,7 @@ def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
 def watch_clients(
     scheduler: Scheduler,
     cancel: Callable[[list[Any], str, bool], list[Any]],
-    check_retry: Callable[[list[Any]], None],
+    retrying: Callable[[list[Any], str | None], None],
     released: Callable[[Iterable[Any]], None],
 ) -> Callable[[], None]:
     """Intercept the keys that clients cancel, retry or release; return what stops that.
@@ -302,9 +302,10 @@ def watch_clients(
     that cancelled then loses its stream, and with it everything that it has on the cluster.
 
     `cancel` is called with the keys, the client's id, and whether to cancel what other clients
-    want, too; it returns the keys that Dask shall cancel. `check_retry` is called with the keys
-    that a client retries, and may raise. `released` is called with the keys that a client has
-    released: a failed task that others depend on does not change its state then.
+    want, too; it returns the keys that Dask shall cancel. `retrying` is called with the keys that
+    a client retries and its id, before Dask does that, and may raise. `released` is called with the
+    keys that a client has released: a failed task that others depend on does not change its state
+    then.
     """
     inner, retry = scheduler.stimulus_cancel, scheduler.handlers["retry"]
     release = scheduler.client_releases_keys
@@ -315,20 +316,26 @@ def watch_clients(
         if others := cancel(list(keys), client, force):
             inner(others, client, force=force, **kwargs)
 
+    def wanted(key: Any, client: str) -> bool:
+        return client in {cs.client_key for cs in scheduler.tasks[key].who_wants or ()}
+
     def stimulus_retry(keys: Iterable[Any], client: str | None = None) -> Any:
-        check_retry(list(keys))
-        return retry(keys=keys, client=client)
+        keys = list(keys)
+        retrying(keys, client)
+        seen = retry(keys=keys, client=client)
+        # The client takes all of these for its own.
+        return tuple(key for key in seen if client is None or key in keys or wanted(key, client))
 
     def client_releases_keys(keys: Iterable[Any], client: str, **kwargs: Any) -> None:
         keys = list(keys)
         release(keys, client, **kwargs)
         released(keys)
 
-    def install(cancelling: Any, retrying: Any, releasing: Any) -> None:
+    def install(cancelling: Any, retried: Any, releasing: Any) -> None:
         # For dependents, Dask calls itself through the attribute.
         scheduler.stimulus_cancel = cancelling  # type: ignore[method-assign]
         scheduler.stream_handlers["cancel-keys"] = cancelling
-        scheduler.handlers["retry"] = retrying
+        scheduler.handlers["retry"] = retried
         scheduler.client_releases_keys = releasing  # type: ignore[method-assign]
         scheduler.stream_handlers["client-releases-keys"] = releasing
 

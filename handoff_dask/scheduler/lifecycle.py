@@ -115,6 +115,8 @@ class Lifecycle:
             if not record.run.alive and record.run.arrived.is_set():
                 self.runs.forget(record.run)
         elif finish == "erred" and record.state.name != "failed":
+            if isinstance(record, BundleRecord):
+                self.bundles.reopen(record)  # lost results fail with it
             self._blame(record, ts)
             self.lives.failed(record)
         elif finish == "waiting" and record.state.name == "failed":
@@ -230,8 +232,10 @@ class Lifecycle:
 
     def _pardon(self, record: UnitRecord) -> None:
         """Try a function again that had failed for good, since a client asks for that."""
-        record.run.failed.pop(record.index, None)
-        record.run.decided.discard(record.index)
+        if isinstance(record, BundleRecord):
+            self.bundles.pardon(record)
+        else:
+            record.run.pardon(record.index)
         record.refetched = False
         self.inputs.trust(record.key)
         self.lives.pardoned(record)

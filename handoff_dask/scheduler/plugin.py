@@ -26,7 +26,7 @@ from handoff_dask.scheduler.lifecycle import Lifecycle
 from handoff_dask.scheduler.measurements import Measurements
 from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
-from handoff_dask.scheduler.records import UnitRecord
+from handoff_dask.scheduler.records import BundleRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.scheduler.service import Service
@@ -71,6 +71,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.endings,
             self._emit,
             self._end,
+            self._member,
             self._cancel_member,
             self._learned_seconds,
             self._remembered,
@@ -136,7 +137,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self._listeners += [self.history, EventStream(scheduler, self.runs), self.measurements]
         self._limit = compat.keep_unrunnable(scheduler, self.name)
         self._unwatch = compat.watch_clients(
-            scheduler, self.runs.cancelled, self.runs.check_retried, self.bundles.let_go
+            scheduler, self.runs.cancelled, self._retrying, self.bundles.let_go
         )
         self._remove_handlers = compat.install_handlers(
             scheduler,
@@ -270,9 +271,15 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
     def _take(self, client: str, run_id: str, indices: list[int]) -> None:
         self.bundles.take(run_id, indices, client)
 
-    def _cancel_member(self, key: Any) -> UnitRecord | None:
-        member = self.bundles.member(key)
-        return None if member is None or self.bundles.cancel(*member) else member[0]
+    def _retrying(self, keys: list[Any], client: str | None) -> None:
+        self.runs.check_retried(keys)
+        self.bundles.retried(keys, client)
+
+    def _member(self, key: Any) -> tuple[BundleRecord, int] | None:
+        return self.bundles.member(key)
+
+    def _cancel_member(self, record: BundleRecord, position: int) -> bool:
+        return self.bundles.cancel(record, position)
 
     def _learned_seconds(self, spec: RunSpec, prefix: str) -> float | None:
         return self.measurements.seconds(spec, prefix)

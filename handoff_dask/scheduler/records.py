@@ -360,6 +360,12 @@ class RunRecord:
         entries = self.records[index].entries if index in self.records else ()
         return entries[0].started if entries else attempt.started
 
+    def pardon(self, index: int) -> None:
+        """Forget that a node has failed for good: it is tried again."""
+        self.failed.pop(index, None)
+        self.decided.discard(index)
+        self.errors.pop(index, None)
+
     def attempt_ended(self, index: int, entry: Entry) -> None:
         """Announce the end of an attempt."""
         attempt = entry.attempt(self.workers)

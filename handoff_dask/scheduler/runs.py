@@ -77,9 +77,10 @@ class Runs(Mapping[str, RunRecord]):
     emit: Callable[[Recorded], None]
     #: Gives a function up.
     end: Callable[[UnitRecord], None]
-    #: Cancels a function in a bundle, given the key of its result; if it cannot be cancelled alone,
-    #: its bundle is returned.
-    cancel_member: Callable[[Any], UnitRecord | None]
+    #: Returns the bundle of a function in one and its position, given the key of its result.
+    member: Callable[[Any], tuple[BundleRecord, int] | None]
+    #: Cancels a function in a bundle; False if it cannot be cancelled alone.
+    cancel_member: Callable[[BundleRecord, int], bool]
     #: Returns how long a code of a run, given by its name, takes (s), if that was learned.
     learned_seconds: Callable[[RunSpec, str], float | None]
     #: Returns functions of a run with how long they take (s), as far as that was learned.
@@ -354,17 +355,21 @@ class Runs(Mapping[str, RunRecord]):
             if record is None and (coming := self._run_to_bring(key)):
                 coming.asked.append(partial(self._cancel_late, key, client, force))
                 continue
-            if record is None:
-                # A function in a bundle is cancelled alone, unless others outside depend on it.
-                record = self.cancel_member(key)
+            member = self.member(key) if record is None else None
+            if member is not None:
+                record = member[0]
             if record is None:
                 others.append(key)
                 continue
-            ours.append(key)
-            wanting = {cs.client_key for cs in scheduler.tasks[key].who_wants or ()}
+            wanting = self._wanting(key) | self._wanting(record.key)
             if not record.run.spec.detach:
                 wanting.discard(record.run.spec.keeper)
-            if force or wanting <= {client}:
+            unwanted = force or wanting <= {client}  # by anybody else
+            # A function in a bundle is cancelled alone, unless others outside depend on it.
+            if unwanted and member is not None and self.cancel_member(*member):
+                continue
+            ours.append(key)
+            if unwanted:
                 runs.setdefault(record.run, record)
                 gone.append(key)
                 releasing |= wanting
@@ -376,6 +381,11 @@ class Runs(Mapping[str, RunRecord]):
         if gone:
             scheduler.report({"op": "cancelled-keys", "keys": gone})
         return others
+
+    def _wanting(self, key: Any) -> set[str]:
+        """Return the clients that want a task."""
+        ts = self.scheduler.tasks.get(key)
+        return set() if ts is None else {cs.client_key for cs in ts.who_wants or ()}
 
     def _run_to_bring(self, key: Any) -> RunRecord | None:
         """Return the run of a function that has not come yet, given its key.

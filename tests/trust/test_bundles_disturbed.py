@@ -113,6 +113,37 @@ async def test_what_is_lost_uses_up_no_retry(c, s, a, b):
     assert [x.number for x in result.attempts["again"]] == [1, 2, 3]
 
 
+def once(name):
+    DID.append(name)
+    if DID.count(name) > 1:
+        raise ValueError("not again")
+    return 1
+
+
+def same(value):
+    return value
+
+
+@on_cluster()
+async def test_what_is_lost_and_cannot_be_made_again(c, s, a, b):
+    """It fails with what it needs, and is counted so; what the other worker has is done."""
+    dag = dag_of(
+        Function("first", [], once, extra_args=["first"], max_retries=0),
+        *(doing(i, same, args=["first"]) for i in range(COUNT)),
+        last(),
+    )
+    results = [*range(COUNT), "last"]
+    run, record = await begin(s, dag, 0, results=results, on_error="continue", placement_timeout=60)
+    await until(lambda: record.counts["done"] == COUNT + 1)
+    at, other = (a, b) if record.records[0].worker == a.address else (b, a)
+    await at.close()
+    await register_node(other.address, {"token": 1})
+    result = await asyncio.wait_for(run, 60)
+    status = await run.status()
+    assert "first" in result.errors and result.results["last"] == 0
+    assert (status["done"], status["failed"]) == (len(result.results), len(result.errors))
+
+
 # What workers offer
 
 

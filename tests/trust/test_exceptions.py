@@ -279,6 +279,20 @@ class Closed(Exception):
         raise RuntimeError(name)
 
 
+class Classless(Exception):
+    """Raises when its class is asked for, as ``isinstance`` does."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
+
+
+def test_exceptions_without_a_class():
+    """An exception that ``isinstance`` cannot judge arrives; the run has its result."""
+    arrived = causes(classless=lambda: Classless("no"))["classless"]
+    assert (type(arrived), str(arrived)) == (Classless, "no")
+
+
 def test_exceptions_that_cannot_be_looked_into():
     """An exception without readable attributes arrives with type, text and the user's frames."""
     arrived = causes(
