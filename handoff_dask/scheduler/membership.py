@@ -7,13 +7,11 @@ import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from handoff_dask.attempts.ledger import Entry
 from handoff_dask.attempts.losses import End, Lost
 from handoff_dask.attempts.members import (
-    CANCELLED,
     DONE,
     FAILED,
     OPEN,
@@ -28,7 +26,7 @@ from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.records import BundleRecord, FunctionRecord, RunRecord
 from handoff_dask.scheduler.runs import Runs
 from handoff_dask.wire.bundles import EndedColumns, Member, MemberFailure, unpacked
-from handoff_dask.wire.keys import index_of, is_collected, run_of
+from handoff_dask.wire.keys import is_collected
 from handoff_dask.wire.messages import Block, function_specs
 from handoff_dask.worker.bundle_task import collect, run_bundle, take
 from handoff_dask.worker.task import Terms, run, run_and_discard, run_on_terms
@@ -154,7 +152,7 @@ class Bundles:
         if not failure.final or record.members.states[position] != OPEN:
             return
         # What depends on it in the bundle does not run.
-        reached = with_dependents({position}, self._sources(record))
+        reached = with_dependents({position}, self.sources(record))
         if isinstance(record.state, PLACED) and not self._is_current(record, number):
             record.members.late(number, reached)  # they are sent again already
             return
@@ -192,7 +190,7 @@ class Bundles:
 
     def lost(self, record: BundleRecord, lost: Lost, end: End) -> None:
         """Charge what had started of a bundle that was lost, and have that travel alone."""
-        sources = self._sources(record) if record.key in self.scheduler.tasks else ()
+        sources = self.sources(record) if record.key in self.scheduler.tasks else ()
         losses = record.members.lost(lost, end, sources)
         for position, due in losses.charges:
             index = record.bundle.members[position]
@@ -244,7 +242,7 @@ class Bundles:
         """Have members run again whose results were lost and that somebody needs."""
         members = record.members
         needed = [p for p in members.having(DONE) if self._is_needed(record, p)]
-        reached = with_sources({*needed, *members.open}, self._sources(record))
+        reached = with_sources({*needed, *members.open}, self.sources(record))
         record.reopen([p for p in reached if members.states[p] == DONE])
 
     def _is_needed(self, record: BundleRecord, position: int) -> bool:
@@ -254,9 +252,9 @@ class Bundles:
         ts = self.scheduler.tasks.get(record.run.key_of(index))
         if ts is not None and ts.state != "memory" and (ts.waiters or ts.who_wants):
             return True
-        return index in self._collected(record)
+        return index in self.collected(record)
 
-    def _collected(self, record: BundleRecord) -> set[int]:
+    def collected(self, record: BundleRecord) -> set[int]:
         """Return the nodes in a bundle whose values are still to be taken out of it together."""
         ts = self.scheduler.tasks[record.key]
         collecting = [d for d in ts.dependents if is_collected(d.key)]
@@ -321,8 +319,8 @@ class Bundles:
 
     def leave(self, record: BundleRecord, positions: Collection[int]) -> None:
         """Make tasks of their own for members, and for what depends on them in the bundle."""
-        leaving = with_dependents(set(positions), self._sources(record))
-        self._begin(record, self._separate(record, leaving))
+        leaving = with_dependents(set(positions), self.sources(record))
+        self._begin(record, self.separate(record, leaving))
 
     def input_failed(self, ts: TaskState) -> None:
         """Save the members of bundles that do not need what failed, before Dask fails these."""
@@ -341,12 +339,12 @@ class Bundles:
                 p for p, member in enumerate(inside) if not failed.isdisjoint(member.sources)
             }
             lost = with_dependents(needing, _sources_of(inside))
-            owns = self._separate(record, set(record.members.open) - lost)
+            owns = self.separate(record, set(record.members.open) - lost)
             if owns:
                 # After the transition that is under way.
                 asyncio.get_running_loop().call_soon(self._begin, record, owns)
 
-    def _separate(self, record: BundleRecord, positions: Collection[int]) -> list[FunctionRecord]:
+    def separate(self, record: BundleRecord, positions: Collection[int]) -> list[FunctionRecord]:
         """Make tasks of their own for members; they are not to start yet."""
         scheduler, run_ = self.scheduler, record.run
         ts = scheduler.tasks[record.key]
@@ -421,7 +419,7 @@ class Bundles:
             else:
                 index = record.bundle.members[-1 - source]
                 if index not in run_.left:
-                    self._make_taking(record, index)
+                    self.make_taking(record, index)
                 values.append(TaskRef(run_.key_of(index)))
         keep = row.wanted or not row.awaited
         call: tuple[Any, ...] = run if keep else run_and_discard, member.names, member.call
@@ -461,33 +459,7 @@ class Bundles:
                 run_.errors[index] = ts.exception  # the client may ask for it later
         self.scheduler.client_releases_keys(keys=list(left), client=run_.spec.keeper)
 
-    # Results by themselves
-
-    def take(self, run_id: str, indices: Iterable[int], client: str) -> None:
-        """Have the results of members by themselves, for a client that wants them."""
-        run_ = self.runs.get(run_id)
-        if run_ is None:
-            return
-        for index in indices:
-            record = run_.bundle_of(index)
-            if run_.unit_key(index) not in self.scheduler.tasks:
-                run_.asked.append(partial(self.take, run_id, [index], client))
-                continue
-            if index in run_.cancelled:
-                self.scheduler.report(
-                    {"op": "cancelled-keys", "keys": [run_.key_of(index)]}, client=client
-                )
-                continue
-            key = run_.key_of(index) if record is None else self._make_taking(record, index)
-            self.scheduler.client_desires_keys([key], client)
-            if record is not None and self.scheduler.tasks[key].state == "released":
-                stimulus_id = f"handoff-take-{time.time()}"
-                if self.scheduler.tasks[record.key].state == "erred":
-                    compat.fail_orphan(self.scheduler, key, stimulus_id)
-                else:
-                    self.scheduler.transitions({key: "waiting"}, stimulus_id)
-
-    def _make_taking(self, record: BundleRecord, index: int) -> Any:
+    def make_taking(self, record: BundleRecord, index: int) -> Any:
         """Make the task that takes a member's result out of the bundle's, unless there is one."""
         key = record.run.key_of(index)
         if key not in self.scheduler.tasks:
@@ -498,119 +470,6 @@ class Bundles:
             )
             compat.free_near_inputs(ts)
         return key
-
-    def member(self, key: Any) -> tuple[BundleRecord, int] | None:
-        """Return the bundle of a member and its position, given the key of its result."""
-        run_ = self.runs.get(run_of(key) or "")
-        if run_ is None or key in self.runs.functions:
-            return None
-        index = index_of(key)
-        record = run_.bundle_of(index) if index < len(run_.homes) else None
-        if record is None or run_.key_of(index) != key:
-            return None
-        return record, record.position(index)
-
-    def cancel(self, record: BundleRecord, position: int) -> bool:
-        """Cancel a member that has not ended, and what depends on it in its bundle.
-
-        False if it has ended otherwise, or if functions outside depend on one of these.
-        """
-        members, run_ = record.members, record.run
-        if members.states[position] != OPEN:
-            return members.states[position] == CANCELLED
-        gone = [
-            p
-            for p in with_dependents({position}, self._sources(record))
-            if members.states[p] == OPEN
-        ]
-        collected = self._collected(record)
-        for p in gone:
-            index = record.bundle.members[p]
-            ts = self.scheduler.tasks.get(run_.key_of(index))
-            if (ts is not None and ts.dependents) or index in collected:
-                return False
-        if isinstance(record.state, PLACED):
-            worker = record.state.placement.worker
-            number = compat.placement_number(self.scheduler.tasks[record.key])
-            for p in gone:
-                message = {"op": "handoff-withdraw-member", "number": number, "position": p}
-                self.scheduler.worker_send(worker, message)
-        indices = [record.bundle.members[p] for p in gone]
-        run_.cancelled.update(indices)
-        record.end(gone, CANCELLED)
-        self._cancel_futures([run_.key_of(index) for index in indices])
-        return True
-
-    def _cancel_futures(self, keys: Iterable[Any]) -> None:
-        """Cancel the tasks that would take the values of members that will have none."""
-        taking = [ts for key in keys if (ts := self.scheduler.tasks.get(key)) is not None]
-        gone = [ts.key for ts in taking]
-        for client in {cs.client_key for ts in taking for cs in ts.who_wants or ()}:
-            self.scheduler.client_releases_keys(keys=gone, client=client)
-        self.scheduler.report({"op": "cancelled-keys", "keys": gone})
-
-    # Tried again
-
-    def retried(self, keys: Iterable[Any], client: str | None) -> None:
-        """Have members that failed travel alone: a client wants these to be tried again.
-
-        `keys` are those of members, or of what failed because a member did. Dask, which goes on
-        from here, starts what depends on them.
-        """
-        tasks = self.scheduler.tasks
-        again: dict[BundleRecord, set[int]] = {}
-        stack, seen = list(keys), set()
-        while stack:
-            key = stack.pop()
-            if key in seen:
-                continue
-            seen.add(key)
-            if key not in tasks and client is not None and (member := self.member(key)):
-                # The message that asks for its result is still to come.
-                self.take(member[0].run.spec.run_id, [index_of(key)], client)
-            ts = tasks.get(key)
-            if ts is None:
-                continue
-            stack += [d.key for d in ts.dependencies if d.state == "erred"]
-            for record, position in self._taken_by(ts):
-                again.setdefault(record, set()).add(position)
-        for record, positions in again.items():
-            self._try_again(record, positions)
-
-    def _taken_by(self, ts: TaskState) -> Iterable[tuple[BundleRecord, int]]:
-        """Return the members whose values a task takes out of a bundle."""
-        if (member := self.member(ts.key)) is not None:
-            return [member]
-        if not is_collected(ts.key):
-            return []
-        run_ = self.runs[run_of(ts.key) or ""]
-        homes = [(run_.bundle_of(index), index) for index in compat.arguments(ts)[0]]
-        return [(record, record.position(index)) for record, index in homes if record is not None]
-
-    def _try_again(self, record: BundleRecord, positions: Collection[int]) -> None:
-        """Try members again because of whose failure others failed, and these, too."""
-        members, run_, sources = record.members, record.run, self._sources(record)
-        own = {p for p in members.having(FAILED) if record.bundle.members[p] in run_.failed}
-        failed = with_dependents(own & with_sources(positions, sources), sources)
-        failed &= set(members.having(FAILED))
-        if not failed:
-            return
-        indices = [record.bundle.members[p] for p in failed]
-        for index in indices:
-            run_.pardon(index)
-        record.reopen(failed)
-        owns = self._separate(record, failed)
-        for function in owns:
-            function.forgiven = len(function.entries)
-        # What failed because of them follows.
-        tasks = self.scheduler.tasks
-        taking = [d.key for d in tasks[record.key].dependents if is_collected(d.key)]
-        keys = [function.key for function in owns]
-        dependents = [d for key in (*keys, *taking) for d in tasks[key].dependents]
-        keys += [d.key for d in dependents if d.state == "erred"]
-        stimulus_id = f"handoff-retry-{time.time()}"
-        self.scheduler.transitions(dict.fromkeys(keys, "waiting"), stimulus_id)
-        self.ask()
 
     def pardon(self, record: BundleRecord) -> None:
         """Have the members run again that failed because an input of their bundle did."""
@@ -623,7 +482,8 @@ class Bundles:
         for position in failed:
             record.run.pardon(record.bundle.members[position])
 
-    def _sources(self, record: BundleRecord) -> list[list[int]]:
+    def sources(self, record: BundleRecord) -> list[list[int]]:
+        """Return the members that each one needs, by position."""
         return _sources_of(unpacked(compat.arguments(self.scheduler.tasks[record.key])[0]))
 
 

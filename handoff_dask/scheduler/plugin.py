@@ -24,6 +24,7 @@ from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.lifecycle import Lifecycle
 from handoff_dask.scheduler.measurements import Measurements
+from handoff_dask.scheduler.member_requests import MemberRequests
 from handoff_dask.scheduler.membership import Bundles
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import BundleRecord, UnitRecord
@@ -71,7 +72,6 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.endings,
             self._emit,
             self._end,
-            self._member,
             self._cancel_member,
             self._learned_seconds,
             self._remembered,
@@ -79,6 +79,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         )
         self.measurements = Measurements(self.runs, engine.questions, self._claim_again)
         self.bundles = Bundles(scheduler, engine, self.runs, self.measurements.bundled, self._ask)
+        self.requests = MemberRequests(scheduler, self.runs, self.bundles)
         self.functions = self.runs.functions
         self.foreign = Foreign(scheduler, engine, self.registry.names, self._ask)
         self.gate = Gate(scheduler, self.registry, self.functions, self.bundles.mark)
@@ -118,7 +119,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
             self.inputs,
             self.inquiries,
             self.reasons,
-            self.bundles,
+            self.requests,
             self.measurements,
             self.uninstall,
         )
@@ -269,17 +270,14 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
         self.runs.portion_arrived(run_id, portion)
 
     def _take(self, client: str, run_id: str, indices: list[int]) -> None:
-        self.bundles.take(run_id, indices, client)
+        self.requests.take(run_id, indices, client)
 
     def _retrying(self, keys: list[Any], client: str | None) -> None:
         self.runs.check_retried(keys)
-        self.bundles.retried(keys, client)
-
-    def _member(self, key: Any) -> tuple[BundleRecord, int] | None:
-        return self.bundles.member(key)
+        self.requests.retried(keys, client)
 
     def _cancel_member(self, record: BundleRecord, position: int) -> bool:
-        return self.bundles.cancel(record, position)
+        return self.requests.cancel(record, position)
 
     def _learned_seconds(self, spec: RunSpec, prefix: str) -> float | None:
         return self.measurements.seconds(spec, prefix)

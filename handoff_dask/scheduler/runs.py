@@ -77,8 +77,6 @@ class Runs(Mapping[str, RunRecord]):
     emit: Callable[[Recorded], None]
     #: Gives a function up.
     end: Callable[[UnitRecord], None]
-    #: Returns the bundle of a function in one and its position, given the key of its result.
-    member: Callable[[Any], tuple[BundleRecord, int] | None]
     #: Cancels a function in a bundle; False if it cannot be cancelled alone.
     cancel_member: Callable[[BundleRecord, int], bool]
     #: Returns how long a code of a run, given by its name, takes (s), if that was learned.
@@ -334,6 +332,17 @@ class Runs(Mapping[str, RunRecord]):
         if run.spec.stops_at_failure and not lost:
             label = run.row(index).label
             self.stop_soon(run, Stop("failed", f"function {label} failed: {problem}"))
+
+    def member(self, key: Any) -> tuple[BundleRecord, int] | None:
+        """Return the bundle of a member and its position, given the key of its result."""
+        run_ = self._runs.get(run_of(key) or "")
+        if run_ is None or key in self.functions:
+            return None
+        index = index_of(key)
+        record = run_.bundle_of(index) if index < len(run_.homes) else None
+        if record is None or run_.key_of(index) != key:
+            return None
+        return record, record.position(index)
 
     def client_gone(self, client: str) -> None:
         """Stop the runs of a client that goes away, except those that the cluster keeps."""

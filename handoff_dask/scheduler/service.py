@@ -18,7 +18,7 @@ from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
 from handoff_dask.scheduler.measurements import Measurements
-from handoff_dask.scheduler.membership import Bundles
+from handoff_dask.scheduler.member_requests import MemberRequests
 from handoff_dask.scheduler.reasons import Reasons
 from handoff_dask.scheduler.records import BundleRecord, RunRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
@@ -46,7 +46,7 @@ class Service:
     inputs: Inputs
     inquiries: Inquiries
     reasons: Reasons
-    bundles: Bundles
+    requests: MemberRequests
     measurements: Measurements
     #: Takes everything of Handoff off the cluster.
     uninstall_all: Callable[[], Awaitable[None]]
@@ -210,8 +210,8 @@ class Service:
     async def want(self, keys: list[Any], client: str) -> None:
         """Keep results for a client, and report their states on its stream."""
         for key in keys:
-            if key not in self.scheduler.tasks and (member := self.bundles.member(key)):
-                self.bundles.take(member[0].run.spec.run_id, [index_of(key)], client)
+            if key not in self.scheduler.tasks and (member := self.runs.member(key)):
+                self.requests.take(member[0].run.spec.run_id, [index_of(key)], client)
         known = [key for key in keys if key in self.scheduler.tasks]
         self.scheduler.client_desires_keys(known, client)
         if len(known) < len(keys):

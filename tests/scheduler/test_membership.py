@@ -132,7 +132,7 @@ async def test_the_member_that_ran(c, s, a, b):
     plugin.bundles.lost(bundle, lost_of(a), End({1: (KnownStart(2, 15.0),)}, reason="boom"))
     states = bundle.members.states
     left = {p for p, state in enumerate(states) if state == LEFT}
-    sources = plugin.bundles._sources(bundle)
+    sources = plugin.bundles.sources(bundle)
     assert left == {2, *(p for p, needs in enumerate(sources) if 2 in needs)}
     assert set(states) == {OPEN, LEFT}
     assert record.left == {bundle.bundle.members[p] for p in left}
@@ -178,7 +178,7 @@ async def test_a_failure_between_a_loss_and_its_charge(c, s, a, b):
     error = pickle.dumps(LookupError("no"))
     no = MemberFailure(0, 11.0, 12.0, "LookupError", "no", True, error)
     plugin.bundles.reported(bundle.key, 1, columns(), [no], a.address)
-    behind = with_dependents({0}, plugin.bundles._sources(bundle))
+    behind = with_dependents({0}, plugin.bundles.sources(bundle))
     last = len(bundle.members.states) - 1
     assert last not in behind
     plugin.bundles.lost(bundle, lost_of(a), End({1: (KnownStart(last, 15.0, 1, 1, (-1,)),)}))
@@ -201,7 +201,7 @@ async def test_a_failure_whose_report_was_lost(c, s, a, b):
     functions = [*members(), *after]
     plugin, run, record, bundle = await waiting(s, *functions, on_error="continue")
     record.workers[a.address] = ("a", "host")
-    behind = with_dependents({0}, plugin.bundles._sources(bundle))
+    behind = with_dependents({0}, plugin.bundles.sources(bundle))
     last = len(bundle.members.states) - 1
     start = KnownStart(last, 15.0, 1, 2, (0, -1))
     plugin.bundles.lost(bundle, lost_of(a), End({1: (start,)}, reason="boom"))
@@ -282,7 +282,7 @@ async def test_leaving_with_a_value_that_stays(c, s, a, b):
         doing(i, did, i, args=["first"]), doing(("after", i), did, args=[i]))]  # fmt: skip
     plugin, run, record, bundle = await waiting(s, *pairs)
     source, needs = next(
-        (needs[0], p) for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs
+        (needs[0], p) for p, needs in enumerate(plugin.bundles.sources(bundle)) if needs
     )
     plugin.bundles.leave(bundle, [needs])
     taken = s.tasks[record.key_of(bundle.bundle.members[source])]
@@ -304,7 +304,7 @@ async def test_a_bundle_that_fails_after_one_has_left(c, s, a, b):
     run, record = await begin(s, dag_of(first, *pairs), 0, on_error="continue")
     await until(lambda: "first" in DID)
     plugin, bundle = s.plugins["handoff"], record.bundle_of(1)
-    needs = next(p for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs)
+    needs = next(p for p, needs in enumerate(plugin.bundles.sources(bundle)) if needs)
     plugin.bundles.leave(bundle, [needs])
     result = await ended(run)
     assert len(result.errors) == 2 * COUNT + 1
@@ -322,7 +322,7 @@ async def test_dissolve(c, s, a, b):
     assert set(bundle.members.states) == {LEFT}
     result = await ended(run)
     check_attempts(result, COUNT + 1)
-    assert plugin.bundles.member(record.key_of(bundle.bundle.members[0])) is None
+    assert plugin.runs.member(record.key_of(bundle.bundle.members[0])) is None
 
 
 @on_cluster()
@@ -374,19 +374,19 @@ async def test_take(c, s, a, b):
     index = bundle.bundle.members[1]
     key = record.key_of(index)
     run_id = record.spec.run_id
-    assert plugin.bundles.member(key) == (bundle, 1)
-    assert plugin.bundles.member(bundle.key) is None
-    assert plugin.bundles.member(("nothing", 1)) is plugin.bundles.member("x") is None
+    assert plugin.runs.member(key) == (bundle, 1)
+    assert plugin.runs.member(bundle.key) is None
+    assert plugin.runs.member(("nothing", 1)) is plugin.runs.member("x") is None
     for _ in range(2):
-        plugin.bundles.take(run_id, [index], c.id)
+        plugin.requests.take(run_id, [index], c.id)
     ts = s.tasks[key]
     assert ts.state == "waiting" and {d.key for d in ts.dependencies} == {bundle.key}
     assert [cs.client_key for cs in ts.who_wants] == [c.id]
-    plugin.bundles.take("no run", [index], c.id)
+    plugin.requests.take("no run", [index], c.id)
     # Of one that travels alone, its own task is wanted.
     plugin.bundles.leave(bundle, [2])
     alone = bundle.bundle.members[2]
-    plugin.bundles.take(run_id, [alone], c.id)
+    plugin.requests.take(run_id, [alone], c.id)
     assert c.id in {cs.client_key for cs in s.tasks[record.key_of(alone)].who_wants}
     result = await ended(run)
     assert result.results[index - 1] == index - 1
@@ -414,13 +414,15 @@ async def test_cancel(c, s, a, b):
         doing(i, did, i, args=["first"]), doing(("after", i), did, args=[i]))]  # fmt: skip
     plugin, run, record, bundle = await waiting(s, *chains)
     source, needs = next(
-        (needs[0], p) for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs
+        (needs[0], p) for p, needs in enumerate(plugin.bundles.sources(bundle)) if needs
     )
-    assert plugin.bundles.cancel(bundle, source)
+    assert plugin.requests.cancel(bundle, source)
     assert [bundle.members.states[p] for p in (source, needs)] == [CANCELLED] * 2
-    assert not plugin.bundles.cancel(bundle, source), "it has ended"
+    assert plugin.requests.cancel(bundle, source), "it is"
     assert record.counts["cancelled"] == 2
     result = await ended(run)
+    done = next(p for p, state in enumerate(bundle.members.states) if state == DONE)
+    assert not plugin.requests.cancel(bundle, done), "it has ended"
     gone = {chains[bundle.bundle.members[p] - 1].id for p in (source, needs)}
     assert set(result.errors) == gone and gone.isdisjoint(result.attempts)
     assert all(isinstance(error, RunCancelledError) for error in result.errors.values())
@@ -432,7 +434,7 @@ async def test_cancel_what_others_need(c, s, a, b):
     """A member whose value is needed outside its bundle cannot be cancelled alone."""
     use = Function("use", [3], abs, node=str(a.name))
     plugin, run, _, bundle = await waiting(s, *members(), *chain(3, 5), use, together=(3,))
-    assert not plugin.bundles.cancel(bundle, bundle.position(4))
+    assert not plugin.requests.cancel(bundle, bundle.position(4))
     assert bundle.members.states[bundle.position(4)] == OPEN
     check_attempts(await ended(run), COUNT + 7)
 
@@ -442,7 +444,7 @@ async def test_cancel_what_those_depend_on_that_others_need(c, s, a, b):
     """A member cannot be cancelled alone if what depends on it is needed outside."""
     use = Function("use", [(3, 1)], abs, node=str(a.name))
     plugin, run, _, bundle = await waiting(s, *members(), *chain(3, 5), use, together=(3,))
-    assert not plugin.bundles.cancel(bundle, bundle.position(4))
+    assert not plugin.requests.cancel(bundle, bundle.position(4))
     assert bundle.members.states[bundle.position(4)] == OPEN
     check_attempts(await ended(run), COUNT + 7)
 
@@ -454,7 +456,7 @@ async def test_cancel_while_the_bundle_runs(c, s, a, b):
     run, record = await begin(s, dag, 0)
     await until(lambda: "go" in DID)
     plugin, bundle = s.plugins["handoff"], record.bundle_of(0)
-    assert plugin.bundles.cancel(bundle, 2)
+    assert plugin.requests.cancel(bundle, 2)
     worker = a if bundle.worker == a.address else b
     await until(lambda: worker.plugins["handoff"].starts._skipped)
     result = await ended(run)
@@ -493,7 +495,7 @@ async def test_leaving_after_the_run_was_let_go(c, s, a, b):
         doing(i, did, i, args=["first"]), doing(("after", i), did, args=[i]))]  # fmt: skip
     plugin, run, record, bundle = await waiting(s, *pairs)
     source, needs = next(
-        (needs[0], p) for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs
+        (needs[0], p) for p, needs in enumerate(plugin.bundles.sources(bundle)) if needs
     )
     index = bundle.bundle.members[source]
     outside = c.submit(abs, run.futures[index // 2])
@@ -526,7 +528,7 @@ async def test_letting_a_run_go_whose_results_were_lost(c, s, a, b):
     await until(lambda: s.workers[other.address].status == Status.paused)
     await at.close()
     await until(lambda: s.tasks[bundle.key].state == "no-worker")
-    needs = next(p for p, needs in enumerate(plugin.bundles._sources(bundle)) if needs)
+    needs = next(p for p, needs in enumerate(plugin.bundles.sources(bundle)) if needs)
     plugin.bundles.leave(bundle, [needs])
     assert record.left and s.tasks[bundle.key].waiters
     del run
@@ -559,7 +561,7 @@ async def test_what_is_asked_of_functions_to_come(c, s, a, b):
     plugin = s.plugins["handoff"]
     (record,) = plugin.runs.values()
     if not record.graphs:  # otherwise it was too quick
-        plugin.bundles.take(record.spec.run_id, [1], c.id)
+        plugin.requests.take(record.spec.run_id, [1], c.id)
         assert record.asked
         await until(lambda: not record.asked)
         await until(lambda: c.id in {cs.client_key for cs in s.tasks[record.key_of(1)].who_wants})
