@@ -359,7 +359,8 @@ async def test_an_input_that_fails(c, s, a, b):
     assert beside
     result = await asyncio.wait_for(run, LONG)
     assert set(result.errors) == {5, (5, 0), (5, 1), (5, 2), ("use", 5)}
-    assert record.left == beside
+    # On a slow machine, others leave bundles that take too long.
+    assert record.left >= beside and len(chains) + 5 not in record.left
     assert all(result.results["use", i] == 1 for i in range(COUNT) if i != 5)
     check_attempts(result, 5 * COUNT - 4, **{"5": ["error", "error"]})
 
