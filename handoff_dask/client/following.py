@@ -27,7 +27,6 @@ from handoff_dask.errors import (
     HandoffError,
     InvalidFunctionError,
     RunCancelledError,
-    StoredResultMissing,
 )
 from handoff_dask.model.attempt import Attempt
 from handoff_dask.placement.events import Waiting
@@ -389,7 +388,7 @@ class Follower:
         if self._submission is None or self._stopped or report.stop is not None:
             return frozenset()
         errors = (*causes.values(), *self.units.problems.values())
-        missing = {error.key for error in errors if isinstance(error, StoredResultMissing)}
+        missing = {error.key for error in errors if outcomes.is_missing(error)}
         # Not what an argument, or a function's own run, was to read.
         used = {stored.location.key for stored in self.outline.stored.results.values()}
         gone = frozenset(missing & used)

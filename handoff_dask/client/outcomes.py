@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from handoff_dask.attempts.states import DONE, FAILED, STATES
 from handoff_dask.client import connection
@@ -64,7 +64,7 @@ class Before(NamedTuple):
         failed = {
             i: failure(nodes, i, causes, report)
             for i, cause in causes.items()
-            if not (isinstance(cause, StoredResultMissing) and cause.key in gone)
+            if not (is_missing(cause) and cause.key in gone)
         }
         errors = failed_or_not_run(nodes, failed, values)
         errors.update(_cancelled_ones(outline, report))
@@ -183,7 +183,7 @@ def result_of(
     # What the store has lost is not why a run has failed, unless nothing else is.
     error: BaseException | None = min(
         (*failed.values(), *unfetched.values()),
-        key=lambda error: isinstance(error.__cause__, StoredResultMissing),
+        key=lambda error: is_missing(error.__cause__),
         default=None,
     )
     if error is None and stop is not None and stop.kind == "failed":
@@ -244,9 +244,13 @@ def _unfetched(
     return failed
 
 
+def is_missing(error: BaseException | None) -> TypeGuard[StoredResultMissing]:
+    """Whether an error says that the store has lost a result; it may be an error of the user's."""
+    return issubclass(type(error), StoredResultMissing)  # isinstance() believes its __class__
+
+
 def described(error: BaseException | None) -> str:
     """Return the type and the text of an error."""
-    # Not isinstance(), which believes an error's __class__.
     if error is None or issubclass(type(error), StandInError):
         return str(error)
     return f"{type(error).__name__}: {text_of(error)}"

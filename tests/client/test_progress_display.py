@@ -163,6 +163,7 @@ def test_execute_with_progress(capsys):
 async def test_with_an_asynchronous_client(c, s, a, b, capsys, monkeypatch):
     """The same; and what was done before a failure."""
     monkeypatch.setattr(progress_display.Lines, "interval", 0.01)
+    monkeypatch.setattr(progress_display, "_SHARE", 1)  # also on a slow machine
     dag = dag_of(
         Function(1, [], int),
         Function("wait", [1], lambda _: __import__("time").sleep(0.3)),
