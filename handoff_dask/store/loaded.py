@@ -10,13 +10,16 @@ import dis
 import functools
 import pickle
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
 from handoff_dask.errors import StoreError
 from handoff_dask.learning.identity import fingerprint
+
+#: What compiles code otherwise: then versions cannot be told apart.
+_COMPILER = *sys.version_info[:2], sys.flags.optimize
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
 _CALLABLES = (FunctionType, staticmethod, classmethod, property, functools._lru_cache_wrapper)
@@ -38,13 +41,13 @@ def loaded(labels: Iterable[str]) -> dict[str, str]:
 
 def packed(store: str, code: Mapping[str, str]) -> bytes:
     """Pack the URL of a store, and what is loaded at the client, for :func:`check`."""
-    return pickle.dumps((store, code))
+    return pickle.dumps((store, _COMPILER, code))
 
 
 def check(expected: bytes) -> None:
     """Raise StoreError if this process has loaded other code than the client."""
-    store, code = _unpacked(expected)
-    here = loaded(code)
+    store, compiler, code = _unpacked(expected)
+    here = loaded(code) if compiler == _COMPILER else {}
     others = [name for name in here if here[name] != code[name] and not _is_assigned(name)]
     if others:
         raise StoreError(
@@ -55,10 +58,7 @@ def check(expected: bytes) -> None:
         )
 
 
-@lru_cache(maxsize=1000)
-def _unpacked(expected: bytes) -> tuple[str, dict[str, str]]:
-    store, code = pickle.loads(expected)
-    return store, code
+_unpacked: Callable[[bytes], tuple[str, Any, dict[str, str]]] = lru_cache(1000)(pickle.loads)
 
 
 def _value(label: str) -> Any:
