@@ -134,7 +134,8 @@ def _columns(runs: Sequence[RunView], now: float = 0.0) -> dict[str, Any]:
 def _text(run: RunView, total: int, now: float) -> str:
     """Return the progress of a run in words."""
     seconds = markup.seconds(max(0, int((run.closed or now) - run.opened)))
-    text = f"{run.functions['done']} of {total} in {seconds}"
+    done = run.functions["done"] + run.functions.get("stored", 0)
+    text = f"{done} of {total} in {seconds}"
     if failed := run.functions["failed"]:
         text += f", {failed} failed"
     if run.retries:

@@ -22,7 +22,7 @@ from handoff_dask.widgets.lanes import SLACK
 from handoff_dask.wire.run_events import AttemptEnded, RunOpened
 from tests.scheduler.dashboard.test_history import fake_run
 from tests.scheduler.dashboard.viewing import on_cluster, overview_of, until
-from tests.support import assert_clean
+from tests.support import assert_clean, dag_of
 
 
 def hold(*_):
@@ -58,13 +58,13 @@ def rows(source):
     return [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]
 
 
-async def busy(cost, *others):
+async def busy(cost, *others, **options):
     """Run one function that holds on to a cost, and others; return the run once it has begun."""
     dag = DAG("<busy>")
     dag.add_function(Function(id="holds", args=[], code=hold, cost=cost))
     for function in others:
         dag.add_function(function)
-    run = await submit(dag)
+    run = await submit(dag, **options)
     await (await Event("started")).wait()
     return run
 
@@ -121,6 +121,19 @@ async def test_runs(c, s, a, b):
     panel.look()
     (row,) = rows(panel._bars)
     assert row["text"].endswith(", over")
+
+
+@on_cluster()
+async def test_runs_with_a_store(c, s, a, b, tmp_path):
+    """What was in the store has a color of its own, and is not left to do."""
+    store = tmp_path / "store"
+    await execute(dag_of(Function("stored", [], int)), store=store)
+    run = await busy({}, Function("stored", [], int), store=store)
+    (row, _) = rows(viewed(s, RunsPanel)._bars)
+    assert (row["n_stored"], row["n_done"], row["n_running"]) == (1, 0, 1)
+    assert row["text"].startswith("1 of 2 in ")
+    await (await Event("go")).set()
+    await run.result()
 
 
 @on_cluster()
