@@ -53,6 +53,11 @@ class MemberRequests:
                 else:
                     self.scheduler.transitions({key: "waiting"}, stimulus_id)
 
+    def take_by_key(self, key: Any, client: str) -> None:
+        """Have a member's result by itself, given its key, unless it is there or asked for."""
+        if key not in self.scheduler.tasks and (member := self.runs.member(key)):
+            self.take(member[0].run.spec.run_id, [index_of(key)], client)
+
     def cancel(self, record: BundleRecord, position: int) -> bool:
         """Cancel a member that has not ended, and what depends on it in its bundle.
 
@@ -106,9 +111,9 @@ class MemberRequests:
             if key in seen:
                 continue
             seen.add(key)
-            if key not in tasks and client is not None and (member := self.runs.member(key)):
-                # The message that asks for its result is still to come.
-                self.take(member[0].run.spec.run_id, [index_of(key)], client)
+            if client is not None:
+                # The message that asks for its result may be still to come.
+                self.take_by_key(key, client)
             ts = tasks.get(key)
             if ts is None:
                 continue

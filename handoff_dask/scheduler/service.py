@@ -24,7 +24,6 @@ from handoff_dask.scheduler.records import BundleRecord, RunRecord, UnitRecord
 from handoff_dask.scheduler.registry import Registry
 from handoff_dask.scheduler.runs import Runs, StoppedRun
 from handoff_dask.scheduler.stalls import Stalls
-from handoff_dask.wire.keys import index_of
 from handoff_dask.wire.messages import Opened, RunSpec, Stop, StopKind
 
 if TYPE_CHECKING:
@@ -210,8 +209,7 @@ class Service:
     async def want(self, keys: list[Any], client: str) -> None:
         """Keep results for a client, and report their states on its stream."""
         for key in keys:
-            if key not in self.scheduler.tasks and (member := self.runs.member(key)):
-                self.requests.take(member[0].run.spec.run_id, [index_of(key)], client)
+            self.requests.take_by_key(key, client)
         known = [key for key in keys if key in self.scheduler.tasks]
         self.scheduler.client_desires_keys(known, client)
         if len(known) < len(keys):
