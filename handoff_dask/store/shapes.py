@@ -164,12 +164,17 @@ _LATE = frozenset(
 ) | {id(sys.modules)}
 
 
+def _home(function: FunctionType) -> tuple[str, bool]:
+    """Return the module that a function was made in, and whether that is imported by this name."""
+    namespace = function.__globals__
+    home = str(namespace.get("__name__"))
+    return home, getattr(sys.modules.get(home), "__dict__", None) is namespace
+
+
 def _is_own(value: Any) -> bool:
     """Whether a function or class is from a module of the user's, whatever its name says."""
     if isinstance(value, FunctionType):
-        namespace = value.__globals__
-        home = str(namespace.get("__name__"))
-        known = getattr(sys.modules.get(home), "__dict__", None) is namespace
+        home, known = _home(value)
         return known and distributions(home) is None
     return isinstance(value, type) and distributions(str(value.__module__)) is None
 
@@ -196,12 +201,9 @@ def _imported_by(module: str, name: str, value: Any) -> Shape | None:
 
 
 def _function(function: FunctionType) -> Shape:
-    namespace = function.__globals__
-    home = str(namespace.get("__name__"))
-    installed = None  # what encloses it, if that is: then what it refers to is installed as well
-    known = getattr(sys.modules.get(home), "__dict__", None) is namespace
-    if known:
-        installed = distributions(home)
+    home, known = _home(function)
+    # Of what encloses it, if that is installed: then what it refers to is installed as well.
+    installed = distributions(home) if known else None
     # Own code may stand in the place of what is installed.
     library = None if known and installed is None else _library(function)
     if library is not None:
