@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Container, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -259,7 +260,7 @@ def select(dag: DAG, nodes: Sequence[Node], results: ResultSelection) -> list[Ha
         return sinks(nodes)
     if isinstance(results, (str, bytes)) or not isinstance(results, (list, tuple, set, frozenset)):
         forms = '"all", "sinks" or a list of ids or refs'
-        raise ValueError(f"results must be {forms}, not {results!r}")
+        raise ValueError(f"results must be {forms}, not {reprlib.repr(results)}")
     ids = [key_in(dag.id, id_) for id_ in results]
     for id_ in ids:
         if not isinstance(id_, Hashable):

@@ -290,6 +290,19 @@ def fail_orphan(scheduler: Scheduler, key: Any, stimulus_id: str) -> None:
             return
 
 
+def clients_wanting(ts: TaskState | None) -> set[str]:
+    """Return the clients that want a task, by their id."""
+    return set() if ts is None else {client.client_key for client in ts.who_wants or ()}
+
+
+def cancel_for_all(scheduler: Scheduler, keys: Sequence[Any]) -> None:
+    """Release tasks for all clients that want them, and tell these that they are cancelled."""
+    for client in set().union(*(clients_wanting(scheduler.tasks[key]) for key in keys)):
+        scheduler.client_releases_keys(keys=keys, client=client)
+    if keys:
+        scheduler.report({"op": "cancelled-keys", "keys": keys})
+
+
 def watch_clients(
     scheduler: Scheduler,
     cancel: Callable[[list[Any], str, bool], list[Any]],
@@ -316,15 +329,16 @@ def watch_clients(
         if others := cancel(list(keys), client, force):
             inner(others, client, force=force, **kwargs)
 
-    def wanted(key: Any, client: str) -> bool:
-        return client in {cs.client_key for cs in scheduler.tasks[key].who_wants or ()}
-
     def stimulus_retry(keys: Iterable[Any], client: str | None = None) -> Any:
         keys = list(keys)
         retrying(keys, client)
         seen = retry(keys=keys, client=client)
         # The client takes all of these for its own.
-        return tuple(key for key in seen if client is None or key in keys or wanted(key, client))
+        return tuple(
+            key
+            for key in seen
+            if client is None or key in keys or client in clients_wanting(scheduler.tasks[key])
+        )
 
     def client_releases_keys(keys: Iterable[Any], client: str, **kwargs: Any) -> None:
         keys = list(keys)

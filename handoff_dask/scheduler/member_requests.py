@@ -86,16 +86,10 @@ class MemberRequests:
         indices = [record.bundle.members[p] for p in gone]
         run_.cancelled.update(indices)
         record.end(gone, CANCELLED)
-        self._cancel_futures([run_.key_of(index) for index in indices])
+        # The tasks that would take their values.
+        taking = [key for key in map(run_.key_of, indices) if key in self.scheduler.tasks]
+        compat.cancel_for_all(self.scheduler, taking)
         return True
-
-    def _cancel_futures(self, keys: Iterable[Any]) -> None:
-        """Cancel the tasks that would take the values of members that will have none."""
-        taking = [ts for key in keys if (ts := self.scheduler.tasks.get(key)) is not None]
-        gone = [ts.key for ts in taking]
-        for client in {cs.client_key for ts in taking for cs in ts.who_wants or ()}:
-            self.scheduler.client_releases_keys(keys=gone, client=client)
-        self.scheduler.report({"op": "cancelled-keys", "keys": gone})
 
     def retried(self, keys: Iterable[Any], client: str | None) -> None:
         """Have members that failed travel alone: a client wants these to be tried again.

@@ -290,20 +290,14 @@ class Runs(Mapping[str, RunRecord]):
         run.unsent = 0
         run.arrived.set()  # no more will come
         keys = []
-        clients: set[str] = set()
         for record in run.units:
             if record.state.shown not in UNENDED:
                 continue
-            ts = self.scheduler.tasks.get(record.key)
-            if ts is None:
-                self.end(record)
-            else:
+            if record.key in self.scheduler.tasks:
                 keys.append(record.key)
-                clients.update(cs.client_key for cs in ts.who_wants or ())
-        for client in clients:
-            self.scheduler.client_releases_keys(keys=keys, client=client)
-        if keys:
-            self.scheduler.report({"op": "cancelled-keys", "keys": keys})
+            else:
+                self.end(record)
+        compat.cancel_for_all(self.scheduler, keys)
         if not run.alive:
             self.forget(run)
 
@@ -370,7 +364,8 @@ class Runs(Mapping[str, RunRecord]):
             if record is None:
                 others.append(key)
                 continue
-            wanting = self._wanting(key) | self._wanting(record.key)
+            own, home = map(scheduler.tasks.get, (key, record.key))
+            wanting = compat.clients_wanting(own) | compat.clients_wanting(home)
             if not record.run.spec.detach:
                 wanting.discard(record.run.spec.keeper)
             unwanted = force or wanting <= {client}  # by anybody else
@@ -390,11 +385,6 @@ class Runs(Mapping[str, RunRecord]):
         if gone:
             scheduler.report({"op": "cancelled-keys", "keys": gone})
         return others
-
-    def _wanting(self, key: Any) -> set[str]:
-        """Return the clients that want a task."""
-        ts = self.scheduler.tasks.get(key)
-        return set() if ts is None else {cs.client_key for cs in ts.who_wants or ()}
 
     def _run_to_bring(self, key: Any) -> RunRecord | None:
         """Return the run of a function that has not come yet, given its key.

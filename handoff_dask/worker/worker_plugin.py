@@ -19,6 +19,7 @@ from distributed import Scheduler, Status, Worker
 from distributed.system import MEMORY_LIMIT
 
 from handoff_dask._version import __version__
+from handoff_dask.collector import Spacing
 from handoff_dask.compat import worker as compat
 from handoff_dask.compat.worker import WORKER_ANY_RUNNING, TaskEnds
 from handoff_dask.shipping import bootstrap
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 MB = 10**6
 #: Seconds that a worker waits for its nanny's answer.
 PATIENCE = 5.0
+#: So many functions held make full garbage collections slow.
+MANY = 10_000
 #: The stream message by which the scheduler withdraws declarations.
 TAKE_BACK = "handoff_take_back"
 #: Seconds between checks whether a thread that holds such a resource has ended.
@@ -64,6 +67,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.devices = Devices()
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
+        self._spacing = Spacing(self._holds_many)
         self.fetches = Fetches(worker)
         self.declarations = Declarations()
         #: By number: set when the message to withdraw declarations has arrived.
@@ -92,6 +96,14 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
             if self._pool is None:
                 self._pool = Pool(self.worker.state.nthreads)
             return self._pool
+
+    def _holds_many(self) -> bool:
+        tasks = self.worker.state.tasks
+        if len(tasks) < MANY:
+            return False
+        # A copy, because another thread may change it meanwhile.
+        ours = ("handoff" in (ts.annotations or ()) for ts in list(tasks.values()))
+        return sum(ours) >= MANY
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -254,6 +266,7 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         for name in self.handlers:
             worker.handlers.pop(name, None)
         self.unfilter_log()
+        self._spacing.close()
         self.fetches.close()
         for name in self.stream_handlers:
             worker.stream_handlers.pop(name, None)
