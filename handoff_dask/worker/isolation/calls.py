@@ -6,7 +6,8 @@ Unlike the rest of this package, this module can be imported on every system.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from handoff_dask.attempts.retries import Verdict
@@ -99,6 +100,16 @@ class Order(NamedTuple):
     #: The level of the worker's root logger.
     log_level: int
 
+    def dumps(self) -> bytes:
+        """Pickle it; plain tuples take a tenth of the time."""
+        return pickle.dumps((tuple(self.request), *self[1:]))
+
+    @staticmethod
+    def loads(data: memoryview) -> Order:
+        """Unpickle it."""
+        request, *fields = pickle.loads(data)
+        return Order(Request(*request), *fields)
+
 
 class Reply(NamedTuple):
     """A message from a child about the end of a call; the result is the message's data."""
@@ -114,3 +125,13 @@ class Reply(NamedTuple):
     #: The records of the exception's ``PackedError``; None if there is a result.
     failure: tuple[Any, ...] | None = None
     verdict: Verdict | None = None
+
+    def dumps(self) -> bytes:
+        """Pickle it, as an order."""
+        return pickle.dumps((self.places, tuple(self.usage), *self[2:]))
+
+    @staticmethod
+    def of(fields: Sequence[Any]) -> Reply:
+        """Return a reply that was unpickled."""
+        places, usage, *others = fields
+        return Reply(places, Usage(*usage), *others)

@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import pickle
-import resource
 import signal
 import sys
 import threading
@@ -52,7 +51,6 @@ _NICE = 5
 #: MB that a child may keep between calls before it tidies up, and before it is replaced.
 _TIDY, _GROWN = 64, 300
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_RESOURCES = sorted({v for name, v in vars(resource).items() if name.startswith("RLIMIT_")})
 #: Variables that say how many threads numerical libraries use.
 _WIDTHS = (
     "OMP_NUM_THREADS",
@@ -111,14 +109,13 @@ class _Child:
         #: MB that it had when idle: after its first call, and when it last tidied up.
         self._first: float | None = None
         idle = self._meter.stop()
-        self._idle, self._signals = idle.now, idle.signals
-        self._rights = idle.rights, _limits()
+        self._idle, self._signals, self._rights = idle.now, idle.signals, idle.rights
         #: Whether its modules are those of the client; or else the next attempt gets another child.
         self._is_current = True
 
     def run(self, message: Message) -> None:
         """Run a call."""
-        order: Order = pickle.loads(message.facts)
+        order = Order.loads(message.facts)
         if logging.root.level != order.log_level:  # setting it empties caches
             logging.root.setLevel(order.log_level)
         inputs = sum(place.size for place in order.places)
@@ -139,12 +136,12 @@ class _Child:
             () if result is None else result.places,
             Usage(used.cpu_time, used.peak, size),
             used.total_cpu_time,
-            alone and self._is_current and (used.rights, _limits()) == self._rights,
+            alone and self._is_current and used.rights == self._rights,
             settles,
             evaluated.failure,
             evaluated.verdict,
         )
-        facts = pickle.dumps(reply)
+        facts = reply.dumps()
         if result is None:
             self._channel.send(facts)
         else:
@@ -218,11 +215,6 @@ class _Child:
         if self._first is None:
             self._first = self._idle
         return self._idle < self._first + _GROWN
-
-
-def _limits() -> list[Any]:
-    """Return what functions can change of a process and not always change back."""
-    return [os.getpriority(os.PRIO_PROCESS, 0), *map(resource.getrlimit, _RESOURCES)]
 
 
 class _Surroundings:

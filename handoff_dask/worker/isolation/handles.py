@@ -169,10 +169,11 @@ class ChildHandle:
                 continue
             message = self._channel.receive()
             content = pickle.loads(message.facts)
-            if isinstance(content, Reply):
-                self._settles, self._after = content.settles, content.cpu_time
+            if isinstance(content, tuple):
+                reply = Reply.of(content)
+                self._settles, self._after = reply.settles, reply.cpu_time
                 self._pass_on(0)
-                return content, message
+                return reply, message
             _log(content, message.data)
 
     @property

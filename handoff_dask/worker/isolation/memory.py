@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from handoff_dask.worker.isolation.process_tree import tree_of
 
@@ -65,8 +65,9 @@ class Used(NamedTuple):
     now: float
     #: The signals that are blocked, ignored and handled.
     signals: bytes
-    #: The user, the groups and the capabilities of the process.
-    rights: tuple[bytes, ...]
+    #: The user, groups, capabilities, limits and niceness of the process, some of which it cannot
+    #: change back.
+    rights: tuple[Any, ...]
 
 
 class Meter:
@@ -74,7 +75,8 @@ class Meter:
 
     def __init__(self) -> None:
         # Open, because that takes longer than reading.
-        self._file = os.open("/proc/self/status", os.O_RDONLY)
+        self._status = os.open("/proc/self/status", os.O_RDONLY)
+        self._limits = os.open("/proc/self/limits", os.O_RDONLY)
         self._reset: int | None = None
         with suppress(OSError):
             self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY)
@@ -94,7 +96,7 @@ class Meter:
 
     def stop(self) -> Used:
         """Return what the call used."""
-        content = os.pread(self._file, 4096, 0)
+        content = os.pread(self._status, 4096, 0)
         status = _status(content, self._inputs)
         peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
         signals = _lines(content, b"SigBlk:", b"CapInh:")
@@ -102,6 +104,8 @@ class Meter:
             _lines(content, b"Uid:", b"FDSize:"),
             _lines(content, b"Groups:", b"NStgid:"),
             _lines(content, b"CapInh:", b"Cpus_allowed:"),
+            os.pread(self._limits, 4096, 0),
+            os.getpriority(os.PRIO_PROCESS, 0),
         )
         cpu_time = _cpu_time()
         return Used(cpu_time - self._began, cpu_time, peak, status.now, signals, rights)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Hashable
@@ -179,7 +178,7 @@ class Pool:
             try:
                 self._watcher.add(watch)
                 order = Order(request._replace(values=()), values.places, logging.root.level)
-                answer = child.ask(pickle.dumps(order), values)
+                answer = child.ask(order.dumps(), values)
             except (EOFError, ConnectionError):
                 pass  # it has ended
             except BaseException:  # too many threads, for example
