@@ -44,7 +44,7 @@ class StoredResults:
     #: What identifies each result, or why nothing does.
     names: Sequence[ResultName | Unnameable] = ()
     #: Those that are there and that are asked for, or needed by what runs.
-    found: Mapping[int, StoredResult] = field(default_factory=dict)
+    hits: Mapping[int, StoredResult] = field(default_factory=dict)
     #: The nodes that run.
     runs: Collection[int] = ()
 
@@ -68,7 +68,7 @@ class StoredResults:
         if store is None:
             return cls(runs=range(len(nodes)))
         names = Namer(store.versions).names(nodes)
-        found: dict[int, StoredResult] = {}
+        hits: dict[int, StoredResult] = {}
         runs: set[int] = set()
         ahead = set(ends)
         while ahead:
@@ -80,21 +80,21 @@ class StoredResults:
                 and name.key not in gone
             }
             there = opened(store).look(named.values())
-            found.update((i, there[n.key]) for i, n in named.items() if n.key in there)
-            missing = [i for i in ahead if i not in found]
+            hits.update((i, there[n.key]) for i, n in named.items() if n.key in there)
+            missing = [i for i in ahead if i not in hits]
             runs.update(missing)
             needed = {d for i in missing for d in nodes[i].dependencies}
-            ahead = needed - runs - found.keys()
+            ahead = needed - runs - hits.keys()
         # A transform runs if both of its ends do.
         idle = {i for i in runs if nodes[i].source is not None and nodes[i].source not in runs}
-        return cls(store, names, found, frozenset(runs - idle))
+        return cls(store, names, hits, frozenset(runs - idle))
 
     def without(self, nodes: Sequence[Node]) -> list[Node]:
         """Return nodes that read what is stored of their dependencies, instead of waiting for it.
 
         Nodes that do not run are returned as they are.
         """
-        if not self.found:
+        if not self.hits:
             return list(nodes)
         return [self._reading(node, nodes) if node.index in self.runs else node for node in nodes]
 
@@ -117,7 +117,7 @@ class StoredResults:
         """Return what reads a result, and applies the transforms that follow."""
         index, steps = untransformed(nodes, index)
         if index not in made:
-            made[index] = Call(read, (), (self.store, self.found[index].location.for_reading()), {})
+            made[index] = Call(read, (), (self.store, self.hits[index].location.for_reading()), {})
         return Transformed(made[index], steps) if steps else made[index]
 
     def places(self, nodes: Sequence[Node], dag_id: Hashable) -> dict[int, StoredAs]:
@@ -159,7 +159,7 @@ class StoredResults:
                 else:
                     unnamed[node.function.id] = str(name)
         last = opened(self.store).last_run(dag_label(dag_id)) if missing else {}
-        return InStore(self.store, self.found, unnamed, missing, last)
+        return InStore(self.store, self.hits, unnamed, missing, last)
 
 
 def _is_stored(node: Node) -> bool:

@@ -363,12 +363,11 @@ class OpenStore:
             "Handoff cannot %s the store %s, and goes on without it: %s",
             action,
             self._store.shown_url,
-            f"{type(error).__name__}: {error}",
+            _described(error),
         )
 
     def _error(self, action: str, error: Exception) -> StoreError:
-        problem = f"cannot {action} it: {type(error).__name__}: {error}"
-        return StoreError(self._store.shown_url, problem)
+        return StoreError(self._store.shown_url, f"cannot {action} it: {_described(error)}")
 
     def _warn(self, kind: str, message: str, *arguments: str) -> None:
         if kind not in self._warned:
@@ -395,4 +394,8 @@ def _is_gone(error: Exception) -> bool:
 def _why(error: Exception) -> str:
     if isinstance(error, Unreadable):
         return str(error)
-    return "it is gone" if _is_gone(error) else f"{type(error).__name__}: {error}"
+    return "it is gone" if _is_gone(error) else _described(error)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
