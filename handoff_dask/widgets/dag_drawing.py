@@ -16,8 +16,10 @@ from handoff_dask.widgets.markup import PLAIN, WRONG, Html, escaped
 _PAD = 12.0
 _LINE_HEIGHT = 15.0
 _SMALL = 11.0
+#: Titles are as wide as text of this size: they are bold.
+_TITLE = 13.5
 #: Width of the narrowest and the widest box, and how many characters fit into the widest.
-_NARROW, _BROAD, _LETTERS = 64.0, 216.0, 30
+_NARROW, _BROAD, _LETTERS = 64.0, 240.0, 30
 #: Stripes of functions that share a worker.
 _STRIPES = (
     "#cc79a7", "#e69f00", "#56b4e9", "#009e73", "#b08d57", "#8c6bd1", "#d55e00", "#7f9f1f",
@@ -64,16 +66,17 @@ def _svg(drawn: Picture, alone: bool = False) -> Html:
     ]
     wide = max(
         (
-            markup.width(line, 12.5 if i == 0 else _SMALL)
+            markup.width(line, _TITLE if i == 0 else _SMALL)
             for lines in texts
             for i, line in enumerate(lines)
         ),
         default=0.0,
     )
     rows = max(map(len, texts), default=1)
-    size = min(max(wide + 24, _NARROW), _BROAD), rows * _LINE_HEIGHT + 13
-    layout = arrange(len(texts), list(drawn.lines), size)
     places = {box.place: None for box in drawn.boxes if box.place is not None}
+    margin = 18 if places else 12  # with room for stripes
+    size = min(max(wide + 2 * margin, _NARROW), _BROAD), rows * _LINE_HEIGHT + 13
+    layout = arrange(len(texts), list(drawn.lines), size)
     stripes = {place: _STRIPES[i % len(_STRIPES)] for i, place in enumerate(places)}
     parts = [
         _loop(line, layout.centres[a], size)
