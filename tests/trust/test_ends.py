@@ -9,6 +9,7 @@ import operator
 
 import pytest
 from dask.distributed import CancelledError, Client, Event, wait
+from distributed import Nanny
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.utils_test import captured_logger, gen_cluster
@@ -607,6 +608,23 @@ async def test_a_client_that_dies(c, s, a, b):
     await other.close()
     await go.set()
     await assert_clean(s, a, b)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@gen_cluster(client=True, Worker=Nanny, timeout=120)
+async def test_a_restart(c, s, a, b, detach):
+    """Whoever waits for a run learns that another client has restarted the cluster."""
+    dag = dag_of(*(Function(i, [], hold) for i in range(4)), id="restarted")
+    run = await submit(dag, detach=detach)
+    await Event("started-go").wait()
+    async with Client(s.address, asynchronous=True, set_as_default=False) as other:
+        await other.restart()
+    with pytest.raises(RunCancelledError, match="the cluster was restarted"):
+        await run.result()
+    counts = await run.counts()
+    assert (counts["cancelled"], sum(counts.values())) == (4, 4)
+    del run
+    assert not s.plugins["handoff"].runs
 
 
 def nested():
