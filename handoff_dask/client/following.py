@@ -201,7 +201,10 @@ class Follower:
         try:
             return await connection.call(self.client, handler, **kwargs)
         except ClusterLostError as error:
-            raise ClusterLostError(self.outline.dag_id, error.problem) from error
+            raise self._named(error) from error
+
+    def _named(self, error: ClusterLostError) -> ClusterLostError:
+        return ClusterLostError(self.outline.dag_id, error.problem)
 
     async def _ask(self, handler: str, **kwargs: Any) -> Any:
         return await self._call(handler, run_id=self.outline.run_id, **kwargs)
@@ -365,8 +368,10 @@ class Follower:
                 if report.stop is not None or known >= set(self.outline.wanted):
                     return result
                 await asyncio.sleep(waiting.PATIENCE / 10)
-        except HandoffError:
+        except HandoffError as error:
             self.units.release()
+            if isinstance(error, ClusterLostError):
+                raise self._named(error) from error
             raise
 
     async def _ended(self) -> tuple[RunReport, outcomes.Causes]:

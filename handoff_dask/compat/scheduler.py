@@ -300,7 +300,18 @@ def cancel_for_all(scheduler: Scheduler, keys: Sequence[Any]) -> None:
     for client in set().union(*(clients_wanting(scheduler.tasks[key]) for key in keys)):
         scheduler.client_releases_keys(keys=keys, client=client)
     if keys:
-        scheduler.report({"op": "cancelled-keys", "keys": keys})
+        report_cancelled(scheduler, keys)
+
+
+def report_cancelled(
+    scheduler: Scheduler, keys: Sequence[Any], clients: Iterable[str] | None = None
+) -> None:
+    """Tell clients, or all, that tasks are cancelled."""
+    for client in list(scheduler.client_comms if clients is None else clients):
+        comm = scheduler.client_comms.get(client)
+        # Dask would log the whole message if the client has just gone.
+        if comm is not None and not comm.closed():
+            scheduler.report({"op": "cancelled-keys", "keys": keys}, client=client)
 
 
 def watch_clients(

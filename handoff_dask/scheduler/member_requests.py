@@ -40,9 +40,7 @@ class MemberRequests:
                 run_.asked.append(partial(self.take, run_id, [index], client))
                 continue
             if index in run_.cancelled:
-                self.scheduler.report(
-                    {"op": "cancelled-keys", "keys": [run_.key_of(index)]}, client=client
-                )
+                compat.report_cancelled(self.scheduler, [run_.key_of(index)], [client])
                 continue
             key = run_.key_of(index) if record is None else self.bundles.make_taking(record, index)
             self.scheduler.client_desires_keys([key], client)

@@ -146,6 +146,7 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
                 **self.registry.handlers,
                 **self.service.handlers,
                 "handoff_unusable": self.inputs.unusable,
+                "restart": self._restart,
             },
             {
                 "handoff_gone": self.service.last_word,
@@ -160,10 +161,19 @@ class HandoffPlugin(Shipped, SchedulerPlugin):
 
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all runs: the scheduler has forgotten its tasks and its metadata."""
+        self._stop_all("the cluster was restarted")
         for run in list(self.runs.values()):
-            self.runs.stop(run, Stop("cancelled", "the cluster was restarted"))
             self.runs.forget(run)
         self.registry.publish()
+
+    async def _restart(self, **kwargs: Any) -> None:
+        """Restart the cluster for a client; Dask releases all tasks before it tells a plugin."""
+        self._stop_all("the cluster was restarted")
+        await self.scheduler.restart(**kwargs)
+
+    def _stop_all(self, reason: str) -> None:
+        for run in list(self.runs.values()):
+            self.runs.stop(run, Stop("cancelled", reason))
 
     async def uninstall(self) -> None:
         """Leave the scheduler and its workers as they were."""

@@ -259,7 +259,7 @@ class Runs(Mapping[str, RunRecord]):
             # The run was stopped before its graph arrived.
             loop = asyncio.get_running_loop()
             loop.call_soon(lambda: self.scheduler.client_releases_keys(keys=late, client=client))
-            self.scheduler.report({"op": "cancelled-keys", "keys": late})
+            compat.report_cancelled(self.scheduler, late)
         if run is not None and run.stop is None:
             if run.spec.detach:
                 kept = [key for key in keys if self._is_kept(run, key)]
@@ -383,7 +383,7 @@ class Runs(Mapping[str, RunRecord]):
         for name in releasing & scheduler.clients.keys():
             scheduler.client_releases_keys(keys=ours if name == client else gone, client=name)
         if gone:
-            scheduler.report({"op": "cancelled-keys", "keys": gone})
+            compat.report_cancelled(scheduler, gone)
         return others
 
     def _run_to_bring(self, key: Any) -> RunRecord | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from handoff_dask.attempts.endings import Endings
 from handoff_dask.attempts.losses import End, by_placement
 from handoff_dask.attempts.states import PLACED, Waiting
+from handoff_dask.compat import scheduler as compat
 from handoff_dask.placement.engine import Engine
 from handoff_dask.scheduler.inputs import Inputs
 from handoff_dask.scheduler.inquiries import Inquiries
@@ -214,7 +215,7 @@ class Service:
         self.scheduler.client_desires_keys(known, client)
         if len(known) < len(keys):
             gone = list(set(keys).difference(known))
-            self.scheduler.report({"op": "cancelled-keys", "keys": gone}, client=client)
+            compat.report_cancelled(self.scheduler, gone, [client])
 
     async def arrived(self, run_id: str, portion: int | None = None) -> bool:
         """Wait until all of a run has come or a portion has, or will not; return whether it has."""

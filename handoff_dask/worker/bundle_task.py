@@ -150,8 +150,8 @@ class _Bundle:
             for position in self._positions:
                 if self._place is not None and self._gives_back():
                     self._gave_back = True
-                    break
-                self._next = position + 1
+                if not self._gave_back:
+                    self._next = position + 1
                 self._run(position)
         finally:
             if self._starts is not None and self._place is not None:
@@ -177,12 +177,13 @@ class _Bundle:
         return self._task is not None and (self._withdrawn() or not self._task.undisturbed)
 
     def _run(self, position: int) -> None:
-        """Run a member until it succeeds or no attempt is left."""
+        """Run a member until it succeeds or no attempt is left, unless it is given back."""
         member = self._members[position]
-        for source in member.sources:
-            if source < 0 and -1 - source not in self._values:
-                self._leave_out(position, -1 - source)
-                return
+        lacking = [-1 - s for s in member.sources if s < 0 and -1 - s not in self._values]
+        if lacking:
+            self._leave_out(position, lacking)
+        if lacking or self._gave_back:
+            return
         tried, failures = self._attempts.get(position, (0, 0))
         while self._starts_now(position, tried + 1):
             tried += 1
@@ -262,10 +263,11 @@ class _Bundle:
         self._place = place
         return True
 
-    def _leave_out(self, position: int, source: int) -> None:
-        """Leave out a member because another has no value: for good, if that one failed."""
-        if source in self._failed:
-            self._failed[position] = self._failed[source]
+    def _leave_out(self, position: int, lacking: Sequence[int]) -> None:
+        """Leave out a member because others have no value: for good, if one of these failed."""
+        failed = [self._failed[source] for source in lacking if source in self._failed]
+        if failed:
+            self._failed[position] = failed[0]
             self._release(self._members[position])
 
     def _release(self, member: Member) -> None:

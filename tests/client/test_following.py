@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from distributed import Client, Event
 
-from handoff_dask import Function, FunctionFailedError, submit
+from handoff_dask import ClusterLostError, Function, FunctionFailedError, submit
+from handoff_dask.client import waiting
 from handoff_dask.client.following import Follower
 from tests.support import assert_clean, dag_of
 from tests.unlike import RAN, on_cluster
@@ -56,3 +58,28 @@ async def test_a_failure_after_the_report(c, s, a, b, monkeypatch, bundle):
     assert bool(bundle) == (result.tasks < COUNT)
     del run, result
     await assert_clean(s, *({a, b} - {*closed}))
+
+
+def hold():
+    Event("go").wait()
+
+
+@on_cluster()
+async def test_a_client_that_learns_of_the_loss_first(c, s, a, b, monkeypatch):
+    """The error names the DAG, whichever question to the scheduler is the first that fails."""
+
+    async def never(client, futures):
+        """Be slower than that question."""
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(waiting, "_all_ended", never)
+    async with Client(s.address, asynchronous=True, set_as_default=False) as other:
+        run = await submit(dag_of(Function("f", [], hold), id="cut off"), client=other)
+        waits = asyncio.create_task(run.result())
+        while not s.plugins["handoff"].runs:
+            await asyncio.sleep(0.01)
+    with pytest.raises(ClusterLostError, match="run 'cut off': its client was closed"):
+        await waits
+    await (await Event("go")).set()
+    del run, waits
+    await assert_clean(s, a, b)

@@ -206,6 +206,34 @@ async def test_a_paused_worker(c, s, a, b):
     assert at.address not in after
 
 
+def fail_late(name):
+    DID.append(name)
+    if current().attempt == 2:
+        GO.wait(60)
+    raise ValueError("no")
+
+
+@on_cluster(config={"distributed.worker.memory.pause": False})
+async def test_a_worker_that_pauses_while_a_member_fails(c, s, a, b):
+    """What needs the member fails with it, though the bundle ends there; nothing runs twice."""
+    bad = doing("bad", fail_late, "bad", max_retries=1)
+    users = [Function(f"use {i}", [i], same, cost={"cpu": 1}) for i in ("bad", ("bad", 1))]
+    dag = dag_of(*quick(), bad, *chain("bad", 2), *users)
+    run, record = await begin(s, dag, 0, "bad", ("bad", 1), on_error="continue")
+    bundle = record.bundle_of(COUNT)
+    assert bundle is record.bundle_of(COUNT + 2)
+    await until(lambda: DID.count("bad") == 2)
+    at = a if bundle.worker == a.address else b
+    at.status = Status.paused
+    await until(lambda: s.workers[at.address].status == Status.paused)
+    GO.set()
+    await until(lambda: not s.tasks[bundle.key].processing_on)
+    at.status = Status.running
+    result = await asyncio.wait_for(run, 60)
+    assert set(result.errors) == {"bad", ("bad", 0), ("bad", 1), "use bad", f"use {('bad', 1)}"}
+    check_attempts(result, COUNT + 1, bad=["error", "error"])
+
+
 # Runs in each other's way
 
 

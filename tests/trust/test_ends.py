@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import operator
 
 import pytest
 from dask.distributed import CancelledError, Client, Event, wait
+from distributed import Nanny
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
-from distributed.utils_test import gen_cluster
+from distributed.utils_test import captured_logger, gen_cluster
 
 from handoff_dask import (
     AllocationError,
@@ -586,6 +588,43 @@ async def test_a_follower_of_a_run_whose_client_goes(c, s, a, b):
         await run.result()
     await go.set()
     await assert_clean(s, a, b)
+
+
+@gen_cluster(client=True)
+async def test_a_client_that_dies(c, s, a, b):
+    """The scheduler logs no error when the process of a client is gone in the middle of a run."""
+    go = await Event("go")
+    other = await Client(s.address, asynchronous=True, set_as_default=False)
+    dag = dag_of(*(Function(i, [], hold) for i in range(4)), id="left alone")
+    run = await submit(dag, client=other)
+    await Event("started-go").wait()
+    record = s.plugins["handoff"].runs[run.futures[0].key[0].rsplit("-", 1)[1]]
+    with captured_logger("distributed.scheduler", level=logging.ERROR) as log:
+        other.scheduler_comm.comm.abort()
+        await until(lambda: record.stop is not None)
+    assert record.stop.kind == "abandoned"
+    assert not log.getvalue()
+    del run
+    await other.close()
+    await go.set()
+    await assert_clean(s, a, b)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@gen_cluster(client=True, Worker=Nanny, timeout=120)
+async def test_a_restart(c, s, a, b, detach):
+    """Whoever waits for a run learns that another client has restarted the cluster."""
+    dag = dag_of(*(Function(i, [], hold) for i in range(4)), id="restarted")
+    run = await submit(dag, detach=detach)
+    await Event("started-go").wait()
+    async with Client(s.address, asynchronous=True, set_as_default=False) as other:
+        await other.restart()
+    with pytest.raises(RunCancelledError, match="the cluster was restarted"):
+        await run.result()
+    counts = await run.counts()
+    assert (counts["cancelled"], sum(counts.values())) == (4, 4)
+    del run
+    assert not s.plugins["handoff"].runs
 
 
 def nested():
