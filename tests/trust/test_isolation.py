@@ -214,6 +214,25 @@ def test_values(client):
     assert results["check"] == results["in"] == (1_000_000, "text", 500_000, True)
 
 
+def test_modules_that_are_sent_again(client, tmp_path, monkeypatch):
+    """A process that has imported an older version of an uploaded file is not used again."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the scheduler imports it here, too
+
+    def version():
+        import sent_again
+
+        return sent_again.VERSION
+
+    try:
+        for number in (1, 22, 333):
+            (tmp_path / "sent_again.py").write_text(f"VERSION = {number}")
+            client.upload_file(str(tmp_path / "sent_again.py"))
+            dag = dag_of(isolated("process", version), Function("thread", code=version))
+            assert {*execute(dag, client=client).results.values()} == {number}
+    finally:
+        sys.modules.pop("sent_again", None)
+
+
 def test_arguments_with_transforms(client):
     """Transforms run beside it, as for any function."""
     pack = Argument("text", lambda data, *_: data[::-1], lambda data, *_: data + "!")
