@@ -340,6 +340,37 @@ def test_retries_on_out_of_memory_alone(client):
     assert outcomes(result, "dies") == ["process-died"]
 
 
+def test_no_process_can_be_started(client):
+    """That is a failure like any other: counted, with its cause, and subject to its policy."""
+
+    def fail():
+        from handoff_dask.worker.isolation.handles import NoProcessError
+        from handoff_dask.worker.isolation.pool import Pool
+
+        def child(*_):
+            raise NoProcessError("no process today")
+
+        Pool.usual, Pool._child = Pool._child, child
+
+    def mend():
+        from handoff_dask.worker.isolation.pool import Pool
+
+        Pool._child = Pool.usual
+
+    never = RetryPolicy(max_retries=9, give_up_on=(RuntimeError,))
+    dag = dag_of(
+        isolated("counted", where, max_retries=2), isolated("given up", where, retry=never)
+    )
+    client.run(fail)
+    try:
+        result = execute(dag, client=client, on_error="continue")
+    finally:
+        client.run(mend)
+    assert outcomes(result, "counted") == ["error"] * 3
+    assert outcomes(result, "given up") == ["error"]
+    assert all("no process today" in str(e.__cause__) for e in result.errors.values())
+
+
 def test_growing_ends_where_no_worker_has_more(client):
     """The error says what was asked for; another failure lets nothing grow."""
     policy = RetryPolicy(max_retries=9, escalate=grow(factor=3))
