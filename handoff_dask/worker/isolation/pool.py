@@ -204,7 +204,8 @@ class Pool:
             outcome, detail = running.stopped or ("process-died", how)
             return Ended(outcome, None, Usage(cpu_time, watch.peak or None), child.output, detail)
         reply, message = answer
-        usage = reply.usage._replace(peak_memory=max(reply.usage.peak_memory or 0.0, watch.peak))
+        watch.note(reply.usage.peak_memory or 0.0, reply.highest, reply.files)
+        usage = reply.usage._replace(peak_memory=watch.peak)
         ended = Ended("ok", None, usage, child.output, verdict=reply.verdict)
         if reply.reusable:
             self._keep(child)
