@@ -128,6 +128,15 @@ class Isolated(NamedTuple):
     #: Whether it claims memory as others of its code have used: then it gets more after a kill.
     learns_memory: bool
 
+    @property
+    def identity(self) -> _Identity:
+        """The labels, as logs show them."""
+        return Verbatim(self.label), Verbatim(self.dag_label)
+
+
+class _GivenUpError(RuntimeError):
+    """A function was given up while it ran: nobody hears of how it ends."""
+
 
 class Terms(NamedTuple):
     """How to run a function that asks for more than to be called."""
@@ -148,14 +157,25 @@ class Terms(NamedTuple):
 
 def run_on_terms(terms: Terms, names: tuple[Name, ...], call: bytes, *values: Any) -> Any:
     """Evaluate a pickled call on terms."""
-    if terms.stored is not None and (stored := _stored(terms.stored)) is not ABSENT:
-        return stored if terms.keep else None
-    with _devices(terms.gpus) as gpus:
-        if terms.isolated is not None:
-            result = _run_isolated(terms, gpus, terms.isolated, names, call, values)
-        else:
-            result = _run(terms.policy, names, call, values, terms.timeout, terms.stored)
-        return result if terms.keep else None
+    started, isolated = time.time(), terms.isolated
+    try:
+        if terms.stored is not None and (stored := _stored(terms.stored)) is not ABSENT:
+            return stored if terms.keep else None
+        with _devices(terms.gpus) as gpus:
+            if isolated is not None:
+                result = _run_isolated(terms, gpus, isolated, names, call, values)
+            else:
+                result = _run(terms.policy, names, call, values, terms.timeout, terms.stored)
+            return result if terms.keep else None
+    except (PackedError, _GivenUpError, compat.Reschedule):
+        raise  # reported, or nothing to report
+    except Exception as problem:
+        # What nobody reports is tried again without end.
+        task = compat.this_task()
+        if task is not None and task.closing:
+            raise compat.Reschedule from None
+        identity = None if isolated is None else isolated.identity
+        raise _reported(problem, started, terms.policy, identity) from None
 
 
 def _stored(stored: StoredAs) -> Any:
@@ -192,7 +212,7 @@ def _run_isolated(
     request = Request(names, call, values, keep, policy, attempt, cost, address, code)
     width = math.ceil(cost["cpu"]) if cost.get("cpu") else None
     world = World(visible_devices(gpus), width)
-    identity = Verbatim(isolated.label), Verbatim(isolated.dag_label)
+    identity = isolated.identity
     pool = task.plugin.processes()
     kill = partial(pool.kill, task.key)
     with compat.started() as check, ExitStack() as limits:
@@ -202,7 +222,7 @@ def _run_isolated(
             check()
             if task.given_up:
                 compat.silence_failure()
-                raise RuntimeError("it was given up")  # nobody hears of it
+                raise _GivenUpError("it was given up")
             limits.enter_context(_time_limit(timeout, policy, identity, kill))
 
         ended = pool.run(request, world, limit=cost.get("memory"), key=task.key, on_start=begin)
@@ -226,7 +246,7 @@ def _run_isolated(
         error = TimeoutError(ended.detail)
     elif task.given_up:
         compat.silence_failure()
-        raise RuntimeError(ended.detail)  # nobody hears of it
+        raise _GivenUpError(ended.detail)
     else:  # whether it runs again is not decided here
         raise compat.Reschedule
     # A claim that was learned and too low is nobody's failure.

@@ -67,6 +67,8 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         self.devices = Devices()
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
+        #: The worker's plugins when a function was last isolated.
+        self._plugins: list[object] = []
         self._spacing = Spacing(self._holds_many)
         self.fetches = Fetches(worker)
         self.declarations = Declarations()
@@ -95,6 +97,11 @@ class HandoffWorkerPlugin(Shipped, TaskEnds):
         with self._pool_lock:
             if self._pool is None:
                 self._pool = Pool(self.worker.state.nthreads)
+            plugins: list[object] = [*self.worker.plugins.values()]
+            if [*map(id, plugins)] != [*map(id, self._plugins)]:
+                # A new one may have replaced modules, as that of ``client.upload_file`` does.
+                self._pool.renew()
+                self._plugins = plugins
             return self._pool
 
     def _holds_many(self) -> bool:

@@ -214,6 +214,25 @@ def test_values(client):
     assert results["check"] == results["in"] == (1_000_000, "text", 500_000, True)
 
 
+def test_modules_that_are_sent_again(client, tmp_path, monkeypatch):
+    """A process that has imported an older version of an uploaded file is not used again."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the scheduler imports it here, too
+
+    def version():
+        import sent_again
+
+        return sent_again.VERSION
+
+    try:
+        for number in (1, 22, 333):
+            (tmp_path / "sent_again.py").write_text(f"VERSION = {number}")
+            client.upload_file(str(tmp_path / "sent_again.py"))
+            dag = dag_of(isolated("process", version), Function("thread", code=version))
+            assert {*execute(dag, client=client).results.values()} == {number}
+    finally:
+        sys.modules.pop("sent_again", None)
+
+
 def test_arguments_with_transforms(client):
     """Transforms run beside it, as for any function."""
     pack = Argument("text", lambda data, *_: data[::-1], lambda data, *_: data + "!")
@@ -319,6 +338,37 @@ def test_retries_on_out_of_memory_alone(client):
     assert [a.cost["memory"] for a in result.attempts["grows"]] == [60, 240, 960]
     assert outcomes(result, "grows") == ["out-of-memory", "out-of-memory", "ok"]
     assert outcomes(result, "dies") == ["process-died"]
+
+
+def test_no_process_can_be_started(client):
+    """That is a failure like any other: counted, with its cause, and subject to its policy."""
+
+    def fail():
+        from handoff_dask.worker.isolation.handles import NoProcessError
+        from handoff_dask.worker.isolation.pool import Pool
+
+        def child(*_):
+            raise NoProcessError("no process today")
+
+        Pool.usual, Pool._child = Pool._child, child
+
+    def mend():
+        from handoff_dask.worker.isolation.pool import Pool
+
+        Pool._child = Pool.usual
+
+    never = RetryPolicy(max_retries=9, give_up_on=(RuntimeError,))
+    dag = dag_of(
+        isolated("counted", where, max_retries=2), isolated("given up", where, retry=never)
+    )
+    client.run(fail)
+    try:
+        result = execute(dag, client=client, on_error="continue")
+    finally:
+        client.run(mend)
+    assert outcomes(result, "counted") == ["error"] * 3
+    assert outcomes(result, "given up") == ["error"]
+    assert all("no process today" in str(e.__cause__) for e in result.errors.values())
 
 
 def test_growing_ends_where_no_worker_has_more(client):

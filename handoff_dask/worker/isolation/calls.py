@@ -115,7 +115,11 @@ class Reply(NamedTuple):
     """A message from a child about the end of a call; the result is the message's data."""
 
     places: tuple[Place, ...]
+    #: Its memory is that at the end.
     usage: Usage
+    #: The most memory with files, and the files at the end, for `Watch.note`.
+    highest: float
+    files: float
     #: Seconds of processor time of the child, from its start.
     cpu_time: float
     #: Whether the child can run another call.

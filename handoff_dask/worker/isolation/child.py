@@ -134,7 +134,9 @@ class _Child:
         settles = used.now > self._idle + _TIDY
         reply = Reply(
             () if result is None else result.places,
-            Usage(used.cpu_time, used.peak, size),
+            Usage(used.cpu_time, used.now, size),
+            used.highest,
+            used.files,
             used.total_cpu_time,
             alone and self._is_current and used.rights == self._rights,
             settles,

@@ -101,9 +101,12 @@ class End(NamedTuple):
 class ChildHandle:
     """A child; one thread at a time uses it, and any thread may kill it."""
 
-    def __init__(self, server: ServerHandle, world: World, surroundings: Surroundings) -> None:
+    def __init__(
+        self, server: ServerHandle, world: World, surroundings: Surroundings, generation: int
+    ) -> None:
         self._server = server
         self.place = world, surroundings
+        self.generation = generation
         self.calls = 0
         self._settles = False
         #: Seconds of processor time that it had used when its last call began, and when it ended.

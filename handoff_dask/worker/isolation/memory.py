@@ -26,14 +26,16 @@ _KIB = 1024 / 1e6
 
 
 class _Status(NamedTuple):
-    """Memory of a process (MB), without files."""
+    """Memory of a process (MB)."""
 
-    #: Now, without inputs.
+    #: Now, without files and inputs.
     now: float
     #: Inputs that are mapped now.
     inputs: float
-    #: The most since the last call began, with inputs.
-    most: float
+    #: Files that are mapped now.
+    files: float
+    #: The most since the last call began, with files and inputs.
+    highest: float
 
 
 def _status(content: bytes, inputs: float) -> _Status:
@@ -41,7 +43,7 @@ def _status(content: bytes, inputs: float) -> _Status:
     shared = _field(content, b"RssShmem:")
     mapped = min(shared, inputs)
     now = _field(content, b"RssAnon:") + shared - mapped
-    return _Status(now, mapped, _field(content, b"VmHWM:") - _field(content, b"RssFile:"))
+    return _Status(now, mapped, _field(content, b"RssFile:"), _field(content, b"VmHWM:"))
 
 
 def _field(content: bytes, name: bytes) -> float:
@@ -60,9 +62,11 @@ class Used(NamedTuple):
     #: Seconds: of the call, and of this process from its start.
     cpu_time: float
     total_cpu_time: float
-    #: The most memory, and that at the end (MB).
-    peak: float
+    #: Memory at the end, without files and inputs (MB).
     now: float
+    #: The most that there was, with files (MB); 0 if unknown. And the files at the end.
+    highest: float
+    files: float
     #: The signals that are blocked, ignored and handled.
     signals: bytes
     #: The user, groups, capabilities, limits and niceness of the process, some of which it cannot
@@ -98,7 +102,7 @@ class Meter:
         """Return what the call used."""
         content = os.pread(self._status, 4096, 0)
         status = _status(content, self._inputs)
-        peak = status.now if self._reset is None else max(status.now, status.most - status.inputs)
+        highest = 0.0 if self._reset is None else status.highest - status.inputs
         signals = _lines(content, b"SigBlk:", b"CapInh:")
         rights = (
             _lines(content, b"Uid:", b"FDSize:"),
@@ -108,7 +112,9 @@ class Meter:
             os.getpriority(os.PRIO_PROCESS, 0),
         )
         cpu_time = _cpu_time()
-        return Used(cpu_time - self._began, cpu_time, peak, status.now, signals, rights)
+        return Used(
+            cpu_time - self._began, cpu_time, status.now, highest, status.files, signals, rights
+        )
 
 
 def _cpu_time() -> float:
@@ -129,6 +135,8 @@ class Watch:
         #: MB of the child and its descendants, at most.
         self.peak = 0.0
         self._now = 0.0
+        #: What the kernel saw at most, with files, by the last look; and the files then (MB).
+        self._highest = self._files = 0.0
         self._seen = time.monotonic()
         self._rate = _RATE
         #: When to look next.
@@ -144,6 +152,18 @@ class Watch:
             self.end()
         ended = time.monotonic()
         self.due = ended + max(self._patience(), (ended - began) / _SHARE)
+
+    def note(self, now: float, highest: float, files: float) -> None:
+        """Note what the process had (MB): now, at most with files, and of files now.
+
+        Nobody knows how much of the most were files. If it has risen since the last look, then
+        about as many as at one of the two.
+        """
+        self.peak = max(self.peak, now)
+        if highest > self._highest:
+            self.peak = max(self.peak, highest - max(files, self._files))
+            self._highest = highest
+        self._files = files
 
     def _patience(self) -> float:
         """Return how long it takes at least to get half way to the limit."""
@@ -161,7 +181,7 @@ class Watch:
         if len(statuses) > 1 and now > self.peak:
             now = sum(_share_of(pid, self.inputs) for pid in members)
         # Inputs that were mapped at that time may be gone by now.
-        self.peak = max(self.peak, now, statuses[0].most - self.inputs)
+        self.note(now, statuses[0].highest - self.inputs, statuses[0].files)
         return now
 
 

@@ -49,6 +49,8 @@ class Pool:
         #: The one that was used last is the last.
         self._idle: list[ChildHandle] = []
         self._running: dict[Hashable, _Running] = {}
+        #: Children with a lower number are not used again.
+        self._generation = 0
         self._watcher = Watcher()
         self._closed = False
         self._pid = os.getpid()
@@ -109,6 +111,14 @@ class Pool:
             running = self._running.get(key)
         return running is not None and running.stop("killed", reason)
 
+    def renew(self) -> None:
+        """Have later calls run in new processes, which have imported nothing yet."""
+        with self._lock:
+            self._generation += 1
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.retire()
+
     def close(self) -> None:
         """Kill all processes and wait until they have ended."""
         atexit.unregister(self.close)
@@ -142,8 +152,8 @@ class Pool:
                     if self._server is not None:
                         self._server.close()
                     self._server = ServerHandle()
-                server = self._server
-            return ChildHandle(server, *place)
+                server, generation = self._server, self._generation
+            return ChildHandle(server, *place, generation)
         except OSError as error:
             raise NoProcessError(
                 f"no process could be started for an isolated function: {error}"
@@ -193,7 +203,8 @@ class Pool:
             outcome, detail = running.stopped or ("process-died", how)
             return Ended(outcome, None, Usage(cpu_time, watch.peak or None), child.output, detail)
         reply, message = answer
-        usage = reply.usage._replace(peak_memory=max(reply.usage.peak_memory or 0.0, watch.peak))
+        watch.note(reply.usage.peak_memory or 0.0, reply.highest, reply.files)
+        usage = reply.usage._replace(peak_memory=watch.peak)
         ended = Ended("ok", None, usage, child.output, verdict=reply.verdict)
         if reply.reusable:
             self._keep(child)
@@ -214,7 +225,7 @@ class Pool:
         surplus: ChildHandle | None = child
         if child.calls < CALLS:
             with self._lock:
-                if not self._closed:
+                if not self._closed and child.generation == self._generation:
                     self._idle.append(child)
                     surplus = self._idle.pop(0) if len(self._idle) > self._warm else None
         if surplus is not None:

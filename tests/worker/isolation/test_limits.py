@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from handoff_dask.worker.isolation.memory import Meter, Watch
 from handoff_dask.worker.isolation.pool import GRACE
 from tests.worker.isolation.calling import alive, run, value
 
@@ -224,3 +226,24 @@ def test_inputs_do_not_count(pool):
     ended = run(pool, read, pickle.PickleBuffer(array), limit=100)
     assert value(ended) == 0
     assert ended.usage.peak_memory < 50
+
+
+def test_files_do_not_count(tmp_path):
+    """Files that were mapped when a process was looked at are not part of its peak."""
+    (tmp_path / "large").write_bytes(bytes(400_000_000))
+    watch = Watch(os.getpid(), 0, None, lambda: None)
+    meter = Meter()
+    meter.start(0)
+    watch.look()
+    before = watch.peak
+    with open(tmp_path / "large", "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    assert sum(mapped[::4096]) == 0
+    assert meter.stop().files > 400
+    watch.look()
+    mapped.close()
+    watch.look()
+    used = meter.stop()
+    assert used.highest > before + 300
+    watch.note(used.now, used.highest, used.files)
+    assert watch.peak < before + 100
