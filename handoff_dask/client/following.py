@@ -117,6 +117,9 @@ class Follower:
         if options.stored_in is not None:
             self._submission, self._began = submission, asyncio.get_running_loop().time()
         await connection.install(client)
+        if futures := submission.translator.futures:
+            # Dask cancels what depends on a function that it does not know yet.
+            await self._call("sent", keys=[future.key for future in futures.values()])
         pins = None
         if isinstance(options.allocation_strategy, Allocator):
             nodes = await self._call("nodes")
@@ -479,6 +482,11 @@ class Follower:
                 raise HandoffError(f"run {dag_id!r}: {problem}") from error
             cancelled = any(f.status == "cancelled" for f in self.units.futures)
             if cancelled and loop.time() > deadline:
+                if not report.arrived:
+                    # A future among its arguments is gone: the scheduler has dropped the graph.
+                    problem = "the cluster cancelled its functions before they had arrived"
+                    await self._ask("stop", kind="cancelled", problem=problem)
+                    continue
                 raise RunCancelledError(
                     dag_id, "its futures were cancelled here, while it goes on on the cluster"
                 )

@@ -355,7 +355,7 @@ class Runs(Mapping[str, RunRecord]):
         runs: dict[RunRecord, UnitRecord] = {}
         for key in keys:
             record = self.functions.get(key)
-            if record is None and (coming := self._run_to_bring(key)):
+            if record is None and (coming := self.run_to_bring(key)):
                 coming.asked.append(partial(self._cancel_late, key, client, force))
                 continue
             member = self.member(key) if record is None else None
@@ -386,7 +386,7 @@ class Runs(Mapping[str, RunRecord]):
             compat.report_cancelled(scheduler, gone)
         return others
 
-    def _run_to_bring(self, key: Any) -> RunRecord | None:
+    def run_to_bring(self, key: Any) -> RunRecord | None:
         """Return the run of a function that has not come yet, given its key.
 
         Or that is in a bundle, while others may come that depend on it.

@@ -229,6 +229,12 @@ class Service:
                 await asyncio.sleep(LOOK)
         return run_id in self.runs and run.stop is None
 
+    async def sent(self, keys: list[Any]) -> None:
+        """Wait for functions of runs that are still being sent, given the keys of their results."""
+        for key in keys:
+            while key not in self.scheduler.tasks and self.runs.run_to_bring(key):
+                await asyncio.sleep(LOOK)
+
     async def forget(self, run_ids: list[str]) -> None:
         """Let detached runs go."""
         for run_id in run_ids:

@@ -262,6 +262,39 @@ async def test_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypat
 
 @on_cluster()
 @pytest.mark.parametrize("bundle", [None, False])
+async def test_a_run_with_a_future_before_its_function_was_sent(
+    c, s, a, b, gate, monkeypatch, bundle
+):
+    """The run begins once the cluster knows that function."""
+    monkeypatch.setattr(sending, "PORTION", 60)
+    gate.close()
+    durations = dict.fromkeys(range(120), 0.001)
+    run = await submit(dag_of(*noted(120), id="first"), bundle=bundle, durations=durations)
+    user = Function("use", [], operator.neg, extra_args=[run.futures[119]])
+    await until(lambda: record_of(s).asked)
+    using = asyncio.create_task(execute(dag_of(user, id="second")))
+    for _ in range(20):  # more round trips than it takes to send a run
+        await c.scheduler.identity()
+    gate.set()
+    assert (await using).results == {"use": -1}
+    await run
+    del run, user, using
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+async def test_a_future_that_the_cluster_has_lost(c, s, a, b):
+    """The run ends and says so, and the scheduler keeps nothing of it."""
+    future = c.submit(int, 7)
+    await future
+    s.client_releases_keys([future.key], c.id)
+    with pytest.raises(RunCancelledError, match="before they had arrived"):
+        await execute(dag_of(Function("use", [], operator.neg, extra_args=[future])))
+    await assert_clean(s, a, b)
+
+
+@on_cluster()
+@pytest.mark.parametrize("bundle", [None, False])
 async def test_cancel_a_future_before_its_function_was_sent(c, s, a, b, gate, monkeypatch, bundle):
     """It has the effect that it would have had later: the function does not run."""
     monkeypatch.setattr(sending, "PORTION", 60)
