@@ -263,7 +263,44 @@ class AllocationError(HandoffError, RuntimeError):
         return f"function {self.function_id!r} cannot be placed: {self.problem}"
 
 
-class FunctionFailedError(HandoffError, RuntimeError):
+class _UnfinishedError(HandoffError):
+    """Base of the errors that end a run and have the result of what finished."""
+
+    partial: Any
+
+    @property
+    def _facts(self) -> tuple[Any, ...]:
+        """The arguments that it is made with, without `partial`."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling an exception drops its cause, which may be half of the message.
+        cause = None if self.__cause__ is None else pickle.dumps(packed(self.__cause__))
+        partial = None
+        with suppress(Exception):  # some results cannot be pickled
+            partial = cloudpickle.dumps(self.partial)
+        return *self._alone(), {"__cause__": cause, "partial": partial}
+
+    def __setstate__(self, state: dict[str, Any] | None) -> None:
+        for name, value in (state or {}).items():
+            if isinstance(value, bytes):
+                try:
+                    value = pickle.loads(value)
+                except Exception:  # it needs a module that is not here
+                    value = None
+            setattr(self, name, value)
+
+    def _alone(self) -> tuple[Any, ...]:
+        return type(self), self._facts
+
+    def _with_partial(self) -> tuple[Any, ...]:
+        return *self._alone(), {"partial": self.partial}
+
+    #: Ways to pickle it without its cause, which is sent separately; the first that works is used.
+    reductions = (_with_partial, _alone)
+
+
+class FunctionFailedError(_UnfinishedError, RuntimeError):
     """A function failed for good; the original exception is the ``__cause__``.
 
     Parameters
@@ -296,32 +333,9 @@ class FunctionFailedError(HandoffError, RuntimeError):
         tries = f" after {n} attempt{'s' if n > 1 else ''}" if n else ""
         return f"function {self.function_id!r} failed{tries}: {self.problem}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        make, args, _ = self._alone()
-        # Pickling an exception drops its cause, which here is half of the message.
-        cause = None if self.__cause__ is None else pickle.dumps(packed(self.__cause__))
-        partial = None
-        with suppress(Exception):  # some results cannot be pickled
-            partial = cloudpickle.dumps(self.partial)
-        return make, args, {"__cause__": cause, "partial": partial}
-
-    def __setstate__(self, state: dict[str, Any] | None) -> None:
-        for name, value in (state or {}).items():
-            if isinstance(value, bytes):
-                try:
-                    value = pickle.loads(value)
-                except Exception:  # it needs a module that is not here
-                    value = None
-            setattr(self, name, value)
-
-    def _alone(self) -> tuple[Any, ...]:
-        return type(self), (self.function_id, self.attempts, self.problem), {"partial": None}
-
-    def _with_partial(self) -> tuple[Any, ...]:
-        return *self._alone()[:2], {"partial": self.partial}
-
-    #: Ways to pickle it without its cause, which is sent separately; the first that works is used.
-    reductions = (_with_partial, _alone)
+    @property
+    def _facts(self) -> tuple[Any, ...]:
+        return self.function_id, self.attempts, self.problem
 
 
 class WorkerLostError(HandoffError, RuntimeError):
@@ -446,8 +460,19 @@ class TransferError(HandoffError, RuntimeError):
         return self.problem
 
 
-class _RunEndedError(HandoffError):
-    """Base of the errors that end a whole run."""
+class _RunEndedError(_UnfinishedError):
+    """Base of the errors that end a whole run.
+
+    Parameters
+    ----------
+    dag_id
+        The DAG of the run.
+    problem
+        Why it ended.
+    partial
+        The :class:`~handoff_dask.ExecutionResult` of the functions that finished, as far as it is
+        known.
+    """
 
     def __init__(self, dag_id: Hashable, problem: str, partial: Any = None) -> None:
         # Not super(): RunTimeoutError is an OSError, which would treat these as its own fields.
@@ -455,6 +480,10 @@ class _RunEndedError(HandoffError):
         self.dag_id = dag_id
         self.problem = problem
         self.partial = partial
+
+    @property
+    def _facts(self) -> tuple[Any, ...]:
+        return self.dag_id, self.problem
 
     def __str__(self) -> str:
         return self.problem if self.dag_id is None else f"run {self.dag_id!r}: {self.problem}"

@@ -67,7 +67,7 @@ class Follower:
         #: Whether another client submitted it.
         self._followed = False
         #: Why this client stopped the run, if it did.
-        self._stopped: HandoffError | None = None
+        self._stopped: RunCancelledError | None = None
         self._outcome: asyncio.Future[ExecutionResult] | None = None
         #: Functions by state at the end of the run: a failed one is forgotten on the scheduler.
         self._final: Mapping[str, int] = {}
@@ -275,7 +275,7 @@ class Follower:
         reason = RunCancelledError(self.outline.dag_id, "it was cancelled")
         return connection.sync(self.client, self.stop, reason)
 
-    async def stop(self, reason: HandoffError) -> None:
+    async def stop(self, reason: RunCancelledError) -> None:
         """Stop the run, if it has not ended."""
         if self._outcome is not None and self._outcome.done():
             return

@@ -135,7 +135,7 @@ def result_of(
     causes: Causes,
     values: Mapping[Hashable, Any],
     problems: Mapping[Hashable, BaseException] = MappingProxyType({}),
-    stopped: HandoffError | None = None,
+    stopped: RunCancelledError | None = None,
     before: Before = NOTHING,
 ) -> ExecutionResult:
     """Put the result of a run together, or raise what the run ended with.
@@ -153,11 +153,6 @@ def result_of(
         What happened in it before it was started again.
     """
     stop, nodes = report.stop, outline.nodes
-    if stop is not None and not (report.ended and all(id_ in values for id_ in outline.wanted)):
-        if stop.kind == "timeout":
-            raise RunTimeoutError(outline.dag_id, stop.problem)
-        if stop.kind in ("cancelled", "abandoned"):
-            raise stopped or RunCancelledError(outline.dag_id, stop.problem)
     failed = {index: failure(nodes, index, causes, report) for index in causes}
     attempts = before.and_then(Attempts(report, nodes, outline.stored))
     unfetched = {
@@ -180,6 +175,15 @@ def result_of(
         not_stored={**before.not_stored, **outline.stored.unnamed},
         why=Reasons(outline.stored, nodes, outline.functions, before.why),
     )
+    if stop is not None and not (report.ended and all(id_ in values for id_ in outline.wanted)):
+        ended: RunTimeoutError | RunCancelledError | None = None
+        if stop.kind == "timeout":
+            ended = RunTimeoutError(outline.dag_id, stop.problem)
+        elif stop.kind in ("cancelled", "abandoned"):
+            ended = stopped or RunCancelledError(outline.dag_id, stop.problem)
+        if ended is not None:
+            ended.partial = result
+            raise ended
     # What the store has lost is not why a run has failed, unless nothing else is.
     error: BaseException | None = min(
         (*failed.values(), *unfetched.values()),
