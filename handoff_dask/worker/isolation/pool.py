@@ -88,7 +88,7 @@ class Pool:
         try:
             try:
                 values = pack(request.values)
-            except Exception as error:
+            except BaseException as error:  # pickling runs the user's code
                 return _not_sent(request, error)
             try:
                 return self._run(running, self._child(world), request, values, on_start)
@@ -240,7 +240,7 @@ def _folder() -> str:
         return "/"
 
 
-def _not_sent(request: Request, error: Exception) -> Ended:
+def _not_sent(request: Request, error: BaseException) -> Ended:
     kinds = ", ".join(sorted({type(value).__qualname__ for value in request.values}))
     problem = TypeError(f"its inputs ({kinds}) cannot be sent to a process of its own: {error}")
     problem.__cause__ = error
