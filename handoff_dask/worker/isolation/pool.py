@@ -200,7 +200,8 @@ class Pool:
         if answer is None or not running.finish():
             for fd in () if answer is None else answer[1].fds:
                 os.close(fd)
-            how, cpu_time = child.end()
+            # If nobody stopped it, its connection is closed, and it ends by itself.
+            how, cpu_time = child.end(soon=running.stopped is None)
             outcome, detail = running.stopped or ("process-died", how)
             return Ended(outcome, None, Usage(cpu_time, watch.peak or None), child.output, detail)
         reply, message = answer
