@@ -130,6 +130,9 @@ class Lifecycle:
             worker = next(ws.address for ws in ts.who_has or ())
         record.run.workers.setdefault(worker, (worker, worker))
         departure = self._departure(ts, facts, reported=True)
+        if record.row.awaited and not record.row.wanted:  # what Dask has is None in its place
+            unknown = departure.usage._replace(result_bytes=None)
+            departure = departure._replace(usage=unknown)
         self.lives.succeeded(record, worker, departure)
         if isinstance(record, BundleRecord):
             self.bundles.ended(record)

@@ -403,7 +403,10 @@ def test_a_failed_run(client):
 
 
 def test_usage(client):
-    """What an attempt used is measured; a thread knows its processor time and its result."""
+    """What an attempt used is measured; a thread knows its processor time and its result.
+
+    Of a result that nobody needs, the size is not known.
+    """
 
     def work():
         end = time.process_time() + 0.2
@@ -421,6 +424,8 @@ def test_usage(client):
     assert usage.cpu_time > 0.05
     assert usage.peak_memory is None
     assert 10_000 <= usage.result_bytes < 11_000
+    attempts = execute(dag, client=client, results=[]).attempts
+    assert {attempts[id][0].usage.result_bytes for id in attempts} == {None}
 
 
 def test_a_worker_that_is_retired():

@@ -25,6 +25,8 @@ from handoff_dask.worker.isolation.server import END, FORK, ORDER, WORD, Server
 KEPT = 1 << 16
 #: Seconds that a child gets to end by itself.
 _PATIENCE = 0.5
+#: Seconds that one gets whose connection is closed: it ends, and says why.
+_ENDING = 5.0
 #: Seconds that an idle child gets to tidy up when a call wants it. It may run users' finalizers.
 _TIDYING = 2.0
 #: What the server's interpreter runs: it finds the package where this process does, and nothing in
@@ -188,9 +190,12 @@ class ChildHandle:
         """Kill it and its descendants."""
         self._server.send(END, self.pid)
 
-    def end(self) -> End:
-        """Kill it, wait until nothing is left of it, and say how it ended."""
-        self.kill()
+    def end(self, *, soon: bool = False) -> End:
+        """Kill it, wait until nothing is left of it, and say how it ended.
+
+        `soon`: if it does not end by itself.
+        """
+        self._server.send(END, self.pid, _ENDING if soon else 0.0)
         status, cpu_time = self._word()
         for fd, output in self._outputs.items():
             os.set_blocking(fd, False)

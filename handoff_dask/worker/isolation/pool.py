@@ -87,7 +87,7 @@ class Pool:
         try:
             try:
                 values = pack(request.values)
-            except Exception as error:
+            except BaseException as error:  # pickling runs the user's code
                 return _not_sent(request, error)
             try:
                 return self._run(running, self._child(world), request, values, on_start)
@@ -199,7 +199,8 @@ class Pool:
         if answer is None or not running.finish():
             for fd in () if answer is None else answer[1].fds:
                 os.close(fd)
-            how, cpu_time = child.end()
+            # If nobody stopped it, its connection is closed, and it ends by itself.
+            how, cpu_time = child.end(soon=running.stopped is None)
             outcome, detail = running.stopped or ("process-died", how)
             return Ended(outcome, None, Usage(cpu_time, watch.peak or None), child.output, detail)
         reply, message = answer
@@ -239,7 +240,7 @@ def _folder() -> str:
         return "/"
 
 
-def _not_sent(request: Request, error: Exception) -> Ended:
+def _not_sent(request: Request, error: BaseException) -> Ended:
     kinds = ", ".join(sorted({type(value).__qualname__ for value in request.values}))
     problem = TypeError(f"its inputs ({kinds}) cannot be sent to a process of its own: {error}")
     problem.__cause__ = error

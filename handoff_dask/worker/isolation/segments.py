@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,8 +26,10 @@ from handoff_dask.worker.isolation.libc import address_of, mapped, memory_file
 
 #: Bytes from which on a buffer is not part of the pickle.
 LARGE = 1 << 20
+#: Descriptors that this process may have; negative: any number.
+_ALLOWED, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 #: Most results whose descriptors are kept, so that they can be passed on without a copy.
-KEPT = 128
+KEPT = min(128, _ALLOWED // 8) if _ALLOWED > 0 else 128
 #: Buffers start at multiples of this in their segment.
 _ALIGNED = 64
 
@@ -141,11 +144,14 @@ _lock = threading.RLock()
 
 
 def _keep(fd: int, address: int, content: memoryview) -> None:
-    """Keep the descriptor of a result for as long as it is mapped."""
+    """Keep the descriptor of a result for as long as it is mapped, unless there are too many."""
     with _lock:
         while len(_results) >= KEPT:
             _forget(next(iter(_results)))
-        _results[address] = len(content), os.dup(fd)
+        try:
+            _results[address] = len(content), os.dup(fd)
+        except OSError:
+            return
     weakref.finalize(content.obj, _forget, address).atexit = False
 
 

@@ -129,6 +129,19 @@ def test_inputs_that_cannot_be_pickled(pool):
     assert "its inputs (lock) cannot be sent" in ended.value.message
 
 
+@pytest.mark.parametrize("kind", [KeyError, SystemExit, KeyboardInterrupt])
+def test_inputs_that_raise_when_they_are_pickled(pool, kind):
+    """Whatever that raises is a failure of the function, and the worker goes on."""
+
+    class Bad:
+        def __reduce__(self):
+            raise kind("no")
+
+    ended = run(pool, lambda x: x, Bad())
+    assert ended.outcome == "error"
+    assert "Bad) cannot be sent to a process" in ended.value.message
+
+
 def test_results_that_cannot_be_unpickled(pool):
     """A result whose code fails here is a failure of the function."""
 

@@ -25,8 +25,9 @@ from tests.worker.isolation.calling import DEADLINE, alive, request_for, run, un
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "its process was killed by SIGKILL"),
         (lambda: os.kill(os.getpid(), signal.SIGTERM), "its process was killed by SIGTERM"),
         (faulthandler._sigsegv, "its process was killed by SIGSEGV"),
+        (lambda: os.closerange(3, 1000), "its process ended with status 1"),
     ],
-    ids=["exit", "kill", "terminate", "segfault"],
+    ids=["exit", "kill", "terminate", "segfault", "close"],
 )
 def test_processes_that_die(pool, end, detail):
     """The end of its process is the end of one call only, and is said in words."""

@@ -115,6 +115,14 @@ def test_results_without_descriptors(pool):
     assert value(run(pool, np.zeros, 1_000_000))[0] == 0
 
 
+def test_results_that_cannot_be_passed_on():
+    """A result arrives although no descriptor is left to pass it on by, later, without a copy."""
+    packed = pack(np.ones(200_000))
+    with few_descriptors(0):
+        result = unpack(packed.data, packed.places, packed.fds, shared=True)
+    assert result.sum() == 200_000
+
+
 def test_large_pickles(pool):
     """What has no buffers travels whole."""
     text = "x" * 50_000_000
