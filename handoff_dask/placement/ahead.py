@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from handoff_dask.placement.costs import Cost
 from handoff_dask.placement.entities import Entry, Function, Queue, Worker
 from handoff_dask.placement.events import Decision
 from handoff_dask.placement.placer import Placer
@@ -19,7 +20,7 @@ class Ahead:
     placer: Placer
     #: Seconds of work that a worker may have waiting.
     horizon: float
-    #: Functions that may wait per function of their kind that it runs.
+    #: Functions that may wait per function of their kind that it runs and that ends soon.
     most: int
     #: How many functions wait ahead on a worker, on average.
     each: int = 0
@@ -52,7 +53,7 @@ class Ahead:
         waiting = next(iter(worker.ahead)).cost if worker.ahead else None
         if waiting is not None:
             # In portions: what is committed together travels together.
-            slots = worker.counts.get(waiting, 0)
+            slots = self._slots(worker, waiting)
             if (
                 2 * len(worker.ahead) > self.most * slots
                 or 2 * worker.ahead_work > self.horizon * slots
@@ -78,7 +79,7 @@ class Ahead:
                 second = head
         if best is None or (waiting is not None and best.cost is not waiting):
             return False
-        slots = worker.counts.get(best.cost, 0)
+        slots = self._slots(worker, best.cost)
         if not slots:
             return False
         # Nobody gets more than a share of what there is, handed over or not.
@@ -101,6 +102,17 @@ class Ahead:
                 return False
             placer.assign(function, worker, out, ahead=True)
         return False
+
+    def _slots(self, worker: Worker, cost: Cost) -> int:
+        """Return how many functions of a cost end soon; what waits behind others waits for long."""
+        soon = self.placer.ready.now + self.horizon
+        return sum(
+            function.cost is cost
+            and function.seconds is not None
+            and function.started + function.seconds <= soon
+            for function in worker.placed
+            if function not in worker.seceded
+        )
 
     def _elsewhere(self, function: Function, worker: Worker) -> bool:
         """Whether another worker that holds more of the inputs will take it as soon."""

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from handoff_dask.placement.engine import Engine
 from handoff_dask.placement.events import FunctionSpec, Place, Started, WorkerSpec
 
@@ -43,6 +45,31 @@ def test_the_unknown_and_the_long_wait_for_a_claim(drive) -> None:
     e = drive({"a": {"cpu": 1}})
     short(e, range(50), {"cpu": 1}, 1.0)
     assert ahead(e.poll()) == []
+
+
+@pytest.mark.parametrize("seconds", [3.0, None])
+def test_nothing_waits_behind_a_long_one(drive, seconds) -> None:
+    """Only functions that are known to end soon have others wait for their slot."""
+    d = drive({"a": {"cpu": 2}, "b": {"cpu": 1}})
+    short(d, ["long", "long too"], {"cpu": 1}, seconds, priority=1, pin=("a",))
+    d.poll()
+    short(d, range(100), {"cpu": 1}, 0.005)
+    assert {p.worker for p in d.poll()} == {"b"}
+    d.end("long")
+    handed = [p for p in d.poll() if p.worker == "a"]
+    assert len(handed) == 1 + 10, "one runs, and 0.05 s of one slot"
+    assert len(ahead(handed)) == 10
+
+
+def test_others_wait_behind_a_long_one_that_is_about_to_end(drive) -> None:
+    """What counts is when it ends."""
+    d = drive({"a": {"cpu": 1}})
+    short(d, ["long"], {"cpu": 1}, 3.0, priority=1)
+    d.poll()
+    short(d, range(100), {"cpu": 1}, 0.005)
+    assert not d.poll(after=1.0)
+    short(d, ["another"], {"cpu": 1}, 0.005)
+    assert len(ahead(d.poll(after=1.98))) == 10
 
 
 def test_an_end_promotes_one_that_waits(drive) -> None:
