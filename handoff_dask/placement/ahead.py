@@ -105,7 +105,8 @@ class Ahead:
 
     def _slots(self, worker: Worker, cost: Cost) -> int:
         """Return how many functions of a cost end soon; what waits behind others waits for long."""
-        soon = self.placer.ready.now + self.horizon
+        # A bundle does.
+        soon = self.placer.ready.now + 2 * self.horizon
         return sum(
             function.cost is cost
             and function.seconds is not None
