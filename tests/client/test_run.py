@@ -21,6 +21,7 @@ from handoff_dask import (
     execute,
     submit,
 )
+from handoff_dask.wire.messages import Stop
 from tests.support import assert_clean, dag_of, where
 from tests.unlike import RAN, note, note_and_fail, on_cluster
 
@@ -222,6 +223,38 @@ async def test_run_timeout(c, s, a, b):
         await execute(
             dag_of(Function(id=1, args=[], code=lambda: Event("go").wait())), timeout=0.05
         )
+    await go.set()
+    await assert_clean(s, a, b)
+
+
+@pytest.mark.parametrize("bundle", [None, False])
+@pytest.mark.parametrize("end", ["timeout", "cancelled here", "cancelled elsewhere"])
+@on_cluster()
+async def test_what_finished_before_the_end(c, s, a, b, end, bundle):
+    """The error of a run that is stopped has the results and the attempts that there were."""
+    go = await Event("go")
+    dag = dag_of(
+        *(Function(i, [], int, extra_args=[i]) for i in range(8)),
+        Function("held", [], lambda: Event("go").wait(), node=a.address),
+        Function("after", ["held"], abs),
+    )
+    run = await submit(dag, bundle=bundle, durations={int: 0.001})
+    while (await run.counts())["done"] < 8:
+        await asyncio.sleep(0.01)
+    if end == "cancelled here":
+        await run.cancel()
+    else:
+        runs = s.plugins["handoff"].runs
+        (record,) = runs.values()
+        runs.stop(record, Stop(end.split()[0], "enough"))
+    kind = RunTimeoutError if end == "timeout" else RunCancelledError
+    with pytest.raises(kind) as e:
+        await run.result()
+    partial = e.value.partial
+    assert partial.results == {i: i for i in range(8)}
+    assert partial.allocations.keys() == partial.results.keys()
+    assert [a.outcome for a in partial.attempts["held"]] == ["cancelled"]
+    assert "after" not in partial.attempts
     await go.set()
     await assert_clean(s, a, b)
 
