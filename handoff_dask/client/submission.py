@@ -28,6 +28,8 @@ from handoff_dask.wire.messages import RunSpec
 
 #: How many calls are pickled at a time: the first are on their way while the rest is pickled.
 PIECE = 10_000
+#: Larger DAGs are sent depth first.
+SMALL = 1000
 
 
 def _holder(functions: Iterable[Function], future: Future[Any]) -> tuple[Function, str]:
@@ -253,8 +255,13 @@ class Submission:
 
 
 def _dependencies_first(nodes: Sequence[Node]) -> Sequence[int]:
-    """Return the nodes in an order in which each comes after those that it needs."""
-    if all(i < node.index for node in nodes for i in node.dependencies):
+    """Return the nodes in an order in which each comes after those that it needs.
+
+    If there may be several portions, depth first: functions of a portion can travel together, so
+    those that need each other should be in the same one.
+    """
+    in_order = all(i < node.index for node in nodes for i in node.dependencies)
+    if in_order and (len(nodes) <= SMALL or not any(node.dependencies for node in nodes)):
         return range(len(nodes))
     order: list[int] = []
     missing = [len(node.dependencies) for node in nodes]

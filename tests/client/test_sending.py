@@ -12,6 +12,7 @@ import pytest
 from distributed import Client, Event, LocalCluster
 
 from handoff_dask import (
+    DAG,
     Argument,
     Function,
     FunctionFailedError,
@@ -126,6 +127,32 @@ async def test_the_order_of_the_dag(c, s, a, b, results):
     )
     del run
     await assert_clean(s, a, b)
+
+
+def two_levels(number):
+    dag = DAG()
+    dag.map(operator.neg, dag.map(int, range(number)), id="level 2")
+    return dag
+
+
+def tree(leaves):
+    dag = DAG()
+    level = [dag.add(int, i) for i in range(leaves)]
+    while len(level) > 1:
+        level = [dag.add(operator.add, *level[i : i + 2]) for i in range(0, len(level), 2)]
+    return dag
+
+
+@pytest.mark.parametrize("dag", [two_levels(512), tree(512)], ids=["levels", "tree"])
+@on_cluster()
+async def test_a_dag_that_is_built_level_by_level(c, s, a, b, monkeypatch, dag):
+    """Functions that need each other are sent together, so few tasks carry them."""
+    monkeypatch.setattr(submission, "SMALL", 100)
+    monkeypatch.setattr(sending, "PORTION", 500)
+    durations = dict.fromkeys(dag.functions, 0.0001)
+    result = await execute(dag, results="sinks", durations=durations)
+    assert result.tasks < len(dag) / 5
+    assert sum(result.results.values()) in (sum(range(512)), -sum(range(512)))
 
 
 @on_cluster()
